@@ -1,0 +1,63 @@
+# Works on a fresh machine with python3 (3.11 or newer) and make; everything else goes into .venv.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.setup-stamp
+
+export OMP_NUM_THREADS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench docs clean distclean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(STAMP) ## create .venv and install lipcert with its tools (again only when pyproject.toml changes)
+
+# torch goes first and pinned, so that no later requirement chooses another build of it.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "lipcert needs Python 3.11 or newer; try: make PYTHON=python3.11 setup" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e '.[dev,examples]'
+	@touch $@
+
+demo: setup ## bound, breakdown, lower bound, certificate and its verification for two MNIST networks
+	$(BIN)/python examples/demo.py
+
+test: setup ## the fast tests, with coverage
+	$(BIN)/python -m pytest --cov=lipcert --cov-report=term
+
+test-slow: setup ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## ruff, mypy and the layer rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## rewrite the sources the way `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## every benchmarks/bench_*.py, one after another
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	@set -e; for script in benchmarks/bench_*.py; do \
+		test -e "$$script" || { echo "no benchmarks/bench_*.py yet" >&2; exit 1; }; \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+docs: setup ## the API reference as HTML, in build/docs
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/pdoc --docformat google --math --output-directory build/docs lipcert
+
+clean: ## remove what the other targets made, except .venv
+	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .coverage
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV)

