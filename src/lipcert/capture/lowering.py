@@ -1,0 +1,197 @@
+"""From a functional ATen graph to a Network: run the op rules node by node."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node as FxNode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import lipcert.ops.families  # noqa: F401  (registers every rule)
+from lipcert.errors import CaptureError, InputError, TrainModeError, UnsupportedOpError
+from lipcert.network.builder import NetworkBuilder, Var
+from lipcert.network.graph import Network
+from lipcert.ops.context import Constant, Context
+from lipcert.ops.folding import fold
+from lipcert.ops.registry import find_rule
+
+#: Ops that are random or couple the batch when their ``train`` argument is true: name → place of that argument.
+_TRAINING_ARGUMENT = {
+    "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "feature_alpha_dropout": 2, "batch_norm": 5,
+    "rrelu": 3, "native_dropout": 2, "_native_batch_norm_legit": 5, "_native_batch_norm_legit_functional": 5,
+    "dropout_": 2, "rrelu_": 3,
+}  # fmt: skip
+
+
+def op_name(node: FxNode) -> tuple[str, str]:
+    """(name, overload) of a call to an ATen op; in-place names lose their underscore."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1], target._overloadname
+    return getattr(target, "__name__", str(target)), ""
+
+
+def place_in_code(node: FxNode) -> str:
+    """``file:line in function, module 'path'`` of the user's own code, as far as the trace knows it."""
+    parts = []
+    frames = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
+    own = [f for f in frames if "/torch/" not in f[0]] or frames
+    if own:
+        file, line, function = own[-1]
+        parts.append(f"{file}:{line} in {function}")
+    stack = node.meta.get("nn_module_stack") or {}
+    if stack:
+        path, kind = list(stack.values())[-1]
+        kind = kind if isinstance(kind, str) else kind.__name__
+        if path:
+            parts.append(f"module '{path}' ({kind.rsplit('.', 1)[-1]})")
+    return ", ".join(parts)
+
+
+def refuse_training_ops(program: ExportedProgram) -> None:
+    """Raise TrainModeError if a layer in the (not yet decomposed) graph is in training mode."""
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        name, _ = op_name(node)
+        place = _TRAINING_ARGUMENT.get(name)
+        if place is None:
+            continue
+        named = node.kwargs.get("train", node.kwargs.get("training", False))
+        training = node.args[place] if len(node.args) > place else named
+        if name == "batch_norm" and len(node.args) > 4 and node.args[3] is None:
+            training = True
+        if training is True:
+            raise TrainModeError(
+                f"aten.{name} at {place_in_code(node)} is in training mode: its output is random or couples the "
+                "examples of a batch. Call model.eval() first."
+            )
+
+
+def lower(program: ExportedProgram) -> Network:
+    """The Network of a functional ExportedProgram with one input of batch size 1 and one output tensor."""
+    program = _decompose_unknown(program)
+    signature = program.graph_signature
+    builder = NetworkBuilder()
+    context = Context(builder)
+    env: dict[FxNode, Any] = {}
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = _placeholder(node, specs[node.name], program, builder)
+        elif node.op == "get_attr":
+            env[node] = getattr(program.graph_module, str(node.target))
+        elif node.op == "call_function":
+            env[node] = _call(node, env, context, program)
+        elif node.op == "output":
+            return _finish(node, env, program, context)
+    raise CaptureError("the exported graph has no output")
+
+
+def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: NetworkBuilder) -> Any:
+    if spec.kind == InputKind.USER_INPUT:
+        if builder.nodes:
+            raise InputError("the model takes several inputs; wrap it in a module of one tensor input.")
+        return builder.input(tuple(node.meta["val"].shape))
+    value = program.state_dict.get(spec.target)
+    if value is None:
+        value = program.constants.get(spec.target)
+    if not isinstance(value, Tensor):
+        raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
+    if value.is_complex():
+        raise CaptureError(f"parameter {spec.target!r} is complex ({value.dtype}); only real networks are supported")
+    value = value.detach().cpu()
+    return Constant(value.double() if value.is_floating_point() else value.clone())
+
+
+def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context, program: ExportedProgram) -> Any:
+    args, kwargs = tree_map(lambda a: env[a] if isinstance(a, FxNode) else a, (node.args, node.kwargs))
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    name, overload = op_name(node)
+    leaves = tree_leaves((args, kwargs))
+    ctx.op, ctx.where = name, place_in_code(node)
+    ctx.signature = repr(tree_map(_describe, (overload, args, kwargs)))
+    if "higher_order" in str(getattr(node.target, "__module__", "")) or isinstance(
+        node.target, torch._ops.HigherOrderOperator
+    ):
+        raise ctx.unsupported("control flow or another higher-order operator cannot be captured as one network.")
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and value.is_complex():
+        raise CaptureError(f"aten.{name} at {ctx.where} makes complex numbers; only real networks are supported")
+    if not any(isinstance(leaf, Var) for leaf in leaves):
+        return fold(node.target, name, args, kwargs)
+    rule = find_rule(name, overload)
+    if rule is None:
+        error = ctx.unsupported("no rule covers it.")
+        parents = [leaf for leaf in leaves if isinstance(leaf, Var)]
+        if not isinstance(value, Tensor):
+            raise error
+        return ctx.unresolved(parents, tuple(value.shape), error, _settings(args, kwargs))
+    if overload == "out":
+        raise ctx.unsupported("it writes into an argument.")
+    try:
+        return rule(ctx, *args, **kwargs)
+    except TypeError as problem:
+        raise ctx.unsupported(f"called in a form its rule does not know ({problem}).") from problem
+
+
+def _settings(args: Any, kwargs: Any) -> tuple[object, ...]:
+    return (*args, *kwargs.items())
+
+
+def _describe(leaf: Any) -> Any:
+    if isinstance(leaf, Var):
+        return f"var{leaf.shape}"
+    if isinstance(leaf, Constant):
+        return f"const{leaf.shape}"
+    return leaf if isinstance(leaf, (int, float, str, bool, type(None))) else str(leaf)
+
+
+def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx: Context) -> Network:
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            raise TrainModeError(
+                f"forward changes {spec.target!r}; a certified bound needs a fixed function. Call model.eval()."
+            )
+    outputs = [env[a] if isinstance(a, FxNode) else a for a in tree_leaves(node.args[0])]
+    if len(outputs) != 1:
+        raise InputError(f"the model returns {len(outputs)} outputs; wrap it in a module that returns one tensor.")
+    output = outputs[0]
+    if not ctx.builder.nodes:
+        raise InputError("the model takes no tensor input.")
+    if isinstance(output, Constant):
+        output = ctx.builder.affine([], output.shape, output.value.double(), "constant")
+    if not isinstance(output, Var):
+        raise InputError("the model does not return a tensor.")
+    return ctx.builder.finish(output)
+
+
+def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
+    """Decompose the ops without a rule, and only those (an op with a rule would lose its constant)."""
+    table = torch.export.default_decompositions()
+    for _ in range(4):
+        unknown = {
+            node.target
+            for node in program.graph.nodes
+            if node.op == "call_function"
+            and isinstance(node.target, torch._ops.OpOverload)
+            and find_rule(*op_name(node)) is None
+        }
+        chosen = {target: table[target] for target in unknown if target in table}
+        if not chosen:
+            return program
+        before = len(program.graph.nodes)
+        program = program.run_decompositions(chosen)
+        if len(program.graph.nodes) == before:
+            return program
+    return program
+
+
+__all__ = ["UnsupportedOpError", "lower", "op_name", "place_in_code", "refuse_training_ops"]

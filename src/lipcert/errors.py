@@ -1,0 +1,43 @@
+"""Every error lipcert raises on purpose: each says what, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class LipcertError(Exception):
+    """Base class of all errors raised by lipcert."""
+
+
+class CaptureError(LipcertError):
+    """The model could not be turned into a faithful ``Network``."""
+
+
+class UnsupportedOpError(CaptureError):
+    """An operation has no rule; the message names it, its place in the user's code and the alternatives."""
+
+
+class NotLipschitzError(CaptureError):
+    """An operation is discontinuous, or has no finite Lipschitz constant on the whole space."""
+
+
+class TrainModeError(CaptureError):
+    """A layer whose training behaviour is random or couples the batch is still in training mode."""
+
+
+class InputError(LipcertError):
+    """An argument (example input, norm, domain, selection, budget …) is not usable; nothing was computed."""
+
+
+class UnsupportedNormError(InputError):
+    """The chosen method cannot bound this pair of norms; the message lists the methods that can."""
+
+
+class NumericsError(LipcertError, ArithmeticError):
+    """A certified computation met NaN, infinity or a failed factorisation and refuses to guess."""
+
+
+class CertificateError(LipcertError):
+    """A certificate is missing, damaged, tampered with, of another model, or does not prove its claim."""
+
+
+class MissingExtraError(LipcertError, ImportError):
+    """An optional dependency is missing; the message names the extra to install."""

@@ -1,0 +1,346 @@
+"""The algebra of linear maps: given as code, applied in batches, materialised only when asked.
+
+Shapes are those of *one example as the captured graph sees it*, leading batch dimension of 1 included;
+``apply`` and ``transpose`` put a further batch dimension in front.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+#: Number of entries of a chunk of columns when a map is materialised.
+_CHUNK_ENTRIES = 1 << 24
+
+
+def size(shape: Shape) -> int:
+    """Number of scalars in ``shape``."""
+    return math.prod(shape)
+
+
+class LinearMap(ABC):
+    """A real linear map from tensors of ``in_shape`` to tensors of ``out_shape``.
+
+    ``rounding`` is a count k with the meaning: applying the map (or its transpose) in IEEE arithmetic of unit
+    roundoff u differs from the exact map W by a matrix of entries at most ``gamma_k |W|``, where |W| is the
+    exact map of ``absolute()`` and ``gamma_k = k u / (1 - k u)``. It is ``inf`` when nothing is known.
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+    rounding: float
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """Image of a batch: (B, *in_shape) → (B, *out_shape)."""
+
+    def transpose(self, y: Tensor) -> Tensor:
+        """Image under the transposed map (vector–Jacobian product): (B, *out_shape) → (B, *in_shape)."""
+        with torch.enable_grad():
+            x = torch.zeros(len(y), *self.in_shape, dtype=y.dtype, device=y.device, requires_grad=True)
+            (gradient,) = torch.autograd.grad(self.apply(x), x, y)
+        return gradient
+
+    def gram(self, x: Tensor) -> Tensor:
+        """``WᵀW`` on a batch, by one forward and one backward pass: (B, *in_shape) → (B, *in_shape)."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            image = self.apply(x)
+            (gradient,) = torch.autograd.grad(image, x, image.detach())
+        return gradient
+
+    @abstractmethod
+    def absolute(self) -> LinearMap:
+        """A map with non-negative entries, each at least the absolute value of this map's entry."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
+        """The same map with its constants in another dtype and on another device."""
+
+    @abstractmethod
+    def leaves(self) -> Sequence[LinearMap]:
+        """The elementary maps this one is made of, in order of application."""
+
+    @abstractmethod
+    def update_hash(self, digest: Any) -> None:
+        """Feed everything that determines the map to a hashlib object."""
+
+    @property
+    def in_size(self) -> int:
+        """Number of input scalars."""
+        return size(self.in_shape)
+
+    @property
+    def out_size(self) -> int:
+        """Number of output scalars."""
+        return size(self.out_shape)
+
+    def like(self) -> tuple[torch.dtype, torch.device] | None:
+        """Dtype and device of the constants, or None for a map without constants."""
+        for leaf in self.leaves():
+            for constant in getattr(leaf, "constants", ()):
+                return constant.dtype, constant.device
+        return None
+
+    def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        """The dense (out_size, in_size) matrix, column by column (or row by row when that is shorter)."""
+        here = self.to(dtype, device)
+        n, m = self.in_size, self.out_size
+        result = torch.empty(m, n, dtype=dtype, device=device)
+        by_rows = m < n
+        short, shape = (m, self.out_shape) if by_rows else (n, self.in_shape)
+        chunk = max(1, min(short, _CHUNK_ENTRIES // max(1, max(n, m))))
+        for start in range(0, short, chunk):
+            stop = min(short, start + chunk)
+            units = torch.zeros(stop - start, short, dtype=dtype, device=device)
+            units[torch.arange(stop - start), torch.arange(start, stop)] = 1
+            units = units.reshape(stop - start, *shape)
+            if by_rows:
+                result[start:stop] = here.transpose(units).reshape(stop - start, n)
+            else:
+                with torch.no_grad():
+                    result[:, start:stop] = here.apply(units).reshape(stop - start, m).T
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class OpMap(LinearMap):
+    """A linear operation given as code: ``function(x, *constants)`` on one example of shape ``in_shape``.
+
+    ``function`` is linear in x, closes over nothing that carries a dtype or a device, and dominates itself
+    in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
+    """
+
+    label: str
+    function: Callable[..., Tensor]
+    in_shape: Shape
+    out_shape: Shape
+    constants: tuple[Tensor, ...] = ()
+    attributes: str = ""
+    rounding: float = 0.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda example: self.function(example, *self.constants))(x)
+
+    def absolute(self) -> LinearMap:
+        return replace(self, constants=tuple(c.abs() for c in self.constants)) if self.constants else self
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
+        if not self.constants:
+            return self
+        return replace(self, constants=tuple(c.to(device=device, dtype=dtype) for c in self.constants))
+
+    def leaves(self) -> Sequence[LinearMap]:
+        return (self,)
+
+    def update_hash(self, digest: Any) -> None:
+        digest.update(repr((self.label, self.attributes, self.in_shape, self.out_shape)).encode())
+        for constant in self.constants:
+            update_hash_with_tensor(digest, constant)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(LinearMap):
+    """A linear map given by its (out_size, in_size) matrix."""
+
+    constants: tuple[Tensor]
+    in_shape: Shape
+    out_shape: Shape
+    rounding: float = 0.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        return (x.reshape(len(x), -1) @ self.constants[0].T).reshape(len(x), *self.out_shape)
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return (y.reshape(len(y), -1) @ self.constants[0]).reshape(len(y), *self.in_shape)
+
+    def gram(self, x: Tensor) -> Tensor:
+        return self.transpose(self.apply(x))
+
+    def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        return self.constants[0].to(dtype=dtype, device=device)
+
+    def absolute(self) -> LinearMap:
+        return replace(self, constants=(self.constants[0].abs(),))
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
+        return replace(self, constants=(self.constants[0].to(device=device, dtype=dtype),))
+
+    def leaves(self) -> Sequence[LinearMap]:
+        return (self,)
+
+    def update_hash(self, digest: Any) -> None:
+        digest.update(repr(("dense", self.in_shape, self.out_shape)).encode())
+        update_hash_with_tensor(digest, self.constants[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Identity(LinearMap):
+    """The identity, possibly times a number (``scale``)."""
+
+    in_shape: Shape
+    scale: float = 1.0
+
+    @property
+    def out_shape(self) -> Shape:  # type: ignore[override]
+        """The input's own shape."""
+        return self.in_shape
+
+    @property
+    def rounding(self) -> float:  # type: ignore[override]
+        """One product, or none at all."""
+        return 0.0 if abs(self.scale) == 1.0 else 1.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x if self.scale == 1.0 else x * self.scale
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
+    def gram(self, x: Tensor) -> Tensor:
+        return x * self.scale**2
+
+    def absolute(self) -> LinearMap:
+        return Identity(self.in_shape, abs(self.scale))
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
+        return self
+
+    def leaves(self) -> Sequence[LinearMap]:
+        return (self,)
+
+    def update_hash(self, digest: Any) -> None:
+        digest.update(repr(("identity", self.in_shape, self.scale)).encode())
+
+
+@dataclass(frozen=True, eq=False)
+class Composition(LinearMap):
+    """Maps applied one after the other, the first of ``maps`` first."""
+
+    maps: tuple[LinearMap, ...]
+
+    @property
+    def in_shape(self) -> Shape:  # type: ignore[override]
+        """Shape the first map takes."""
+        return self.maps[0].in_shape
+
+    @property
+    def out_shape(self) -> Shape:  # type: ignore[override]
+        """Shape the last map returns."""
+        return self.maps[-1].out_shape
+
+    @property
+    def rounding(self) -> float:  # type: ignore[override]
+        """Relative errors of a product of non-negative maps add (with gamma_j + gamma_k + gamma_j gamma_k ≤ gamma_{j+k})."""
+        return sum(m.rounding for m in self.maps)
+
+    def apply(self, x: Tensor) -> Tensor:
+        for linear in self.maps:
+            x = linear.apply(x)
+        return x
+
+    def transpose(self, y: Tensor) -> Tensor:
+        for linear in reversed(self.maps):
+            y = linear.transpose(y)
+        return y
+
+    def absolute(self) -> LinearMap:
+        return Composition(tuple(m.absolute() for m in self.maps))
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
+        return Composition(tuple(m.to(dtype, device) for m in self.maps))
+
+    def leaves(self) -> Sequence[LinearMap]:
+        return tuple(leaf for m in self.maps for leaf in m.leaves())
+
+    def update_hash(self, digest: Any) -> None:
+        digest.update(f"composition {len(self.maps)}".encode())
+        for linear in self.maps:
+            linear.update_hash(digest)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(LinearMap):
+    """The sum of maps between the same shapes."""
+
+    maps: tuple[LinearMap, ...]
+
+    @property
+    def in_shape(self) -> Shape:  # type: ignore[override]
+        """Shape every map takes."""
+        return self.maps[0].in_shape
+
+    @property
+    def out_shape(self) -> Shape:  # type: ignore[override]
+        """Shape every map returns."""
+        return self.maps[0].out_shape
+
+    @property
+    def rounding(self) -> float:  # type: ignore[override]
+        """The worst map's count and one more for each addition."""
+        return max(m.rounding for m in self.maps) + len(self.maps) - 1
+
+    def apply(self, x: Tensor) -> Tensor:
+        total = self.maps[0].apply(x)
+        for linear in self.maps[1:]:
+            total = total + linear.apply(x)
+        return total
+
+    def absolute(self) -> LinearMap:
+        return Sum(tuple(m.absolute() for m in self.maps))
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
+        return Sum(tuple(m.to(dtype, device) for m in self.maps))
+
+    def leaves(self) -> Sequence[LinearMap]:
+        return tuple(leaf for m in self.maps for leaf in m.leaves())
+
+    def update_hash(self, digest: Any) -> None:
+        digest.update(f"sum {len(self.maps)}".encode())
+        for linear in self.maps:
+            linear.update_hash(digest)
+
+
+def compose(first: LinearMap, *others: LinearMap) -> LinearMap:
+    """``first`` and then ``others``, in order; identities and nested compositions are flattened."""
+    parts: list[LinearMap] = []
+    for linear in (first, *others):
+        pieces = linear.maps if isinstance(linear, Composition) else (linear,)
+        parts.extend(p for p in pieces if not (isinstance(p, Identity) and p.scale == 1.0))
+    if not parts:
+        return Identity(first.in_shape)
+    return parts[0] if len(parts) == 1 else Composition(tuple(parts))
+
+
+def add(first: LinearMap, *others: LinearMap) -> LinearMap:
+    """Sum of maps with the same shapes; nested sums are flattened."""
+    parts: list[LinearMap] = []
+    for linear in (first, *others):
+        parts.extend(linear.maps if isinstance(linear, Sum) else (linear,))
+    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
+
+
+def update_hash_with_tensor(digest: Any, tensor: Tensor) -> None:
+    """Feed dtype, shape and raw bytes of a tensor to ``digest``; float tensors count by their float64 value."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_floating_point():
+        tensor = tensor.double()
+    digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
+    digest.update(tensor.numpy().tobytes())
+
+
+def fingerprint(*maps: LinearMap) -> str:
+    """SHA-256 of a few maps (used for caches and tests)."""
+    digest = hashlib.sha256()
+    for linear in maps:
+        linear.update_hash(digest)
+    return digest.hexdigest()

@@ -1,0 +1,211 @@
+"""Networks from networks: fuse affine neighbours, expand selections, append a linear map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lipcert.network.builder import NetworkBuilder, Var
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, size
+from lipcert.network.nonlinearity import Kink, MaxSelection, Nonlinearity, SortSelection
+
+RELU = Nonlinearity("relu", torch.relu, 0.0, 1.0, (Kink(0.0, 1.0),))
+
+
+def then(network: Network, linear: LinearMap, name: str = "select") -> Network:
+    """``linear ∘ network``."""
+    last = len(network.nodes) - 1
+    return Network((*network.nodes, AffineNode((last,), linear.out_shape, name, "", (linear,), None)))
+
+
+def fuse(network: Network) -> Network:
+    """Merge every affine node into its affine consumer when it has only that one; drop identities.
+
+    The function computed is the same; products of norms can only become smaller.
+    """
+    builder = NetworkBuilder()
+    new: dict[int, Var] = {}
+    pending: dict[int, AffineNode] = {}  # affine nodes that wait to be merged into their only consumer
+    last = len(network.nodes) - 1
+    for position, node in enumerate(network.nodes):
+        if isinstance(node, InputNode):
+            new[position] = builder.input(node.shape)
+        elif isinstance(node, AffineNode):
+            node = _absorb(node, pending)
+            readers = network.consumers[position]
+            if position != last and len(readers) == 1 and isinstance(network.nodes[readers[0]], AffineNode):
+                pending[position] = node
+            elif _is_identity(node) and position != last:
+                new[position] = new[node.parents[0]]
+            else:
+                terms = [(new[p], m) for p, m in zip(node.parents, node.maps, strict=True)]
+                new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.where)
+        elif isinstance(node, ActivationNode):
+            new[position] = builder.activation(new[node.parents[0]], node.function, node.where)
+        elif isinstance(node, GainNode):
+            new[position] = builder.gain(new[node.parents[0]], node.function, node.shape, node.where)
+        elif isinstance(node, SelectionNode):
+            new[position] = builder.selection(new[node.parents[0]], node.function, node.where)
+    return builder.finish(new[last])
+
+
+def _is_identity(node: AffineNode) -> bool:
+    return (
+        node.offset is None
+        and len(node.maps) == 1
+        and isinstance(node.maps[0], Identity)
+        and node.maps[0].scale == 1.0
+    )
+
+
+def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
+    merged: dict[int, LinearMap] = {}
+    names: list[str] = []
+    offset = node.offset
+
+    def include(parent: int, linear: LinearMap) -> None:
+        merged[parent] = add(merged[parent], linear) if parent in merged else linear
+
+    for parent, outer in zip(node.parents, node.maps, strict=True):
+        inner = pending.pop(parent, None)
+        if inner is None:
+            include(parent, outer)
+            continue
+        if inner.name not in names:
+            names.append(inner.name)
+        for grandparent, linear in zip(inner.parents, inner.maps, strict=True):
+            include(grandparent, compose(linear, outer))
+        if inner.offset is not None:
+            moved = outer.apply(inner.offset.expand(inner.shape)[None])[0]
+            offset = moved if offset is None else offset + moved
+    name = "+".join([*names, node.name]) if names else node.name
+    return AffineNode(tuple(merged), node.shape, name, node.where, tuple(merged.values()), offset)
+
+
+def expand(network: Network) -> Network:
+    """Replace every selection by linear maps and ReLUs: max(a, b) = b + relu(a − b). Exact."""
+    builder = NetworkBuilder()
+    new: dict[int, Var] = {}
+    for position, node in enumerate(network.nodes):
+        if isinstance(node, InputNode):
+            new[position] = builder.input(node.shape)
+        elif isinstance(node, AffineNode):
+            terms = [(new[p], m) for p, m in zip(node.parents, node.maps, strict=True)]
+            new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.where)
+        elif isinstance(node, ActivationNode):
+            new[position] = builder.activation(new[node.parents[0]], node.function, node.where)
+        elif isinstance(node, GainNode):
+            new[position] = builder.gain(new[node.parents[0]], node.function, node.shape, node.where)
+        elif isinstance(node, SelectionNode):
+            expansion = _expand_max if isinstance(node.function, MaxSelection) else _expand_sort
+            new[position] = expansion(builder, new[node.parents[0]], node.function, node.where)  # type: ignore[operator]
+    return builder.finish(new[len(network.nodes) - 1])
+
+
+def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) -> LinearMap:
+    """The map x ↦ sign · x.flatten()[index].reshape(out_shape)."""
+    index = index.reshape(-1)
+
+    def function(x: Tensor) -> Tensor:
+        return x.reshape(-1)[index.to(x.device)].reshape(out_shape)
+
+    repeats = int(torch.bincount(index, minlength=1).max()) if index.numel() else 0
+    key = f"{tuple(index.tolist())}" if index.numel() <= 64 else _digest(index)
+    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), key, float(repeats - 1 if repeats else 0))
+    return chosen if sign == 1.0 else compose(chosen, Identity(out_shape, sign))
+
+
+def scatter(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
+    """The map that puts entry i of its input at flat position index[i] of a zero tensor (positions distinct)."""
+    source = torch.full((size(out_shape),), -1, dtype=torch.int64)
+    source[index.reshape(-1)] = torch.arange(index.numel())
+
+    def function(x: Tensor) -> Tensor:
+        padded = torch.cat([x.reshape(-1), x.new_zeros(1)])
+        return padded[source.to(x.device)].reshape(out_shape)
+
+    return OpMap("scatter", function, in_shape, out_shape, (), _digest(index))
+
+
+def _digest(index: Tensor) -> str:
+    import hashlib
+
+    return hashlib.sha256(index.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _expand_max(builder: NetworkBuilder, var: Var, selection: MaxSelection, where: str) -> Var:
+    """A tournament: each round halves the number of candidates of every window."""
+    index, shape = selection.index, selection.out_shape
+    outputs = index.shape[0]
+    while index.shape[1] > 1:
+        half = index.shape[1] // 2
+        left, right, rest = index[:, :half], index[:, half : 2 * half], index[:, 2 * half :]
+        flat: Shape = (outputs, half)
+        difference = builder.affine(
+            [(var, add(gather(left, var.shape, flat), gather(right, var.shape, flat, -1.0)))],
+            flat,
+            name=f"{selection.name} difference",
+            where=where,
+        )
+        excess = builder.activation(difference, RELU, where)
+        kept = torch.cat([right, rest], dim=1)
+        wide: Shape = (outputs, kept.shape[1])
+        places = torch.arange(outputs * kept.shape[1]).reshape(wide)
+        var = builder.affine(
+            [(var, gather(kept, var.shape, wide)), (excess, scatter(places[:, :half], flat, wide))],
+            wide,
+            name=selection.name,
+            where=where,
+        )
+        index = places
+    return builder.affine([(var, gather(index, var.shape, shape))], shape, name=selection.name, where=where)
+
+
+def _expand_sort(builder: NetworkBuilder, var: Var, selection: SortSelection, where: str) -> Var:
+    """Batcher's odd–even merge sort; a comparator is min = a − relu(a − b), max = b + relu(a − b)."""
+    groups, width = selection.index.shape
+    shape = selection.in_shape
+    index = selection.index.flip(1) if selection.descending else selection.index
+    for stage in batcher_stages(width):
+        low = index[:, [i for i, _ in stage]]
+        high = index[:, [j for _, j in stage]]
+        flat: Shape = (groups, len(stage))
+        difference = builder.affine(
+            [(var, add(gather(low, shape, flat), gather(high, shape, flat, -1.0)))],
+            flat,
+            name=f"{selection.name} difference",
+            where=where,
+        )
+        excess = builder.activation(difference, RELU, where)
+        exchange = add(
+            compose(scatter(high, flat, shape)),
+            compose(Identity(flat, -1.0), scatter(low, flat, shape)),
+        )
+        var = builder.affine([(var, Identity(shape)), (excess, exchange)], shape, name=selection.name, where=where)
+    return var
+
+
+def batcher_stages(width: int) -> list[list[tuple[int, int]]]:
+    """Stages of disjoint comparators (i, j), i < j, that sort ``width`` entries (Batcher 1968)."""
+    stages: list[list[tuple[int, int]]] = []
+    p = 1
+    while p < width:
+        k = p
+        while k >= 1:
+            stage = [
+                (j + i, j + i + k)
+                for j in range(k % p, width - k, 2 * k)
+                for i in range(min(k, width - j - k))
+                if (j + i) // (2 * p) == (j + i + k) // (2 * p)
+            ]
+            if stage:
+                stages.append(stage)
+            k //= 2
+        p *= 2
+    return stages
+
+
+Transform = Callable[[Network], Network]

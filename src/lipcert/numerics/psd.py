@@ -1,0 +1,214 @@
+"""Verified positive definiteness of float64 matrices.
+
+The factorisation is not trusted, only its residual is. After the shift of Rump (*Verification of
+positive definiteness*, BIT 46, 2006) a Cholesky factor L of ``B ~ A - c I`` is computed by LAPACK.
+``L L^T`` is positive semidefinite whatever L is, so with a rigorous bound ``r >= ||B - L L^T||_2``
+from one more product,
+
+    lambda_min(A) >= c + lambda_min(B) >= c - r .
+
+Rump bounds r beforehand by ``gamma_{n+1}/(1-gamma_{n+1}) trace(B)``; that holds for the textbook
+algorithm, but blocked libraries multiply by inverted diagonal blocks. Measuring r costs as much as
+the factorisation again and assumes only what follows.
+
+Assumptions: IEEE binary64 in round-to-nearest, with subnormals (checked) and a BLAS whose ``gemm``
+computes every entry as a conventional inner product (any order, any blocking, with or without fused
+multiply-add; not Strassen), which MKL, OpenBLAS and BLIS do. Everything runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipcert.numerics.rounding import UNDERFLOW, add_up, gamma, ldexp_up, mul_up, sqrt_up
+
+_CHUNK = 512
+_HALF = 0.5
+
+
+def product_terms(depth: int) -> int:
+    """Index k of the ``gamma_k`` that bounds the rounding of :func:`product_rows` at this depth."""
+    return min(depth, _CHUNK) + max(1, math.ceil(depth / _CHUNK))
+
+
+def product_rows(x: Tensor, start: int, stop: int, depth: int) -> Tensor:
+    """Rows ``start:stop``, columns ``:stop``, of ``X X^T`` over the first ``depth`` columns of X.
+
+    The inner products are split into chunks of 512 and the partial sums added, so that for every
+    entry ``|computed - exact| <= gamma_k (|X||X|^T) + 4 (depth+1) UNDERFLOW`` with
+    ``k = product_terms(depth)``: at most ``min(depth, 512)`` roundings inside a chunk in whatever
+    order the BLAS takes, and one for every addition of a chunk (Higham, §3.1 and §4.2).
+
+    Args:
+        x: (n, m) float64.
+    """
+    total = x.new_zeros(stop - start, stop)
+    for k in range(0, depth, _CHUNK):
+        end = min(k + _CHUNK, depth)
+        part = x[start:stop, k:end] @ x[:stop, k:end].mT
+        total = part if k == 0 else total.add_(part)
+    return total
+
+
+def square_sum_up(x: Tensor) -> float:
+    """Upper bound of ``sum x_i**2`` for a float64 tensor (``inf`` if not finite)."""
+    value = float((x * x).sum())
+    if not math.isfinite(value):
+        return math.inf
+    return add_up(mul_up(value, add_up(1.0, gamma(x.numel() + 4))), mul_up(4.0 * x.numel(), UNDERFLOW))
+
+
+def proof_cost(n: int, trace: float) -> float:
+    """Shift beyond the radius that a proof for an (n, n) matrix of this trace needs (rounding)."""
+    k = product_terms(n)
+    return add_up(mul_up(gamma(1.25 * k + 24), trace), mul_up(64.0 * (n + 1) ** 2, UNDERFLOW))
+
+
+def is_positive_definite(a: Tensor, radius: float = 0.0) -> bool:
+    """Prove that every symmetric A' with ``||A' - A||_2 <= radius`` is positive definite.
+
+    ``True`` is a proof; ``False`` says only that none was found (the least eigenvalue is not above
+    ``radius`` by more than about ``1.25 min(n, 512) u trace(A)``, or a number is not finite).
+
+    Why ``True`` is a proof: see the module; ``A`` is first multiplied by a power of two, what this
+    loses to underflow (at most ``n UNDERFLOW``) counts as radius, and all bounds are rounded up.
+
+    Args:
+        a: (n, n) float64, exactly symmetric. ``n = 0`` is positive definite.
+        radius: spectral-norm radius >= 0.
+
+    Raises:
+        ValueError: ``a`` is not a square, symmetric, float64 matrix, or radius is negative or NaN.
+    """
+    if not radius >= 0.0:
+        raise ValueError(f"radius must be >= 0, got {radius!r}")
+    matrix = _symmetric_array(a)
+    if matrix is None or math.isinf(radius):
+        return False
+    n = matrix.shape[0]
+    if n == 0:
+        return True
+    if n == 1:
+        return bool(matrix[0, 0] > radius)
+    largest = float(matrix.diagonal().max())
+    if largest <= 0.0 or not _has_subnormals():
+        return False
+    exponent = math.frexp(largest)[1]
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = np.ldexp(matrix, -exponent)
+    return _prove(scaled, ldexp_up(radius, -exponent))
+
+
+def is_positive_definite_scaled(a: Tensor, entry_radius: Tensor | None = None) -> bool:
+    """Prove that every symmetric A' with ``|A' - A| <= E`` entrywise is positive definite.
+
+    For matrices whose diagonal spans many orders of magnitude: the test is made on ``D A D`` with
+    ``D = diag(2**-k_i)`` such that its diagonal lies in [1/4, 1).
+
+    Why ``True`` is a proof: congruence with D preserves definiteness and is exact but for underflow,
+    which counts as radius (``n UNDERFLOW``); ``||D (A'-A) D||_2 <= ||D E D||_2 <= sqrt(||.||_1
+    ||.||_inf)``, rounded up, is the radius of :func:`is_positive_definite`.
+
+    Args:
+        a: (n, n) float64, exactly symmetric.
+        entry_radius: (n, n) float64, nonnegative, or ``None`` for zero.
+
+    Raises:
+        ValueError: ``a`` is not a square, symmetric, float64 matrix, or ``entry_radius`` has another
+            shape or dtype, a negative entry or NaN.
+    """
+    matrix = _symmetric_array(a)
+    errors = None if entry_radius is None else _radius_array(entry_radius, a.shape)
+    if matrix is None:
+        return False
+    n = matrix.shape[0]
+    if n == 0:
+        return True
+    if not bool((matrix.diagonal() > 0.0).all()) or not _has_subnormals():
+        return False
+    half = -((-np.frexp(matrix.diagonal())[1]) // 2)  # ceil(e / 2)
+    exponents = -(half[:, None] + half[None, :])
+    radius = 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = np.ldexp(matrix, exponents)
+        if errors is not None:
+            radius = _absolute_norm_up(np.ldexp(errors, exponents))
+    return _prove(scaled, radius)
+
+
+def _prove(scaled: np.ndarray, radius: float) -> bool:
+    """Proof for a matrix with diagonal <= 1 that may be off by ``UNDERFLOW`` per entry; overwrites it."""
+    b = torch.from_numpy(scaled)
+    n = b.shape[0]
+    diagonal = b.diagonal()
+    if math.isinf(radius) or not bool((diagonal > 0.0).all()):
+        return False
+    radius = add_up(radius, mul_up(float(n), UNDERFLOW))
+    shift = add_up(radius, proof_cost(n, add_up(*diagonal.tolist())))
+    diagonal.copy_(torch.nextafter(diagonal - shift, torch.full_like(diagonal, -math.inf)))
+    return add_up(_factor_residual_up(b), radius) < shift
+
+
+def _factor_residual_up(b: Tensor) -> float:
+    """Upper bound of ``||B - L L^T||_2`` for a computed factor L; ``inf`` where there is none.
+
+    Why this is an upper bound: ``|B - L L^T| <= |E| (1+u) + gamma_k |L||L|^T`` plus underflow, with
+    E the computed residual; the spectral norm of the first is at most its Frobenius norm, that of
+    ``|L||L|^T`` at most ``||L||_F**2``. Only lower block rows are formed; each off-diagonal block
+    counts twice.
+    """
+    n = b.shape[0]
+    factor, info = torch.linalg.cholesky_ex(b)
+    if int(info) != 0:
+        return math.inf
+    factor = factor.tril()
+    factor_squares = square_sum_up(factor)
+    if math.isinf(factor_squares):
+        return math.inf
+    squares = 0.0
+    for start in range(0, n, _CHUNK):
+        stop = min(start + _CHUNK, n)
+        residual = product_rows(factor, start, stop, stop).sub_(b[start:stop, :stop])
+        squares = add_up(squares, square_sum_up(residual))
+    measured = mul_up(sqrt_up(mul_up(2.0, squares)), add_up(1.0, gamma(2)))
+    product = mul_up(gamma(product_terms(n)), factor_squares)
+    return add_up(measured, product, mul_up(8.0 * n * (n + 1), UNDERFLOW))
+
+
+def _symmetric_array(a: Tensor) -> np.ndarray | None:
+    """``a`` as an array on the CPU; ``None`` if an entry is not finite."""
+    if a.dtype != torch.float64 or a.ndim != 2 or a.shape[0] != a.shape[1]:
+        raise ValueError(f"expected a square float64 matrix, got {a.dtype} of shape {tuple(a.shape)}")
+    a = a.detach().cpu()
+    if not bool(torch.isfinite(a).all()):
+        return None
+    if not torch.equal(a, a.mT):
+        raise ValueError("the matrix is not symmetric")
+    return a.numpy()
+
+
+def _radius_array(e: Tensor, shape: torch.Size) -> np.ndarray:
+    if e.dtype != torch.float64 or e.shape != shape or not bool((e >= 0.0).all()):
+        raise ValueError(f"entry_radius must be nonnegative float64 of shape {tuple(shape)}")
+    return e.detach().cpu().numpy()
+
+
+def _absolute_norm_up(e: np.ndarray) -> float:
+    """Upper bound of ``sqrt(||E||_1 ||E||_inf)`` for E >= 0 off by at most ``UNDERFLOW`` per entry."""
+    n = e.shape[0]
+    columns, rows = float(e.sum(axis=0).max()), float(e.sum(axis=1).max())
+    if not (math.isfinite(columns) and math.isfinite(rows)):
+        return math.inf
+    growth, lost = add_up(1.0, gamma(n + 1)), mul_up(4.0 * n, UNDERFLOW)
+    return sqrt_up(
+        mul_up(add_up(mul_up(columns, growth), lost), add_up(mul_up(rows, growth), lost))
+    )
+
+
+def _has_subnormals() -> bool:
+    """Whether subnormal numbers survive here (``torch.set_flush_denormal(True)`` removes them)."""
+    return UNDERFLOW * _HALF > 0.0

@@ -1,0 +1,93 @@
+"""Convolutions, plain and transposed, 1-d to 3-d: the exact operator at the real input size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.network.builder import Var
+from lipcert.ops.context import Constant, Context
+from lipcert.ops.registry import rule
+
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+
+
+def _offset(ctx: Context, bias: Any, spatial: int) -> Tensor | None:
+    if bias is None:
+        return None
+    value = ctx.constant(bias, "bias").value
+    ctx.require_finite(value)
+    return value.reshape(-1, *([1] * spatial))
+
+
+def _terms(weight: Constant) -> int:
+    """An upper bound on the taps that meet in one output, or in one input under the transpose."""
+    kernel = weight.value[0, 0].numel() if weight.value.numel() else 1
+    return kernel * max(weight.shape[:2])
+
+
+@rule("conv1d", "conv2d", "conv3d", kind="linear")
+def convolution(
+    ctx: Context,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Var:
+    """Convolution with its real stride, padding, dilation and groups; never the circular or reshaped surrogate."""
+    weight = ctx.constant(weight, "weight")
+    spatial = weight.value.dim() - 2
+    convolve = _CONVOLUTIONS[spatial - 1]
+
+    def function(value: Tensor, kernel: Tensor) -> Tensor:
+        return convolve(value, kernel, None, stride, padding, dilation, groups)
+
+    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial))
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", kind="linear")
+def transposed_convolution(
+    ctx: Context,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Var:
+    """Transposed convolution: the transpose of the convolution with the same geometry."""
+    weight = ctx.constant(weight, "weight")
+    spatial = weight.value.dim() - 2
+    convolve = _TRANSPOSED[spatial - 1]
+
+    def function(value: Tensor, kernel: Tensor) -> Tensor:
+        return convolve(value, kernel, None, stride, padding, output_padding, groups, dilation)
+
+    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial))
+
+
+@rule("convolution", kind="linear")
+def generic_convolution(
+    ctx: Context,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Var:
+    """The decomposed form of every convolution."""
+    if transposed:
+        return transposed_convolution(ctx, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolution(ctx, x, weight, bias, stride, padding, dilation, groups)

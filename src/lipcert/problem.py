@@ -1,0 +1,152 @@
+"""What is asked: a network, the norms on its two sides, a domain, and an optional selection of outputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.errors import InputError
+from lipcert.network.graph import Network
+from lipcert.network.linear import Dense, size
+from lipcert.network.transform import expand, fuse, then
+
+Norm = tuple[float, float]
+
+NORMS = (1.0, 2.0, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Ball:
+    """The closed l_p ball of ``radius`` around ``center`` (one example, without batch dimension)."""
+
+    center: Tensor
+    radius: float
+    p: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.radius >= 0 or not math.isfinite(self.radius):
+            raise InputError(f"a ball needs a finite radius ≥ 0, not {self.radius}.")
+        if self.p not in NORMS:
+            raise InputError(f"a ball needs p in {{1, 2, inf}}, not {self.p}.")
+        if not bool(torch.isfinite(self.center).all()):
+            raise InputError("the centre of a ball holds NaN or infinity.")
+
+    def describe(self) -> str:
+        """Short text for reports."""
+        return f"l{self.p:g} ball of radius {self.radius:g}"
+
+    def project(self, x: Tensor) -> Tensor:
+        """Map a batch (B, *shape) into the ball (the nearest point for p = 2 and ∞; a scaling for p = 1)."""
+        center = self.center.to(x).reshape(1, *x.shape[1:])
+        offset = x - center
+        if self.p == math.inf:
+            return center + offset.clamp(-self.radius, self.radius)
+        flat = offset.reshape(len(x), -1)
+        length = flat.norm(p=self.p, dim=1).clamp(min=1e-300)
+        shrink = (self.radius / length).clamp(max=1.0) * (1.0 - 1e-12)
+        return center + offset * shrink.reshape(-1, *([1] * (x.dim() - 1)))
+
+    def contains(self, x: Tensor) -> bool:
+        """Whether one point lies in the ball."""
+        return float((x.reshape(-1) - self.center.to(x).reshape(-1)).norm(p=self.p)) <= self.radius
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates."""
+        return self.center.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """All x with ``lower`` ≤ x ≤ ``upper`` entry by entry (one example, without batch dimension)."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def __post_init__(self) -> None:
+        if self.lower.shape != self.upper.shape or not bool((self.lower <= self.upper).all()):
+            raise InputError("a box needs lower and upper of one shape with lower ≤ upper everywhere, and no NaN.")
+
+    def describe(self) -> str:
+        """Short text for reports."""
+        return "box"
+
+    def project(self, x: Tensor) -> Tensor:
+        """Clamp a batch (B, *shape) into the box."""
+        shape = (1, *x.shape[1:])
+        return torch.minimum(torch.maximum(x, self.lower.to(x).reshape(shape)), self.upper.to(x).reshape(shape))
+
+    def contains(self, x: Tensor) -> bool:
+        """Whether one point lies in the box."""
+        flat = x.reshape(-1)
+        return bool(((flat >= self.lower.to(x).reshape(-1)) & (flat <= self.upper.to(x).reshape(-1))).all())
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates."""
+        return self.lower.numel()
+
+
+Domain = Ball | Box | None
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """L_{p,q}(select ∘ network; domain); ``norm`` is (p, q), input norm first.
+
+    Attributes:
+        model: the captured network, as captured.
+        norm: (p, q) with entries 1, 2 or inf.
+        domain: None for the whole space.
+        select: (k, m) matrix applied to the flattened output, or None.
+    """
+
+    model: Network
+    norm: Norm = (2.0, 2.0)
+    domain: Domain = None
+    select: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.norm) != 2 or any(p not in NORMS for p in self.norm):
+            raise InputError(f"norm must be a pair (p, q) of 1, 2 and inf, not {self.norm!r}.")
+        n, m = size(self.model.in_shape), size(self.model.out_shape)
+        if self.domain is not None and self.domain.dimension != n:
+            raise InputError(f"the domain has {self.domain.dimension} coordinates, the model's input has {n}.")
+        if self.select is not None:
+            if self.select.dim() != 2 or self.select.shape[1] != m:
+                raise InputError(f"select must be a (k, {m}) matrix for this model, not {tuple(self.select.shape)}.")
+            if not bool(torch.isfinite(self.select).all()):
+                raise InputError("select holds NaN or infinity.")
+
+    @cached_property
+    def network(self) -> Network:
+        """The fused network with the selection appended: what methods and checks work on."""
+        return fuse(self.unfused)
+
+    @cached_property
+    def unfused(self) -> Network:
+        """The network op by op, with the selection appended."""
+        if self.select is None:
+            return self.model
+        matrix = self.select.detach().to(device="cpu", dtype=torch.float64)
+        shape = (1, matrix.shape[0])
+        return then(self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1))))
+
+    @cached_property
+    def expanded(self) -> Network:
+        """The fused network with every selection replaced by linear maps and ReLUs."""
+        return fuse(expand(self.unfused))
+
+
+def as_norm(norm: Any) -> Norm:
+    """(p, q) as floats; accepts "inf"."""
+    try:
+        p, q = (float(value) for value in norm)
+    except (TypeError, ValueError):
+        raise InputError(f"norm must be a pair (p, q) of 1, 2 and inf, not {norm!r}.") from None
+    return p, q

@@ -1,0 +1,137 @@
+"""The three kinds of number: Bound (L ≤ value), LowerBound (L ≥ value), Estimate (neither). Nothing converts them."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lipcert.problem import Domain, Norm
+
+Guarantee = Literal["rigorous", "probabilistic", "numerical"]
+
+_STRENGTH: tuple[Guarantee, ...] = ("numerical", "probabilistic", "rigorous")
+
+
+def weakest(guarantees: list[Guarantee]) -> Guarantee:
+    """The weakest of several guarantees; ``rigorous`` for none."""
+    return min(guarantees, key=_STRENGTH.index, default="rigorous")
+
+
+class Saveable(Protocol):
+    """What a Bound carries as its certificate."""
+
+    kind: str
+
+    def save(self, path: str | Path) -> None:
+        """Write the certificate file."""
+
+
+@dataclass(frozen=True)
+class BreakdownRow:
+    """One step of a bound: the node, what was used for it and the constant accumulated up to it."""
+
+    name: str
+    kind: str
+    constant: float
+    cumulative: float
+    guarantee: Guarantee
+    remark: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """L ≤ ``value``, made by a certificate check only.
+
+    Attributes:
+        value: upper bound on the Lipschitz constant, in output units per input unit; may be ``inf`` only on overflow.
+        guarantee: ``rigorous`` (rounding of the check included), ``probabilistic`` (true with probability
+            ≥ 1 − 1e-9 over the check's own random start, rounding not included) or ``numerical`` (true in exact
+            arithmetic at the computed witness, checked in float64).
+        method: name of the method that found the witness.
+        norm: (p, q), input norm first.
+        domain: where the bound holds (None: everywhere).
+        seconds: wall time of search and check.
+        certificate: what ``save`` writes and ``lipcert.verify`` re-checks.
+        breakdown: rows that explain the value.
+    """
+
+    value: float
+    guarantee: Guarantee
+    method: str
+    norm: Norm
+    domain: Domain = None
+    seconds: float = 0.0
+    certificate: Saveable | None = None
+    breakdown: tuple[BreakdownRow, ...] = ()
+    log10: float | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write the certificate to ``path`` (atomically); raises CertificateError if it cannot be written."""
+        if self.certificate is None:
+            from lipcert.errors import CertificateError
+
+            raise CertificateError("this Bound carries no certificate to save.")
+        self.certificate.save(path)
+
+    def __str__(self) -> str:
+        where = "everywhere" if self.domain is None else f"on the {self.domain.describe()}"
+        return (
+            f"Lipschitz constant ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}, {where}; "
+            f"{self.guarantee}, {self.method}, {self.seconds:.2f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(r.name)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
+            f"<td>{r.cumulative:.6g}</td><td>{r.guarantee}</td><td>{html.escape(r.remark)}</td></tr>"
+            for r in self.breakdown
+        )
+        head = "<tr><th>step</th><th>kind</th><th>constant</th><th>so far</th><th>guarantee</th><th></th></tr>"
+        return f"<div><b>{html.escape(str(self))}</b><table>{head}{rows}</table></div>"
+
+
+@dataclass(frozen=True, eq=False)
+class LowerWitness:
+    """Why L ≥ value: ‖J(point) direction‖_q = value · ‖direction‖_p, the network being differentiable at ``point``.
+
+    Shapes are those of one example (no batch dimension), float64.
+    """
+
+    point: Tensor
+    direction: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LowerBound:
+    """L ≥ ``value``, with a ``witness`` that anyone can evaluate."""
+
+    value: float
+    witness: LowerWitness
+    norm: Norm
+    domain: Domain = None
+    seconds: float = 0.0
+    history: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"Lipschitz constant ≥ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}; "
+            f"derivative at a point, {self.seconds:.2f} s)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A number that is neither an upper nor a lower bound; kept for comparison and labelled so."""
+
+    value: float
+    method: str
+    norm: Norm
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"Lipschitz constant ≈ {self.value:.7g}  (estimate, not a bound; {self.method}, {self.seconds:.2f} s)"
