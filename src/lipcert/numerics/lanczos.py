@@ -19,6 +19,18 @@ import torch
 from torch import Tensor
 
 from lipcert.numerics.rounding import div_up, down, mul_up, sqrt_up, up
+from lipcert.numerics.triplets import top_singular_triplets
+
+__all__ = [
+    "Ritz",
+    "certify_sigma_max_probabilistic",
+    "kuczynski_wozniakowski_epsilon",
+    "lambda_max_ritz",
+    "lanczos_ritz",
+    "power_method",
+    "sigma_max_probabilistic",
+    "top_singular_triplets",
+]
 
 Gram = Callable[[Tensor], Tensor]
 
@@ -87,6 +99,8 @@ def lambda_max_ritz(
         n: order.
         steps: dimension of the Krylov space, capped at n.
         generator: source of the start, on ``device``; ``None`` uses torch's global one.
+        dtype: of the basis and of the map's argument.
+        device: of the same.
 
     Returns:
         (value, vector (n,)); value 0.0 for a map that sends the start to zero.
@@ -126,6 +140,9 @@ def sigma_max_probabilistic(
         delta: total probability of error.
         target: relative inflation of the result wanted.
         max_steps: most products with the map.
+        generator: source of the start, on ``device``; ``None`` uses torch's global one.
+        dtype: of the basis and of the map's argument.
+        device: of the same.
 
     Returns:
         (bound, steps); the bound is ``inf`` if ``max_steps`` is too few to say anything.
@@ -149,6 +166,16 @@ def certify_sigma_max_probabilistic(
 
     ``True`` when the bound of :func:`sigma_max_probabilistic` with this many steps (capped at n) is
     at most ``claim``. The generator must be independent of whoever made the claim and the map.
+
+    Args:
+        gram: (n,) -> (n,), ``x -> W^T W x``, scaled as in :func:`sigma_max_probabilistic`.
+        n: order.
+        claim: the value to check.
+        delta: probability of a wrong ``True``.
+        steps: number of products with the map.
+        generator: source of the start, on ``device``; ``None`` uses torch's global one.
+        dtype: of the basis and of the map's argument.
+        device: of the same.
     """
     steps = min(steps, n)
     ritz = lanczos_ritz(gram, n, steps, generator, dtype=dtype, device=device)
@@ -169,6 +196,11 @@ def power_method(
 
     Args:
         gram: (n,) -> (n,), ``x -> W^T W x``.
+        n: order.
+        steps: number of iterations.
+        generator: source of the start, on ``device``; ``None`` uses torch's global one.
+        dtype: of the basis and of the map's argument.
+        device: of the same.
     """
     x = _random_unit(n, generator, dtype, device)
     value = 0.0
@@ -196,6 +228,11 @@ def lanczos_ritz(
 
     Args:
         gram: (n,) -> (n,), symmetric positive semidefinite.
+        n: order.
+        steps: dimension of the Krylov space, capped at n.
+        generator: source of the start, on ``device``; ``None`` uses torch's global one.
+        dtype: of the basis and of the map's argument.
+        device: of the same.
         tol: stop once the residual is below ``tol * value``; 0 runs all steps. Must be 0 where a
             probability is to be attached to the number of steps.
 

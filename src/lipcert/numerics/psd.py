@@ -45,6 +45,9 @@ def product_rows(x: Tensor, start: int, stop: int, depth: int) -> Tensor:
 
     Args:
         x: (n, m) float64.
+        start: first row.
+        stop: one past the last row, and the number of columns.
+        depth: columns of X to sum over.
     """
     total = x.new_zeros(stop - start, stop)
     for k in range(0, depth, _CHUNK):
@@ -204,9 +207,7 @@ def _absolute_norm_up(e: np.ndarray) -> float:
     if not (math.isfinite(columns) and math.isfinite(rows)):
         return math.inf
     growth, lost = add_up(1.0, gamma(n + 1)), mul_up(4.0 * n, UNDERFLOW)
-    return sqrt_up(
-        mul_up(add_up(mul_up(columns, growth), lost), add_up(mul_up(rows, growth), lost))
-    )
+    return sqrt_up(mul_up(add_up(mul_up(columns, growth), lost), add_up(mul_up(rows, growth), lost)))
 
 
 def _has_subnormals() -> bool:
