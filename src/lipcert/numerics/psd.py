@@ -59,10 +59,10 @@ def product_rows(x: Tensor, start: int, stop: int, depth: int) -> Tensor:
 
 def square_sum_up(x: Tensor) -> float:
     """Upper bound of ``sum x_i**2`` for a float64 tensor (``inf`` if not finite)."""
-    value = float((x * x).sum())
+    value = sum(float((rows * rows).sum()) for rows in x.split(_CHUNK))
     if not math.isfinite(value):
         return math.inf
-    return add_up(mul_up(value, add_up(1.0, gamma(x.numel() + 4))), mul_up(4.0 * x.numel(), UNDERFLOW))
+    return add_up(mul_up(value, add_up(1.0, gamma(x.numel() + 8))), mul_up(4.0 * x.numel(), UNDERFLOW))
 
 
 def proof_cost(n: int, trace: float) -> float:

@@ -120,8 +120,8 @@ def gram_radius(x: Tensor) -> float:
         x: (n, m) float64, entries of magnitude <= 1.
     """
     n, m = x.shape
-    magnitude = x.abs()
-    row_sum = float((magnitude @ magnitude.sum(dim=0)).max())
+    columns = torch.linalg.vector_norm(x, 1, dim=0)
+    row_sum = max(float((rows.abs() @ columns).max()) for rows in x.split(psd._CHUNK))
     sum_up = add_up(mul_up(row_sum, add_up(1.0, gamma(n + m + 4))), 8.0 * (n + m) * UNDERFLOW)
     return add_up(mul_up(gamma(psd.product_terms(m)), sum_up), mul_up(8.0 * n * (m + 1), UNDERFLOW))
 
@@ -168,15 +168,15 @@ def _scale(matrix: Tensor) -> tuple[Tensor, int]:
     """``(matrix * 2**-e, e)`` with largest magnitude in [1/2, 1)."""
     if not psd._has_subnormals():
         raise ValueError("subnormal numbers are flushed here; call torch.set_flush_denormal(False)")
-    exponent = math.frexp(float(matrix.abs().max()))[1]
+    exponent = math.frexp(max(float(matrix.max()), -float(matrix.min())))[1]
     with np.errstate(under="ignore"):
         return torch.from_numpy(np.ldexp(matrix.numpy(), -exponent)), exponent
 
 
 def _scaling_loss(matrix: Tensor, scaled: Tensor) -> float:
     """Bound of ``||scaled - exact||_2``: zero unless a nonzero entry came near underflow."""
-    magnitude = torch.where(matrix == 0.0, 1.0, scaled.abs())
-    if float(magnitude.min()) >= 2.0 * UNDERFLOW:
+    pairs = zip(matrix.split(psd._CHUNK), scaled.split(psd._CHUNK), strict=True)
+    if all(float(torch.where(a == 0.0, 1.0, b.abs()).min()) >= 2.0 * UNDERFLOW for a, b in pairs):
         return 0.0
     return mul_up(sqrt_up(float(scaled.numel())), UNDERFLOW)
 
@@ -250,8 +250,7 @@ def _estimate_lambda_max(gram: Tensor) -> float:
 def _column_sum_up(matrix: Tensor) -> float:
     if matrix.numel() == 0:
         return 0.0
-    magnitude = matrix.abs()
-    sums = magnitude.sum(dim=0)
+    sums = torch.linalg.vector_norm(matrix, 1, dim=0)
     largest = float(sums.max())
     if math.isinf(largest):
         return math.inf
@@ -259,4 +258,4 @@ def _column_sum_up(matrix: Tensor) -> float:
     candidates = torch.nonzero(sums >= largest * (1.0 - 8.0 * rows * 2.0**-53)).flatten().tolist()
     if len(candidates) * rows > _EXACT_SUM_ENTRIES:
         return mul_up(largest, add_up(1.0, gamma(rows)))
-    return max(add_up(*magnitude[:, j].tolist()) for j in candidates)
+    return max(add_up(*matrix[:, j].abs().tolist()) for j in candidates)
