@@ -41,7 +41,7 @@ def place_in_code(node: FxNode) -> str:
     """``file:line in function, module 'path'`` of the user's own code, as far as the trace knows it."""
     parts = []
     frames = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/" not in f[0]] or frames
+    own = [f for f in frames if "/torch/" not in f[0]]
     if own:
         file, line, function = own[-1]
         parts.append(f"{file}:{line} in {function}")
@@ -51,6 +51,9 @@ def place_in_code(node: FxNode) -> str:
         kind = kind if isinstance(kind, str) else kind.__name__
         if path:
             parts.append(f"module '{path}' ({kind.rsplit('.', 1)[-1]})")
+    if not parts and frames:
+        file, line, function = frames[-1]
+        parts.append(f"{file}:{line} in {function}")
     return ", ".join(parts)
 
 

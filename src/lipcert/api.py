@@ -1,0 +1,201 @@
+"""The public functions: glue between capture, methods, certificates and attack."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+import lipcert.methods.all  # noqa: F401  (registers every method)
+from lipcert.capture.torch_export import capture
+from lipcert.certificates import kinds  # noqa: F401  (registers every check)
+from lipcert.certificates.base import check
+from lipcert.certificates.verify import verify as verify_certificate
+from lipcert.errors import CaptureError, InputError
+from lipcert.methods.base import Method, MethodInfo, Run, describe, make
+from lipcert.ops.registry import OpInfo
+from lipcert.ops.registry import supported_ops as registered_ops
+from lipcert.problem import Ball, Box, Domain, Problem, as_norm
+from lipcert.result import Bound, LowerBound
+
+Model = nn.Module | ExportedProgram | str | Path
+
+
+def bound(
+    model: Model,
+    example_input: Tensor,
+    method: str | Method = "auto",
+    norm: tuple[float, float] = (2, 2),
+    domain: Domain = None,
+    select: Tensor | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    budget: float = 60.0,
+) -> Bound:
+    """A certified upper bound of the Lipschitz constant of ``model``.
+
+    Args:
+        model: an ``nn.Module`` in eval mode, an ExportedProgram, or the path of a ``.pt2`` file. Never changed.
+        example_input: floating tensor with a leading batch dimension of any size; only its shape matters.
+        method: a name from ``lipcert.methods()`` or a method object such as ``lipcert.AutoLip()``.
+        norm: (p, q), input norm first, each 1, 2 or inf.
+        domain: None (everywhere), or a ``Ball`` / ``Box``. This version computes global constants, which hold on
+            every domain.
+        select: optional (k, m) matrix applied to the flattened output, e.g. a row e_y − e_c for a margin.
+        seed: seed of searches and of probabilistic checks.
+        device: where searches may run; checks run on the CPU in float64.
+        progress: show a progress bar for anything that takes over 2 s.
+        budget: seconds that ``auto`` and anytime methods may use.
+
+    Returns:
+        A ``Bound``; ``print`` it, read ``.value``, or ``.save`` its certificate.
+
+    Raises:
+        CaptureError: the model cannot be captured faithfully (subclasses name unsupported and non-Lipschitz ops).
+        InputError: an unusable argument; UnsupportedNormError: the method cannot do this pair of norms.
+    """
+    started = time.perf_counter()
+    chosen = make(method)
+    problem = _problem(model, example_input, norm, domain, select)
+    chosen.require_norm(problem.norm)
+    with _reporter(progress, f"{chosen.name}") as report:
+        run = Run(_generator(seed), _device(device), _budget(budget), report)
+        with torch.random.fork_rng(devices=[]):
+            witness = chosen.solve(problem, run)
+            return check(problem, witness, chosen.name, _generator(seed + 1), started)
+
+
+def lower_bound(
+    model: Model,
+    example_input: Tensor,
+    norm: tuple[float, float] = (2, 2),
+    domain: Domain = None,
+    inputs: Tensor | None = None,
+    budget: float = 20.0,
+    seed: int = 0,
+    select: Tensor | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> LowerBound:
+    """A lower bound of the Lipschitz constant with a witness: a point and a direction of steepest change.
+
+    Args:
+        model, example_input, norm, domain, select, device, progress: as for ``bound``; the witness lies in ``domain``.
+        inputs: (B, *shape) data to start from; random points are used as well.
+        budget: seconds of search.
+        seed: seed of the search.
+
+    Returns:
+        A ``LowerBound`` whose value re-evaluates from its witness in float64.
+    """
+    problem = _problem(model, example_input, norm, domain, select)
+    if inputs is not None and tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
+        raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
+    from lipcert.attack import attack
+
+    with _reporter(progress, "attack") as report, torch.random.fork_rng(devices=[]):
+        return attack(problem, inputs, _budget(budget), seed, _device(device), report)
+
+
+def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
+    """Re-check a saved certificate: recapture the model, compare its hash, run the check alone.
+
+    Raises:
+        CertificateError: missing, damaged, tampered with, of another model, or it does not prove its claim.
+    """
+    return verify_certificate(path, capture(load_model(model), example_input))
+
+
+def methods() -> tuple[MethodInfo, ...]:
+    """Every method with its norms and options."""
+    return describe()
+
+
+def supported_ops() -> tuple[OpInfo, ...]:
+    """Every op with a rule, its family, kind and constants."""
+    return registered_ops()
+
+
+def load_model(model: Model) -> nn.Module | ExportedProgram:
+    """A model as it is, or loaded from the path of a ``.pt2`` file.
+
+    Raises:
+        CaptureError: the file cannot be read as an exported program.
+    """
+    if not isinstance(model, (str, Path)):
+        return model
+    try:
+        return torch.export.load(str(model))
+    except Exception as problem:
+        raise CaptureError(
+            f"cannot load {model} as a torch.export program (.pt2): {type(problem).__name__}: {problem}. "
+            "Save one with torch.export.save(torch.export.export(model, (example,)), path)."
+        ) from problem
+
+
+def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
+    pair = as_norm(norm)
+    if domain is not None and not isinstance(domain, (Ball, Box)):
+        raise InputError(f"domain must be None, a lipcert.Ball or a lipcert.Box, not {type(domain).__name__}.")
+    return Problem(capture(load_model(model), example), pair, domain, select)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        chosen = torch.device("cpu" if device is None else device)
+        torch.zeros(1, device=chosen)
+    except Exception as problem:
+        raise InputError(f"device {device!r} cannot be used: {problem}") from problem
+    return chosen
+
+
+def _budget(budget: float) -> float:
+    if not budget > 0 or math.isnan(budget):
+        raise InputError(f"budget must be a positive number of seconds, not {budget!r}.")
+    return float(budget)
+
+
+@contextmanager
+def _reporter(progress: bool, title: str):  # type: ignore[no-untyped-def]
+    """A rich progress bar that appears only once the work has taken two seconds."""
+    if not progress:
+        yield lambda fraction, text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    task = bar.add_task(title, total=1.0, step="")
+    started = time.perf_counter()
+    shown = False
+
+    def report(fraction: float, text: str) -> None:
+        nonlocal shown
+        if not shown and time.perf_counter() - started > 2.0:
+            bar.start()
+            shown = True
+        bar.update(task, completed=fraction, step=text)
+
+    try:
+        yield report
+    finally:
+        if shown:
+            bar.stop()
+
+
+Reporter = Callable[[float, str], None]

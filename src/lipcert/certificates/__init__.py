@@ -1,0 +1,1 @@
+"""Checks: the only code that makes a ``Bound``. Small, and independent of every method."""

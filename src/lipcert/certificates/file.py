@@ -1,0 +1,152 @@
+"""The ``.lipcert`` file: safetensors arrays, a JSON header, and a SHA-256 over both. Reading never unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from lipcert.certificates.base import Certificate, Witness
+from lipcert.errors import CertificateError, InputError, LipcertError
+from lipcert.problem import Ball, Box, Domain
+
+FORMAT = "lipcert-certificate-1"
+
+
+def save(certificate: Certificate, path: str | Path) -> None:
+    """Write a certificate; the file appears whole or not at all.
+
+    Raises:
+        CertificateError: the place cannot be written.
+    """
+    path = Path(path)
+    arrays = {f"witness.{k}": v.detach().cpu().contiguous() for k, v in certificate.witness.arrays.items()}
+    domain, domain_arrays = _domain_to_json(certificate.domain)
+    arrays.update(domain_arrays)
+    if certificate.select is not None:
+        arrays["select"] = certificate.select.detach().cpu().double().contiguous()
+    header = {
+        "format": FORMAT,
+        "kind": certificate.kind,
+        "settings": dict(certificate.witness.settings),
+        "method": certificate.method,
+        "fingerprint": certificate.fingerprint,
+        "norm": [_number(v) for v in certificate.norm],
+        "domain": domain,
+        "value": _number(certificate.value),
+        "log10": None if certificate.log10 is None else _number(certificate.log10),
+        "guarantee": certificate.guarantee,
+        "version": certificate.version,
+    }
+    content = _to_bytes(header, arrays)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as problem:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise CertificateError(f"cannot write the certificate {path}: {problem}") from problem
+
+
+def read(path: str | Path) -> Certificate:
+    """Read a certificate file and check its integrity (not yet its claim).
+
+    Raises:
+        CertificateError: missing, not a certificate, damaged, or of another format.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise CertificateError(f"cannot read the certificate {path}: {problem}") from problem
+    try:
+        arrays = load(content)
+        header = _header(content)
+        arrays.pop("empty", None)
+        if header.get("format") != FORMAT:
+            raise CertificateError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+        claimed = header.pop("sha256", None)
+        if claimed != _digest(header, arrays) or content != _to_bytes(header, arrays):
+            raise CertificateError(f"{path} is damaged or was changed: its content does not match its SHA-256.")
+        return _certificate(header, arrays)
+    except LipcertError as problem:
+        if isinstance(problem, CertificateError):
+            raise
+        raise CertificateError(f"{path} holds an unusable problem: {problem}") from problem
+    except Exception as problem:
+        raise CertificateError(f"{path} is not a readable certificate: {type(problem).__name__}: {problem}") from problem
+
+
+def _to_bytes(header: dict[str, Any], arrays: dict[str, Tensor]) -> bytes:
+    """The one byte string that holds this header and these arrays."""
+    signed = {**header, "sha256": _digest(header, arrays)}
+    return to_bytes(arrays or {"empty": torch.zeros(0)}, metadata={"header": json.dumps(signed, sort_keys=True)})
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["header"])
+    return dict(header)
+
+
+def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certificate:
+    witness_arrays = {k.removeprefix("witness."): v for k, v in arrays.items() if k.startswith("witness.")}
+    norm = tuple(float(v) for v in header["norm"])
+    return Certificate(
+        witness=Witness(header["kind"], witness_arrays, header["settings"]),
+        method=str(header["method"]),
+        fingerprint=str(header["fingerprint"]),
+        norm=(norm[0], norm[1]),
+        domain=_domain_from_json(header["domain"], arrays),
+        select=arrays.get("select"),
+        value=float(header["value"]),
+        log10=None if header["log10"] is None else float(header["log10"]),
+        guarantee=str(header["guarantee"]),
+        version=str(header["version"]),
+    )
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity; Python's own spelling is read back by ``float``."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _digest(header: dict[str, Any], arrays: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(repr((name, str(array.dtype), tuple(array.shape))).encode())
+        digest.update(array.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _domain_to_json(domain: Domain) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    if domain is None:
+        return None, {}
+    if isinstance(domain, Ball):
+        center = domain.center.detach().cpu().double().contiguous()
+        return {"type": "ball", "radius": domain.radius, "p": _number(domain.p)}, {"domain.center": center}
+    lower, upper = (t.detach().cpu().double().contiguous() for t in (domain.lower, domain.upper))
+    return {"type": "box"}, {"domain.lower": lower, "domain.upper": upper}
+
+
+def _domain_from_json(data: dict[str, Any] | None, arrays: dict[str, Tensor]) -> Domain:
+    if data is None:
+        return None
+    if data["type"] == "ball":
+        return Ball(arrays["domain.center"], float(data["radius"]), float(data["p"]))
+    if data["type"] == "box":
+        return Box(arrays["domain.lower"], arrays["domain.upper"])
+    raise InputError(f"unknown domain type {data['type']!r}")

@@ -1,0 +1,151 @@
+"""The certificate of AutoLip: norms of linear maps and constants of the other nodes, combined along the graph."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.map_norm import Stacked, absolute_sums, map_norm
+from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
+from lipcert.numerics.rounding import add_up, mul_up
+from lipcert.problem import Problem
+from lipcert.result import Bound, BreakdownRow, Guarantee, weakest
+
+#: Total probability of error of one Bound, shared equally by its probabilistic norms.
+DELTA = 1e-9
+
+
+def claim_slots(network: Network, p: float) -> list[tuple[int, int]]:
+    """(node, term) of every norm the recursion may use, in order; term −1 is the stacked map of a sum (p = 2)."""
+    slots = []
+    for position, node in enumerate(network.nodes):
+        if isinstance(node, AffineNode):
+            slots += [(position, term) for term in range(len(node.maps))]
+            if p == 2 and len(node.maps) > 1:
+                slots.append((position, -1))
+    return slots
+
+
+@certificate("layer_product")
+def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+    """L_k = Σ_i ‖A_{k←i}‖ L_i over the DAG, L_input = 1 (AutoLip: Scaman & Virmaux 2018, Algorithm 1).
+
+    ``witness.arrays["norms"]`` holds one claimed norm per slot of ``claim_slots`` (NaN: none, find it here, or for a
+    stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused.
+
+    Why this is an upper bound: by induction ‖δz_k‖_p ≤ L_k ‖δx‖_p for every increment δx. A sum of images obeys the
+    triangle inequality with certified norms; the stacked map [A_1 … A_k] applied to the stacked increments gives
+    ‖[A_1 … A_k]‖ √(Σ L_i²); in l_∞ row o of the sum is at most Σ_i L_i Σ_j |A_i[o, j]|. An activation multiplies by its
+    greatest |slope|, a gain block by its gain, a selection by its own constant. All sums and products round up.
+    """
+    p, q = problem.norm
+    if p != q:
+        raise UnsupportedNormError(f"the layer product needs equal norms on both sides, not l{p:g} → l{q:g}.")
+    network = problem.network if witness.settings.get("fuse", True) else problem.unfused
+    slots = claim_slots(network, p)
+    claims = _claims(witness, slots)
+    delta = DELTA / max(1, len(slots))
+    constants: list[Magnitude] = []
+    rows: list[BreakdownRow] = []
+    used: list[Guarantee] = []
+    for position, node in enumerate(network.nodes):
+        guarantee: Guarantee = "rigorous"
+        remark, kind = "", "input"
+        own = ONE
+        if isinstance(node, InputNode):
+            total = ONE
+        elif isinstance(node, AffineNode):
+            kind = "linear"
+            inputs = [constants[i] for i in node.parents]
+            total, guarantee, remark = _affine(position, node, inputs, claims, p, delta, generator)
+            own = _ratio(total, inputs)
+        else:
+            before = constants[node.parents[0]]
+            if isinstance(node, ActivationNode):
+                kind, own = "activation", Magnitude.of(node.function.greatest_slope)
+            elif isinstance(node, SelectionNode):
+                kind, own = "selection", Magnitude.of(node.function.gain(p))
+            elif isinstance(node, GainNode):
+                kind, remark = "gain", node.function.source
+                if p not in node.function.gains:
+                    raise UnsupportedNormError(
+                        f"{node.name} at {node.where} has no known constant in l{p:g}; "
+                        f"known: {', '.join(f'l{k:g}' for k in sorted(node.function.gains))}."
+                    )
+                own = Magnitude.of(node.function.gains[p])
+            total = before * own
+        constants.append(total)
+        used.append(guarantee)
+        if position:
+            rows.append(BreakdownRow(node.name, kind, float(own), float(total), guarantee, remark))
+    final = constants[-1]
+    return Bound(
+        float(final), weakest(used), "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10
+    )
+
+
+def _claims(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
+    values = witness.arrays.get("norms")
+    if values is None:
+        return dict.fromkeys(slots, math.nan)
+    if values.shape != (len(slots),):
+        raise CertificateError(f"the certificate holds {values.numel()} norms, the network needs {len(slots)}.")
+    return dict(zip(slots, (float(v) for v in values), strict=True))
+
+
+def _affine(
+    position: int,
+    node: AffineNode,
+    inputs: list[Magnitude],
+    claims: dict[tuple[int, int], float],
+    p: float,
+    delta: float,
+    generator: torch.Generator,
+) -> tuple[Magnitude, Guarantee, str]:
+    total, used = ZERO, []
+    for term, (linear, before) in enumerate(zip(node.maps, inputs, strict=True)):
+        claim = claims[position, term]
+        norm = map_norm(linear, p, None if math.isnan(claim) else claim, delta, generator)
+        used.append(norm.guarantee)
+        total = total + Magnitude.of(norm.value) * before
+    remark = "" if len(node.maps) == 1 else f"sum of {len(node.maps)}"
+    if p == math.inf and len(node.maps) > 1:
+        stacked = _row_sums(node, inputs)
+        if stacked is not None and stacked < total:
+            total, remark = stacked, "rows of the sum"
+    claim = claims.get((position, -1), math.nan)
+    if p == 2 and not math.isnan(claim):
+        norm = map_norm(Stacked(node.maps), p, claim, delta, generator)
+        length = inputs[0]
+        for before in inputs[1:]:
+            length = length.hypot(before)
+        stacked = Magnitude.of(norm.value) * length
+        if stacked < total:
+            total, used, remark = stacked, [norm.guarantee], "stacked map"
+    return total, weakest(used), remark
+
+
+def _row_sums(node: AffineNode, inputs: list[Magnitude]) -> Magnitude | None:
+    """max over rows of Σ_i L_i Σ_j |A_i[o, j]|, when the L_i fit in floats."""
+    sums: Tensor | None = None
+    for linear, before in zip(node.maps, inputs, strict=True):
+        factor = float(before)
+        if not 1e-200 < factor < 1e200:
+            return None
+        rows = absolute_sums(linear)[0] * mul_up(factor, add_up(1.0, 1e-15))
+        sums = rows if sums is None else (sums + rows) * add_up(1.0, 1e-15)
+    greatest = float(sums.max()) if sums is not None and sums.numel() else math.inf
+    return Magnitude.of(greatest) if math.isfinite(greatest) and greatest > 1e-250 else None
+
+
+def _ratio(total: Magnitude, inputs: list[Magnitude]) -> Magnitude:
+    """Growth of the constant over the largest input's, for the report only."""
+    largest = max(inputs, default=ONE, key=lambda m: m.log10)
+    if not largest.mantissa or not total.mantissa:
+        return total
+    return Magnitude(total.mantissa / largest.mantissa, total.exponent - largest.exponent) * ONE

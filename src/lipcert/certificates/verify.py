@@ -1,0 +1,58 @@
+"""Re-check a saved certificate against a captured model. Imports no method."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import lipcert.certificates.kinds  # noqa: F401  (registers every check)
+from lipcert.certificates.base import Certificate, check
+from lipcert.certificates.file import read
+from lipcert.errors import CertificateError
+from lipcert.network.graph import Network
+from lipcert.problem import Problem
+from lipcert.result import _STRENGTH, Bound
+
+
+def verify(certificate: Certificate | str | Path, network: Network, generator: torch.Generator | None = None) -> Bound:
+    """The Bound that a certificate proves for this network, recomputed.
+
+    Args:
+        certificate: a certificate or the path of one.
+        network: the captured model.
+        generator: random starts of probabilistic checks; None draws fresh entropy, so that nobody can prepare for it.
+
+    Raises:
+        CertificateError: unreadable, damaged, of another model, or the check does not reach the claimed value.
+    """
+    started = time.perf_counter()
+    record = certificate if isinstance(certificate, Certificate) else read(certificate)
+    if record.fingerprint != network.fingerprint:
+        raise CertificateError(
+            f"this certificate is for another model: it names network {record.fingerprint[:12]}…, "
+            f"the model given is {network.fingerprint[:12]}…"
+        )
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    problem = Problem(network, record.norm, record.domain, record.select)
+    bound = check(problem, record.witness, record.method, generator, started)
+    if not _covers(record, bound):
+        raise CertificateError(
+            f"the certificate claims {record.value!r} ({record.guarantee}), the check proves only {bound.value!r} "
+            f"({bound.guarantee})."
+        )
+    return replace(bound, value=record.value, log10=record.log10)
+
+
+def _covers(record: Certificate, bound: Bound) -> bool:
+    """Whether what was proved now is at least as strong as the claim."""
+    if record.guarantee not in _STRENGTH or _STRENGTH.index(bound.guarantee) < _STRENGTH.index(record.guarantee):  # type: ignore[arg-type]
+        return False
+    if bound.value == float("inf"):
+        claimed, proved = record.log10, bound.log10
+        return claimed is not None and proved is not None and proved <= claimed
+    return bound.value <= record.value

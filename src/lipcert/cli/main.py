@@ -1,0 +1,177 @@
+"""The typer application behind the ``lipcert`` command."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import lipcert
+from lipcert.cli.load import load, parse_norm
+from lipcert.errors import InputError, LipcertError
+from lipcert.result import Bound
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 bound above --max, 2 error.",
+)  # fmt: skip
+console = Console()
+errors = Console(stderr=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="a .pt2 file, or package.module:factory")]
+ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
+NormOption = Annotated[str, typer.Option("--norm", help="p,q: norms of input and output, each 1, 2 or inf")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+SeedOption = Annotated[int, typer.Option("--seed")]
+
+
+def main() -> None:
+    """Entry point of the ``lipcert`` command."""
+    app()
+
+
+@contextmanager
+def _guard(as_json: bool) -> Iterator[None]:
+    """Turn a named error into a message on stderr (and JSON on stdout) and exit code 2."""
+    try:
+        yield
+    except LipcertError as problem:
+        if as_json:
+            typer.echo(json.dumps({"error": type(problem).__name__, "message": str(problem)}))
+        errors.print(f"[red]{type(problem).__name__}[/red]: {problem}", highlight=False, markup=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def bound(
+    model: ModelArgument,
+    input_shape: ShapeOption = None,
+    method: Annotated[str, typer.Option("--method", help="see `lipcert methods`")] = "auto",
+    norm: NormOption = "2,2",
+    maximum: Annotated[float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
+    budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Certified upper bound of MODEL's Lipschitz constant."""
+    with _guard(as_json):
+        if maximum is not None and math.isnan(maximum):
+            raise InputError("--max must be a number.")
+        built, example = load(model, input_shape)
+        result = lipcert.bound(
+            built, example, method=method, norm=parse_norm(norm), seed=seed, budget=budget, progress=not as_json
+        )
+        if save is not None:
+            result.save(save)
+    if as_json:
+        typer.echo(json.dumps({**_as_dict(result), "max": maximum, "certificate": None if save is None else str(save)}))
+    else:
+        _print(result)
+        if save is not None:
+            console.print(f"certificate written to {save}")
+    if maximum is not None and not result.value <= maximum:
+        errors.print(f"bound {result.value:.7g} exceeds --max {maximum:.7g}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def lower(
+    model: ModelArgument,
+    input_shape: ShapeOption = None,
+    norm: NormOption = "2,2",
+    budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 20.0,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Lower bound with a witness: the steepest point and direction an attack finds."""
+    with _guard(as_json):
+        built, example = load(model, input_shape)
+        result = lipcert.lower_bound(
+            built, example, norm=parse_norm(norm), budget=budget, seed=seed, progress=not as_json
+        )
+    if as_json:
+        witness = result.witness
+        typer.echo(json.dumps({
+            "lower_bound": result.value, "norm": [str(v) for v in result.norm], "seconds": result.seconds,
+            "point": witness.point.reshape(-1).tolist(), "direction": witness.direction.reshape(-1).tolist(),
+        }))  # fmt: skip
+    else:
+        console.print(str(result))
+
+
+@app.command()
+def verify(
+    certificate: Annotated[Path, typer.Argument(help="a .lipcert file")],
+    model: ModelArgument,
+    input_shape: ShapeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Re-check a certificate against MODEL: its hash, and the check alone."""
+    with _guard(as_json):
+        built, example = load(model, input_shape)
+        result = lipcert.verify(certificate, built, example)
+    if as_json:
+        typer.echo(json.dumps({"verified": True, **_as_dict(result)}))
+    else:
+        console.print("[green]verified[/green]", str(result))
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """The methods, their norms and options."""
+    rows = lipcert.methods()
+    if as_json:
+        typer.echo(json.dumps([
+            {"name": r.name, "summary": r.summary, "norms": [[str(v) for v in n] for n in r.norms],
+             "options": {k: str(v) for k, v in r.options.items()}} for r in rows
+        ]))  # fmt: skip
+        return
+    table = Table("method", "norms", "options", "what it is", title="methods")
+    for r in rows:
+        norms = ", ".join(f"{p:g}→{q:g}" for p, q in r.norms)
+        table.add_row(r.name, norms, ", ".join(f"{k}={v}" for k, v in r.options.items()), r.summary)
+    console.print(table)
+
+
+@app.command()
+def ops(as_json: JsonOption = False) -> None:
+    """The operations with a rule."""
+    rows = lipcert.supported_ops()
+    if as_json:
+        typer.echo(json.dumps([vars(r) for r in rows]))
+        return
+    table = Table("op", "family", "kind", "constant and source", title="operations (ATen names)")
+    for r in rows:
+        table.add_row(r.name, r.family, r.kind, r.summary)
+    console.print(table)
+
+
+def _as_dict(result: Bound) -> dict[str, Any]:
+    return {
+        "bound": result.value if math.isfinite(result.value) else str(result.value),
+        "log10": result.log10 if result.log10 is None or math.isfinite(result.log10) else str(result.log10),
+        "guarantee": result.guarantee,
+        "method": result.method,
+        "norm": [str(v) for v in result.norm],
+        "seconds": result.seconds,
+    }
+
+
+def _print(result: Bound) -> None:
+    console.print(str(result))
+    if not result.breakdown:
+        return
+    table = Table("step", "kind", "constant", "so far", "guarantee", "remark")
+    for row in result.breakdown:
+        table.add_row(
+            row.name, row.kind, f"{row.constant:.6g}", f"{row.cumulative:.6g}", row.guarantee, row.remark
+        )
+    console.print(table)

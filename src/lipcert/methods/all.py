@@ -1,0 +1,3 @@
+"""Importing this module registers every method."""
+
+from lipcert.methods import autolip  # noqa: F401

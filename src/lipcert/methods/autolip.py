@@ -1,0 +1,84 @@
+"""AutoLip (Scaman & Virmaux 2018, Algorithm 1): a product of norms along the graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lipcert.certificates.base import Witness
+from lipcert.certificates.layer_product import DELTA, claim_slots
+from lipcert.certificates.map_norm import Stacked, propose_norm
+from lipcert.methods.base import EQUAL_NORMS, Method, Run, method
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, SelectionNode
+from lipcert.problem import Norm, Problem
+
+
+@method
+@dataclass(frozen=True, kw_only=True)
+class AutoLip(Method):
+    """Product of layer norms along any graph: cheap, always applicable, loose on deep networks.
+
+    L_k = Σ_i ‖∂_i g_k‖ L_i in topological order, L_input = 1.
+
+    Attributes:
+        fuse: merge affine neighbours first (never worse); False gives the paper's op-by-op recursion.
+    """
+
+    name: ClassVar[str] = "autolip"
+    norms: ClassVar[tuple[Norm, ...]] = EQUAL_NORMS
+    summary: ClassVar[str] = "product of layer norms along the graph; cheap, any network, loose when deep"
+
+    fuse: bool = True
+
+    def solve(self, problem: Problem, run: Run) -> Witness:
+        """Propose the norm of every linear map."""
+        self.require_norm(problem.norm)
+        p = problem.norm[0]
+        network = problem.network if self.fuse else problem.unfused
+        slots = claim_slots(network, p)
+        delta = DELTA / max(1, len(slots))
+        norms: dict[tuple[int, int], float] = {}
+        rough: list[float] = []
+        for position, node in enumerate(network.nodes):
+            run.report(position / len(network.nodes), node.name)
+            if isinstance(node, AffineNode):
+                inputs = [rough[i] for i in node.parents]
+                total = 0.0
+                for term, linear in enumerate(node.maps):
+                    norms[position, term] = propose_norm(linear, p, delta, run.generator)
+                    total += norms[position, term] * inputs[term]
+                if p == 2 and len(node.maps) > 1:
+                    norms[position, -1] = math.nan
+                    length = math.hypot(*inputs)
+                    if math.isfinite(length) and _worth_stacking(node, length, total):
+                        norms[position, -1] = propose_norm(Stacked(node.maps), p, delta, run.generator)
+                        total = min(total, norms[position, -1] * length)
+                rough.append(total)
+            elif isinstance(node, ActivationNode):
+                rough.append(rough[node.parents[0]] * node.function.greatest_slope)
+            elif isinstance(node, GainNode):
+                rough.append(rough[node.parents[0]] * node.function.gains.get(p, math.inf))
+            elif isinstance(node, SelectionNode):
+                rough.append(rough[node.parents[0]] * node.function.gain(p))
+            else:
+                rough.append(1.0)
+        values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
+        return Witness("layer_product", {"norms": values}, {"fuse": self.fuse})
+
+
+def _worth_stacking(node: AffineNode, length: float, total: float) -> bool:
+    """Whether a few power steps leave hope that ‖[A_1 … A_k]‖ √(Σ L²) is below Σ ‖A_i‖ L_i."""
+    stacked = Stacked(node.maps)
+    vector = torch.ones(1, *stacked.in_shape, dtype=torch.float64)
+    below = 0.0
+    for _ in range(6):
+        size = float(vector.norm())
+        if not 0.0 < size < math.inf:
+            return False
+        vector = vector / size
+        vector = stacked.gram(vector)
+        below = math.sqrt(float(vector.norm()))
+    return below * length < total

@@ -1,0 +1,111 @@
+"""What a method is, and the registry of methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from lipcert.certificates.base import Witness
+from lipcert.errors import InputError, UnsupportedNormError
+from lipcert.problem import Norm, Problem
+
+Report = Callable[[float, str], None]
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The circumstances of one search.
+
+    Attributes:
+        generator: source of randomness (CPU).
+        device: where heavy searches may run; checks stay on the CPU.
+        budget: seconds an anytime method may use.
+        report: called with (fraction done, what is being done) now and then.
+    """
+
+    generator: torch.Generator
+    device: torch.device
+    budget: float = 60.0
+    report: Report = lambda fraction, text: None
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.budget - (time.perf_counter() - self.started)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods; subclasses are frozen dataclasses whose fields are their options."""
+
+    name: ClassVar[str]
+    norms: ClassVar[tuple[Norm, ...]]
+    summary: ClassVar[str]
+
+    def solve(self, problem: Problem, run: Run) -> Witness:
+        """Find a witness for ``problem``."""
+        raise NotImplementedError
+
+    def require_norm(self, norm: Norm) -> None:
+        """Raise unless this method handles the pair of norms."""
+        if norm not in self.norms:
+            able = [name for name, kind in sorted(_METHODS.items()) if norm in kind.norms]
+            raise UnsupportedNormError(
+                f"method {self.name!r} cannot bound l{norm[0]:g} → l{norm[1]:g}; "
+                + (f"methods that can: {', '.join(able)}." if able else "no method of this version can.")
+            )
+
+
+_METHODS: dict[str, type[Method]] = {}
+
+#: l_p → l_p for p = 1, 2, ∞.
+EQUAL_NORMS: tuple[Norm, ...] = ((2.0, 2.0), (1.0, 1.0), (math.inf, math.inf))
+
+
+def method(kind: T) -> T:
+    """Register a method class under its ``name``; a duplicate raises."""
+    if kind.name in _METHODS:  # type: ignore[attr-defined]
+        raise ValueError(f"two methods named {kind.name!r}")  # type: ignore[attr-defined]
+    _METHODS[kind.name] = kind  # type: ignore[attr-defined]
+    return kind
+
+
+def registered() -> dict[str, type[Method]]:
+    """name → class of every method."""
+    return dict(sorted(_METHODS.items()))
+
+
+def make(chosen: str | Method) -> Method:
+    """A method object from a name or an object."""
+    if isinstance(chosen, Method):
+        return chosen
+    if chosen not in _METHODS:
+        raise InputError(f"unknown method {chosen!r}; methods: {', '.join(sorted(_METHODS))}.")
+    return _METHODS[chosen]()
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One row of ``lipcert.methods()``."""
+
+    name: str
+    summary: str
+    norms: tuple[Norm, ...]
+    options: dict[str, Any]
+
+
+def describe() -> tuple[MethodInfo, ...]:
+    """Every registered method with its norms and options (name → default)."""
+    rows = []
+    for name, kind in registered().items():
+        options = {f.name: f.default for f in dataclasses.fields(kind)}
+        rows.append(MethodInfo(name, kind.summary, kind.norms, options))
+    return tuple(rows)
