@@ -1,0 +1,303 @@
+"""The certificate of LipSDP-type methods: multipliers that make a quadratic form non-negative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.segments import Segment, SegmentMatrices, Tracked, cheapest_segments, matrices
+from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.network.loop_transform import Cell, LoopTransformed
+from lipcert.network.linear import size
+from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
+from lipcert.numerics.magnitude import Magnitude
+from lipcert.numerics.psd import is_positive_definite, is_positive_definite_scaled
+from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up, sqrt_up
+from lipcert.numerics.spectral import sigma_max_upper
+from lipcert.problem import Problem
+from lipcert.result import Bound, BreakdownRow, Guarantee
+
+DELTA = 1e-9
+
+#: Largest change of unit, in powers of two, between neighbouring nodes: beyond it scaling might underflow unseen.
+MAX_STEP = 600
+
+
+@certificate("quadratic")
+def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+    """L_{2,2} ≤ √ρ from multipliers λ ≥ 0 (LipSDP-Neuron of Fazlyab et al. 2019 on any DAG, in loop-transformed form).
+
+    ``witness.arrays``: ``exponents`` (one integer per node of the expanded network) and ``multipliers.K`` for the
+    nonlinear node K (one λ per neuron, one for a block). ``witness.settings``: ``slack``, the relative lift of the
+    intermediate forms, ``rho``, a claim for ρ in the output's units, and ``route``, ``dense`` or ``matrix_free``.
+
+    Why this is an upper bound: every increment satisfies δz = c δv + d δw with |δw_j| ≤ |δv_j|, so
+    Σ λ_j (w_j² − v_j²) ≤ 0. If ρ‖x‖² + Σ λ w² − ‖y‖² − Σ λ v² ≥ 0 for all (x, w), then ‖y‖² ≤ ρ‖x‖². The form is proved
+    non-negative segment by segment from the output: if −‖y‖² + Σ_later λ(w² − v²) ≥ −sᵀ M̂ s for a stored float matrix
+    M̂, the next statement is again about stored matrices, each one verified Cholesky factorisation with entrywise
+    error radii. ``matrix_free`` instead bounds ‖D_out^{1/2} H D_in^{-1/2}‖ ≤ 1 by Lanczos with a random start
+    (Kuczyński & Woźniakowski 1992), H being the linear map (x, w) ↦ (v, y).
+    """
+    if problem.norm != (2.0, 2.0):
+        raise UnsupportedNormError("the quadratic certificate is for l2 → l2.")
+    transformed, multipliers = _read(problem, witness)
+    rho_claim = float(witness.settings.get("rho", math.inf))
+    slack = float(witness.settings.get("slack", 1e-9))
+    exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
+    if witness.settings.get("route", "dense") == "dense":
+        rho = _dense(transformed, multipliers, slack, rho_claim)
+        guarantee: Guarantee = "rigorous" if exact else "numerical"
+    else:
+        rho = _matrix_free(transformed, multipliers, rho_claim, generator)
+        guarantee = "probabilistic" if exact else "numerical"
+    final = Magnitude.of(sqrt_up(rho))
+    final = Magnitude(final.mantissa, final.exponent + transformed.exponents[-1]) if final.mantissa else final
+    row = BreakdownRow(
+        "quadratic form", str(witness.settings.get("route", "dense")), float(final), float(final), guarantee,
+        f"{sum(c.size for c in transformed.cells)} neurons in {len(transformed.cells)} layers",
+    )  # fmt: skip
+    return Bound(
+        float(final), guarantee, "", problem.norm, problem.domain, breakdown=(row,), log10=final.log10
+    )
+
+
+def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int, Tensor]]:
+    network = problem.expanded
+    exponents = witness.arrays.get("exponents")
+    if exponents is None or exponents.shape != (len(network.nodes),):
+        raise CertificateError("the certificate's exponents do not fit the network.")
+    values = [int(e) for e in exponents]
+    transformed = LoopTransformed(network, tuple(values))
+    steps = [values[p] - values[k] for k, node in enumerate(network.nodes) for p in node.parents]
+    if values[0] != 0 or any(abs(step) > MAX_STEP for step in steps) or any(values[c.node] != values[c.parent] for c in transformed.cells):
+        raise CertificateError("the certificate's exponents are not units of this network.")
+    multipliers = {}
+    for cell in transformed.cells:
+        array = witness.arrays.get(f"multipliers.{cell.node}")
+        expected = 1 if cell.block else cell.size
+        if array is None or array.numel() != expected or not bool(torch.isfinite(array).all() & (array >= 0).all()):
+            raise CertificateError(f"the multipliers of node {cell.node} are missing, negative or of wrong size.")
+        multipliers[cell.node] = array.double().reshape(-1)
+    return transformed, multipliers
+
+
+def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor, Tensor]:
+    """λ on w and λ on v as vectors; a neuron with d = 0 has no w and needs no multiplier."""
+    if cell.block:
+        value = float(multiplier[0])
+        return torch.full((cell.size,), value, dtype=torch.float64), torch.full((v_size,), value, dtype=torch.float64)
+    idle = cell.d.reshape(-1) == 0
+    return torch.where(idle, torch.ones_like(multiplier), multiplier), torch.where(idle, torch.zeros_like(multiplier), multiplier)
+
+
+# -- dense route -------------------------------------------------------------------------------------------------
+
+
+def _dense(transformed: LoopTransformed, multipliers: Mapping[int, Tensor], slack: float, rho_claim: float) -> float:
+    segments = cheapest_segments(transformed)
+    if segments is None:
+        raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
+    form = torch.eye(size(transformed.network.out_shape), dtype=torch.float64)
+    for segment in reversed(segments):
+        relation = matrices(transformed, segment)
+        first = segment.start == 0
+        if segment.cells:
+            statement = Statement.build(transformed, segment, relation, form, multipliers)
+            if first:
+                return statement.least_rho(rho_claim)
+            form = statement.lifted(slack)
+        elif first and relation.entry > form.shape[0]:
+            return _wide_input(relation.output, form)
+        else:
+            product, radius = _congruence(relation.output, form)
+            form = product + torch.diag(_row_sums(radius))
+    return _largest_eigenvalue(form)
+
+
+class Statement:
+    """One segment: blkdiag(M_start, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell ⪰ 0, with M_start still open."""
+
+    def __init__(self, matrix: Tensor, radius: Tensor, entry: int) -> None:
+        self.matrix, self.radius, self.entry = matrix, radius, entry
+
+    @classmethod
+    def build(
+        cls, transformed: LoopTransformed, segment: Segment, relation: SegmentMatrices, form: Tensor,
+        multipliers: Mapping[int, Tensor],
+    ) -> Statement:  # fmt: skip
+        """−V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell + blkdiag(0, Λ), with an entrywise error bound."""
+        product, radius = _congruence(relation.output, form)
+        on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
+        for cell, v in zip(segment.cells, relation.preactivations, strict=True):
+            lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.value.shape[0])
+            on_w.append(lam_w)
+            part = v.value.T @ (lam_v[:, None] * v.value)
+            bound = v.absolute.T @ (lam_v[:, None] * v.absolute)
+            product = product + part
+            terms = 2.0 * v.rounding + 2.0 * v.value.shape[0] + 2.0 * len(segment.cells) + 8.0
+            radius = radius + bound * (4.0 * gamma(terms)) + 1e-300
+        diagonal = torch.cat(on_w)
+        matrix = torch.diag(diagonal) - product
+        radius = radius * (1.0 + 1e-12) + (product.abs() + torch.diag(diagonal)) * (4.0 * gamma(len(segment.cells) + 4.0))
+        return cls((matrix + matrix.T) / 2, torch.maximum(radius, radius.T), relation.entry)
+
+    def schur(self) -> Tensor:
+        """The float matrix that M_start has to exceed: B C⁻¹ Bᵀ − A for the blocks of the statement."""
+        n = self.entry
+        a, b, c = self.matrix[:n, :n], self.matrix[:n, n:], self.matrix[n:, n:]
+        factor, info = torch.linalg.cholesky_ex(c)
+        if int(info):
+            raise CertificateError("the multipliers do not make the form positive on a layer's neurons.")
+        half = torch.linalg.solve_triangular(factor, b.T, upper=False)
+        result = half.T @ half - a
+        return (result + result.T) / 2
+
+    def proves(self, start: Tensor) -> bool:
+        """Whether blkdiag(start, ·) makes the statement true, rounding included."""
+        n = self.entry
+        matrix, radius = self.matrix.clone(), self.radius.clone()
+        matrix[:n, :n] += start
+        radius[:n, :n] += (start.abs() + matrix[:n, :n].abs()) * gamma(4.0)
+        return is_positive_definite_scaled(matrix, radius)
+
+    def lifted(self, slack: float) -> Tensor:
+        """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
+        schur = self.schur()
+        diagonal = schur.diagonal().clamp(min=0.0)
+        floor = max(1e-14 * float(diagonal.max()), 1e-290) if diagonal.numel() else 0.0
+        lift = max(slack, 1e-12)
+        for _ in range(4):
+            start = schur + torch.diag(lift * diagonal + floor)
+            if self.proves(start):
+                return start
+            lift, floor = 10.0 * lift, 10.0 * floor
+        raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
+
+    def least_rho(self, claim: float) -> float:
+        """The claim if it can be proved, else the least ρ that can, with M_start = ρ I."""
+        identity = torch.eye(self.entry, dtype=torch.float64)
+        if math.isfinite(claim) and self.proves(claim * identity):
+            return claim
+        rho = max(float(torch.linalg.eigvalsh(self.schur())[-1]), 0.0)
+        lift = 1e-10
+        while lift < 1e-2:
+            candidate = rho * (1.0 + lift) + 1e-290
+            if self.proves(candidate * identity):
+                return candidate
+            lift *= 10.0
+        raise CertificateError("no ρ near the computed one is provable at these multipliers.")
+
+
+def _congruence(v: Tracked, form: Tensor) -> tuple[Tensor, Tensor]:
+    """VᵀM̂V in floating point and an entrywise bound on its distance from the exact one."""
+    product = v.value.T @ (form @ v.value)
+    bound = v.absolute.T @ (form.abs() @ v.absolute)
+    radius = bound * (4.0 * gamma(2.0 * v.rounding + 2.0 * form.shape[0] + 8.0))
+    return (product + product.T) / 2, torch.maximum(radius, radius.T) + 1e-300
+
+
+def _row_sums(radius: Tensor) -> Tensor:
+    return radius.sum(dim=1) * (1.0 + 4.0 * gamma(radius.shape[0] + 4.0)) + 1e-300
+
+
+def _largest_eigenvalue(form: Tensor) -> float:
+    """λ_max of a stored symmetric matrix, rounded up by a verified Cholesky factorisation."""
+    estimate = max(float(torch.linalg.eigvalsh(form)[-1]), 0.0)
+    lift = 1e-12
+    while lift < 1e-2:
+        rho = estimate * (1.0 + lift) + 1e-290
+        shifted = rho * torch.eye(form.shape[0], dtype=torch.float64) - form
+        rounding = mul_up(2.0 * gamma(2.0), add_up(rho, float(form.diagonal().abs().max())))
+        if is_positive_definite(shifted, rounding):
+            return rho
+        lift *= 10.0
+    raise CertificateError("the largest eigenvalue of the last form cannot be enclosed.")
+
+
+def _wide_input(v: Tracked, form: Tensor) -> float:
+    """λ_max(VᵀM̂V) = ‖LᵀV‖² for M̂ = LLᵀ, on V's shorter side; the residual of the factorisation is added."""
+    diagonal = form.diagonal().clamp(min=0.0)
+    lifted = form + torch.diag(1e-13 * diagonal + max(1e-15 * float(diagonal.max()), 1e-290))
+    factor, info = torch.linalg.cholesky_ex(lifted)
+    if int(info):
+        raise CertificateError("the form on the first layer is not positive.")
+    n = form.shape[0]
+    bound = factor.abs() @ factor.abs().T + form.abs()
+    residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0))
+    left = float(_row_sums(torch.maximum(residual, residual.T)).max())
+    image = factor.T @ v.value
+    wide = factor.abs().T @ v.absolute
+    error = mul_up(4.0 * gamma(v.rounding + n + 8.0), 1.0 + 1e-9, float(wide.norm()))
+    sigma = sigma_max_upper(image, error)
+    plain = mul_up(1.0 + 1e-9, float(v.absolute.norm()))
+    return add_up(mul_up(sigma, sigma), mul_up(left, plain, plain))
+
+
+# -- matrix-free route -------------------------------------------------------------------------------------------
+
+
+class ScaledMap:
+    """G = D_out^{1/2} H D_in^{-1/2} with H: (x, w) ↦ (v, y); the form is non-negative exactly if ‖G‖ ≤ 1."""
+
+    def __init__(self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor], rho: float) -> None:
+        self.transformed = transformed
+        self.sizes = [size(transformed.network.in_shape), *(c.size for c in transformed.cells)]
+        scale = [torch.full((self.sizes[0],), 1.0 / math.sqrt(rho), dtype=torch.float64)]
+        self.out: dict[int, Tensor] = {}
+        for cell in transformed.cells:
+            v_shape = transformed.network.nodes[cell.parent].shape
+            on_w, on_v = multiplier_pair(cell, multipliers[cell.node], size(v_shape))
+            scale.append(on_w.clamp(min=1e-300).rsqrt())
+            self.out[cell.node] = on_v.sqrt().reshape(v_shape)
+        self.scale = torch.cat(scale)
+
+    @property
+    def size(self) -> int:
+        """Number of entries of (x, w)."""
+        return sum(self.sizes)
+
+    def gram(self, vector: Tensor) -> Tensor:
+        """GᵀG on one flat vector, by one forward and one backward pass."""
+        with torch.enable_grad():
+            leaf = vector.detach().clone().requires_grad_(True)
+            pieces = torch.split(leaf * self.scale, self.sizes)
+            shape = self.transformed.network.in_shape
+            order = {c.node: i + 1 for i, c in enumerate(self.transformed.cells)}
+            squares = []
+
+            def output(cell: Cell, v: Tensor) -> Tensor:
+                squares.append((v * self.out[cell.node]).square().sum())
+                w = pieces[order[cell.node]].reshape(1, *cell.out_shape)
+                return cell.d * w if cell.block else cell.c * v + cell.d * w
+
+            values = self.transformed.spread(pieces[0].reshape(1, *shape), output)
+            squares.append(values[-1].square().sum())
+            (gradient,) = torch.autograd.grad(0.5 * sum(squares[1:], squares[0]), leaf)
+        return gradient
+
+
+def _matrix_free(
+    transformed: LoopTransformed, multipliers: Mapping[int, Tensor], rho: float, generator: torch.Generator
+) -> float:
+    """The least ρ' ≥ ρ provable: multipliers and ρ enter as claimed, ‖G‖² ≤ θ/(1 − ε) must come out at most 1."""
+    if not 0.0 < rho < math.inf:
+        raise CertificateError("the matrix-free route needs a claimed rho.")
+    if any(bool((m == 0).any()) for m in multipliers.values()):
+        raise CertificateError("the matrix-free route needs positive multipliers.")
+    scaled = ScaledMap(transformed, multipliers, rho)
+    steps = 100
+    while True:
+        steps = min(steps, scaled.size)
+        ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, generator)
+        if ritz > 1.0:
+            raise CertificateError("the multipliers are not feasible.")
+        epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, DELTA / 4)
+        if epsilon < 1.0 and div_up(mul_up(ritz, 1.0 + 1e-12), 1.0 - epsilon) <= 1.0:
+            return rho
+        if steps >= min(800, scaled.size):
+            raise CertificateError("the form's margin is too small for the matrix-free check.")
+        steps *= 2

@@ -1,0 +1,227 @@
+"""The loop-transformed network: every nonlinearity as z = c·v + d·w with |w| ≤ |v|, in units of powers of two.
+
+With α ≤ slope ≤ β, c = (α + β)/2 and d = (β − α)/2, a slope-restricted increment is δz = c δv + d δw with
+|δw| ≤ |δv|; a gain block is the same with c = 0, d = g and ‖δw‖ ≤ ‖δv‖. What is left of the network is linear in
+(δx, δw_1, …, δw_K): LipLT, LipSDP and their checks work on that linear network alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lipcert.errors import UnsupportedNormError
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network
+from lipcert.network.linear import Dense, Identity, LinearMap, Shape, compose, size
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A nonlinear node as z = c·v + d·w.
+
+    Attributes:
+        node, parent: positions of z and v in the network.
+        c, d: float64 tensors of the node's shape (for a block: zeros and the gain); d is rounded up so that
+            [c − d, c + d] contains [α, β].
+        block: ‖w‖ ≤ ‖v‖ for the block as a whole instead of entry by entry.
+    """
+
+    node: int
+    parent: int
+    c: Tensor
+    d: Tensor
+    block: bool
+    out_shape: Shape
+
+    @property
+    def size(self) -> int:
+        """Number of entries of w (equal to z's)."""
+        return size(self.out_shape)
+
+
+def _cell(position: int, node: ActivationNode | GainNode) -> Cell:
+    if isinstance(node, ActivationNode):
+        low, high = node.function.slopes(node.shape)
+        c = (low + high) / 2
+        d = torch.maximum(_difference_up(high, c), _difference_up(c, low))
+        return Cell(position, node.parents[0], c.contiguous(), d.contiguous(), False, node.shape)
+    gain = node.function.gains.get(2.0)
+    if gain is None:
+        raise UnsupportedNormError(f"{node.name} at {node.where} has no known l2 constant.")
+    shape = node.shape
+    return Cell(
+        position, node.parents[0], torch.zeros(shape, dtype=torch.float64),
+        torch.full(shape, gain, dtype=torch.float64), True, shape,
+    )  # fmt: skip
+
+
+def _difference_up(a: Tensor, b: Tensor) -> Tensor:
+    """a − b ≥ 0, exact where the subtraction is (Knuth's two-sum tells), else rounded up."""
+    difference = a - b
+    back = difference - a
+    error = (a - (difference - back)) + (-b - back)
+    return torch.where(error == 0, difference, torch.nextafter(difference, torch.full_like(difference, math.inf)))
+
+
+@dataclass(frozen=True, eq=False)
+class LoopTransformed:
+    """The linear network behind a (fused, selection-free) network, with a unit 2^e for every node.
+
+    A node's true increment is 2^exponent times its value here; with units near the node's own scale, a hundred layers
+    of norm 1e±6 neither overflow nor vanish. Powers of two make the change of units exact.
+
+    Attributes:
+        network: fused, without selections.
+        exponents: one integer per node; a nonlinear node has its parent's, the input has 0.
+        dtype, device: where the maps' constants live.
+    """
+
+    network: Network
+    exponents: tuple[int, ...]
+    dtype: torch.dtype = torch.float64
+    device: torch.device = torch.device("cpu")
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The nonlinear nodes, in topological order."""
+        nodes = self.network.nodes
+        return tuple(
+            _cell(k, node)
+            for k, node in enumerate(nodes)
+            if isinstance(node, (ActivationNode, GainNode))
+        )
+
+    @cached_property
+    def cell_at(self) -> Mapping[int, Cell]:
+        """Position of a nonlinear node → its cell."""
+        return {cell.node: cell for cell in self.cells}
+
+    @cached_property
+    def maps(self) -> Mapping[int, tuple[LinearMap, ...]]:
+        """Position of an affine node → its maps in the units of both sides, small ones as matrices."""
+        result: dict[int, tuple[LinearMap, ...]] = {}
+        for k, node in enumerate(self.network.nodes):
+            if isinstance(node, AffineNode):
+                result[k] = tuple(
+                    self._scaled(linear, self.exponents[parent] - self.exponents[k])
+                    for parent, linear in zip(node.parents, node.maps, strict=True)
+                )
+        return result
+
+    @cached_property
+    def exact_maps(self) -> Mapping[int, tuple[LinearMap, ...]]:
+        """As ``maps``, but in float64 with the original operations and their rounding counts, for checks."""
+        return {
+            k: tuple(
+                _in_units(linear, self.exponents[parent] - self.exponents[k])
+                for parent, linear in zip(node.parents, node.maps, strict=True)
+            )
+            for k, node in enumerate(self.network.nodes)
+            if isinstance(node, AffineNode)
+        }
+
+    def _scaled(self, linear: LinearMap, exponent: int) -> LinearMap:
+        scaled = _in_units(linear, exponent)
+        if isinstance(scaled, Identity):
+            return scaled
+        if linear.in_size * linear.out_size <= DENSE_ENTRIES:
+            matrix = scaled.matrix(torch.float64)
+            return Dense((matrix.to(self.device, self.dtype),), scaled.in_shape, scaled.out_shape)
+        return scaled.to(self.dtype, self.device)
+
+    def spread(self, inputs: Tensor, cell_output, upto: int | None = None):  # type: ignore[no-untyped-def]
+        """Values of all nodes for a batch of input increments.
+
+        Args:
+            inputs: (B, *in_shape).
+            cell_output: function (cell, v) → z, both (B, *shape).
+            upto: last node wanted.
+
+        Returns:
+            List of node values, (B, *shape) each.
+        """
+        values: list[Tensor] = []
+        last = len(self.network.nodes) - 1 if upto is None else upto
+        for k, node in enumerate(self.network.nodes[: last + 1]):
+            if isinstance(node, InputNode):
+                values.append(inputs)
+            elif isinstance(node, AffineNode):
+                total = None
+                for linear, parent in zip(self.maps[k], node.parents, strict=True):
+                    image = linear.apply(values[parent])
+                    total = image if total is None else total + image
+                if total is None:
+                    total = inputs.new_zeros(len(inputs), *node.shape)
+                values.append(total)
+            else:
+                cell = self.cell_at[k]
+                values.append(cell_output(cell, values[cell.parent]))
+        return values
+
+
+def _in_units(linear: LinearMap, exponent: int) -> LinearMap:
+    """``2^exponent · linear``; a float holds 2^±1000, a deep rescaling may need more."""
+    while exponent:
+        step = max(-1000, min(1000, exponent))
+        linear = compose(linear, Identity(linear.out_shape, 2.0**step))
+        exponent -= step
+    return linear
+
+
+#: Linear maps up to this many entries are written down as matrices for speed.
+DENSE_ENTRIES = 4_000_000
+
+
+def natural_exponents(network: Network, seed: int = 0, columns: int = 4) -> tuple[int, ...]:
+    """One exponent per node that brings a typical increment of the node to size about 1.
+
+    A batch of random increments is sent through the loop-transformed network and renormalised node by node.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    exponents: list[int] = []
+    values: list[Tensor] = []
+    for k, node in enumerate(network.nodes):
+        if isinstance(node, InputNode):
+            value = torch.randn(columns, *node.shape, generator=generator, dtype=torch.float64)
+            exponents.append(0)
+            values.append(value / value.norm())
+        elif isinstance(node, AffineNode):
+            value, exponent = _affine_value(node, values, exponents)
+            value = value if value is not None else torch.zeros(columns, *node.shape, dtype=torch.float64)
+            length = float(value.norm())
+            shift = round(math.log2(length)) if 0 < length < math.inf else 0
+            exponents.append(exponent + shift)
+            values.append(value * 2.0**-shift)
+        else:
+            assert isinstance(node, (ActivationNode, GainNode))
+            cell = _cell(k, node)
+            v = values[cell.parent]
+            exponents.append(exponents[cell.parent])
+            if cell.block:
+                z = torch.randn(columns, *node.shape, generator=generator, dtype=torch.float64)
+                values.append(cell.d * z * (v.norm() / z.norm().clamp(min=1e-300)))
+            else:
+                w = v.abs() * torch.randn(v.shape, generator=generator, dtype=torch.float64).sign()
+                values.append(cell.c * v + cell.d * w)
+    return tuple(exponents)
+
+
+def _affine_value(
+    node: AffineNode, values: Sequence[Tensor], exponents: Sequence[int]
+) -> tuple[Tensor | None, int]:
+    """Value of an affine node in the largest of its parents' units, and that unit."""
+    if not node.parents:
+        return None, 0
+    exponent = max(exponents[p] for p in node.parents)
+    total: Tensor | None = None
+    for linear, parent in zip(node.maps, node.parents, strict=True):
+        value = values[parent] * 2.0 ** max(-1000, exponents[parent] - exponent)
+        with torch.no_grad():
+            image = linear.to(torch.float64, "cpu").apply(value)
+        total = image if total is None else total + image
+    return total, exponent
