@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from lipcert.certificates.base import Witness, certificate
-from lipcert.certificates.map_norm import Stacked, absolute_sums, map_norm
+from lipcert.certificates.map_norm import Stacked, absolute_sums, map_norm, scaled
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
-from lipcert.numerics.rounding import add_up, mul_up
+from lipcert.numerics.rounding import add_up, ldexp_up, mul_up
 from lipcert.problem import Problem
 from lipcert.result import Bound, BreakdownRow, Guarantee, weakest
 
@@ -112,7 +111,7 @@ def _affine(
         claim = claims[position, term]
         norm = map_norm(linear, p, None if math.isnan(claim) else claim, delta, generator)
         used.append(norm.guarantee)
-        total = total + Magnitude.of(norm.value) * before
+        total = total + norm.magnitude * before
     remark = "" if len(node.maps) == 1 else f"sum of {len(node.maps)}"
     if p == math.inf and len(node.maps) > 1:
         stacked = _row_sums(node, inputs)
@@ -124,23 +123,23 @@ def _affine(
         length = inputs[0]
         for before in inputs[1:]:
             length = length.hypot(before)
-        stacked = Magnitude.of(norm.value) * length
+        stacked = norm.magnitude * length
         if stacked < total:
             total, used, remark = stacked, [norm.guarantee], "stacked map"
     return total, weakest(used), remark
 
 
 def _row_sums(node: AffineNode, inputs: list[Magnitude]) -> Magnitude | None:
-    """max over rows of Σ_i L_i Σ_j |A_i[o, j]|, when the L_i fit in floats."""
-    sums: Tensor | None = None
-    for linear, before in zip(node.maps, inputs, strict=True):
-        factor = float(before)
-        if not 1e-200 < factor < 1e200:
-            return None
-        rows = absolute_sums(linear)[0] * mul_up(factor, add_up(1.0, 1e-15))
-        sums = rows if sums is None else (sums + rows) * add_up(1.0, 1e-15)
-    greatest = float(sums.max()) if sums is not None and sums.numel() else math.inf
-    return Magnitude.of(greatest) if math.isfinite(greatest) and greatest > 1e-250 else None
+    """max over rows of Σ_i L_i Σ_j |A_i[o, j]|, in units of the largest L_i's power of two."""
+    sums = torch.zeros(node.shape, dtype=torch.float64)
+    units = [scaled(linear) for linear in node.maps]
+    powers = [before.exponent + unit.exponent for unit, before in zip(units, inputs, strict=True)]
+    top = max(powers)
+    for unit, before, power in zip(units, inputs, powers, strict=True):
+        factor = ldexp_up(before.mantissa, max(power - top, -900))
+        sums = (sums + absolute_sums(unit)[0] * mul_up(factor, add_up(1.0, 1e-15))) * add_up(1.0, 1e-15)
+    greatest = float(sums.max()) if sums.numel() else math.inf
+    return Magnitude.of(greatest).times_power(top) if 1e-200 < greatest < math.inf else None
 
 
 def _ratio(total: Magnitude, inputs: list[Magnitude]) -> Magnitude:

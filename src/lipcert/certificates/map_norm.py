@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
-from lipcert.network.linear import Identity, LinearMap, Shape, compose, size
+from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum, add, compose, size
 from lipcert.numerics.lanczos import certify_sigma_max_probabilistic, sigma_max_probabilistic
-from lipcert.numerics.rounding import add_up, gamma, mul_up, sqrt_up
+from lipcert.numerics.magnitude import Magnitude
+from lipcert.numerics.rounding import add_up, gamma, ldexp_down, mul_up, sqrt_up
 from lipcert.numerics.spectral import certify_sigma_max, norm_1_upper, norm_inf_upper, sigma_max_upper
 from lipcert.result import Guarantee
 
@@ -19,16 +20,23 @@ from lipcert.result import Guarantee
 MAX_ENTRIES, MAX_SIDE = 120_000_000, 6_500
 #: Relative inflation aimed at by the probabilistic bound, and slack kept so that a re-check passes.
 TARGET, SLACK = 1e-2, 1e-3
-#: A nonzero map whose computed norm falls below this may have underflowed; the bound stops here.
-FLOOR = 1e-280
+#: A composition is rescaled where its norm may have drifted by more than 2^DRIFT; a factor may reach 2^±REACH.
+DRIFT, REACH = 32, 700
+#: Rounding counts beyond this say nothing useful; such constants count as of unknown error.
+MOST_ROUNDINGS = 2.0**40
 
 
 @dataclass(frozen=True)
 class NormBound:
-    """‖W‖_{p→p} ≤ value."""
+    """‖W‖_{p→p} ≤ magnitude, which may lie outside the range of floats."""
 
-    value: float
+    magnitude: Magnitude
     guarantee: Guarantee
+
+    @property
+    def value(self) -> float:
+        """The bound as a float, rounded up."""
+        return float(self.magnitude)
 
 
 class Stacked(LinearMap):
@@ -73,18 +81,114 @@ def is_zero(linear: LinearMap) -> bool:
     return any(not bool(c.any()) for c in constants)
 
 
-def absolute_sums(linear: LinearMap) -> tuple[Tensor, Tensor]:
-    """Upper bounds of the row sums and column sums of |W|: two passes of the absolute map on ones, rounded up.
+@dataclass(frozen=True)
+class Scaled:
+    """W = 2^exponent · map, the map being written so that no intermediate value over- or underflows.
 
-    Returns:
-        (row sums of shape out_shape, column sums of shape in_shape), float64.
+    ``underflow`` is the most that lost low-order bits (numbers below the normal range) can change the map: a bound in
+    the 2-norm of the error matrix, and of each of its row and column sums.
     """
+
+    map: LinearMap
+    exponent: int
+    underflow: float
+
+
+def scaled(linear: LinearMap) -> Scaled:
+    """Take the powers of two out of a map, factor by factor (a hundred fused layers of norm 1e±6 need this).
+
+    Why nothing is lost: powers of two are exact. With every ‖|W_i|‖_2 ≤ 2^{e_i}, the norms of all partial products of
+    the rescaled factors lie below 2^{DRIFT} and those of what follows below 2^{2·DRIFT}, times 2^{|e_i|} inside a factor;
+    an error of 2^−1022 in each of the N numbers of a pass is amplified by no more than that.
+
+    Raises:
+        NumericsError: a factor's norm lies beyond 2^±REACH (about 1e±210), or overflows.
+    """
+    worst = [0]
+    unit, exponent = _scaled(linear, worst)
+    numbers = sum(leaf.in_size + leaf.out_size for leaf in unit.leaves()) + linear.in_size + linear.out_size
+    numbers_squared = mul_up(float(numbers), float(numbers), 8.0)
+    return Scaled(unit, exponent, mul_up(2.0 ** (-1022 + 4 * DRIFT + worst[0]), numbers_squared))
+
+
+def _scaled(linear: LinearMap, worst: list[int]) -> tuple[LinearMap, int]:
+    if isinstance(linear, Composition):
+        return _scaled_composition(linear, worst)
+    if isinstance(linear, (Sum, Stacked)):
+        pieces = [_scaled(m, worst) for m in linear.maps]
+        top = max(e for _, e in pieces)
+        shifted = tuple(_shifted(m, e - top) for m, e in pieces)
+        return (Stacked(shifted) if isinstance(linear, Stacked) else add(*shifted)), top
+    exponent = _exponent(linear)
+    if abs(exponent) <= DRIFT:
+        return linear, 0
+    return _scaled_composition(Composition((linear,)), worst)
+
+
+def _scaled_composition(linear: Composition, worst: list[int]) -> tuple[LinearMap, int]:
+    parts: list[LinearMap] = []
+    taken, drift = 0, 0
+    for factor in linear.maps:
+        here, inner = _scaled(factor, worst) if isinstance(factor, (Sum, Composition)) else (factor, 0)
+        taken += inner
+        exponent = _exponent(here)
+        worst[0] = max(worst[0], abs(exponent))
+        drift += exponent
+        if abs(drift) <= DRIFT:
+            parts.append(here)
+            continue
+        power = Identity(here.in_shape if drift < 0 else here.out_shape, 2.0**-drift)
+        parts += [power, here] if drift < 0 else [here, power]
+        taken += drift
+        drift = 0
+    return compose(*parts), taken
+
+
+def _shifted(linear: LinearMap, shift: int) -> LinearMap:
+    """2^shift · map for a shift ≤ 0; beyond 2^−1600 nothing is left in floats, and ``underflow`` covers it."""
+    shift = max(shift, -1600)
+    while shift < 0:
+        step = max(shift, -800)
+        linear = compose(linear, Identity(linear.out_shape, 2.0**step))
+        shift -= step
+    return linear
+
+
+def _exponent(linear: LinearMap) -> int:
+    """e with ‖|W|‖_2 ≤ 2^e, by √(‖W‖_1 ‖W‖_∞), and hardly less."""
+    if isinstance(linear, OpMap):
+        sizes = [float(c.abs().max()) for c in linear.constants if c.numel() and bool(c.any())]
+        if sum(abs(math.log2(v)) for v in sizes if math.isfinite(v)) > REACH and len(sizes) > 1:
+            raise NumericsError(f"the constants of {linear.label} are too far from 1 in size; rescale the weights.")
+    rows, columns = _sums(linear)
+    bound = math.sqrt(_greatest(rows)) * math.sqrt(_greatest(columns))
+    exponent = math.frexp(bound)[1] if bound else 0
+    if abs(exponent) > REACH:
+        raise NumericsError(
+            f"a linear map has a norm of about 2^{exponent}, outside the range in which sums stay certified "
+            f"(2^±{REACH}); rescale the weights of the layer concerned."
+        )
+    return exponent
+
+
+def _sums(linear: LinearMap) -> tuple[Tensor, Tensor]:
+    """Row sums and column sums of ``absolute()``, as computed."""
     absolute = linear.absolute().to(torch.float64, "cpu")
     with torch.no_grad():
         rows = absolute.apply(torch.ones(1, *linear.in_shape, dtype=torch.float64))[0]
     columns = absolute.transpose(torch.ones(1, *linear.out_shape, dtype=torch.float64))[0].detach()
-    widen = add_up(1.0, mul_up(4.0, gamma(_terms(linear) + 8.0)))
-    return rows * widen, columns * widen
+    return rows, columns
+
+
+def absolute_sums(unit: Scaled) -> tuple[Tensor, Tensor]:
+    """Upper bounds of the row sums and column sums of |map|: two passes of the absolute map on ones, rounded up.
+
+    Returns:
+        (row sums of shape out_shape, column sums of shape in_shape), float64, of ``unit.map`` (without its exponent).
+    """
+    rows, columns = _sums(unit.map)
+    widen = add_up(1.0, mul_up(4.0, gamma(_terms(unit.map) + 8.0)))
+    return rows * widen + unit.underflow, columns * widen + unit.underflow
 
 
 def map_norm(linear: LinearMap, p: float, claim: float | None = None, delta: float = 1e-9,
@@ -96,37 +200,47 @@ def map_norm(linear: LinearMap, p: float, claim: float | None = None, delta: flo
     Why this is an upper bound: for p = 1 and ∞ it is a sum of absolute values rounded up (Scaman & Virmaux 2018 and
     any textbook: greatest column / row sum). For p = 2 it is √(‖|W|‖_1 ‖|W|‖_∞), or a value proved by a verified
     Cholesky factorisation of the materialised matrix, whose distance from the exact map, at most
-    γ_k √(‖|W|‖_1 ‖|W|‖_∞) in the 2-norm, is added; or, where the matrix is too large, the Lanczos bound of
-    Kuczyński & Woźniakowski (1992).
+    γ_k √(‖|W|‖_1 ‖|W|‖_∞) in the 2-norm and what underflow loses, is added; or, where the matrix is too large, the
+    Lanczos bound of Kuczyński & Woźniakowski (1992). Powers of two are taken out first (``scaled``).
     """
     if is_zero(linear):
-        return NormBound(0.0, "rigorous")
-    guarantee: Guarantee = "rigorous" if math.isfinite(linear.rounding) else "numerical"
-    rows, columns = absolute_sums(linear)
-    largest_row, largest_column = _greatest(rows), _greatest(columns)
-    if p == math.inf:
-        return NormBound(max(FLOOR, _summed(linear, largest_row, by_rows=True)), guarantee)
-    if p == 1:
-        return NormBound(max(FLOOR, _summed(linear, largest_column, by_rows=False)), guarantee)
-    schur = _schur_of(largest_row, largest_column)
-    if isinstance(linear, Identity) or _attained(linear, schur):
-        return NormBound(schur, guarantee)
-    if writable(linear):
-        matrix = linear.matrix()
-        error = mul_up(2.0 * gamma(_terms(linear) + 8.0), schur)
-        if claim is not None and certify_sigma_max(matrix, error, claim):
-            return NormBound(max(FLOOR, min(claim, schur)), guarantee)
-        return NormBound(max(FLOOR, min(schur, sigma_max_upper(matrix, error))), guarantee)
-    return _matrix_free(linear, schur, claim, delta, generator)
+        return NormBound(Magnitude.of(0.0), "rigorous")
+    unit = scaled(linear)
+    if claim is not None:
+        claim = ldexp_down(claim, -unit.exponent) if 0.0 < claim < math.inf else None
+    value, guarantee = _unit_norm(unit, p, claim or None, delta, generator)
+    return NormBound(Magnitude.of(value).times_power(unit.exponent), guarantee)
 
 
 def propose_norm(linear: LinearMap, p: float, delta: float = 1e-9, generator: torch.Generator | None = None) -> float:
     """A value that ``map_norm`` will very probably be able to prove: the search side, not a bound."""
-    if p != 2 or is_zero(linear):
-        return map_norm(linear, p).value
+    value = map_norm(linear, p, None, delta, generator).value
+    if p != 2:
+        return value
+    return value * (1.0 + 1e-12 if writable(linear) else 1.0 + SLACK)
+
+
+def _unit_norm(
+    unit: Scaled, p: float, claim: float | None, delta: float, generator: torch.Generator | None
+) -> tuple[float, Guarantee]:
+    linear = unit.map
+    guarantee: Guarantee = "rigorous" if _known(linear) else "numerical"
+    rows, columns = absolute_sums(unit)
+    largest_row, largest_column = _greatest(rows), _greatest(columns)
+    if p == math.inf:
+        return _summed(unit, largest_row, by_rows=True), guarantee
+    if p == 1:
+        return _summed(unit, largest_column, by_rows=False), guarantee
+    schur = mul_up(sqrt_up(largest_row), sqrt_up(largest_column))  # Schur's test: ‖W‖_2 ≤ √(‖W‖_1 ‖W‖_∞)
+    if isinstance(linear, Identity) or _attained(linear, schur, columns):
+        return schur, guarantee
     if not writable(linear):
-        return map_norm(linear, p, None, delta, generator).value * (1.0 + SLACK)
-    return sigma_max_upper(linear.matrix(), mul_up(2.0 * gamma(_terms(linear) + 8.0), _schur(linear))) * (1.0 + 1e-12)
+        return _matrix_free(linear, schur, claim, delta, generator)
+    matrix = linear.matrix()
+    error = add_up(mul_up(2.0 * gamma(_terms(linear) + 8.0), schur), unit.underflow)
+    if claim is not None and certify_sigma_max(matrix, error, claim):
+        return min(claim, schur), guarantee
+    return min(schur, sigma_max_upper(matrix, error)), guarantee
 
 
 def writable(linear: LinearMap) -> bool:
@@ -135,8 +249,13 @@ def writable(linear: LinearMap) -> bool:
     return min(sides) <= MAX_SIDE and sides[0] * sides[1] <= MAX_ENTRIES
 
 
+def _known(linear: LinearMap) -> bool:
+    """Whether the rounding error of the map's constants and of applying it is known."""
+    return linear.rounding <= MOST_ROUNDINGS
+
+
 def _terms(linear: LinearMap) -> float:
-    return linear.rounding if math.isfinite(linear.rounding) else float(linear.in_size + linear.out_size)
+    return linear.rounding if _known(linear) else float(linear.in_size + linear.out_size)
 
 
 def _greatest(values: Tensor) -> float:
@@ -146,31 +265,16 @@ def _greatest(values: Tensor) -> float:
     return greatest
 
 
-def _schur_of(largest_row: float, largest_column: float) -> float:
-    """√(‖W‖_1 ‖W‖_∞) ≥ ‖W‖_2, rounded up (Schur's test)."""
-    return max(FLOOR, mul_up(sqrt_up(largest_row), sqrt_up(largest_column)))
-
-
-def _schur(linear: LinearMap) -> float:
-    rows, columns = absolute_sums(linear)
-    return _schur_of(_greatest(rows), _greatest(columns))
-
-
-def _summed(linear: LinearMap, pass_bound: float, by_rows: bool) -> float:
+def _summed(unit: Scaled, pass_bound: float, by_rows: bool) -> float:
     """The greatest row or column sum; exact up to rounding for composites too, as long as they are not huge."""
-    if len(linear.leaves()) <= 1 or linear.in_size * linear.out_size > MAX_ENTRIES:
+    linear = unit.map
+    factors = [leaf for leaf in linear.leaves() if not isinstance(leaf, Identity)]
+    if len(factors) <= 1 or linear.in_size * linear.out_size > MAX_ENTRIES:
         return pass_bound
     matrix = linear.matrix()
     exact = norm_inf_upper(matrix) if by_rows else norm_1_upper(matrix)
-    return min(pass_bound, add_up(exact, mul_up(2.0 * gamma(_terms(linear) + 8.0), pass_bound)))
-
-
-def _unit(linear: LinearMap) -> tuple[LinearMap, float]:
-    """The map divided by a power of two so that its norm is about 1 at most, and that power."""
-    rows, columns = absolute_sums(linear)
-    bound = math.sqrt(_greatest(rows)) * math.sqrt(_greatest(columns))
-    exponent = max(-1000, min(1000, math.frexp(bound)[1]))
-    return compose(Identity(linear.in_shape, 2.0**-exponent), linear), 2.0**exponent
+    error = add_up(mul_up(2.0 * gamma(_terms(linear) + 8.0), pass_bound), unit.underflow)
+    return min(pass_bound, add_up(exact, error))
 
 
 def _gram(linear: LinearMap):  # type: ignore[no-untyped-def]
@@ -179,17 +283,13 @@ def _gram(linear: LinearMap):  # type: ignore[no-untyped-def]
     return lambda x: here.gram(x.reshape(1, *linear.in_shape)).reshape(-1)
 
 
-def _attained(linear: LinearMap, schur: float) -> bool:
-    """Whether a few steps from below already meet √(‖W‖_1‖W‖_∞) (permutations, slices, batch norm, …)."""
-    scaled, scale = _unit(linear)
-    gram = _gram(scaled)
-    vector = torch.ones(linear.in_size, dtype=torch.float64)
-    rows, columns = absolute_sums(linear)
+def _attained(linear: LinearMap, schur: float, columns: Tensor) -> bool:
+    """Whether one step from below already meets √(‖W‖_1‖W‖_∞) (permutations, slices, batch norm, …)."""
+    gram = _gram(linear)
     spike = torch.zeros(linear.in_size, dtype=torch.float64)
     spike[int(columns.reshape(-1).argmax())] = 1.0
-    for start in (spike, vector):
-        image = gram(start)
-        below = math.sqrt(max(float(image @ start), 0.0) / max(float(start @ start), 1e-300)) * scale
+    for start in (spike, torch.ones(linear.in_size, dtype=torch.float64)):
+        below = math.sqrt(max(float(gram(start) @ start), 0.0) / max(float(start @ start), 1e-300))
         if below >= schur * (1.0 - 1e-9):
             return True
     return False
@@ -197,17 +297,21 @@ def _attained(linear: LinearMap, schur: float) -> bool:
 
 def _matrix_free(
     linear: LinearMap, schur: float, claim: float | None, delta: float, generator: torch.Generator | None
-) -> NormBound:
-    scaled, scale = _unit(linear)
-    gram, n = _gram(scaled), size(linear.in_shape)
-    if claim is not None:
-        goal = claim / scale * (1.0 - 1e-12)
-        if certify_sigma_max_probabilistic(gram, n, goal, delta, _steps(n, delta), generator):
-            return NormBound(min(claim, schur), "probabilistic" if math.isfinite(linear.rounding) else "numerical")
-    value, _ = sigma_max_probabilistic(gram, n, delta, TARGET, 1000, generator)
-    value = mul_up(value, scale)
-    kind: Guarantee = "probabilistic" if math.isfinite(linear.rounding) else "numerical"
-    return NormBound(max(FLOOR, value), kind) if value < schur else NormBound(schur, kind)
+) -> tuple[float, Guarantee]:
+    """The Lanczos bound; claim and search each spend half of ``delta``."""
+    kind: Guarantee = "probabilistic" if _known(linear) else "numerical"
+    power = math.frexp(schur)[1]  # the Gram map is applied to a map of norm about 1
+    gram, n = _gram(compose(Identity(linear.in_shape, 2.0**-power), linear)), size(linear.in_shape)
+    try:
+        if claim is not None:
+            goal = ldexp_down(claim, -power) * (1.0 - 1e-12)
+            if certify_sigma_max_probabilistic(gram, n, goal, 0.5 * delta, _steps(n, 0.5 * delta), generator):
+                return min(claim, schur), kind
+        value, _ = sigma_max_probabilistic(gram, n, 0.5 * delta, TARGET, 1000, generator)
+    except ValueError as problem:
+        raise NumericsError(f"the largest singular value of a linear map cannot be found: {problem}.") from problem
+    value = mul_up(value, 2.0**power)
+    return (value, kind) if value < schur else (schur, kind)
 
 
 def _steps(n: int, delta: float) -> int:

@@ -33,7 +33,8 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
 
     ``witness.arrays``: ``exponents`` (one integer per node of the expanded network) and ``multipliers.K`` for the
     nonlinear node K (one λ per neuron, one for a block). ``witness.settings``: ``slack``, the relative lift of the
-    intermediate forms, ``rho``, a claim for ρ in the output's units, and ``route``, ``dense`` or ``matrix_free``.
+    intermediate forms, ``rho``, a claim for ρ in the output's units, ``route``, ``dense`` or ``matrix_free``, and
+    ``layerwise``, one λ per layer.
 
     Why this is an upper bound: every increment satisfies δz = c δv + d δw with |δw_j| ≤ |δv_j|, so
     Σ λ_j (w_j² − v_j²) ≤ 0. If ρ‖x‖² + Σ λ w² − ‖y‖² − Σ λ v² ≥ 0 for all (x, w), then ‖y‖² ≤ ρ‖x‖². The form is proved
@@ -49,7 +50,7 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     slack = float(witness.settings.get("slack", 1e-9))
     exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
     if witness.settings.get("route", "dense") == "dense":
-        rho = _dense(transformed, multipliers, slack, rho_claim)
+        rho = DenseForm(transformed).least_rho(multipliers, slack, rho_claim)
         guarantee: Guarantee = "rigorous" if exact else "numerical"
     else:
         rho = _matrix_free(transformed, multipliers, rho_claim, generator)
@@ -71,7 +72,7 @@ def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int
     if exponents is None or exponents.shape != (len(network.nodes),):
         raise CertificateError("the certificate's exponents do not fit the network.")
     values = [int(e) for e in exponents]
-    transformed = LoopTransformed(network, tuple(values))
+    transformed = LoopTransformed(network, tuple(values), bool(witness.settings.get("layerwise", False)))
     steps = [values[p] - values[k] for k, node in enumerate(network.nodes) for p in node.parents]
     if values[0] != 0 or any(abs(step) > MAX_STEP for step in steps) or any(values[c.node] != values[c.parent] for c in transformed.cells):
         raise CertificateError("the certificate's exponents are not units of this network.")
@@ -97,25 +98,44 @@ def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor
 # -- dense route -------------------------------------------------------------------------------------------------
 
 
-def _dense(transformed: LoopTransformed, multipliers: Mapping[int, Tensor], slack: float, rho_claim: float) -> float:
-    segments = cheapest_segments(transformed)
-    if segments is None:
-        raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
-    form = torch.eye(size(transformed.network.out_shape), dtype=torch.float64)
-    for segment in reversed(segments):
-        relation = matrices(transformed, segment)
-        first = segment.start == 0
-        if segment.cells:
-            statement = Statement.build(transformed, segment, relation, form, multipliers)
-            if first:
-                return statement.least_rho(rho_claim)
-            form = statement.lifted(slack)
-        elif first and relation.entry > form.shape[0]:
-            return _wide_input(relation.output, form)
-        else:
-            product, radius = _congruence(relation.output, form)
-            form = product + torch.diag(_row_sums(radius))
-    return _largest_eigenvalue(form)
+class DenseForm:
+    """The quadratic form of a network cut into factorable segments; the segments' matrices are made once.
+
+    Raises:
+        CertificateError: a layer is too wide to factor.
+    """
+
+    def __init__(self, transformed: LoopTransformed) -> None:
+        segments = cheapest_segments(transformed)
+        if segments is None:
+            raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
+        self.transformed = transformed
+        self.segments = segments
+        self.relations = [matrices(transformed, segment) for segment in segments]
+
+    def least_rho(self, multipliers: Mapping[int, Tensor], slack: float, claim: float = math.inf,
+                  prove: bool = True) -> float:  # fmt: skip
+        """ρ for given multipliers, every step proved (``prove``) or in plain floating point (for searches).
+
+        Raises:
+            CertificateError: no ρ is provable at these multipliers.
+        """
+        form = torch.eye(size(self.transformed.network.out_shape), dtype=torch.float64)
+        for segment, relation in zip(reversed(self.segments), reversed(self.relations), strict=True):
+            first = segment.start == 0
+            if segment.cells:
+                statement = Statement.build(segment, relation, form, multipliers, prove)
+                if first:
+                    return statement.least_rho(claim) if prove else _greatest_eigenvalue(statement.schur())
+                form = statement.lifted(slack) if prove else statement.schur()
+                if not prove:
+                    form = form + torch.diag(slack * form.diagonal().clamp(min=0.0))
+            elif first and relation.entry > form.shape[0]:
+                return _wide_input(relation.output, form, prove)
+            else:
+                product, radius = _congruence(relation.output, form, prove)
+                form = product + torch.diag(_row_sums(radius)) if prove else product
+        return _largest_eigenvalue(form) if prove else _greatest_eigenvalue(form)
 
 
 class Statement:
@@ -126,22 +146,24 @@ class Statement:
 
     @classmethod
     def build(
-        cls, transformed: LoopTransformed, segment: Segment, relation: SegmentMatrices, form: Tensor,
-        multipliers: Mapping[int, Tensor],
-    ) -> Statement:  # fmt: skip
+        cls, segment: Segment, relation: SegmentMatrices, form: Tensor, multipliers: Mapping[int, Tensor], prove: bool
+    ) -> Statement:
         """−V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell + blkdiag(0, Λ), with an entrywise error bound."""
-        product, radius = _congruence(relation.output, form)
+        product, radius = _congruence(relation.output, form, prove)
         on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
         for cell, v in zip(segment.cells, relation.preactivations, strict=True):
             lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.value.shape[0])
             on_w.append(lam_w)
-            part = v.value.T @ (lam_v[:, None] * v.value)
+            product = product + v.value.T @ (lam_v[:, None] * v.value)
+            if not prove:
+                continue
             bound = v.absolute.T @ (lam_v[:, None] * v.absolute)
-            product = product + part
             terms = 2.0 * v.rounding + 2.0 * v.value.shape[0] + 2.0 * len(segment.cells) + 8.0
             radius = radius + bound * (4.0 * gamma(terms)) + 1e-300
         diagonal = torch.cat(on_w)
         matrix = torch.diag(diagonal) - product
+        if not prove:
+            return cls((matrix + matrix.T) / 2, radius, relation.entry)
         radius = radius * (1.0 + 1e-12) + (product.abs() + torch.diag(diagonal)) * (4.0 * gamma(len(segment.cells) + 4.0))
         return cls((matrix + matrix.T) / 2, torch.maximum(radius, radius.T), relation.entry)
 
@@ -182,7 +204,7 @@ class Statement:
         identity = torch.eye(self.entry, dtype=torch.float64)
         if math.isfinite(claim) and self.proves(claim * identity):
             return claim
-        rho = max(float(torch.linalg.eigvalsh(self.schur())[-1]), 0.0)
+        rho = _greatest_eigenvalue(self.schur())
         lift = 1e-10
         while lift < 1e-2:
             candidate = rho * (1.0 + lift) + 1e-290
@@ -192,9 +214,11 @@ class Statement:
         raise CertificateError("no ρ near the computed one is provable at these multipliers.")
 
 
-def _congruence(v: Tracked, form: Tensor) -> tuple[Tensor, Tensor]:
-    """VᵀM̂V in floating point and an entrywise bound on its distance from the exact one."""
+def _congruence(v: Tracked, form: Tensor, prove: bool) -> tuple[Tensor, Tensor]:
+    """VᵀM̂V in floating point and an entrywise bound on its distance from the exact one (zero unless ``prove``)."""
     product = v.value.T @ (form @ v.value)
+    if not prove:
+        return (product + product.T) / 2, torch.zeros((), dtype=torch.float64)
     bound = v.absolute.T @ (form.abs() @ v.absolute)
     radius = bound * (4.0 * gamma(2.0 * v.rounding + 2.0 * form.shape[0] + 8.0))
     return (product + product.T) / 2, torch.maximum(radius, radius.T) + 1e-300
@@ -204,9 +228,15 @@ def _row_sums(radius: Tensor) -> Tensor:
     return radius.sum(dim=1) * (1.0 + 4.0 * gamma(radius.shape[0] + 4.0)) + 1e-300
 
 
+def _greatest_eigenvalue(form: Tensor) -> float:
+    if not bool(torch.isfinite(form).all()):
+        raise CertificateError("the form overflows at these multipliers.")
+    return max(float(torch.linalg.eigvalsh(form)[-1]), 0.0)
+
+
 def _largest_eigenvalue(form: Tensor) -> float:
     """λ_max of a stored symmetric matrix, rounded up by a verified Cholesky factorisation."""
-    estimate = max(float(torch.linalg.eigvalsh(form)[-1]), 0.0)
+    estimate = _greatest_eigenvalue(form)
     lift = 1e-12
     while lift < 1e-2:
         rho = estimate * (1.0 + lift) + 1e-290
@@ -218,18 +248,20 @@ def _largest_eigenvalue(form: Tensor) -> float:
     raise CertificateError("the largest eigenvalue of the last form cannot be enclosed.")
 
 
-def _wide_input(v: Tracked, form: Tensor) -> float:
+def _wide_input(v: Tracked, form: Tensor, prove: bool) -> float:
     """λ_max(VᵀM̂V) = ‖LᵀV‖² for M̂ = LLᵀ, on V's shorter side; the residual of the factorisation is added."""
     diagonal = form.diagonal().clamp(min=0.0)
     lifted = form + torch.diag(1e-13 * diagonal + max(1e-15 * float(diagonal.max()), 1e-290))
     factor, info = torch.linalg.cholesky_ex(lifted)
     if int(info):
         raise CertificateError("the form on the first layer is not positive.")
+    image = factor.T @ v.value
+    if not prove:
+        return float(torch.linalg.matrix_norm(image @ image.T, 2))
     n = form.shape[0]
     bound = factor.abs() @ factor.abs().T + form.abs()
     residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0))
     left = float(_row_sums(torch.maximum(residual, residual.T)).max())
-    image = factor.T @ v.value
     wide = factor.abs().T @ v.absolute
     error = mul_up(4.0 * gamma(v.rounding + n + 8.0), 1.0 + 1e-9, float(wide.norm()))
     sigma = sigma_max_upper(image, error)
@@ -272,7 +304,7 @@ class ScaledMap:
             def output(cell: Cell, v: Tensor) -> Tensor:
                 squares.append((v * self.out[cell.node]).square().sum())
                 w = pieces[order[cell.node]].reshape(1, *cell.out_shape)
-                return cell.d * w if cell.block else cell.c * v + cell.d * w
+                return cell.d * w if v.shape[1:] != w.shape[1:] else cell.c * v + cell.d * w
 
             values = self.transformed.spread(pieces[0].reshape(1, *shape), output)
             squares.append(values[-1].square().sum())

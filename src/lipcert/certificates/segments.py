@@ -118,17 +118,15 @@ def matrices(transformed: LoopTransformed, segment: Segment) -> SegmentMatrices:
         v = known[cell.parent]
         preactivations.append(v)
         c, d = cell.c.reshape(-1, 1), cell.d.reshape(-1)
-        if cell.block:
-            value, absolute = torch.zeros(cell.size, columns, dtype=torch.float64), None
-            rounding = 0.0
-        else:
+        if v.value.shape[0] == cell.size:
             value, absolute = c * v.value, c.abs() * v.absolute
-            rounding = v.rounding + 1.0
+        else:  # a gain block that changes the shape: c = 0
+            value = torch.zeros(cell.size, columns, dtype=torch.float64)
+            absolute = torch.zeros_like(value)
         index = torch.arange(cell.size)
         value[index, place + index] = d
-        absolute = value.abs() if absolute is None else absolute
         absolute[index, place + index] = d
-        known[k] = Tracked(value, absolute, rounding)
+        known[k] = Tracked(value, absolute, v.rounding + 1.0)
         place += cell.size
     return SegmentMatrices(tuple(preactivations), known[segment.stop], entry)
 

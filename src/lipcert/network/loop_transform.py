@@ -26,9 +26,9 @@ class Cell:
 
     Attributes:
         node, parent: positions of z and v in the network.
-        c, d: float64 tensors of the node's shape (for a block: zeros and the gain); d is rounded up so that
+        c, d: float64 tensors of the node's shape (for a gain block: zeros and the gain); d is rounded up so that
             [c − d, c + d] contains [α, β].
-        block: ‖w‖ ≤ ‖v‖ for the block as a whole instead of entry by entry.
+        block: ‖w‖ ≤ ‖v‖ for the node as a whole instead of entry by entry.
     """
 
     node: int
@@ -44,12 +44,12 @@ class Cell:
         return size(self.out_shape)
 
 
-def _cell(position: int, node: ActivationNode | GainNode) -> Cell:
+def _cell(position: int, node: ActivationNode | GainNode, layerwise: bool = False) -> Cell:
     if isinstance(node, ActivationNode):
         low, high = node.function.slopes(node.shape)
         c = (low + high) / 2
         d = torch.maximum(_difference_up(high, c), _difference_up(c, low))
-        return Cell(position, node.parents[0], c.contiguous(), d.contiguous(), False, node.shape)
+        return Cell(position, node.parents[0], c.contiguous(), d.contiguous(), layerwise, node.shape)
     gain = node.function.gains.get(2.0)
     if gain is None:
         raise UnsupportedNormError(f"{node.name} at {node.where} has no known l2 constant.")
@@ -78,11 +78,13 @@ class LoopTransformed:
     Attributes:
         network: fused, without selections.
         exponents: one integer per node; a nonlinear node has its parent's, the input has 0.
+        layerwise: one inequality ‖w‖ ≤ ‖v‖ per layer instead of one per neuron (weaker, fewer multipliers).
         dtype, device: where the maps' constants live.
     """
 
     network: Network
     exponents: tuple[int, ...]
+    layerwise: bool = False
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")
 
@@ -91,7 +93,7 @@ class LoopTransformed:
         """The nonlinear nodes, in topological order."""
         nodes = self.network.nodes
         return tuple(
-            _cell(k, node)
+            _cell(k, node, self.layerwise)
             for k, node in enumerate(nodes)
             if isinstance(node, (ActivationNode, GainNode))
         )
@@ -202,7 +204,7 @@ def natural_exponents(network: Network, seed: int = 0, columns: int = 4) -> tupl
             cell = _cell(k, node)
             v = values[cell.parent]
             exponents.append(exponents[cell.parent])
-            if cell.block:
+            if isinstance(node, GainNode):
                 z = torch.randn(columns, *node.shape, generator=generator, dtype=torch.float64)
                 values.append(cell.d * z * (v.norm() / z.norm().clamp(min=1e-300)))
             else:
