@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -97,6 +96,9 @@ def lower_bound(
         A ``LowerBound`` whose value re-evaluates from its witness in float64.
     """
     problem = _problem(model, example_input, norm, domain, select)
+    _generator(seed)  # refuses an unusable seed
+    if inputs is not None and not isinstance(inputs, Tensor):
+        raise InputError(f"inputs must be a tensor (B, *shape of one example), not {type(inputs).__name__}.")
     if inputs is not None and tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
         raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
     from lipcert.attack import attack
@@ -145,24 +147,28 @@ def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: T
     pair = as_norm(norm)
     if domain is not None and not isinstance(domain, (Ball, Box)):
         raise InputError(f"domain must be None, a lipcert.Ball or a lipcert.Box, not {type(domain).__name__}.")
+    if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
+        raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
     return Problem(capture(load_model(model), example), pair, domain, select)
 
 
 def _generator(seed: int) -> torch.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63 - 1:
+        raise InputError(f"seed must be an integer from 0 to 2^63 − 2, not {seed!r}.")
     return torch.Generator().manual_seed(seed)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device("cpu" if device is None else device)
-        torch.zeros(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # fails on a device that holds no numbers (meta), too
     except Exception as problem:
         raise InputError(f"device {device!r} cannot be used: {problem}") from problem
     return chosen
 
 
 def _budget(budget: float) -> float:
-    if not budget > 0 or math.isnan(budget):
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
         raise InputError(f"budget must be a positive number of seconds, not {budget!r}.")
     return float(budget)
 

@@ -20,6 +20,11 @@ Norm = tuple[float, float]
 NORMS = (1.0, 2.0, math.inf)
 
 
+def _require_real(what: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise InputError(f"{what} must be a real tensor of one example's shape, not {type(value).__name__}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Ball:
     """The closed l_p ball of ``radius`` around ``center`` (one example, without batch dimension)."""
@@ -29,7 +34,8 @@ class Ball:
     p: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.radius >= 0 or not math.isfinite(self.radius):
+        _require_real("the centre of a ball", self.center)
+        if not isinstance(self.radius, (int, float)) or not self.radius >= 0 or not math.isfinite(self.radius):
             raise InputError(f"a ball needs a finite radius ≥ 0, not {self.radius}.")
         if self.p not in NORMS:
             raise InputError(f"a ball needs p in {{1, 2, inf}}, not {self.p}.")
@@ -69,6 +75,8 @@ class Box:
     upper: Tensor
 
     def __post_init__(self) -> None:
+        _require_real("the lower end of a box", self.lower)
+        _require_real("the upper end of a box", self.upper)
         if self.lower.shape != self.upper.shape or not bool((self.lower <= self.upper).all()):
             raise InputError("a box needs lower and upper of one shape with lower ≤ upper everywhere, and no NaN.")
 

@@ -125,7 +125,13 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context, program: ExportedP
         node.target, torch._ops.HigherOrderOperator
     ):
         raise ctx.unsupported("control flow or another higher-order operator cannot be captured as one network.")
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and find_rule(name, overload) is None:
+        raise TrainModeError(
+            f"aten.{name} at {ctx.where} draws random numbers: the model is not one fixed function. Call model.eval(), "
+            "or draw the numbers once and keep them in a buffer."
+        )
     value = node.meta.get("val")
+    ctx.dtype = value.dtype if isinstance(value, Tensor) else None
     if isinstance(value, Tensor) and value.is_complex():
         raise CaptureError(f"aten.{name} at {ctx.where} makes complex numbers; only real networks are supported")
     if not any(isinstance(leaf, Var) for leaf in leaves):
@@ -158,12 +164,14 @@ def _describe(leaf: Any) -> Any:
 
 
 def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx: Context) -> Network:
-    for spec in program.graph_signature.output_specs:
-        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+    outputs = []
+    for spec, leaf in zip(program.graph_signature.output_specs, tree_leaves(node.args[0]), strict=True):
+        if spec.kind == OutputKind.USER_OUTPUT:
+            outputs.append(env[leaf] if isinstance(leaf, FxNode) else leaf)
+        elif spec.kind != OutputKind.USER_INPUT_MUTATION:  # an input written in place changes no parameter
             raise TrainModeError(
                 f"forward changes {spec.target!r}; a certified bound needs a fixed function. Call model.eval()."
             )
-    outputs = [env[a] if isinstance(a, FxNode) else a for a in tree_leaves(node.args[0])]
     if len(outputs) != 1:
         raise InputError(f"the model returns {len(outputs)} outputs; wrap it in a module that returns one tensor.")
     output = outputs[0]

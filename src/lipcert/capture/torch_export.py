@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lipcert.capture.lowering import lower, refuse_training_ops
-from lipcert.errors import CaptureError, InputError, LipcertError
+from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError
 from lipcert.network.graph import Network
 
 #: Largest relative difference tolerated between Network and model, by the dtype the model ran in.
@@ -35,13 +36,13 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
     """
     module = _as_module(model)
     example = _check_example(example_input, module)
-    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad(), _private(module) as module:
         try:
             program = torch.export.export(module, (example[:1].clone(),), strict=False)
         except LipcertError:
             raise
         except Exception as problem:
-            raise CaptureError(_export_message(problem, example)) from problem
+            raise _export_error(problem, module, example) from problem
         refuse_training_ops(program)
         network = lower(program.run_decompositions({}))
         _check_shapes(network)
@@ -58,6 +59,31 @@ def _as_module(model: Any) -> nn.Module:
             f"model must be a torch.nn.Module or a torch.export.ExportedProgram, not {type(model).__name__}."
         )
     return model
+
+
+@contextmanager
+def _private(module: nn.Module) -> Iterator[nn.Module]:
+    """A copy to work on, so that attributes which ``forward`` writes (caches, counters) stay as they were.
+
+    A module that cannot be copied is used itself; the attributes of its submodules are put back afterwards.
+    """
+    try:
+        yielded = copy.deepcopy(module)
+    except Exception:  # locks, handles, non-leaf tensors: anything can refuse to be copied
+        yielded = module
+    kept = []
+    for part in module.modules() if yielded is module else ():
+        tables = {k: dict(v) for k, v in part.__dict__.items() if k in ("_parameters", "_buffers", "_modules")}
+        kept.append((part, dict(part.__dict__), tables))
+    try:
+        yield yielded
+    finally:
+        for part, attributes, tables in kept:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            for name, table in tables.items():
+                part.__dict__[name].clear()
+                part.__dict__[name].update(table)
 
 
 def _floating(module: nn.Module) -> Tensor | None:
@@ -91,18 +117,29 @@ def _check_example(example: Any, module: nn.Module) -> Tensor:
     return example.detach()
 
 
-def _export_message(problem: Exception, example: Tensor) -> str:
+def _export_error(problem: Exception, module: nn.Module, example: Tensor) -> LipcertError:
     text = str(problem).strip() or type(problem).__name__
     first = text.splitlines()[0][:300]
-    if "shape" in text.lower() and ("mismatch" in text or "size" in text or "cannot be multiplied" in text):
-        advice = f"The example input (shape {tuple(example.shape)}) does not fit the model."
-    elif type(problem).__name__ in ("GuardOnDataDependentSymNode", "UserError", "DataDependentOutputException") or (
+    if "when training" in text:
+        return TrainModeError(
+            f"a layer of the model works in training mode ({first}): it normalises by the statistics of the batch. "
+            "Call model.eval(), and give batch norm running statistics."
+        )
+    try:
+        module(example[:1].clone())
+    except Exception as failure:  # whatever it is, the model does not run on this example
+        return InputError(
+            f"the model does not run on example_input[:1] of shape {tuple(example[:1].shape)} and dtype {example.dtype}: "
+            f"{type(failure).__name__}: {str(failure).strip()[:300]}. Give an example of the shape the model takes, "
+            "with a leading batch dimension."
+        )
+    if type(problem).__name__ in ("GuardOnDataDependentSymNode", "UserError", "DataDependentOutputException") or (
         "data-dependent" in text.lower() or "data dependent" in text.lower()
     ):
         advice = "Control flow that depends on the data is not one fixed network; capture each branch by itself."
     else:
         advice = "Check that model(example_input) runs, and that forward is made of tensor operations only."
-    return f"torch.export could not trace the model: {type(problem).__name__}: {first}. {advice}"
+    return CaptureError(f"torch.export could not trace the model: {type(problem).__name__}: {first}. {advice}")
 
 
 def _check_shapes(network: Network) -> None:
@@ -116,6 +153,16 @@ def _check_shapes(network: Network) -> None:
 def _self_check(network: Network, module: nn.Module, example: Tensor) -> None:
     """Network.forward must reproduce the model on the example and on random inputs."""
     reference, dtype = _reference(module, example)
+    try:
+        _compare(network, reference, dtype, example)
+    except CaptureError:
+        if dtype == example.dtype:
+            raise
+        # A model that casts to its own precision inside differs from its float64 copy by no fault of the capture.
+        _compare(network, _as_is(module, example), example.dtype, example)
+
+
+def _compare(network: Network, reference: Callable[[Tensor], Tensor], dtype: torch.dtype, example: Tensor) -> None:
     generator = torch.Generator().manual_seed(20181204)
     noise = torch.randn(3, *example.shape[1:], generator=generator, dtype=torch.float64)
     base = example[:1].double().cpu()
@@ -123,7 +170,12 @@ def _self_check(network: Network, module: nn.Module, example: Tensor) -> None:
     compared = 0
     for point in (base, base + 0.1 * spread * noise[:1], noise[1:2], 3.0 * spread * noise[2:3]):
         rounded = point.to(dtype)
-        expected = reference(rounded).double().cpu()
+        expected = reference(rounded.clone())
+        if not isinstance(expected, Tensor):
+            raise InputError(
+                f"the model returns a {type(expected).__name__}; wrap it in a module that returns one tensor."
+            )
+        expected = expected.double().cpu()
         actual = network.forward(rounded.double()[None])[0]
         if tuple(expected.shape) != tuple(actual.shape):
             raise CaptureError(f"self-check: the model returns {tuple(expected.shape)}, the capture {tuple(actual.shape)}")
@@ -147,11 +199,18 @@ def _reference(module: nn.Module, example: Tensor) -> tuple[Callable[[Tensor], T
     if example.dtype != torch.float64:
         try:
             double = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
-            double(example[:1].double().cpu())
+            for part in double.modules():
+                if isinstance(part, nn.RMSNorm) and part.eps is None:  # means the model's own machine epsilon
+                    part.eps = torch.finfo(example.dtype).eps
+            double(example[:1].double().cpu().clone())
             return double, torch.float64
-        except Exception:  # noqa: BLE001  any failure only means: compare in the model's own dtype
+        except Exception:  # any failure only means: compare in the model's own dtype
             pass
-    return (lambda x: module(x.to(example.device))), example.dtype
+    return _as_is(module, example), example.dtype
+
+
+def _as_is(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: module(x.to(example.device))
 
 
 def _check_examples_independent(network: Network, module: nn.Module, example: Tensor) -> None:
@@ -160,8 +219,8 @@ def _check_examples_independent(network: Network, module: nn.Module, example: Te
     noise = torch.randn(2, *example.shape[1:], generator=generator, dtype=torch.float64)
     pair = (example[:1].double().cpu() + noise).to(example.dtype)
     try:
-        together = module(pair.to(example.device))
-    except Exception:  # noqa: BLE001  the model is written for one example at a time
+        together = module(pair.to(example.device, copy=True))
+    except Exception:  # the model is written for one example at a time
         return
     if not isinstance(together, Tensor) or together.dim() == 0 or together.shape[0] != 2:
         raise CaptureError("a batch of two examples does not give two outputs: the model couples its batch.")
@@ -182,6 +241,12 @@ def _check_examples_independent(network: Network, module: nn.Module, example: Te
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """No warnings and no log lines of torch.export: what goes wrong is told by the error raised."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -29,11 +29,11 @@ def save(certificate: Certificate, path: str | Path) -> None:
         CertificateError: the place cannot be written.
     """
     path = Path(path)
-    arrays = {f"witness.{k}": v.detach().cpu().contiguous() for k, v in certificate.witness.arrays.items()}
+    arrays = {f"witness.{k}": _stored(v) for k, v in certificate.witness.arrays.items()}
     domain, domain_arrays = _domain_to_json(certificate.domain)
     arrays.update(domain_arrays)
     if certificate.select is not None:
-        arrays["select"] = certificate.select.detach().cpu().double().contiguous()
+        arrays["select"] = _stored(certificate.select.double())
     header = {
         "format": FORMAT,
         "kind": certificate.kind,
@@ -50,14 +50,17 @@ def save(certificate: Certificate, path: str | Path) -> None:
     content = _to_bytes(header, arrays)
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lipcert-")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private; a certificate is for others to read
         os.replace(temporary, path)
-    except OSError as problem:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary = None
+    except (OSError, ValueError) as problem:
         raise CertificateError(f"cannot write the certificate {path}: {problem}") from problem
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
 
 
 def read(path: str | Path) -> Certificate:
@@ -69,7 +72,7 @@ def read(path: str | Path) -> Certificate:
     path = Path(path)
     try:
         content = path.read_bytes()
-    except OSError as problem:
+    except (OSError, ValueError) as problem:
         raise CertificateError(f"cannot read the certificate {path}: {problem}") from problem
     try:
         arrays = load(content)
@@ -104,6 +107,8 @@ def _header(content: bytes) -> dict[str, Any]:
 def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certificate:
     witness_arrays = {k.removeprefix("witness."): v for k, v in arrays.items() if k.startswith("witness.")}
     norm = tuple(float(v) for v in header["norm"])
+    if len(norm) != 2 or not isinstance(header["settings"], dict) or not isinstance(header["kind"], str):
+        raise CertificateError("the certificate's norm, settings or kind has the wrong form.")
     return Certificate(
         witness=Witness(header["kind"], witness_arrays, header["settings"]),
         method=str(header["method"]),
@@ -116,6 +121,11 @@ def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certifica
         guarantee=str(header["guarantee"]),
         version=str(header["version"]),
     )
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """A copy of its own: safetensors refuses tensors that share memory."""
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def _number(value: float) -> float | str:
@@ -136,9 +146,9 @@ def _domain_to_json(domain: Domain) -> tuple[dict[str, Any] | None, dict[str, Te
     if domain is None:
         return None, {}
     if isinstance(domain, Ball):
-        center = domain.center.detach().cpu().double().contiguous()
-        return {"type": "ball", "radius": domain.radius, "p": _number(domain.p)}, {"domain.center": center}
-    lower, upper = (t.detach().cpu().double().contiguous() for t in (domain.lower, domain.upper))
+        center = _stored(domain.center.double())
+        return {"type": "ball", "radius": float(domain.radius), "p": _number(domain.p)}, {"domain.center": center}
+    lower, upper = (_stored(t.double()) for t in (domain.lower, domain.upper))
     return {"type": "box"}, {"domain.lower": lower, "domain.upper": upper}
 
 

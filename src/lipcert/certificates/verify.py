@@ -38,12 +38,19 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
     if generator is None:
         generator = torch.Generator()
         generator.seed()
-    problem = Problem(network, record.norm, record.domain, record.select)
-    bound = check(problem, record.witness, record.method, generator, started)
+    try:
+        problem = Problem(network, record.norm, record.domain, record.select)
+        bound = check(problem, record.witness, record.method, generator, started)
+    except CertificateError:
+        raise
+    except Exception as problem:
+        raise CertificateError(
+            f"the certificate does not fit its check: {type(problem).__name__}: {problem}"
+        ) from problem
     if not _covers(record, bound):
         raise CertificateError(
-            f"the certificate claims {record.value!r} ({record.guarantee}), the check proves only {bound.value!r} "
-            f"({bound.guarantee})."
+            f"the certificate claims {record.value!r} (log10 {record.log10!r}, {record.guarantee}), the check proves "
+            f"only {bound.value!r} (log10 {bound.log10!r}, {bound.guarantee})."
         )
     return replace(bound, value=record.value, log10=record.log10)
 
@@ -52,7 +59,6 @@ def _covers(record: Certificate, bound: Bound) -> bool:
     """Whether what was proved now is at least as strong as the claim."""
     if record.guarantee not in _STRENGTH or _STRENGTH.index(bound.guarantee) < _STRENGTH.index(record.guarantee):  # type: ignore[arg-type]
         return False
-    if bound.value == float("inf"):
-        claimed, proved = record.log10, bound.log10
-        return claimed is not None and proved is not None and proved <= claimed
-    return bound.value <= record.value
+    if record.log10 is None:  # no claim beyond the range of floats
+        return bound.value <= record.value and bound.value < float("inf")
+    return bound.value <= record.value and bound.log10 is not None and bound.log10 <= record.log10

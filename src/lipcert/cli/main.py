@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import lipcert
@@ -39,13 +42,20 @@ def main() -> None:
 
 @contextmanager
 def _guard(as_json: bool) -> Iterator[None]:
-    """Turn a named error into a message on stderr (and JSON on stdout) and exit code 2."""
+    """Turn any error into a message on stderr (and JSON on stdout) and exit code 2.
+
+    Exit code 1 means "bound above --max" and nothing else, so an error nobody foresaw must not end with it either.
+    What the user's own code prints while it is imported or run goes to stderr.
+    """
     try:
-        yield
-    except LipcertError as problem:
+        with redirect_stdout(sys.stderr):
+            yield
+    except Exception as problem:
         if as_json:
             typer.echo(json.dumps({"error": type(problem).__name__, "message": str(problem)}))
-        errors.print(f"[red]{type(problem).__name__}[/red]: {problem}", highlight=False, markup=True)
+        if not isinstance(problem, LipcertError):
+            errors.print(escape(traceback.format_exc()), highlight=False)
+        errors.print(f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -72,11 +82,12 @@ def bound(
         if save is not None:
             result.save(save)
     if as_json:
-        typer.echo(json.dumps({**_as_dict(result), "max": maximum, "certificate": None if save is None else str(save)}))
+        limit = None if maximum is None else _finite(maximum)
+        typer.echo(json.dumps({**_as_dict(result), "max": limit, "certificate": None if save is None else str(save)}))
     else:
         _print(result)
         if save is not None:
-            console.print(f"certificate written to {save}")
+            console.print(f"certificate written to {escape(str(save))}", soft_wrap=True)
     if maximum is not None and not result.value <= maximum:
         errors.print(f"bound {result.value:.7g} exceeds --max {maximum:.7g}")
         raise typer.Exit(1)
@@ -104,7 +115,7 @@ def lower(
             "point": witness.point.reshape(-1).tolist(), "direction": witness.direction.reshape(-1).tolist(),
         }))  # fmt: skip
     else:
-        console.print(str(result))
+        console.print(escape(str(result)))
 
 
 @app.command()
@@ -121,7 +132,7 @@ def verify(
     if as_json:
         typer.echo(json.dumps({"verified": True, **_as_dict(result)}))
     else:
-        console.print("[green]verified[/green]", str(result))
+        console.print("[green]verified[/green]", escape(str(result)))
 
 
 @app.command()
@@ -156,8 +167,8 @@ def ops(as_json: JsonOption = False) -> None:
 
 def _as_dict(result: Bound) -> dict[str, Any]:
     return {
-        "bound": result.value if math.isfinite(result.value) else str(result.value),
-        "log10": result.log10 if result.log10 is None or math.isfinite(result.log10) else str(result.log10),
+        "bound": _finite(result.value),
+        "log10": None if result.log10 is None else _finite(result.log10),
         "guarantee": result.guarantee,
         "method": result.method,
         "norm": [str(v) for v in result.norm],
@@ -165,13 +176,19 @@ def _as_dict(result: Bound) -> dict[str, Any]:
     }
 
 
+def _finite(value: float) -> float | str:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else str(value)
+
+
 def _print(result: Bound) -> None:
-    console.print(str(result))
+    console.print(escape(str(result)))
     if not result.breakdown:
         return
     table = Table("step", "kind", "constant", "so far", "guarantee", "remark")
     for row in result.breakdown:
         table.add_row(
-            row.name, row.kind, f"{row.constant:.6g}", f"{row.cumulative:.6g}", row.guarantee, row.remark
+            escape(row.name), row.kind, f"{row.constant:.6g}", f"{row.cumulative:.6g}", row.guarantee,
+            escape(row.remark),
         )
     console.print(table)

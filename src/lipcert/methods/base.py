@@ -87,7 +87,7 @@ def make(chosen: str | Method) -> Method:
     """A method object from a name or an object."""
     if isinstance(chosen, Method):
         return chosen
-    if chosen not in _METHODS:
+    if not isinstance(chosen, str) or chosen not in _METHODS:
         raise InputError(f"unknown method {chosen!r}; methods: {', '.join(sorted(_METHODS))}.")
     return _METHODS[chosen]()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lipcert.numerics.rounding import add_up, ldexp_up, mul_up, sqrt_up
+from lipcert.numerics.rounding import UNIT, add_up, ldexp_up, mul_up, sqrt_up
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Magnitude:
         mantissa, shift = math.frexp(add_up(high.mantissa, small))
         return Magnitude(mantissa, high.exponent + shift)
 
+    def times_power(self, exponent: int) -> Magnitude:
+        """self · 2**exponent, exactly."""
+        return Magnitude(self.mantissa, self.exponent + exponent if self.mantissa else 0)
+
     def hypot(self, other: Magnitude) -> Magnitude:
         """√(self² + other²), rounded up."""
         square = self * self + other * other
@@ -59,10 +63,13 @@ class Magnitude:
 
     @property
     def log10(self) -> float:
-        """Decimal logarithm (−inf for zero), for values that are not floats any more."""
+        """Decimal logarithm rounded up (−inf for zero), for values that are not floats any more."""
         if self.mantissa == 0.0:
             return -math.inf
-        return math.log10(self.mantissa) + self.exponent * math.log10(2.0)
+        if (self.mantissa, self.exponent) == (0.5, 1):
+            return 0.0
+        fraction, whole = math.log10(self.mantissa), self.exponent * math.log10(2.0)
+        return math.nextafter(fraction + whole + 4.0 * UNIT * (abs(fraction) + abs(whole)), math.inf)
 
 
 ONE = Magnitude.of(1.0)
