@@ -18,11 +18,15 @@ from lipcert.result import Bound
 
 @dataclass(frozen=True, eq=False)
 class Witness:
-    """What a method found: the kind of certificate, float64 arrays and JSON-able settings. Untrusted."""
+    """What a method found: the kind of certificate, float64 arrays and JSON-able settings. Untrusted.
+
+    ``fallback`` is tried when this witness proves nothing; it is not saved.
+    """
 
     kind: str
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fallback: Witness | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +103,12 @@ def check(
     if witness.kind not in _CHECKS:
         raise CertificateError(f"certificates of kind {witness.kind!r} are unknown to this version of lipcert.")
     started = time.perf_counter() if started is None else started
-    bound = _CHECKS[witness.kind](problem, witness, generator)
+    try:
+        bound = _CHECKS[witness.kind](problem, witness, generator)
+    except CertificateError:
+        if witness.fallback is None:
+            raise
+        return check(problem, witness.fallback, method, generator, started)
     record = Certificate(
         witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select,
         bound.value, bound.log10, bound.guarantee, __version__,

@@ -113,8 +113,21 @@ class DenseForm:
         self.segments = segments
         self.relations = [matrices(transformed, segment) for segment in segments]
 
-    def least_rho(self, multipliers: Mapping[int, Tensor], slack: float, claim: float = math.inf,
-                  prove: bool = True) -> float:  # fmt: skip
+    def repaired(self, multipliers: Mapping[int, Tensor], margin: float) -> tuple[dict[int, Tensor], float]:
+        """Multipliers made feasible where that is a matter of single neurons, and their ρ in plain floating point.
+
+        With Q_jj = d_j² M_jj the curvature that the rest of the network puts on w_j, λ_j > Q_jj is necessary, and
+        λ_j = Q_jj (1 + |c_j|/d_j) costs least; multipliers at or below (1 + margin) Q_jj are set to that. For searches.
+
+        Raises:
+            CertificateError: still infeasible.
+        """
+        chosen = dict(multipliers)
+        rho = self.least_rho(chosen, margin / 10.0, prove=False, repair=(chosen, margin))
+        return chosen, rho
+
+    def least_rho(self, multipliers: Mapping[int, Tensor], slack: float, claim: float = math.inf, prove: bool = True,
+                  repair: tuple[dict[int, Tensor], float] | None = None) -> float:  # fmt: skip
         """ρ for given multipliers, every step proved (``prove``) or in plain floating point (for searches).
 
         Raises:
@@ -124,6 +137,8 @@ class DenseForm:
         for segment, relation in zip(reversed(self.segments), reversed(self.relations), strict=True):
             first = segment.start == 0
             if segment.cells:
+                if repair is not None:
+                    _repair(segment, relation, form, *repair)
                 statement = Statement.build(segment, relation, form, multipliers, prove)
                 if first:
                     return statement.least_rho(claim) if prove else _greatest_eigenvalue(statement.schur())
@@ -136,6 +151,33 @@ class DenseForm:
                 product, radius = _congruence(relation.output, form, prove)
                 form = product + torch.diag(_row_sums(radius)) if prove else product
         return _largest_eigenvalue(form) if prove else _greatest_eigenvalue(form)
+
+
+def _repair(
+    segment: Segment, relation: SegmentMatrices, form: Tensor, multipliers: dict[int, Tensor], margin: float
+) -> None:
+    """Raise the multipliers of a segment's cells where a single neuron's curvature demands it, last cell first."""
+    place = relation.output.value.shape[1]
+    for number in range(len(segment.cells) - 1, -1, -1):
+        cell = segment.cells[number]
+        place -= cell.size
+        columns = slice(place, place + cell.size)
+        image = relation.output.value[:, columns]
+        curvature = (image * (form @ image)).sum(dim=0)
+        for later in range(number + 1, len(segment.cells)):
+            v = relation.preactivations[later].value
+            _, on_v = multiplier_pair(segment.cells[later], multipliers[segment.cells[later].node], v.shape[0])
+            curvature = curvature + (on_v[:, None] * v[:, columns].square()).sum(dim=0)
+        current = multipliers[cell.node]
+        if cell.block:
+            least = float(curvature.max()) if curvature.numel() else 0.0
+            multipliers[cell.node] = current.clamp(min=2.0 * least) if float(current) <= least * (1.0 + margin) else current
+            continue
+        c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
+        best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
+        floor = 1e-30 * float(current.max()) if current.numel() else 0.0
+        low = current <= curvature * (1.0 + margin) + floor
+        multipliers[cell.node] = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
 
 
 class Statement:

@@ -1,108 +1,251 @@
-"""LipSDP on any graph by the vector-neuron iteration: forward and backward passes alone (DESIGN §3)."""
+"""LipSDP on any graph: multipliers from the vector-neuron iteration, proved by the quadratic certificate."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lipcert.network.loop_transform import Cell, LoopTransformed
+from lipcert.certificates.base import Witness
+from lipcert.certificates.quadratic import DenseForm, ScaledMap
+from lipcert.certificates.segments import cheapest_segments
+from lipcert.errors import CertificateError, InputError, NumericsError
+from lipcert.methods.base import Method, Run, method
+from lipcert.methods.vector_neuron import VectorNeuron
+from lipcert.network.loop_transform import LoopTransformed, natural_exponents
+from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
+from lipcert.problem import Norm, Problem
+
+#: Geometric lifts tried, finest first.
+LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
 
 
-@dataclass(eq=False)
-class VectorState:
-    """Primal point of the iteration: X of unit Frobenius norm and a unit vector (block) per neuron (block)."""
+@method
+@dataclass(frozen=True, kw_only=True)
+class LipSDP(Method):
+    """LipSDP-Neuron on any graph by forward and backward passes (Fazlyab et al. 2019; DESIGN §3 for the iteration).
 
-    x: Tensor
-    units: dict[int, Tensor]
+    Attributes:
+        tolerance: stop once the bound is within this relative distance of the dual value.
+        columns: rank of the relaxation.
+        max_passes: most forward and backward passes.
+        precision: dtype of the search; ``auto`` is float64 up to 20 000 neurons and float32 beyond.
+        route: ``dense`` (rigorous), ``matrix_free`` (probabilistic), or ``auto``: dense wherever layers can be factored.
+    """
 
+    name: ClassVar[str] = "lipsdp"
+    norms: ClassVar[tuple[Norm, ...]] = ((2.0, 2.0),)
+    summary: ClassVar[str] = "one multiplier per neuron, any graph; the tightest polynomial-time bound"
+    layerwise: ClassVar[bool] = False
 
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """What one forward and backward pass returns: the value ρ = ‖Y‖², and per cell ‖h‖ and ‖v‖."""
+    tolerance: float = 2e-4
+    columns: int = 16
+    max_passes: int = 20_000
+    precision: Literal["auto", "float32", "float64"] = "auto"
+    route: Literal["auto", "dense", "matrix_free"] = "auto"
 
-    rho: float
-    multipliers: dict[int, Tensor]
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1 or self.columns < 1 or self.max_passes < 1:
+            raise InputError("LipSDP needs 0 < tolerance < 1, columns ≥ 1 and max_passes ≥ 1.")
+        if self.precision not in ("auto", "float32", "float64") or self.route not in ("auto", "dense", "matrix_free"):
+            raise InputError("precision is auto, float32 or float64; route is auto, dense or matrix_free.")
 
-
-def initial_state(transformed: LoopTransformed, columns: int, generator: torch.Generator) -> VectorState:
-    """Random X and directions."""
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(transformed.device, transformed.dtype)
-
-    x = random(columns, *transformed.network.in_shape)
-    units = {}
-    for cell in transformed.cells:
-        units[cell.node] = _normalised(random(columns, *cell.out_shape), cell)
-    return VectorState(x / x.norm(), units)
-
-
-def _normalised(h: Tensor, cell: Cell) -> Tensor:
-    if cell.block:
-        return h / h.norm().clamp(min=1e-300)
-    return h / h.norm(dim=0, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
-
-
-def sweep(transformed: LoopTransformed, state: VectorState) -> Pass:
-    """One pass of the generalised power method; ``state`` is moved to the next point."""
-    x = state.x.detach().requires_grad_(True)
-    outputs: dict[int, Tensor] = {}
-    lengths: dict[int, Tensor] = {}
-
-    def output(cell: Cell, v: Tensor) -> Tensor:
-        d = cell.d.to(v)
-        if cell.block:
-            length = v.norm()
-            z = d * length * state.units[cell.node]
+    def solve(self, problem: Problem, run: Run) -> Witness:
+        """Search multipliers until the gap closes or the budget ends."""
+        self.require_norm(problem.norm)
+        network = problem.expanded
+        exponents = natural_exponents(network)
+        exact = LoopTransformed(network, exponents, self.layerwise)
+        neurons = sum(cell.size for cell in exact.cells)
+        if self.precision == "auto":
+            dtype = torch.float64 if neurons <= 20_000 else torch.float32
         else:
-            length = (v.square().sum(dim=0) + 1e-300 if v.dtype == torch.float64 else v.square().sum(dim=0) + 1e-36).sqrt()
-            z = cell.c.to(v) * v + d * length * state.units[cell.node]
-        lengths[cell.node] = length.detach()
-        outputs[cell.node] = z
-        return z
-
-    with torch.enable_grad():
-        y = transformed.spread(x, output)[-1]
-        value = 0.5 * y.square().sum()
-        order = [cell.node for cell in transformed.cells]
-        gradients = torch.autograd.grad(value, [x, *(outputs[k] for k in order)], allow_unused=True)
-    rho = 2.0 * float(value)
-    multipliers: dict[int, Tensor] = {}
-    for cell, h in zip(transformed.cells, gradients[1:], strict=True):
-        if h is None:
-            h = torch.zeros_like(outputs[cell.node])
-        if cell.block:
-            size = h.norm()
-            multipliers[cell.node] = (cell.d.reshape(-1)[0].to(size) * size / lengths[cell.node].clamp(min=1e-300)).reshape(1)
-        else:
-            size = h.norm(dim=0)
-            multipliers[cell.node] = (cell.d.to(size) * size / lengths[cell.node].clamp(min=1e-300)).reshape(-1)
-        if float(h.norm()) > 0:
-            state.units[cell.node] = _normalised(h, cell)
-    g = gradients[0]
-    if g is not None and float(g.norm()) > 0:
-        state.x = (g / g.norm()).detach()
-    return Pass(rho, multipliers)
+            dtype = getattr(torch, self.precision)
+        transformed = LoopTransformed(network, exponents, self.layerwise, dtype, run.device)
+        search = VectorNeuron(transformed, self.columns, run.generator)
+        dense = self.route == "dense" or (self.route == "auto" and cheapest_segments(exact) is not None)
+        finish = _Dense(exact, self, search, run) if dense else _MatrixFree(exact, self, search, run)
+        return finish.witness()
 
 
-def lifted(transformed: LoopTransformed, multipliers: Mapping[int, Tensor], p: float) -> dict[int, Tensor]:
-    """λ_k · (1 + p)^{steps from k to the output}: the geometric repair."""
-    steps = steps_to_output(transformed)
-    return {k: m.double().cpu() * (1.0 + p) ** steps[k] for k, m in multipliers.items()}
+@method
+@dataclass(frozen=True, kw_only=True)
+class LipSDPLayer(LipSDP):
+    """LipSDP-Layer: one multiplier per layer; looser than ``lipsdp``, same machinery."""
+
+    name: ClassVar[str] = "lipsdp_layer"
+    summary: ClassVar[str] = "one multiplier per layer; looser than lipsdp, for comparison"
+    layerwise: ClassVar[bool] = True
 
 
 def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:
-    """For each nonlinear node, how many nonlinear nodes lie on the longest path from it to the output, itself included."""
-    nodes = transformed.network.nodes
-    depth = [0] * len(nodes)
-    for k in range(len(nodes) - 1, -1, -1):
+    """For each nonlinear node: how many lie on the longest path from it to the output, itself included."""
+    depth = [0] * len(transformed.network.nodes)
+    for k in range(len(depth) - 1, -1, -1):
         own = 1 if k in transformed.cell_at else 0
         depth[k] = own + max((depth[c] for c in transformed.network.consumers[k]), default=0)
     return {cell.node: depth[cell.node] for cell in transformed.cells}
 
 
-_ = math
+@dataclass(eq=False)
+class _Finish:
+    """Common part of the two routes: run passes, now and then look at the certified gap."""
+
+    exact: LoopTransformed
+    options: LipSDP
+    search: VectorNeuron
+    run: Run
+
+    def lifted(self, p: float) -> dict[int, Tensor]:
+        """λ_k (1 + p)^{steps from k to the output}: a margin proportional to p in every direction."""
+        steps = steps_to_output(self.exact)
+        return {k: m * (1.0 + p) ** steps[k] for k, m in self.search.multipliers.items()}
+
+    def passes(self, count: int) -> bool:
+        """Run passes; False once the search has stalled at machine precision or the budget is short."""
+        before = self.search.rho
+        for _ in range(count):
+            value = self.search.step()
+            if not math.isfinite(value):
+                raise NumericsError("the vector-neuron iteration overflowed; try precision='float64'.")
+            if self.run.left < 0 or self.search.passes >= self.options.max_passes:
+                return False
+        if before > 0:
+            self.run.report(min(1.0, self.search.passes / 1000), f"{self.search.passes} passes")
+        return self.search.rho > before * (1.0 + 1e-13)
+
+    def package(self, multipliers: Mapping[int, Tensor], rho: float, slack: float, route: str) -> Witness:
+        """The witness for these multipliers."""
+        arrays = {f"multipliers.{k}": m.double().cpu().contiguous() for k, m in multipliers.items()}
+        arrays["exponents"] = torch.tensor(self.exact.exponents, dtype=torch.int64)
+        settings = {
+            "rho": rho, "slack": slack, "route": route, "layerwise": self.options.layerwise,
+            "dual_value": math.sqrt(self.search.rho), "passes": self.search.passes,
+        }  # fmt: skip
+        return Witness("quadratic", arrays, settings)
+
+
+@dataclass(eq=False)
+class _Dense(_Finish):
+    def __post_init__(self) -> None:
+        self.form = DenseForm(self.exact)
+        self.place = LIFTS.index(1e-3)
+
+    def witness(self) -> Witness:
+        """Passes in geometric batches; between them the best lift and its gap."""
+        best: tuple[float, float, dict[int, Tensor]] | None = None
+        count, spent = 30, 0.0
+        while True:
+            began = time.perf_counter()
+            going = self.passes(count)
+            searched = time.perf_counter() - began
+            began = time.perf_counter()
+            found = self.best_lift()
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
+            spent = time.perf_counter() - began
+            if best is not None and math.sqrt(best[0] / max(self.search.rho, 1e-300)) - 1.0 <= self.options.tolerance:
+                break
+            if not going or self.run.left < 3.0 * spent:
+                break
+            count = max(10, int(self.search.passes * 0.4))
+            if spent > 2.0 * searched:
+                count = int(count * min(10.0, spent / max(searched, 1e-3)))
+        if best is None:
+            raise CertificateError("LipSDP found no feasible multipliers within the budget; raise budget= or max_passes.")
+        return self._with_fallbacks(*best)
+
+    def _with_fallbacks(self, rho: float, p: float, multipliers: dict[int, Tensor]) -> Witness:
+        witness: Witness | None = None
+        for lift in (100.0 * p, 10.0 * p, 3.0 * p):
+            try:
+                chosen, value = self.form.repaired(self.lifted(min(lift, 1.0)), min(lift, 1.0))
+            except CertificateError:
+                continue
+            plain = self.package(chosen, self._claim(value, lift), 0.1 * lift, "dense")
+            witness = Witness(plain.kind, plain.arrays, plain.settings, witness)
+        plain = self.package(multipliers, self._claim(rho, p), 0.1 * p, "dense")
+        return Witness(plain.kind, plain.arrays, plain.settings, witness)
+
+    @staticmethod
+    def _claim(rho: float, p: float) -> float:
+        """A little above the value in plain floating point, so that it can be proved."""
+        return rho * (1.0 + max(1e-9, 1e-3 * p)) + 1e-280
+
+    def best_lift(self) -> tuple[float, float, dict[int, Tensor]] | None:
+        """(ρ, p, multipliers) of the best lift near the last one; None if none is feasible."""
+        values: dict[int, tuple[float, float, dict[int, Tensor]] | None] = {}
+
+        def value(place: int) -> float:
+            if place not in values:
+                p = LIFTS[place]
+                try:
+                    multipliers, rho = self.form.repaired(self.lifted(p), p)
+                    values[place] = (rho, p, multipliers)
+                except CertificateError:
+                    values[place] = None
+            found = values[place]
+            return math.inf if found is None else found[0]
+
+        place = self.place
+        while place + 1 < len(LIFTS) and math.isinf(value(place)):
+            place += 1
+        while place > 0 and value(place - 1) <= value(place):
+            place -= 1
+        while place + 1 < len(LIFTS) and value(place + 1) < value(place):
+            place += 1
+        if math.isinf(value(place)):
+            return None
+        self.place = place
+        return values[place]
+
+
+@dataclass(eq=False)
+class _MatrixFree(_Finish):
+    steps: int = 400
+
+    def witness(self) -> Witness:
+        """Passes for 60 % of the budget or until they stall; then the least lift whose margin Lanczos can see."""
+        while self.search.rho == 0.0 and self.passes(30):
+            pass
+        last = self.search.rho
+        while self.run.left > 0.4 * self.run.budget and self.passes(20):
+            if self.search.passes > 60 and self.search.rho < last * (1.0 + 0.1 * self.options.tolerance):
+                break
+            last = self.search.rho
+        if self.search.rho == 0.0:
+            raise CertificateError("the network looks constant in float arithmetic; use autolip.")
+        lifts = (1e-3, 2e-3, 4e-3, 1e-2, 2e-2, 4e-2, 0.1, 0.2, 0.5, 1.0)
+        witness: Witness | None = None
+        for p in reversed(lifts):
+            plain = self.package(self._positive(p), self._rho(p), 0.0, "matrix_free")
+            witness = Witness(plain.kind, plain.arrays, plain.settings, witness)
+        assert witness is not None
+        size = ScaledMap(self.exact, self._positive(lifts[0]), self._rho(lifts[0])).size
+        margin = kuczynski_wozniakowski_epsilon(size, self.steps, 2.5e-10)
+        while witness.fallback is not None:
+            p = float(witness.settings["rho"] / self.search.rho) - 1.0
+            scaled = ScaledMap(
+                self.exact,
+                {k.node: witness.arrays[f"multipliers.{k.node}"] for k in self.exact.cells},
+                float(witness.settings["rho"]),
+            )
+            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(40, scaled.size), self.run.generator)
+            if ritz <= 1.0 - 1.05 * margin:
+                break
+            self.run.report(0.9, f"lift {p:.1e}")
+            witness = witness.fallback
+        return witness
+
+    def _rho(self, p: float) -> float:
+        steps = max(steps_to_output(self.exact).values(), default=0)
+        return self.search.rho * (1.0 + p) ** (steps + 1)
+
+    def _positive(self, p: float) -> dict[int, Tensor]:
+        lifted = self.lifted(p)
+        return {k: m.clamp(min=max(1e-30 * float(m.max()), 1e-200)) for k, m in lifted.items()}
