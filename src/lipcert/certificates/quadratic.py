@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness, certificate
-from lipcert.certificates.segments import Segment, SegmentMatrices, Tracked, cheapest_segments, matrices
+from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
+from lipcert.certificates.segments import TINY, Segment, SegmentMatrices, cheapest_segments, matrices
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.network.linear import size
@@ -133,7 +134,7 @@ class DenseForm:
         Raises:
             CertificateError: no ρ is provable at these multipliers.
         """
-        form = torch.eye(size(self.transformed.network.out_shape), dtype=torch.float64)
+        form: Block = torch.ones(size(self.transformed.network.out_shape), dtype=torch.float64)
         for segment, relation in zip(reversed(self.segments), reversed(self.relations), strict=True):
             first = segment.start == 0
             if segment.cells:
@@ -146,28 +147,26 @@ class DenseForm:
                 if not prove:
                     form = form + torch.diag(slack * form.diagonal().clamp(min=0.0))
             elif first and relation.entry > form.shape[0]:
-                return _wide_input(relation.output, form, prove)
+                return _wide_input(relation.output, dense(form), prove)
             else:
-                product, radius = _congruence(relation.output, form, prove)
-                form = product + torch.diag(_row_sums(radius)) if prove else product
-        return _largest_eigenvalue(form) if prove else _greatest_eigenvalue(form)
+                product = congruence(relation.output.parts, form, relation.places, relation.entry)
+                if prove:
+                    product.diagonal().add_(_row_sums(_congruence_radius(relation, relation.output, form)))
+                form = product
+        return _largest_eigenvalue(dense(form)) if prove else _greatest_eigenvalue(dense(form))
 
 
 def _repair(
-    segment: Segment, relation: SegmentMatrices, form: Tensor, multipliers: dict[int, Tensor], margin: float
+    segment: Segment, relation: SegmentMatrices, form: Block, multipliers: dict[int, Tensor], margin: float
 ) -> None:
     """Raise the multipliers of a segment's cells where a single neuron's curvature demands it, last cell first."""
-    place = relation.output.value.shape[1]
     for number in range(len(segment.cells) - 1, -1, -1):
         cell = segment.cells[number]
-        place -= cell.size
-        columns = slice(place, place + cell.size)
-        image = relation.output.value[:, columns]
-        curvature = (image * (form @ image)).sum(dim=0)
+        curvature = _curvature(relation.output.parts.get(number + 1), form, cell.size)
         for later in range(number + 1, len(segment.cells)):
-            v = relation.preactivations[later].value
-            _, on_v = multiplier_pair(segment.cells[later], multipliers[segment.cells[later].node], v.shape[0])
-            curvature = curvature + (on_v[:, None] * v[:, columns].square()).sum(dim=0)
+            v = relation.preactivations[later]
+            _, on_v = multiplier_pair(segment.cells[later], multipliers[segment.cells[later].node], v.rows)
+            curvature = curvature + _curvature(v.parts.get(number + 1), on_v, cell.size)
         current = multipliers[cell.node]
         if cell.block:
             least = float(curvature.max()) if curvature.numel() else 0.0
@@ -180,6 +179,15 @@ def _repair(
         multipliers[cell.node] = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
 
 
+def _curvature(part: Block | None, form: Block, width: int) -> Tensor:
+    """The diagonal of partᵀ · form · part."""
+    if part is None:
+        return torch.zeros(width, dtype=torch.float64)
+    if part.dim() == 1:
+        return part.square() * (form if form.dim() == 1 else form.diagonal())
+    return (part * times(form, part)).sum(dim=0)
+
+
 class Statement:
     """One segment: blkdiag(M_start, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell ⪰ 0, with M_start still open."""
 
@@ -188,26 +196,25 @@ class Statement:
 
     @classmethod
     def build(
-        cls, segment: Segment, relation: SegmentMatrices, form: Tensor, multipliers: Mapping[int, Tensor], prove: bool
+        cls, segment: Segment, relation: SegmentMatrices, form: Block, multipliers: Mapping[int, Tensor], prove: bool
     ) -> Statement:
-        """−V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell + blkdiag(0, Λ), with an entrywise error bound."""
-        product, radius = _congruence(relation.output, form, prove)
+        """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound if ``prove``."""
+        places, side = relation.places, relation.side
+        matrix = -congruence(relation.output.parts, form, places, side)
+        radius = _congruence_radius(relation, relation.output, form) if prove else torch.zeros(0, dtype=torch.float64)
         on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
         for cell, v in zip(segment.cells, relation.preactivations, strict=True):
-            lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.value.shape[0])
+            lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.rows)
             on_w.append(lam_w)
-            product = product + v.value.T @ (lam_v[:, None] * v.value)
-            if not prove:
-                continue
-            bound = v.absolute.T @ (lam_v[:, None] * v.absolute)
-            terms = 2.0 * v.rounding + 2.0 * v.value.shape[0] + 2.0 * len(segment.cells) + 8.0
-            radius = radius + bound * (4.0 * gamma(terms)) + 1e-300
+            matrix -= congruence(v.parts, lam_v, places, side)
+            if prove:
+                radius += _congruence_radius(relation, v, lam_v, 2.0 * len(segment.cells))
         diagonal = torch.cat(on_w)
-        matrix = torch.diag(diagonal) - product
-        if not prove:
-            return cls((matrix + matrix.T) / 2, radius, relation.entry)
-        radius = radius * (1.0 + 1e-12) + (product.abs() + torch.diag(diagonal)) * (4.0 * gamma(len(segment.cells) + 4.0))
-        return cls((matrix + matrix.T) / 2, torch.maximum(radius, radius.T), relation.entry)
+        matrix.diagonal().add_(diagonal)
+        if prove:
+            radius *= 1.0 + 1e-12
+            radius.diagonal().add_(diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0)))
+        return cls(matrix, radius, relation.entry)
 
     def schur(self) -> Tensor:
         """The float matrix that M_start has to exceed: B C⁻¹ Bᵀ − A for the blocks of the statement."""
@@ -256,14 +263,10 @@ class Statement:
         raise CertificateError("no ρ near the computed one is provable at these multipliers.")
 
 
-def _congruence(v: Tracked, form: Tensor, prove: bool) -> tuple[Tensor, Tensor]:
-    """VᵀM̂V in floating point and an entrywise bound on its distance from the exact one (zero unless ``prove``)."""
-    product = v.value.T @ (form @ v.value)
-    if not prove:
-        return (product + product.T) / 2, torch.zeros((), dtype=torch.float64)
-    bound = v.absolute.T @ (form.abs() @ v.absolute)
-    radius = bound * (4.0 * gamma(2.0 * v.rounding + 2.0 * form.shape[0] + 8.0))
-    return (product + product.T) / 2, torch.maximum(radius, radius.T) + 1e-300
+def _congruence_radius(relation: SegmentMatrices, v: Tracked, form: Block, terms: float = 0.0) -> Tensor:
+    """An entrywise bound on the distance of ``congruence(v.parts, form)`` from the exact VᵀM̂V."""
+    bound = congruence(v.absolute, form.abs(), relation.places, relation.side)
+    return bound * (4.0 * gamma(2.0 * v.rounding + 2.0 * v.rows + terms + 8.0)) + TINY**2
 
 
 def _row_sums(radius: Tensor) -> Tensor:
@@ -297,17 +300,17 @@ def _wide_input(v: Tracked, form: Tensor, prove: bool) -> float:
     factor, info = torch.linalg.cholesky_ex(lifted)
     if int(info):
         raise CertificateError("the form on the first layer is not positive.")
-    image = factor.T @ v.value
+    image = dense(times(factor.T, v.parts[0]))
     if not prove:
-        return float(torch.linalg.matrix_norm(image @ image.T, 2))
+        return _greatest_eigenvalue(image @ image.T)
     n = form.shape[0]
     bound = factor.abs() @ factor.abs().T + form.abs()
     residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0))
     left = float(_row_sums(torch.maximum(residual, residual.T)).max())
-    wide = factor.abs().T @ v.absolute
+    wide = dense(times(factor.abs().T, v.absolute[0]))
     error = mul_up(4.0 * gamma(v.rounding + n + 8.0), 1.0 + 1e-9, float(wide.norm()))
     sigma = sigma_max_upper(image, error)
-    plain = mul_up(1.0 + 1e-9, float(v.absolute.norm()))
+    plain = mul_up(1.0 + 1e-9, float(v.absolute[0].norm()))
     return add_up(mul_up(sigma, sigma), mul_up(left, plain, plain))
 
 

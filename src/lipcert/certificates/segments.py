@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipcert.certificates.blocks import Tracked, plus, times
 from lipcert.network.graph import AffineNode
+from lipcert.network.linear import Identity, LinearMap, size
 from lipcert.network.loop_transform import Cell, LoopTransformed
-from lipcert.network.linear import size
+
+#: Added to bounds of absolute values, so that γ times it covers underflow; not so small as to slow products down.
+TINY = 1e-140
 
 #: Largest side of a matrix that is factored.
 MAX_SIDE = 6_500
@@ -27,24 +31,28 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Tracked:
-    """A computed matrix, one that dominates the absolute value of every intermediate sum, and a rounding count.
-
-    The exact matrix differs from ``value`` by at most γ_rounding · ``absolute``, entry by entry.
-    """
-
-    value: Tensor
-    absolute: Tensor
-    rounding: float
-
-
-@dataclass(frozen=True, eq=False)
 class SegmentMatrices:
-    """The linear relation of a segment: (s_start, w_1, …) ↦ v of each cell and s_stop."""
+    """The linear relation of a segment: (s_start, w_1, …) ↦ v of each cell and s_stop.
+
+    Attributes:
+        preactivations: the block row of each cell's v.
+        output: the block row of s_stop.
+        places: columns of each block: block 0 is s_start, block i the w of cell i.
+    """
 
     preactivations: tuple[Tracked, ...]
     output: Tracked
-    entry: int
+    places: list[slice]
+
+    @property
+    def entry(self) -> int:
+        """Number of entries of s_start."""
+        return int(self.places[0].stop)
+
+    @property
+    def side(self) -> int:
+        """Number of entries of (s_start, w_1, …)."""
+        return int(self.places[-1].stop)
 
 
 def cuts(transformed: LoopTransformed) -> list[int]:
@@ -101,54 +109,59 @@ def _cost(entry: int, exit_: int, cells: list[Cell], transformed: LoopTransforme
 
 
 def matrices(transformed: LoopTransformed, segment: Segment) -> SegmentMatrices:
-    """The segment's relation as dense float64 matrices with entrywise error bounds."""
+    """The segment's relation as float64 blocks with entrywise error bounds."""
     nodes = transformed.network.nodes
     entry = size(nodes[segment.start].shape)
-    columns = entry + sum(c.size for c in segment.cells)
-    place = entry
-    eye = torch.eye(entry, columns, dtype=torch.float64)
-    known: dict[int, Tracked] = {segment.start: Tracked(eye, eye, 0.0)}
+    places = [slice(0, entry)]
+    ones = torch.ones(entry, dtype=torch.float64)
+    known: dict[int, Tracked] = {segment.start: Tracked({0: ones}, {0: ones}, entry, 0.0)}
     preactivations = []
     for k in range(segment.start + 1, segment.stop + 1):
-        node = nodes[k]
-        if isinstance(node, AffineNode):
-            known[k] = _affine(transformed, k, known, columns)
+        if isinstance(nodes[k], AffineNode):
+            known[k] = _affine(transformed, k, known)
             continue
         cell = transformed.cell_at[k]
         v = known[cell.parent]
         preactivations.append(v)
-        c, d = cell.c.reshape(-1, 1), cell.d.reshape(-1)
-        if v.value.shape[0] == cell.size:
-            value, absolute = c * v.value, c.abs() * v.absolute
-        else:  # a gain block that changes the shape: c = 0
-            value = torch.zeros(cell.size, columns, dtype=torch.float64)
-            absolute = torch.zeros_like(value)
-        index = torch.arange(cell.size)
-        value[index, place + index] = d
-        absolute[index, place + index] = d
-        known[k] = Tracked(value, absolute, v.rounding + 1.0)
-        place += cell.size
-    return SegmentMatrices(tuple(preactivations), known[segment.stop], entry)
+        places.append(slice(places[-1].stop, places[-1].stop + cell.size))
+        known[k] = _activate(cell, v, len(places) - 1)
+    return SegmentMatrices(tuple(preactivations), known[segment.stop], places)
 
 
-def _affine(transformed: LoopTransformed, k: int, known: Mapping[int, Tracked], columns: int) -> Tracked:
+def _activate(cell: Cell, v: Tracked, block: int) -> Tracked:
+    """c·v + d·w with w in its own column block."""
+    c, d = cell.c.reshape(-1), cell.d.reshape(-1)
+    parts: dict[int, Tensor] = {}
+    absolute: dict[int, Tensor] = {}
+    if v.rows == cell.size and bool(c.any()):  # a gain block may change the shape; its c is zero
+        parts = {i: times(c, part) for i, part in v.parts.items()}
+        absolute = {i: times(c.abs(), part) for i, part in v.absolute.items()}
+    parts[block] = absolute[block] = d
+    return Tracked(parts, absolute, cell.size, v.rounding + 1.0)
+
+
+def _affine(transformed: LoopTransformed, k: int, known: Mapping[int, Tracked]) -> Tracked:
     node = transformed.network.nodes[k]
-    value = torch.zeros(size(node.shape), columns, dtype=torch.float64)
-    absolute = torch.zeros_like(value)
+    rows = size(node.shape)
+    parts: dict[int, Tensor] = {}
+    absolute: dict[int, Tensor] = {}
     rounding = 0.0
     for linear, parent in zip(transformed.exact_maps[k], node.parents, strict=True):
-        matrix = linear.matrix()
-        dominant = matrix.abs() if len(linear.leaves()) <= 2 else linear.absolute().matrix()
-        # What underflow may have taken: γ times this exceeds a few subnormals in the units used.
-        gap = transformed.exponents[parent] - transformed.exponents[k]
-        dominant = dominant + 1e-300 * (1.0 + 2.0 ** max(0, gap))
+        matrix, dominant = _written(linear, transformed.exponents[parent] - transformed.exponents[k])
         inner = known[parent]
-        if torch.equal(inner.value, torch.eye(*inner.value.shape, dtype=torch.float64)):
-            value[:, : matrix.shape[1]] += matrix
-            absolute[:, : matrix.shape[1]] += dominant
-        else:
-            value += matrix @ inner.value
-            absolute += dominant @ inner.absolute
+        for i, part in inner.parts.items():
+            parts[i] = plus(parts.get(i), times(matrix, part))
+            absolute[i] = plus(absolute.get(i), times(dominant, inner.absolute[i]))
         own = linear.rounding if math.isfinite(linear.rounding) else float(linear.in_size + linear.out_size)
-        rounding = max(rounding, inner.rounding + own + matrix.shape[1] + 2.0)
-    return Tracked(value, absolute, rounding + 2.0 * len(node.parents))
+        rounding = max(rounding, inner.rounding + own + linear.in_size + 2.0)
+    return Tracked(parts, absolute, rows, rounding + 2.0 * len(node.parents))
+
+
+def _written(linear: LinearMap, gap: int) -> tuple[Tensor, Tensor]:
+    """The map as a block and one that dominates |W| and, times γ, whatever underflow took in units 2^gap apart."""
+    if isinstance(linear, Identity):
+        diagonal = torch.full((linear.in_size,), linear.scale, dtype=torch.float64)
+        return diagonal, diagonal.abs() + TINY * (1.0 + 2.0 ** max(0, gap))
+    matrix = linear.matrix()
+    dominant = matrix.abs() if len(linear.leaves()) <= 1 else linear.absolute().matrix()
+    return matrix, dominant + TINY * (1.0 + 2.0 ** max(0, gap))
