@@ -24,8 +24,17 @@ def then(network: Network, linear: LinearMap, name: str = "select") -> Network:
 def fuse(network: Network) -> Network:
     """Merge every affine node into its affine consumer when it has only that one; drop identities.
 
-    The function computed is the same; products of norms can only become smaller.
+    The function computed is the same; products of norms can only become smaller. Merging can leave an affine
+    node with one consumer where it had two (the branches of x ↦ Ax + Bx): repeated until nothing changes.
     """
+    while True:
+        fused = _fuse_once(network)
+        if len(fused.nodes) == len(network.nodes):
+            return fused
+        network = fused
+
+
+def _fuse_once(network: Network) -> Network:
     builder = NetworkBuilder()
     new: dict[int, Var] = {}
     pending: dict[int, AffineNode] = {}  # affine nodes that wait to be merged into their only consumer
@@ -86,7 +95,10 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
 
 
 def expand(network: Network) -> Network:
-    """Replace every selection by linear maps and ReLUs: max(a, b) = b + relu(a − b). Exact."""
+    """Replace every selection by linear maps and ReLUs: max(a, b) = b + relu(a − b). Exact.
+
+    A pool of a non-decreasing activation becomes the activation of the pool: the same function, fewer neurons.
+    """
     builder = NetworkBuilder()
     new: dict[int, Var] = {}
     for position, node in enumerate(network.nodes):
@@ -96,13 +108,38 @@ def expand(network: Network) -> Network:
             terms = [(new[p], m) for p, m in zip(node.parents, node.maps, strict=True)]
             new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.where)
         elif isinstance(node, ActivationNode):
-            new[position] = builder.activation(new[node.parents[0]], node.function, node.where)
+            if _commutes_with_pool(network, position):
+                new[position] = new[node.parents[0]]
+            else:
+                new[position] = builder.activation(new[node.parents[0]], node.function, node.where)
         elif isinstance(node, GainNode):
             new[position] = builder.gain(new[node.parents[0]], node.function, node.shape, node.where)
         elif isinstance(node, SelectionNode):
-            expansion = _expand_max if isinstance(node.function, MaxSelection) else _expand_sort
-            new[position] = expansion(builder, new[node.parents[0]], node.function, node.where)  # type: ignore[operator]
+            var = new[node.parents[0]]
+            if isinstance(node.function, MaxSelection):
+                pooled = _expand_max(builder, var, node.function, node.where)
+                before = network.nodes[node.parents[0]]
+                if isinstance(before, ActivationNode) and _commutes_with_pool(network, node.parents[0]):
+                    pooled = builder.activation(pooled, before.function, before.where)
+                new[position] = pooled
+            else:
+                new[position] = _expand_sort(builder, var, node.function, node.where)
     return builder.finish(new[len(network.nodes) - 1])
+
+
+def _commutes_with_pool(network: Network, position: int) -> bool:
+    """Whether max(φ(a), φ(b)) = φ(max(a, b)) lets the pool go first: φ non-decreasing, the same for all entries."""
+    node, readers = network.nodes[position], network.consumers[position]
+    if not isinstance(node, ActivationNode) or len(readers) != 1:
+        return False
+    reader, function = network.nodes[readers[0]], node.function
+    return (
+        isinstance(reader, SelectionNode)
+        and isinstance(reader.function, MaxSelection)
+        and isinstance(function.lower, float)
+        and function.lower >= 0.0
+        and not function.parameters
+    )
 
 
 def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) -> LinearMap:
@@ -114,12 +151,14 @@ def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) 
 
     repeats = int(torch.bincount(index, minlength=1).max()) if index.numel() else 0
     key = f"{tuple(index.tolist())}" if index.numel() <= 64 else _digest(index)
-    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), key, float(repeats - 1 if repeats else 0))
+    chosen: LinearMap = OpMap(
+        "gather", function, in_shape, out_shape, (), key, float(repeats - 1 if repeats else 0)
+    )
     return chosen if sign == 1.0 else compose(chosen, Identity(out_shape, sign))
 
 
 def scatter(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
-    """The map that puts entry i of its input at flat position index[i] of a zero tensor (positions distinct)."""
+    """The map that puts entry i of its input at flat place index[i] (all distinct) of a zero tensor."""
     source = torch.full((size(out_shape),), -1, dtype=torch.int64)
     source[index.reshape(-1)] = torch.arange(index.numel())
 
@@ -184,7 +223,9 @@ def _expand_sort(builder: NetworkBuilder, var: Var, selection: SortSelection, wh
             compose(scatter(high, flat, shape)),
             compose(Identity(flat, -1.0), scatter(low, flat, shape)),
         )
-        var = builder.affine([(var, Identity(shape)), (excess, exchange)], shape, name=selection.name, where=where)
+        var = builder.affine(
+            [(var, Identity(shape)), (excess, exchange)], shape, name=selection.name, where=where
+        )
     return var
 
 

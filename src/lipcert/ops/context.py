@@ -44,6 +44,7 @@ class Context:
         self.op = ""
         self.where = ""
         self.signature = ""
+        self.dtype: torch.dtype | None = None
 
     # -- errors -------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Var:
-    """Convolution with its real stride, padding, dilation and groups; never the circular or reshaped surrogate."""
+    """Convolution, real stride, padding, dilation, groups: in l2 σ_max of the operator at the real size."""
     weight = ctx.constant(weight, "weight")
     spatial = weight.value.dim() - 2
     convolve = _CONVOLUTIONS[spatial - 1]
@@ -63,7 +63,7 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Var:
-    """Transposed convolution: the transpose of the convolution with the same geometry."""
+    """Transposed convolution: the transpose of the convolution of the same geometry; same σ_max in l2."""
     weight = ctx.constant(weight, "weight")
     spatial = weight.value.dim() - 2
     convolve = _TRANSPOSED[spatial - 1]
@@ -87,7 +87,7 @@ def generic_convolution(
     output_padding: Any,
     groups: int,
 ) -> Var:
-    """The decomposed form of every convolution."""
+    """Decomposed form of every convolution: σ_max of the operator at the real size in l2."""
     if transposed:
         return transposed_convolution(ctx, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return convolution(ctx, x, weight, bias, stride, padding, dilation, groups)

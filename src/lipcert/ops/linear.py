@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.context import Context
 from lipcert.ops.registry import rule
+from lipcert.ops.terms import longest_sum
 
 
 @rule("linear", kind="linear")
@@ -26,49 +27,57 @@ def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
     """Product of two tensors of which exactly one varies."""
     if isinstance(a, Var) and isinstance(b, Var):
         raise ctx.not_lipschitz(
-            "a product of two values that both depend on the input (attention, for one) has no global constant."
+            "a product of two values that depend on the input (attention, for one) has no global constant."
         )
-    terms = max([1, *a.shape, *b.shape])
     if isinstance(a, Var):
-        return ctx.linear(a, multiply, (ctx.constant(b),), terms)
-    fixed = ctx.constant(a)
-    return ctx.linear(ctx.variable(b), lambda x, c: multiply(c, x), (fixed,), terms)
+        fixed, x = ctx.constant(b), a
+        return ctx.linear(x, multiply, (fixed,), longest_sum(multiply, x.shape, (fixed.shape,)))
+    fixed, x = ctx.constant(a), ctx.variable(b)
+
+    def swapped(v: Tensor, c: Tensor) -> Tensor:
+        return multiply(c, v)
+
+    return ctx.linear(x, swapped, (fixed,), longest_sum(swapped, x.shape, (fixed.shape,)))
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", kind="linear")
 def matmul(ctx: Context, a: Any, b: Any) -> Var:
-    """Matrix product with a constant on either side."""
+    """Matrix product with a constant on either side: σ_max of the constant in l2."""
     return _product(ctx, a, b, torch.matmul)
 
 
 @rule("outer", kind="linear")
 def outer(ctx: Context, a: Any, b: Any) -> Var:
-    """Outer product with a constant vector."""
+    """Outer product with a constant vector c: ‖c‖ in each norm."""
     return _product(ctx, a, b, torch.outer)
 
 
 @rule("addmm", kind="linear")
 def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Var:
-    """β·bias + α·a b with a constant bias and one constant factor."""
+    """Affine map β·bias + α·a b with a constant bias and one constant factor: |α| σ_max in l2."""
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
-    offset = ctx.constant(bias, "bias").value * beta
+    offset = ctx.constant(bias, "bias").value * beta if beta else torch.zeros(())
     ctx.require_finite(offset)
     return ctx.linear(product, lambda x: x, (), 0.0, offset)
 
 
 @rule("bilinear", kind="linear")
 def bilinear(ctx: Context, a: Any, b: Any, weight: Any, bias: Any = None) -> Var:
-    """Bilinear form with one of its two arguments constant: linear in the other."""
+    """Bilinear form with one of its two arguments constant: σ_max of what remains, in l2."""
     weight = ctx.constant(weight, "weight")
     offset = None if bias is None else ctx.constant(bias, "bias").value
     if isinstance(a, Var) == isinstance(b, Var):
         raise ctx.not_lipschitz("a bilinear form of two variables has no global constant.")
-    terms = weight.value[0].numel() if weight.value.numel() else 1
-    if isinstance(a, Var):
-        fixed = ctx.constant(b)
-        return ctx.linear(a, lambda x, c, w: _bilinear(x, c, w), (fixed, weight), terms, offset)
-    fixed = ctx.constant(a)
-    return ctx.linear(ctx.variable(b), lambda x, c, w: _bilinear(c, x, w), (fixed, weight), terms, offset)
+    if offset is not None:
+        ctx.require_finite(offset)
+    fixed = ctx.constant(b if isinstance(a, Var) else a)
+    x = a if isinstance(a, Var) else b
+
+    def function(v: Tensor, c: Tensor, w: Tensor) -> Tensor:
+        return _bilinear(v, c, w) if isinstance(a, Var) else _bilinear(c, v, w)
+
+    terms = longest_sum(function, x.shape, (fixed.shape, weight.shape)) + 2.0
+    return ctx.linear(x, function, (fixed, weight), terms, offset)
 
 
 def _bilinear(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -77,7 +86,7 @@ def _bilinear(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 @rule("einsum", kind="linear")
 def einsum(ctx: Context, equation: str, operands: Any, path: Any = None) -> Var:
-    """Tensor contraction in which exactly one operand varies."""
+    """Tensor contraction in which exactly one operand varies: σ_max of the map it is, in l2."""
     varying = [i for i, o in enumerate(operands) if isinstance(o, Var)]
     if len(varying) != 1:
         raise ctx.not_lipschitz("a contraction of several varying tensors has no global constant.")
@@ -87,8 +96,6 @@ def einsum(ctx: Context, equation: str, operands: Any, path: Any = None) -> Var:
     def contract(x: Tensor, *constants: Tensor) -> Tensor:
         return torch.einsum(equation, *constants[:place], x, *constants[place:])
 
-    terms = 1
-    for operand in operands:
-        terms *= max(1, operand.value.numel()) if isinstance(operand, Constant) else 1
-    terms = max(terms, max(operands[place].shape, default=1)) + len(operands)
-    return ctx.linear(operands[place], contract, [ctx.constant(c) for c in fixed], terms)
+    constants = [ctx.constant(c) for c in fixed]
+    terms = longest_sum(contract, operands[place].shape, [c.shape for c in constants]) + len(operands)
+    return ctx.linear(operands[place], contract, constants, terms)

@@ -1,30 +1,40 @@
-"""Batch-norm in eval mode (an affine map) and, by their global gain, the norm layers."""
+"""Batch norm in eval mode (an affine map) and layer, group, instance and RMS norm by their global gain."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
+from lipcert.network.nonlinearity import GainFunction
+from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.context import Constant, Context
+from lipcert.ops.radial import radial_gains
 from lipcert.ops.registry import rule
 
 
 def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Var:
     x = ctx.variable(x)
     if mean is None or var is None:
-        raise TrainModeError(f"batch norm at {ctx.where} has no running statistics and would couple the batch.")
+        raise TrainModeError(
+            f"batch norm at {ctx.where} has no running statistics: it would couple the batch."
+        )
     mean, var = ctx.constant(mean), ctx.constant(var)
     channel = (-1, *([1] * (len(x.shape) - 2)))
-    gamma = torch.ones_like(var.value) if weight is None else ctx.constant(weight).value
-    scale = gamma / torch.sqrt(var.value + eps)
+    gamma = Constant(torch.ones_like(var.value)) if weight is None else ctx.constant(weight)
+    if not bool((var.value + eps > 0).all()):
+        raise ctx.not_lipschitz("a running variance plus eps is not positive.")
+    scale = gamma.value / torch.sqrt(var.value + eps)
     shift = -mean.value * scale + (0.0 if bias is None else ctx.constant(bias).value)
     ctx.require_finite(scale)
     ctx.require_finite(shift)
-    # var + eps, sqrt and division: at most 2.5 roundings, one more for the product with x.
-    constant = Constant(scale.reshape(channel), 3.0 + (0.0 if weight is None else ctx.constant(weight).rounding))
+    # var + eps (no cancellation if both are ≥ 0), sqrt and division: at most 2.5 roundings.
+    own = 3.0 if eps >= 0 and bool((var.value >= 0).all()) else math.inf
+    constant = Constant(scale.reshape(channel), own + gamma.rounding + var.rounding)
     return ctx.linear(x, lambda v, s: v * s, (constant,), 1.0, shift.reshape(channel))
 
 
@@ -53,3 +63,139 @@ def batch_norm_eval(
 ) -> tuple[Var, None, None]:
     """Batch norm in eval mode: max |γ|/√(var + ε) in every norm."""
     return _batch_norm(ctx, x, weight, bias, mean, var, eps), None, None
+
+
+# -- norms over the entries of one example ------------------------------------------------------------------
+
+
+def _gain(
+    ctx: Context, x: Var, name: str, n: int, eps: Any, function: Any, centred: bool, settings: str
+) -> Var:
+    """x ↦ (x − mean)/√(var + ε) over independent groups of n entries, or x/√(mean x² + ε) if not centred."""
+    if eps is None or not eps > 0:
+        raise ctx.not_lipschitz(f"{name} with eps = {eps} is not Lipschitz at constant inputs; set eps > 0.")
+    if centred and n == 1:
+        gains = dict.fromkeys((1.0, 2.0, math.inf), 0.0)
+    else:
+        gains = radial_gains(n, math.sqrt(eps), "root", 2.0 * (n - 1) / n if centred else 1.0)
+    where = "a constant input" if centred else "the origin"
+    source = f"{name} over {n} entries: 1/√ε in l2, attained at {where} only; loose elsewhere"
+    return ctx.gain(x, GainFunction(name, function, gains, source, (), f"n {n} eps {eps} {settings}"))
+
+
+def _rescaled(ctx: Context, x: Var, weight: Any, bias: Any, shape: tuple[int, ...] | None = None) -> Var:
+    """γ x + β as linear maps of their own (max |γ| in every norm)."""
+    for constant, combine in ((weight, multiply_by), (bias, add)):
+        if constant is None:
+            continue
+        value = ctx.constant(constant)
+        ctx.require_finite(value.value)
+        if shape is not None:
+            value = Constant(value.value.reshape(shape), value.rounding)
+        x = combine(ctx, x, value)
+    return x
+
+
+@rule("layer_norm", kind="gain")
+def layer_norm(
+    ctx: Context,
+    x: Any,
+    shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn: bool = True,
+) -> Var:
+    """Layer norm: max |γ|/√ε in l2, attained at a constant input; l1 and l∞ by ``radial_gains``."""
+    x = ctx.variable(x)
+    shape = list(shape)
+
+    def function(v: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(v, shape, None, None, eps)
+
+    normal = _gain(ctx, x, "layer_norm", math.prod(shape), eps, function, True, f"over {shape}")
+    return _rescaled(ctx, normal, weight, bias)
+
+
+@rule("native_layer_norm", kind="gain")
+def native_layer_norm(
+    ctx: Context, x: Any, shape: Any, weight: Any, bias: Any, eps: float
+) -> tuple[Var, Var, Var]:
+    """Layer norm: max |γ|/√ε in l2, attained at a constant input; its statistics outputs are refused."""
+    normal = layer_norm(ctx, x, shape, weight, bias, eps)
+    error = ctx.unsupported("the mean and deviation it also returns have no rule.")
+    other = ctx.unresolved((normal,), normal.shape, error)
+    return normal, other, other
+
+
+@rule("group_norm", kind="gain")
+def group_norm(
+    ctx: Context,
+    x: Any,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn: bool = True,
+) -> Var:
+    """Group norm: max |γ|/√ε in l2, attained at a constant group; l1 and l∞ by ``radial_gains``."""
+    x = ctx.variable(x)
+    n = math.prod(x.shape[1:]) // groups
+
+    def function(v: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(v.reshape(v.shape[0], groups, n), [n], None, None, eps).reshape(
+            v.shape
+        )
+
+    normal = _gain(ctx, x, "group_norm", n, eps, function, True, f"groups {groups}")
+    return _rescaled(ctx, normal, weight, bias, (-1, *([1] * (len(x.shape) - 2))))
+
+
+@rule("instance_norm", kind="gain")
+def instance_norm(
+    ctx: Context,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    use_input_stats: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn: bool = False,
+) -> Var:
+    """Instance norm: max |γ|/√ε in l2; with running statistics in eval mode the affine map of batch norm."""
+    x = ctx.variable(x)
+    if not use_input_stats:
+        return _batch_norm(ctx, x, weight, bias, mean, var, eps)
+    if mean is not None or var is not None:
+        raise TrainModeError(
+            f"instance norm at {ctx.where} updates running statistics; call model.eval() first."
+        )
+    n = math.prod(x.shape[2:])
+
+    def function(v: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(v, list(v.shape[2:]), None, None, eps)
+
+    normal = _gain(ctx, x, "instance_norm", n, eps, function, True, "")
+    return _rescaled(ctx, normal, weight, bias, (-1, *([1] * (len(x.shape) - 2))))
+
+
+@rule("rms_norm", kind="gain")
+def rms_norm(ctx: Context, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Var:
+    """RMS norm: max |γ|/√ε in l2, attained at the origin; l1 and l∞ by ``radial_gains`` (about 0.19 √n).
+
+    ``eps=None`` means the machine epsilon of the dtype the model runs in, as in PyTorch.
+    """
+    x = ctx.variable(x)
+    axes = tuple(range(-len(shape), 0))
+    if eps is None:
+        if ctx.dtype is None:
+            raise ctx.unsupported("eps=None means the machine epsilon of a dtype that is not known; set eps.")
+        eps = torch.finfo(ctx.dtype).eps
+
+    def function(v: Tensor) -> Tensor:
+        return v * torch.rsqrt((v * v).mean(axes, keepdim=True) + eps)
+
+    normal = _gain(ctx, x, "rms_norm", math.prod(shape), eps, function, False, f"over {list(shape)}")
+    return _rescaled(ctx, normal, weight, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Rule = Callable[..., Any]
@@ -36,10 +36,11 @@ def rule(*names: str, kind: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for name in names:
             if name in _RULES:
-                raise ValueError(f"two rules for aten op {name!r}: {_RULES[name].__module__}, {function.__module__}")
+                raise ValueError(
+                    f"two rules for aten op {name!r}: {_RULES[name].__module__}, {function.__module__}"
+                )
             _RULES[name] = function
-            summary = (function.__doc__ or "").strip().splitlines()[0] if function.__doc__ else ""
-            _INFO[name] = OpInfo(name, function.__module__.rsplit(".", 1)[-1], kind, summary)
+            _INFO[name] = OpInfo(name, function.__module__.rsplit(".", 1)[-1], kind, "")
         return function
 
     return register
@@ -52,4 +53,11 @@ def find_rule(name: str, overload: str) -> Rule | None:
 
 def supported_ops() -> tuple[OpInfo, ...]:
     """Every registered rule, sorted by family and name."""
-    return tuple(sorted(_INFO.values(), key=lambda info: (info.family, info.name)))
+    described = (replace(info, summary=_summary(_RULES[name])) for name, info in _INFO.items())
+    return tuple(sorted(described, key=lambda info: (info.family, info.name)))
+
+
+def _summary(function: Rule) -> str:
+    """First line of a rule's docstring, read late: rules made in a loop get theirs after registration."""
+    lines = (function.__doc__ or "").strip().splitlines()
+    return lines[0] if lines else ""

@@ -1,39 +1,57 @@
-"""Ops that only move, repeat, add up or drop entries: reshape, permute, slice, pad, cat, sum, mean …"""
+"""Ops that only move, repeat, add up or drop entries: reshape, slice, cat, sum, mean and so on."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
+from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
+from lipcert.network.linear import update_hash_with_tensor
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.registry import rule
+from lipcert.ops.terms import longest_sum, moved
 
 Function = Callable[..., Tensor]
 
 
-def _moves(*names: str, summary: str, function: Function, repeats: bool = False) -> None:
+def tensor_key(*tensors: Tensor) -> str:
+    """Short text that identifies integer or boolean tensors in the network's hash."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        update_hash_with_tensor(digest, tensor)
+    return digest.hexdigest()
+
+
+def _moves(*names: str, summary: str, function: Function) -> None:
     """Register ops that are linear with non-negative entries as they stand: ``function(x, *args)``."""
 
     @rule(*names, kind="linear")
     def move(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Var:
         x = ctx.variable(x)
-        plain = [a.value if isinstance(a, Constant) else a for a in args]
-        named = {k: v.value if isinstance(v, Constant) else v for k, v in kwargs.items()}
-        if any(isinstance(a, Var) for a in (*args, *kwargs.values())):
+        leaves = tree_leaves((args, kwargs))
+        if any(isinstance(a, Var) for a in leaves):
             raise ctx.unsupported("an index or size depends on the input.")
-        terms = math.prod(x.shape) if repeats else 0
-        return ctx.linear(x, lambda v: function(v, *plain, **named), (), float(terms))
+        constants = [a for a in leaves if isinstance(a, Constant)]
+        plain, named = tree_map(lambda a: a.value if isinstance(a, Constant) else a, (args, kwargs))
+        key = tensor_key(*(c.value for c in constants)) if constants else ""
+        inherited = sum(c.rounding for c in constants)
+
+        def linear(v: Tensor) -> Tensor:
+            here, keywords = tree_map(
+                lambda a: a.to(v.device) if isinstance(a, Tensor) else a, (plain, named)
+            )
+            return function(v, *here, **keywords)
+
+        return moved(ctx, x, linear, extra=key, inherited=inherited)
 
     move.__doc__ = summary
-
-
-def _identity(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x
 
 
 _moves(
@@ -46,7 +64,17 @@ _moves("squeeze", "squeeze.dim", "squeeze.dims", summary="Squeeze: constant 1.",
 _moves("unsqueeze", summary="Unsqueeze: constant 1.", function=torch.unsqueeze)
 _moves("permute", summary="Permutation of axes: constant 1.", function=torch.permute)
 _moves("transpose", "swapaxes", summary="Transposition: constant 1.", function=torch.transpose)
-_moves("t", "numpy_T", "mT", summary="Matrix transpose: constant 1.", function=lambda x: x.transpose(-1, -2) if x.dim() > 1 else x)
+_moves(
+    "t",
+    "mT",
+    summary="Matrix transpose: constant 1.",
+    function=lambda x: x.transpose(-1, -2) if x.dim() > 1 else x,
+)
+_moves(
+    "numpy_T",
+    summary="Reversal of all axes: constant 1.",
+    function=lambda x: x.permute(*reversed(range(x.dim()))),
+)
 _moves("movedim", "moveaxis", summary="Move an axis: constant 1.", function=torch.movedim)
 _moves("flip", summary="Flip: constant 1.", function=torch.flip)
 _moves("roll", summary="Roll: constant 1.", function=torch.roll)
@@ -54,110 +82,124 @@ _moves("rot90", summary="Rotation by right angles: constant 1.", function=torch.
 _moves("pixel_shuffle", summary="Pixel shuffle: constant 1.", function=torch.pixel_shuffle)
 _moves("pixel_unshuffle", summary="Pixel unshuffle: constant 1.", function=torch.pixel_unshuffle)
 _moves("channel_shuffle", summary="Channel shuffle: constant 1.", function=torch.channel_shuffle)
-_moves(
-    "clone", "alias", "contiguous", "detach", "lift_fresh_copy",
-    summary="Identity.", function=_identity,
-)  # fmt: skip
-_moves("select", summary="Select one index: constant 1.", function=torch.select, repeats=True)
-_moves("narrow", summary="Narrow: constant 1.", function=torch.narrow, repeats=True)
-_moves("diagonal", summary="Diagonal: constant 1.", function=torch.diagonal, repeats=True)
+_moves("select", summary="Select one index: constant 1.", function=torch.select)
+_moves("narrow", summary="Narrow: constant 1.", function=torch.narrow)
+_moves("diagonal", summary="Diagonal: constant 1.", function=torch.diagonal)
 _moves("tril", summary="Lower triangle: constant 1.", function=torch.tril)
 _moves("triu", summary="Upper triangle: constant 1.", function=torch.triu)
 _moves(
     "expand", summary="Broadcast: √(repeats) in l2.",
-    function=lambda x, shape, implicit=False: x.expand(shape).clone(), repeats=True,
+    function=lambda x, shape, implicit=False: x.expand(shape).clone(),
 )  # fmt: skip
-_moves("repeat", summary="Repeat: √(repeats) in l2.", function=lambda x, sizes: x.repeat(sizes), repeats=True)
-_moves("tile", summary="Tile: √(repeats) in l2.", function=torch.tile, repeats=True)
+_moves("repeat", summary="Repeat: √(repeats) in l2.", function=lambda x, sizes: x.repeat(sizes))
+_moves("tile", summary="Tile: √(repeats) in l2.", function=torch.tile)
 _moves(
     "repeat_interleave.self_int", summary="Repeat entries: √(repeats) in l2.",
-    function=lambda x, n, dim=None, output_size=None: torch.repeat_interleave(x, n, dim), repeats=True,
+    function=lambda x, n, dim=None, output_size=None: torch.repeat_interleave(x, n, dim),
 )  # fmt: skip
-_moves("index_select", summary="Index by constants: √(most repeats of an index) in l2.", function=torch.index_select, repeats=True)
-_moves("cumsum", summary="Cumulative sum, as the linear map it is.", function=lambda x, dim, dtype=None: torch.cumsum(x, dim), repeats=True)
+_moves(
+    "index_select",
+    summary="Index by constants: √(most repeats of an index) in l2.",
+    function=torch.index_select,
+)
+_moves(
+    "im2col",
+    summary="Sliding blocks (nn.Unfold): √(blocks over one entry) in l2.",
+    function=torch.ops.aten.im2col,
+)
+_moves(
+    "col2im",
+    summary="Sum of sliding blocks (nn.Fold), as the linear map it is.",
+    function=torch.ops.aten.col2im,
+)
+
+
+@rule("clone", "alias", "contiguous", "detach", "lift_fresh_copy", kind="linear")
+def identity(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Var:
+    """Identity."""
+    return ctx.scaled(ctx.variable(x), 1.0)
+
+
+@rule("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", kind="linear")
+def dropout(ctx: Context, x: Any, p: float = 0.5, train: bool = False) -> Var:
+    """Dropout in eval mode: the identity."""
+    if train:
+        raise TrainModeError(f"dropout at {ctx.where} is in training mode; call model.eval() first.")
+    return ctx.scaled(ctx.variable(x), 1.0)
 
 
 @rule("slice", kind="linear")
-def slice_(ctx: Context, x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Var:
+def slice_(
+    ctx: Context, x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Var:
     """Slice along one axis: constant 1."""
     x = ctx.variable(x)
     length = x.shape[dim]
     chosen = slice(start, None if end is None or end >= length else end, step)
     lead = dim % len(x.shape)
-    return ctx.linear(x, lambda v: v[(slice(None),) * lead + (chosen,)])
+    return moved(ctx, x, lambda v: v[(slice(None),) * lead + (chosen,)])
+
+
+def constant_indices(ctx: Context, indices: Any) -> tuple[list[slice | Tensor], float]:
+    """Advanced indices as whole full slices and int64 tensors (masks spelt out), and their rounding count."""
+    if any(isinstance(i, Var) for i in indices):
+        raise ctx.unsupported("an index depends on the input.")
+    chosen: list[slice | Tensor] = []
+    inherited = 0.0
+    for i in indices:
+        if i is None:
+            chosen.append(slice(None))
+            continue
+        constant = ctx.constant(i, "index")
+        inherited += constant.rounding
+        mask = constant.value.dtype in (torch.bool, torch.uint8)
+        chosen.extend(constant.value.nonzero(as_tuple=True) if mask else [constant.value.long()])
+    return chosen, inherited
 
 
 @rule("index", kind="linear")
 def index(ctx: Context, x: Any, indices: Any) -> Var:
     """Advanced indexing by constant tensors: √(most repeats of an entry) in l2."""
     x = ctx.variable(x)
-    if any(isinstance(i, Var) for i in indices):
-        raise ctx.unsupported("an index depends on the input.")
-    chosen = tuple(slice(None) if i is None else ctx.constant(i).value for i in indices)
+    chosen, inherited = constant_indices(ctx, indices)
 
     def function(v: Tensor) -> Tensor:
         return v[tuple(c.to(v.device) if isinstance(c, Tensor) else c for c in chosen)]
 
-    key = repr([c if isinstance(c, slice) else c.tolist() for c in chosen])
-    linear = ctx.map(x.shape, function, (), float(math.prod(x.shape)), extra=key)
-    return ctx.builder.affine([(x, linear)], linear.out_shape, None, ctx.op, ctx.where)
+    places = "".join("t" if isinstance(c, Tensor) else ":" for c in chosen)
+    key = places + tensor_key(*(c for c in chosen if isinstance(c, Tensor)))
+    return moved(ctx, x, function, extra=key, inherited=inherited)
 
 
 @rule("gather", kind="linear")
 def gather(ctx: Context, x: Any, dim: int, index: Any, sparse_grad: bool = False) -> Var:
     """Gather by constant indices: √(most repeats of an entry) in l2."""
-    x = ctx.variable(x)
-    chosen = ctx.constant(index, "index").value
-    linear = ctx.map(
-        x.shape,
-        lambda v: torch.gather(v, dim, chosen.to(v.device)),
-        (),
-        float(math.prod(chosen.shape)),
-        extra=repr(chosen.tolist()),
-    )
-    return ctx.builder.affine([(x, linear)], linear.out_shape, None, ctx.op, ctx.where)
+    x, constant = ctx.variable(x), ctx.constant(index, "index")
+    chosen = constant.value.long()
+
+    def function(v: Tensor) -> Tensor:
+        return torch.gather(v, dim, chosen.to(v.device))
+
+    return moved(ctx, x, function, extra=tensor_key(chosen), inherited=constant.rounding)
 
 
-@rule("pad", "constant_pad_nd", kind="linear")
-def pad(ctx: Context, x: Any, widths: Any, mode: Any = "constant", value: Any = None) -> Var:
-    """Padding: constant 1 with a constant value; reflect, replicate and circular as the linear maps they are."""
-    x = ctx.variable(x)
-    if not isinstance(mode, str):
-        mode, value = "constant", mode
-    if mode == "constant":
-        fill = 0.0 if value is None else float(value)
-        function: Function = lambda v: torch.nn.functional.pad(v, widths)  # noqa: E731
-        offset = None
-        if fill:
-            inside = torch.nn.functional.pad(torch.ones(x.shape, dtype=torch.float64), widths)
-            offset = (1.0 - inside) * fill
-        return ctx.linear(x, function, (), 0.0, offset)
-    most = 2 ** len(widths)
-    return ctx.linear(x, lambda v: torch.nn.functional.pad(v, widths, mode), (), float(most + sum(map(abs, widths))))
-
-
-def _pad_mode(name: str, mode: str) -> None:
-    @rule(f"{name}1d", f"{name}2d", f"{name}3d", kind="linear")
-    def padded(ctx: Context, x: Any, widths: Any) -> Var:
-        return pad(ctx, x, widths, mode)
-
-    padded.__doc__ = f"Padding in {mode} mode, as the linear map it is."
-
-
-_pad_mode("reflection_pad", "reflect")
-_pad_mode("replication_pad", "replicate")
+def _joined(ctx: Context, join: Callable[[list[Tensor]], Tensor], tensors: Any) -> Var:
+    for operand in tensors:
+        if isinstance(operand, Constant):
+            ctx.require_finite(operand.value)
+    return ctx.jointly_linear(join, list(tensors))
 
 
 @rule("cat", "concat", kind="linear")
 def cat(ctx: Context, tensors: Any, dim: int = 0) -> Var:
     """Concatenation: √(Σ L²) in l2, max in l∞, sum in l1."""
-    return ctx.jointly_linear(lambda parts: torch.cat(parts, dim), list(tensors))
+    return _joined(ctx, lambda parts: torch.cat(parts, dim), tensors)
 
 
 @rule("stack", kind="linear")
 def stack(ctx: Context, tensors: Any, dim: int = 0) -> Var:
     """Stack: √(Σ L²) in l2, max in l∞, sum in l1."""
-    return ctx.jointly_linear(lambda parts: torch.stack(parts, dim), list(tensors))
+    return _joined(ctx, lambda parts: torch.stack(parts, dim), tensors)
 
 
 def _pieces(ctx: Context, x: Any, cut: Callable[[Tensor], Any]) -> tuple[Var, ...]:
@@ -194,30 +236,59 @@ def unbind(ctx: Context, x: Any, dim: int = 0) -> tuple[Var, ...]:
     return _pieces(ctx, x, lambda v: torch.unbind(v, dim))
 
 
+@rule("unfold", kind="linear")
+def unfold(ctx: Context, x: Any, dim: int, size: int, step: int) -> Var:
+    """Sliding windows: √(windows over one entry) in l2."""
+    x = ctx.variable(x)
+    # Written as a gather: PyTorch's own transpose of unfold does not run in batches.
+    table = torch.arange(math.prod(x.shape)).reshape(x.shape).unfold(dim, size, step).contiguous()
+    return moved(ctx, x, lambda v: v.reshape(-1)[table.to(v.device)])
+
+
+@rule("cumsum", kind="linear")
+def cumsum(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
+    """Cumulative sum, as the linear map it is."""
+    _refuse_integers(ctx, dtype)
+    return moved(ctx, ctx.variable(x), lambda v: torch.cumsum(v, dim))
+
+
 @rule("sum", kind="linear")
 def sum_(ctx: Context, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Var:
     """Sum over axes: √n in l2, n in l∞, 1 in l1."""
-    x = ctx.variable(x)
-    return ctx.linear(x, lambda v: _reduce(torch.sum, v, dim, keepdim), (), float(math.prod(x.shape)))
+    _refuse_integers(ctx, dtype)
+    return moved(ctx, ctx.variable(x), lambda v: _reduce(torch.sum, v, dim, keepdim))
 
 
 @rule("mean", kind="linear")
 def mean(ctx: Context, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Var:
     """Mean over axes: 1/√n in l2, 1 in l∞, 1/n in l1."""
+    _refuse_integers(ctx, dtype)
     x = ctx.variable(x)
-    return ctx.linear(x, lambda v: _reduce(torch.mean, v, dim, keepdim), (), float(math.prod(x.shape) + 2))
+    terms = longest_sum(lambda v: _reduce(torch.sum, v, dim, keepdim), x.shape)
+    return ctx.linear(x, lambda v: _reduce(torch.mean, v, dim, keepdim), (), terms + 2)
 
 
 def _reduce(reduction: Function, v: Tensor, dim: Any, keepdim: bool) -> Tensor:
+    if v.dim() == 0:
+        return v
     axes = tuple(range(v.dim())) if dim is None or dim == [] else dim
     return reduction(v, axes, keepdim)
 
 
-@rule("to", "_to_copy", "type_as", "_assert_tensor_metadata", kind="linear")
+def _refuse_integers(ctx: Context, dtype: Any) -> None:
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise ctx.not_lipschitz(f"conversion to {dtype} is discontinuous.")
+
+
+@rule("_assert_tensor_metadata", kind="linear")
+def assert_metadata(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> None:
+    """A check of dtype and device that export writes next to a conversion: no value."""
+
+
+@rule("to", "_to_copy", "type_as", kind="linear")
 def to(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Var:
     """Conversion between floating types: the identity (the model's own rounding is outside the claim)."""
     x = ctx.variable(x)
     for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.dtype) and not value.is_floating_point:
-            raise ctx.not_lipschitz(f"conversion to {value} is discontinuous.")
-    return ctx.linear(x, _identity)
+        _refuse_integers(ctx, value.value.dtype if isinstance(value, Constant) else value)
+    return ctx.scaled(x, 1.0)

@@ -1,0 +1,65 @@
+"""Assignment in forward, at constant places: slice_scatter, select_scatter, index_put."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.network.builder import Var
+from lipcert.ops.context import Constant, Context
+from lipcert.ops.registry import rule
+from lipcert.ops.structure import constant_indices, tensor_key
+
+
+def _overwrite(ctx: Context, x: Any, source: Any, write: Any) -> Var:
+    """``x`` with some entries replaced by ``source``; ``write(x, source)`` is linear in both together."""
+
+    def join(parts: list[Tensor]) -> Tensor:
+        return write(parts[0], parts[1])
+
+    operands = [ctx.constant(o) if not isinstance(o, Var) else o for o in (x, source)]
+    for operand in operands:
+        if isinstance(operand, Constant):
+            ctx.require_finite(operand.value)
+    whole, part = (math.prod(o.shape) for o in operands)
+    copies = whole / max(1, part) if part < whole else 0.0  # a source that is broadcast when written
+    return ctx.jointly_linear(join, operands, copies)
+
+
+@rule("slice_scatter", kind="linear")
+def slice_scatter(
+    ctx: Context, x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Var:
+    """Assignment to a slice: 1 for each operand in every norm."""
+    return _overwrite(ctx, x, source, lambda a, b: torch.slice_scatter(a, b, dim, start, end, step))
+
+
+@rule("select_scatter", kind="linear")
+def select_scatter(ctx: Context, x: Any, source: Any, dim: int, index: int) -> Var:
+    """Assignment to one index: 1 for each operand in every norm."""
+    return _overwrite(ctx, x, source, lambda a, b: torch.select_scatter(a, b, dim, index))
+
+
+@rule("index_put", kind="linear")
+def index_put(ctx: Context, x: Any, indices: Any, source: Any, accumulate: bool = False) -> Var:
+    """Assignment (or addition) at constant indices: 1 for each operand in every norm where none repeats."""
+    chosen, inherited = constant_indices(ctx, indices)
+    if inherited:
+        raise ctx.unsupported("its indices are computed from rounded constants.")
+    shape = x.shape
+    written = torch.zeros(shape, dtype=torch.float64)
+    places = [c if isinstance(c, Tensor) else None for c in chosen]
+    written = torch.ops.aten.index_put(written, places, torch.ones((), dtype=torch.float64), True)
+    most = float(written.max()) if written.numel() else 0.0
+    if most > 1 and not accumulate:
+        raise ctx.unsupported("an index is written twice; which value stays is not defined.")
+    ctx.signature += tensor_key(*(p for p in places if p is not None))
+
+    def write(a: Tensor, b: Tensor) -> Tensor:
+        here = [None if p is None else p.to(a.device) for p in places]
+        return torch.ops.aten.index_put(a, here, b, accumulate)
+
+    return _overwrite(ctx, x, source, write)

@@ -1,0 +1,42 @@
+"""Gains of x ↦ x / r(‖x‖), the shape of every normalisation layer, and the type of (Σ m z^p + c)^(1/p)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lipcert.network.linear import LinearMap
+from lipcert.network.nonlinearity import GainFunction
+
+
+@dataclass(frozen=True, eq=False)
+class RootFunction(GainFunction):
+    """(linear · z^power + c)^(1/power), kept apart so that a later quotient by it can be recognised."""
+
+    linear: LinearMap | None = None
+    power: int = 2
+
+
+def radial_gains(n: int, eps: float, kind: str, numerator: float = 1.0) -> dict[float, float]:
+    """Constants of x ↦ x / r(‖x‖₂) over n entries, rounded up: 1/ε in l2; (1/ε) max g(t) over t in l1 and l∞.
+
+    Why: with u = x/‖x‖ the Jacobian is (1/r)(I − t uuᵀ), symmetric, 0 ≤ t ≤ 1, and
+    ‖I − t uuᵀ‖₂ ≤ 1,  ‖I − t uuᵀ‖∞ ≤ a(1 − t) + t(1 + √n)/2 with a = 1,
+    because 1 − s² + s√(n − 1)√(1 − s²) ≤ (1 + √n)/2 for s = |uᵢ|. The kinds differ in how r grows with t:
+
+    * ``clamp``: r = max(‖x‖, ε); r ≥ ε and t = 1 outside the ball (t = 0 inside): g = (1 + √n)/2.
+    * ``sum``: r = ‖x‖ + ε; ε/r = 1 − t: g(t) = (1 − t)(a(1 − t) + bt).
+    * ``root``: r = √(w‖x‖² + ε²); ε/r = √(1 − t): g(t) = √(1 − t)(a(1 − t) + bt).
+
+    ``numerator`` is a: with x centred first (layer norm), I is the centring matrix and a = 2(n − 1)/n.
+    """
+    a, b = numerator, (1.0 + math.sqrt(n)) / 2.0
+    if kind == "clamp":
+        worst = max(1.0, b)
+    else:
+        slope, power = b - a, 0.5 if kind == "root" else 1.0
+        best = (slope - power * a) / ((1.0 + power) * slope) if slope > 0 else 0.0
+        t = min(max(best, 0.0), 1.0)
+        worst = (1.0 - t) ** power * (a + slope * t)
+    gain, wide = (1.0 + 1e-12) / eps, (1.0 + 1e-12) * worst / eps
+    return {1.0: wide, 2.0: gain, math.inf: wide}

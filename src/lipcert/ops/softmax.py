@@ -1,0 +1,99 @@
+"""Softmax, log-softmax and log-sum-exp over one or more axes: blocks of known global gain."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from lipcert.network.builder import Var
+from lipcert.network.nonlinearity import GainFunction
+from lipcert.ops.context import Context
+from lipcert.ops.registry import rule
+
+
+def round_up(value: float, steps: int = 4) -> float:
+    """``value`` moved a few floats up: more than a few correctly rounded operations can have lost."""
+    for _ in range(steps):
+        value = math.nextafter(value, math.inf)
+    return value
+
+
+def root_up(value: int | float, order: float = 2.0) -> float:
+    """An upper bound on ``value ** (1 / order)``, exact when the square root is a whole number."""
+    if value in (0, 1):
+        return float(value)
+    if order == 2.0:
+        root = math.sqrt(value)
+        return root if root == int(root) and root * root == value else round_up(root, 1)
+    # pow is accurate to about an ulp, the rounded exponent adds |log value| ulps.
+    return float(value ** (1.0 / order)) * (1.0 + 1e-13)
+
+
+def _float_only(ctx: Context, dtype: Any) -> None:
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise ctx.not_lipschitz(f"conversion to {dtype} is discontinuous.")
+
+
+@rule("softmax.int", "_softmax", kind="gain")
+def softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
+    """Softmax: 1/2 in l1, l2 and l∞ (Nair 2025, arXiv 2510.23012), attained for two entries at equal logits.
+
+    Why: the Jacobian J = diag(p) − ppᵀ is symmetric with absolute row sums 2 pᵢ(1 − pᵢ) ≤ 1/2, so
+    ‖J‖₁ = ‖J‖∞ ≤ 1/2 and ‖J‖₂ ≤ √(‖J‖₁‖J‖∞) ≤ 1/2. Groups along other axes are independent blocks.
+    """
+    _float_only(ctx, dtype)
+    x = ctx.variable(x)
+    gain = 0.0 if _length(x, dim) <= 1 else 0.5
+    gains = {1.0: gain, 2.0: gain, math.inf: gain}
+    source = "softmax: |J| row sums 2p(1−p) ≤ 1/2 (Nair 2025)"
+    return ctx.gain(
+        x, GainFunction("softmax", lambda v: torch.softmax(v, dim), gains, source, (), f"dim {dim}")
+    )
+
+
+@rule("log_softmax.int", "_log_softmax", kind="gain")
+def log_softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
+    """Log-softmax over n entries: √n in l2, 2 in l∞, n − 1 in l1 (suprema, approached as a probability → 1).
+
+    Why: the Jacobian is I − 1pᵀ. Row sums |1 − pᵢ| + Σ_{j≠i} p_j = 2(1 − pᵢ) < 2; column sums
+    1 + (n − 2)p_j ≤ n − 1; and 1pᵀ is a projection (pᵀ1 = 1), so for n ≥ 2 its complement
+    has the same 2-norm √n‖p‖₂ ≤ √n.
+    """
+    _float_only(ctx, dtype)
+    x = ctx.variable(x)
+    n = _length(x, dim)
+    gains = {1.0: 0.0, 2.0: 0.0, math.inf: 0.0} if n <= 1 else {1.0: n - 1.0, 2.0: root_up(n), math.inf: 2.0}
+    source = f"log-softmax over {n} entries: J = I − 1pᵀ, ‖J‖₂ = √n‖p‖₂ ≤ √n"
+    function = GainFunction(
+        "log_softmax", lambda v: torch.log_softmax(v, dim), gains, source, (), f"dim {dim}"
+    )
+    return ctx.gain(x, function)
+
+
+@rule("logsumexp", kind="gain")
+def logsumexp(ctx: Context, x: Any, dim: Any, keepdim: bool = False) -> Var:
+    """Log-sum-exp: 1 in l1, l2 and l∞; the gradient is a probability vector p with ‖p‖₂ ≤ ‖p‖₁ = 1.
+
+    Why: the dual norms of p are max pᵢ ≤ 1 (l1), ‖p‖₂ ≤ 1 (l2) and Σ pᵢ = 1 (l∞); groups are independent.
+    """
+    x = ctx.variable(x)
+    axes = tuple(dim) if isinstance(dim, (list, tuple)) else (dim,)
+    gains = {1.0: 1.0, 2.0: 1.0, math.inf: 1.0}
+    source = "log-sum-exp: its gradient is a probability vector"
+    return ctx.gain(
+        x,
+        GainFunction(
+            "logsumexp",
+            lambda v: torch.logsumexp(v, axes, keepdim),
+            gains,
+            source,
+            (),
+            f"dims {axes} {keepdim}",
+        ),
+    )
+
+
+def _length(x: Var, dim: int) -> int:
+    return x.shape[dim] if x.shape else 1

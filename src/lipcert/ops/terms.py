@@ -1,0 +1,45 @@
+"""How many terms a linear op adds up: found by running it (and its transpose) on ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lipcert.network.builder import Var
+from lipcert.network.linear import Shape
+from lipcert.ops.context import Context
+
+
+def longest_sum(function: Callable[..., Tensor], in_shape: Shape, shapes: Sequence[Shape] = ()) -> float:
+    """Most terms in one sum of ``function(x, *constants)`` or of its transpose, by the constants' shapes.
+
+    With every constant equal to 1 such a map has whole non-negative entries; its greatest row sum and its
+    greatest column sum count the terms (exactly, below 2^53), whatever the op does with strides, padding or
+    broadcasting.
+    """
+    ones = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
+    with torch.enable_grad():
+        x = torch.ones(in_shape, dtype=torch.float64, requires_grad=True)
+        image = function(x, *ones)
+        if image.numel() == 0 or x.numel() == 0:
+            return 0.0
+        (column_sums,) = torch.autograd.grad(image.sum(), x)
+    return float(max(image.detach().max().item(), column_sums.max().item()))
+
+
+def moved(
+    ctx: Context,
+    x: Var,
+    function: Callable[..., Tensor],
+    offset: Tensor | None = None,
+    extra: str = "",
+    inherited: float = 0.0,
+) -> Var:
+    """A map whose entries are 0 and 1 (or small whole numbers): moves, repeats, drops and adds up entries.
+
+    ``extra`` goes into the network's hash; ``inherited`` is the rounding count of what the function reads.
+    """
+    linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape) + inherited, extra)
+    return ctx.builder.affine([(x, linear)], linear.out_shape, offset, ctx.op, ctx.where)
