@@ -108,3 +108,13 @@ def test_tables_are_part_of_the_fingerprint():
         ):
             prints.add(capture(Call(op, index).eval(), X).fingerprint)
     assert len(prints) == 9
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: x[:, :1] / x[:, :1].norm(dim=2, keepdim=True).clamp_min(0.5).expand(1, 4, 6),  # divided by, then repeated
+    lambda x: x * torch.rsqrt((x * x).mean(1, keepdim=True).transpose(1, 2).expand(1, 6, 6)[:, :4] + 1),  # of other groups
+    lambda x: x / x.norm(dim=2).clamp_min(0.5)[:, :, None].expand(1, 4, 6).flip(1),
+])  # fmt: skip
+def test_near_misses_of_normalisation_are_refused(function):
+    with pytest.raises(NotLipschitzError):
+        capture(Call(function).eval(), X[:1])

@@ -97,7 +97,7 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
 def expand(network: Network) -> Network:
     """Replace every selection by linear maps and ReLUs: max(a, b) = b + relu(a − b). Exact.
 
-    A pool of a non-decreasing activation becomes the activation of the pool: the same function, fewer neurons.
+    A pool of a non-decreasing activation becomes the activation of the pool: same function, fewer neurons.
     """
     builder = NetworkBuilder()
     new: dict[int, Var] = {}
@@ -128,7 +128,7 @@ def expand(network: Network) -> Network:
 
 
 def _commutes_with_pool(network: Network, position: int) -> bool:
-    """Whether max(φ(a), φ(b)) = φ(max(a, b)) lets the pool go first: φ non-decreasing, the same for all entries."""
+    """Whether max(φ(a), φ(b)) = φ(max(a, b)) lets the pool go first: φ non-decreasing, one for all."""
     node, readers = network.nodes[position], network.consumers[position]
     if not isinstance(node, ActivationNode) or len(readers) != 1:
         return False

@@ -64,6 +64,8 @@ def _under_root(ctx: Context, place: int, ops: tuple[str, ...], power: float, x:
 def match_rms_product(ctx: Context, a: Var, b: Var) -> Var | None:
     """RMS norm by hand, x · rsqrt(w Σ x² + c), of gain 1/√c; and sign(s)·relu(|s|), which is s; else None."""
     for x, factor in ((a, b), (b, a)):
+        if not _fits(factor, x):
+            continue
         found = _under_root(ctx, before_expand(ctx, factor).position, ("rsqrt",), -0.5, x)
         if found is not None:
             return _root_quotient(ctx, x, found)
@@ -72,7 +74,7 @@ def match_rms_product(ctx: Context, a: Var, b: Var) -> Var | None:
 
 def match_normalised(ctx: Context, a: Any, b: Var) -> Var | None:
     """x / max(‖x‖₂, ε), x / (‖x‖₂ + ε), x / √(w Σ x² + c): gain 1/ε, 1/ε, 1/√c in l2; else None."""
-    if not isinstance(a, Var):
+    if not isinstance(a, Var) or not _fits(b, a):
         return None
     b = before_expand(ctx, b)
     found = _under_root(ctx, b.position, ("sqrt",), 0.5, a)
@@ -99,6 +101,13 @@ def match_normalised(ctx: Context, a: Any, b: Var) -> Var | None:
 
             return _radial(ctx, a, n, shift, "sum", f"plus {shift} axes {axes}", shifted)
     return None
+
+
+def _fits(narrow: Var, wide: Var) -> bool:
+    """Whether broadcasting ``narrow`` against ``wide`` gives the shape of ``wide``, axis by axis."""
+    if len(narrow.shape) != len(wide.shape):
+        return False
+    return all(n in (1, w) for n, w in zip(narrow.shape, wide.shape, strict=True))
 
 
 def match_window_root(ctx: Context, x: Var, order: int) -> Var | None:

@@ -88,6 +88,8 @@ def before_expand(ctx: Context, var: Var) -> Var:
         linear = node.maps[0]
         if not isinstance(linear, OpMap) or linear.label not in ("expand", "expand_as"):
             break
+        if len(ctx.builder.nodes[node.parents[0]].shape) != len(var.shape):
+            break
         var = Var(node.parents[0], ctx.builder.nodes[node.parents[0]].shape)
         node = ctx.builder.nodes[var.position]
     return var
