@@ -20,13 +20,13 @@ from lipcert.result import Bound
 class Witness:
     """What a method found: the kind of certificate, float64 arrays and JSON-able settings. Untrusted.
 
-    ``fallback`` is tried when this witness proves nothing; it is not saved.
+    ``fallback`` makes a more cautious witness, for when this one proves nothing; it is not saved.
     """
 
     kind: str
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    fallback: Witness | None = None
+    fallback: Callable[[], Witness | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +106,10 @@ def check(
     try:
         bound = _CHECKS[witness.kind](problem, witness, generator)
     except CertificateError:
-        if witness.fallback is None:
+        cautious = None if witness.fallback is None else witness.fallback()
+        if cautious is None:
             raise
-        return check(problem, witness.fallback, method, generator, started)
+        return check(problem, cautious, method, generator, started)
     record = Certificate(
         witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select,
         bound.value, bound.log10, bound.guarantee, __version__,

@@ -18,7 +18,7 @@ from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.psd import is_positive_definite, is_positive_definite_scaled
 from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up, sqrt_up
-from lipcert.numerics.spectral import sigma_max_upper
+from lipcert.numerics.spectral import estimate_lambda_max, sigma_max_upper
 from lipcert.problem import Problem
 from lipcert.result import Bound, BreakdownRow, Guarantee
 
@@ -276,7 +276,12 @@ def _row_sums(radius: Tensor) -> Tensor:
 def _greatest_eigenvalue(form: Tensor) -> float:
     if not bool(torch.isfinite(form).all()):
         raise CertificateError("the form overflows at these multipliers.")
-    return max(float(torch.linalg.eigvalsh(form)[-1]), 0.0)
+    scale = float(form.abs().max()) if form.numel() else 0.0
+    if scale == 0.0:
+        return 0.0
+    if form.shape[0] <= 300:
+        return max(float(torch.linalg.eigvalsh(form)[-1]), 0.0)
+    return scale * estimate_lambda_max(form / scale)
 
 
 def _largest_eigenvalue(form: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -23,6 +23,9 @@ from lipcert.problem import Norm, Problem
 
 #: Geometric lifts tried, finest first.
 LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
+
+#: The same for the matrix-free check, whose own error asks for at least the first.
+FREE_LIFTS = (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 1e-2, 1.5e-2, 2e-2, 4e-2, 0.1, 0.2, 0.5, 1.0)
 
 
 @method
@@ -92,6 +95,16 @@ def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:
     return {cell.node: depth[cell.node] for cell in transformed.cells}
 
 
+@dataclass(frozen=True, eq=False)
+class Lift:
+    """Feasible multipliers, lifted by p = LIFTS[place], and their ρ in plain floating point."""
+
+    rho: float
+    p: float
+    place: int
+    multipliers: dict[int, Tensor]
+
+
 @dataclass(eq=False)
 class _Finish:
     """Common part of the two routes: run passes, now and then look at the certified gap."""
@@ -119,7 +132,14 @@ class _Finish:
             self.run.report(min(1.0, self.search.passes / 1000), f"{self.search.passes} passes")
         return self.search.rho > before * (1.0 + 1e-13)
 
-    def package(self, multipliers: Mapping[int, Tensor], rho: float, slack: float, route: str) -> Witness:
+    def package(
+        self,
+        multipliers: Mapping[int, Tensor],
+        rho: float,
+        slack: float,
+        route: str,
+        fallback: Callable[[], Witness | None] | None = None,
+    ) -> Witness:
         """The witness for these multipliers."""
         arrays = {f"multipliers.{k}": m.double().cpu().contiguous() for k, m in multipliers.items()}
         arrays["exponents"] = torch.tensor(self.exact.exponents, dtype=torch.int64)
@@ -127,29 +147,32 @@ class _Finish:
             "rho": rho, "slack": slack, "route": route, "layerwise": self.options.layerwise,
             "dual_value": math.sqrt(self.search.rho), "passes": self.search.passes,
         }  # fmt: skip
-        return Witness("quadratic", arrays, settings)
+        return Witness("quadratic", arrays, settings, fallback)
 
 
 @dataclass(eq=False)
 class _Dense(_Finish):
     def __post_init__(self) -> None:
         self.form = DenseForm(self.exact)
-        self.place = LIFTS.index(1e-3)
+        depth = max(steps_to_output(self.exact).values(), default=0) + 1
+        wanted = self.options.tolerance / depth
+        self.place = min(range(len(LIFTS)), key=lambda i: abs(math.log(LIFTS[i] / wanted)))
 
     def witness(self) -> Witness:
         """Passes in geometric batches; between them the best lift and its gap."""
-        best: tuple[float, float, dict[int, Tensor]] | None = None
+        best: Lift | None = None
         count, spent = 30, 0.0
         while True:
             began = time.perf_counter()
             going = self.passes(count)
             searched = time.perf_counter() - began
             began = time.perf_counter()
-            found = self.best_lift()
-            if found is not None and (best is None or found[0] < best[0]):
+            goal = self.search.rho * (1.0 + self.options.tolerance) ** 2
+            found = self.best_lift(goal)
+            if found is not None and (best is None or found.rho < best.rho):
                 best = found
             spent = time.perf_counter() - began
-            if best is not None and math.sqrt(best[0] / max(self.search.rho, 1e-300)) - 1.0 <= self.options.tolerance:
+            if best is not None and best.rho <= goal:
                 break
             if not going or self.run.left < 3.0 * spent:
                 break
@@ -157,52 +180,55 @@ class _Dense(_Finish):
             if spent > 2.0 * searched:
                 count = int(count * min(10.0, spent / max(searched, 1e-3)))
         if best is None:
-            raise CertificateError("LipSDP found no feasible multipliers within the budget; raise budget= or max_passes.")
-        return self._with_fallbacks(*best)
+            best = self.cautious(self.place)
+        if best is None:
+            raise CertificateError("LipSDP found no feasible multipliers; raise budget= or max_passes.")
+        return self.packaged(best)
 
-    def _with_fallbacks(self, rho: float, p: float, multipliers: dict[int, Tensor]) -> Witness:
-        witness: Witness | None = None
-        for lift in (100.0 * p, 10.0 * p, 3.0 * p):
-            try:
-                chosen, value = self.form.repaired(self.lifted(min(lift, 1.0)), min(lift, 1.0))
-            except CertificateError:
-                continue
-            plain = self.package(chosen, self._claim(value, lift), 0.1 * lift, "dense")
-            witness = Witness(plain.kind, plain.arrays, plain.settings, witness)
-        plain = self.package(multipliers, self._claim(rho, p), 0.1 * p, "dense")
-        return Witness(plain.kind, plain.arrays, plain.settings, witness)
+    def packaged(self, lift: Lift) -> Witness:
+        """The witness of a lift; its fallback is the next coarser lift that is feasible."""
 
-    @staticmethod
-    def _claim(rho: float, p: float) -> float:
-        """A little above the value in plain floating point, so that it can be proved."""
-        return rho * (1.0 + max(1e-9, 1e-3 * p)) + 1e-280
+        def fallback() -> Witness | None:
+            coarser = self.cautious(lift.place + 2)
+            return None if coarser is None else self.packaged(coarser)
 
-    def best_lift(self) -> tuple[float, float, dict[int, Tensor]] | None:
-        """(ρ, p, multipliers) of the best lift near the last one; None if none is feasible."""
-        values: dict[int, tuple[float, float, dict[int, Tensor]] | None] = {}
+        claim = lift.rho * (1.0 + max(1e-9, 1e-3 * lift.p)) + 1e-280
+        return self.package(lift.multipliers, claim, 0.1 * lift.p, "dense", fallback)
 
-        def value(place: int) -> float:
-            if place not in values:
-                p = LIFTS[place]
-                try:
-                    multipliers, rho = self.form.repaired(self.lifted(p), p)
-                    values[place] = (rho, p, multipliers)
-                except CertificateError:
-                    values[place] = None
-            found = values[place]
-            return math.inf if found is None else found[0]
+    def cautious(self, place: int) -> Lift | None:
+        """The finest feasible lift from ``place`` on."""
+        for coarser in range(place, len(LIFTS)):
+            lift = self.lift(coarser)
+            if lift is not None:
+                return lift
+        return None
 
-        place = self.place
-        while place + 1 < len(LIFTS) and math.isinf(value(place)):
-            place += 1
-        while place > 0 and value(place - 1) <= value(place):
-            place -= 1
-        while place + 1 < len(LIFTS) and value(place + 1) < value(place):
-            place += 1
-        if math.isinf(value(place)):
+    def lift(self, place: int) -> Lift | None:
+        """The multipliers lifted by LIFTS[place] and their ρ; None if they are not feasible."""
+        p = LIFTS[place]
+        try:
+            multipliers, rho = self.form.repaired(self.lifted(p), p)
+        except CertificateError:
             return None
-        self.place = place
-        return values[place]
+        return Lift(rho, p, place, multipliers)
+
+    def best_lift(self, goal: float) -> Lift | None:
+        """The first lift that reaches ``goal``, else the best one near the last; None if none is feasible."""
+        best: Lift | None = None
+        place, step = self.place, 0
+        while 0 <= place < len(LIFTS):
+            found = self.lift(place)
+            if found is not None and (best is None or found.rho < best.rho):
+                best, self.place = found, place
+                if found.rho <= goal:
+                    break
+                step = step or -1
+            elif found is None and best is None:
+                step = 1
+            else:
+                break
+            place += step
+        return best
 
 
 @dataclass(eq=False)
@@ -220,27 +246,22 @@ class _MatrixFree(_Finish):
             last = self.search.rho
         if self.search.rho == 0.0:
             raise CertificateError("the network looks constant in float arithmetic; use autolip.")
-        lifts = (1e-3, 2e-3, 4e-3, 1e-2, 2e-2, 4e-2, 0.1, 0.2, 0.5, 1.0)
-        witness: Witness | None = None
-        for p in reversed(lifts):
-            plain = self.package(self._positive(p), self._rho(p), 0.0, "matrix_free")
-            witness = Witness(plain.kind, plain.arrays, plain.settings, witness)
-        assert witness is not None
-        size = ScaledMap(self.exact, self._positive(lifts[0]), self._rho(lifts[0])).size
-        margin = kuczynski_wozniakowski_epsilon(size, self.steps, 2.5e-10)
-        while witness.fallback is not None:
-            p = float(witness.settings["rho"] / self.search.rho) - 1.0
-            scaled = ScaledMap(
-                self.exact,
-                {k.node: witness.arrays[f"multipliers.{k.node}"] for k in self.exact.cells},
-                float(witness.settings["rho"]),
-            )
-            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(40, scaled.size), self.run.generator)
-            if ritz <= 1.0 - 1.05 * margin:
-                break
+        size = ScaledMap(self.exact, self._positive(0.1), self._rho(0.1)).size
+        margin = 1.05 * kuczynski_wozniakowski_epsilon(size, self.steps, 2.5e-10)
+        for place, p in enumerate(FREE_LIFTS):
+            scaled = ScaledMap(self.exact, self._positive(p), self._rho(p))
+            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
             self.run.report(0.9, f"lift {p:.1e}")
-            witness = witness.fallback
-        return witness
+            if ritz <= 1.0 - margin or place == len(FREE_LIFTS) - 1:
+                return self._packaged(place)
+        raise AssertionError("unreachable")
+
+    def _packaged(self, place: int) -> Witness:
+        def fallback() -> Witness | None:
+            return self._packaged(place + 1) if place + 1 < len(FREE_LIFTS) else None
+
+        p = FREE_LIFTS[place]
+        return self.package(self._positive(p), self._rho(p), 0.0, "matrix_free", fallback)
 
     def _rho(self, p: float) -> float:
         steps = max(steps_to_output(self.exact).values(), default=0)

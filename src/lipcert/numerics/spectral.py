@@ -202,7 +202,7 @@ def _scaled_sigma_upper(scaled: Tensor) -> float:
         return ceiling
     gram = _gram(x)
     radius = gram_radius(x)
-    estimate = _estimate_lambda_max(gram)
+    estimate = estimate_lambda_max(gram)
     cost = psd.proof_cost(n, max(0.0, n * estimate - float(gram.diagonal().sum())) + estimate)
     extra = 1.1 * (radius + cost) + 1e-13 * estimate
     while True:
@@ -237,7 +237,7 @@ def _proves(gram: Tensor, radius: float, goal: float) -> bool:
     return psd.is_positive_definite(shifted, radius)
 
 
-def _estimate_lambda_max(gram: Tensor) -> float:
+def estimate_lambda_max(gram: Tensor) -> float:
     """Largest eigenvalue of a dense symmetric matrix, unproved; Lanczos above order 400."""
     n = gram.shape[0]
     if n <= _DENSE_EIGENVALUES:
