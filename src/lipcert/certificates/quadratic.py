@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.psd import is_positive_definite, is_positive_definite_scaled
 from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up, sqrt_up
 from lipcert.numerics.spectral import estimate_lambda_max, sigma_max_upper
-from lipcert.problem import Problem
+from lipcert.problem import Norm, Problem
 from lipcert.result import Bound, BreakdownRow, Guarantee
 
 DELTA = 1e-9
+
+#: Pairs of norms (p, q) this kind of certificate covers.
+NORMS: tuple[Norm, ...] = tuple((p, q) for p in (2.0, math.inf) for q in (2.0, 1.0, math.inf))
 
 #: Largest change of unit, in powers of two, between neighbouring nodes: beyond it scaling might underflow unseen.
 MAX_STEP = 600
@@ -30,44 +34,59 @@ MAX_STEP = 600
 
 @certificate("quadratic")
 def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
-    """L_{2,2} ≤ √ρ from multipliers λ ≥ 0 (LipSDP-Neuron of Fazlyab et al. 2019 on any DAG, in loop-transformed form).
+    """L_{p,q} ≤ √ρ, p in {2, ∞}, from multipliers λ ≥ 0 (LipSDP-Neuron of Fazlyab et al. 2019 on any DAG, in loop-transformed form).
 
     ``witness.arrays``: ``exponents`` (one integer per node of the expanded network) and ``multipliers.K`` for the
-    nonlinear node K (one λ per neuron, one for a block). ``witness.settings``: ``slack``, the relative lift of the
-    intermediate forms, ``rho``, a claim for ρ in the output's units, ``route``, ``dense`` or ``matrix_free``, and
+    nonlinear node K, a row per form with one λ per neuron (one for a block); ``input_weights`` for p = ∞ and
+    ``output_weights`` for q = 1. ``witness.settings``: ``slack``, the relative lift of the intermediate forms, ``rho``, a
+    claim for ρ in the output's units (each a number per form), ``route``, ``dense`` or ``matrix_free``, and
     ``layerwise``, one λ per layer.
 
     Why this is an upper bound: every increment satisfies δz = c δv + d δw with |δw_j| ≤ |δv_j|, so
-    Σ λ_j (w_j² − v_j²) ≤ 0. If ρ‖x‖² + Σ λ w² − ‖y‖² − Σ λ v² ≥ 0 for all (x, w), then ‖y‖² ≤ ρ‖x‖². The form is proved
+    Σ λ_j (w_j² − v_j²) ≤ 0. If ρ‖x‖² + Σ λ w² − ‖y‖² − Σ λ v² ≥ 0 for all (x, w), then ‖y‖² ≤ ρ‖x‖²; ``Weights`` says
+    how weighted squares bound the other norms. The form is proved
     non-negative segment by segment from the output: if −‖y‖² + Σ_later λ(w² − v²) ≥ −sᵀ M̂ s for a stored float matrix
     M̂, the next statement is again about stored matrices, each one verified Cholesky factorisation with entrywise
     error radii. ``matrix_free`` instead bounds ‖D_out^{1/2} H D_in^{-1/2}‖ ≤ 1 by Lanczos with a random start
     (Kuczyński & Woźniakowski 1992), H being the linear map (x, w) ↦ (v, y).
     """
-    if problem.norm != (2.0, 2.0):
-        raise UnsupportedNormError("the quadratic certificate is for l2 → l2.")
-    transformed, multipliers = _read(problem, witness)
-    rho_claim = float(witness.settings.get("rho", math.inf))
-    slack = float(witness.settings.get("slack", 1e-9))
+    if problem.norm not in NORMS:
+        raise UnsupportedNormError(f"no quadratic certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
+    transformed, multipliers, weights = _read(problem, witness)
     exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
-    if witness.settings.get("route", "dense") == "dense":
-        rho = DenseForm(transformed).least_rho(multipliers, slack, rho_claim)
-        guarantee: Guarantee = "rigorous" if exact else "numerical"
-    else:
-        rho = _matrix_free(transformed, multipliers, rho_claim, generator)
-        guarantee = "probabilistic" if exact else "numerical"
-    final = Magnitude.of(sqrt_up(rho))
-    final = Magnitude(final.mantissa, final.exponent + transformed.exponents[-1]) if final.mantissa else final
-    row = BreakdownRow(
-        "quadratic form", str(witness.settings.get("route", "dense")), float(final), float(final), guarantee,
-        f"{sum(c.size for c in transformed.cells)} neurons in {len(transformed.cells)} layers",
-    )  # fmt: skip
+    route = str(witness.settings.get("route", "dense"))
+    claims, slacks = (_numbers(witness, key, len(weights)) for key in ("rho", "slack"))
+    guarantee: Guarantee = ("rigorous" if route == "dense" else "probabilistic") if exact else "numerical"
+    form = DenseForm(transformed) if route == "dense" else None
+    rows = []
+    values = [Magnitude.of(0.0)]
+    for place, weight in enumerate(weights):
+        own = {node: values_of[place] for node, values_of in multipliers.items()}
+        if form is not None:
+            rho = form.least_rho(own, slacks[place], weight, claims[place])
+        else:
+            rho = _matrix_free(transformed, own, weight, claims[place], DELTA / len(weights), generator)
+        root = Magnitude.of(sqrt_up(mul_up(rho, weight.factor(problem.norm))))
+        value = Magnitude(root.mantissa, root.exponent + transformed.exponents[-1]) if root.mantissa else root
+        values.append(value)
+        name = "quadratic form" if len(weights) == 1 else f"output {place}"
+        remark = f"{sum(c.size for c in transformed.cells)} neurons in {len(transformed.cells)} layers"
+        rows.append(BreakdownRow(name, route, float(value), float(value), guarantee, remark))
+    final = max(values, key=lambda m: (m.mantissa > 0, m.log10))
     return Bound(
-        float(final), guarantee, "", problem.norm, problem.domain, breakdown=(row,), log10=final.log10
+        float(final), guarantee, "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10
     )
 
 
-def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int, Tensor]]:
+def _numbers(witness: Witness, key: str, count: int) -> list[float]:
+    value = witness.settings.get(key)
+    numbers = value if isinstance(value, list) else [value]
+    if len(numbers) != count or not all(isinstance(n, (int, float)) and n >= 0 for n in numbers):
+        raise CertificateError(f"the certificate's {key} must be {count} non-negative numbers.")
+    return [float(n) for n in numbers]
+
+
+def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int, Tensor], list[Weights]]:
     network = problem.expanded
     exponents = witness.arrays.get("exponents")
     if exponents is None or exponents.shape != (len(network.nodes),):
@@ -77,14 +96,35 @@ def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int
     steps = [values[p] - values[k] for k, node in enumerate(network.nodes) for p in node.parents]
     if values[0] != 0 or any(abs(step) > MAX_STEP for step in steps) or any(values[c.node] != values[c.parent] for c in transformed.cells):
         raise CertificateError("the certificate's exponents are not units of this network.")
+    weights = _read_weights(problem, witness, transformed)
     multipliers = {}
     for cell in transformed.cells:
         array = witness.arrays.get(f"multipliers.{cell.node}")
-        expected = 1 if cell.block else cell.size
-        if array is None or array.numel() != expected or not bool(torch.isfinite(array).all() & (array >= 0).all()):
+        expected = (len(weights), 1 if cell.block else cell.size)
+        if array is None or array.shape != expected or not bool((torch.isfinite(array) & (array >= 0)).all()):
             raise CertificateError(f"the multipliers of node {cell.node} are missing, negative or of wrong size.")
-        multipliers[cell.node] = array.double().reshape(-1)
-    return transformed, multipliers
+        multipliers[cell.node] = array.double()
+    return transformed, multipliers, weights
+
+
+def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransformed) -> list[Weights]:
+    """One pair of weights per quadratic form; those a norm fixes are made here, the others are the witness's."""
+    p, q = problem.norm
+    n, m = size(transformed.network.in_shape), size(transformed.network.out_shape)
+    count = m if q == math.inf else 1
+
+    def free(key: str, width: int) -> Tensor:
+        array = witness.arrays.get(key)
+        if array is None or array.shape != (count, width) or not bool((torch.isfinite(array) & (array > 0)).all()):
+            raise CertificateError(f"the certificate's {key} are missing, not positive or of wrong size.")
+        return array.double()
+
+    inputs = free("input_weights", n) if p == math.inf else torch.ones(count, n, dtype=torch.float64)
+    if q == 1:
+        outputs = free("output_weights", m)
+    else:
+        outputs = torch.eye(m, dtype=torch.float64) if q == math.inf else torch.ones(1, m, dtype=torch.float64)
+    return [Weights(inputs[i], outputs[i]) for i in range(count)]
 
 
 def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor, Tensor]:
@@ -97,6 +137,28 @@ def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor
 
 
 # -- dense route -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """ρ Σ input_i x_i² on the input and Σ output_i y_i² on the output.
+
+    For the input norm 2 ``input`` is all ones; for ∞ any weights do, since Σ input_i x_i² ≤ ‖x‖_∞² Σ input_i. For the
+    output norm 2 ``output`` is all ones; for 1, ‖y‖_1² ≤ (Σ 1/output_i)(Σ output_i y_i²); for ∞ it is one-hot, one form
+    per output.
+    """
+
+    input: Tensor
+    output: Tensor
+
+    def factor(self, norm: Norm) -> float:
+        """What ρ is multiplied by to bound the squared constant, rounded up."""
+        result = 1.0
+        if norm[0] == math.inf:
+            result = mul_up(result, add_up(*self.input.tolist()))
+        if norm[1] == 1:
+            result = mul_up(result, add_up(*(div_up(1.0, e) for e in self.output.tolist())))
+        return result
 
 
 class DenseForm:
@@ -114,7 +176,9 @@ class DenseForm:
         self.segments = segments
         self.relations = [matrices(transformed, segment) for segment in segments]
 
-    def repaired(self, multipliers: Mapping[int, Tensor], margin: float) -> tuple[dict[int, Tensor], float]:
+    def repaired(
+        self, multipliers: Mapping[int, Tensor], margin: float, weights: Weights
+    ) -> tuple[dict[int, Tensor], float]:
         """Multipliers made feasible where that is a matter of single neurons, and their ρ in plain floating point.
 
         With Q_jj = d_j² M_jj the curvature that the rest of the network puts on w_j, λ_j > Q_jj is necessary, and
@@ -124,17 +188,25 @@ class DenseForm:
             CertificateError: still infeasible.
         """
         chosen = dict(multipliers)
-        rho = self.least_rho(chosen, margin / 10.0, prove=False, repair=(chosen, margin))
+        rho = self.least_rho(chosen, margin / 10.0, weights, prove=False, repair=(chosen, margin))
         return chosen, rho
 
-    def least_rho(self, multipliers: Mapping[int, Tensor], slack: float, claim: float = math.inf, prove: bool = True,
-                  repair: tuple[dict[int, Tensor], float] | None = None) -> float:  # fmt: skip
+    def least_rho(
+        self,
+        multipliers: Mapping[int, Tensor],
+        slack: float,
+        weights: Weights,
+        claim: float = math.inf,
+        prove: bool = True,
+        repair: tuple[dict[int, Tensor], float] | None = None,
+    ) -> float:
         """ρ for given multipliers, every step proved (``prove``) or in plain floating point (for searches).
 
         Raises:
             CertificateError: no ρ is provable at these multipliers.
         """
-        form: Block = torch.ones(size(self.transformed.network.out_shape), dtype=torch.float64)
+        form: Block = weights.output
+        start = weights.input
         for segment, relation in zip(reversed(self.segments), reversed(self.relations), strict=True):
             first = segment.start == 0
             if segment.cells:
@@ -142,18 +214,21 @@ class DenseForm:
                     _repair(segment, relation, form, *repair)
                 statement = Statement.build(segment, relation, form, multipliers, prove)
                 if first:
-                    return statement.least_rho(claim) if prove else _greatest_eigenvalue(statement.schur())
+                    if prove:
+                        return statement.least_rho(start, claim)
+                    return _greatest_ratio(statement.schur(), start)
                 form = statement.lifted(slack) if prove else statement.schur()
                 if not prove:
                     form = form + torch.diag(slack * form.diagonal().clamp(min=0.0))
             elif first and relation.entry > form.shape[0]:
-                return _wide_input(relation.output, dense(form), prove)
+                value = _wide_input(relation.output, dense(form), start, prove)
+                return claim if value <= claim < math.inf else value
             else:
                 product = congruence(relation.output.parts, form, relation.places, relation.entry)
                 if prove:
                     product.diagonal().add_(_row_sums(_congruence_radius(relation, relation.output, form)))
                 form = product
-        return _largest_eigenvalue(dense(form)) if prove else _greatest_eigenvalue(dense(form))
+        return _largest_ratio(dense(form), start, claim) if prove else _greatest_ratio(dense(form), start)
 
 
 def _repair(
@@ -248,16 +323,16 @@ class Statement:
             lift, floor = 10.0 * lift, 10.0 * floor
         raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
 
-    def least_rho(self, claim: float) -> float:
-        """The claim if it can be proved, else the least ρ that can, with M_start = ρ I."""
-        identity = torch.eye(self.entry, dtype=torch.float64)
-        if math.isfinite(claim) and self.proves(claim * identity):
+    def least_rho(self, start: Tensor, claim: float) -> float:
+        """The claim if it can be proved, else the least ρ that can, with M_start = ρ diag(start)."""
+        weights = torch.diag(start)
+        if math.isfinite(claim) and self.proves(claim * weights):
             return claim
-        rho = _greatest_eigenvalue(self.schur())
+        rho = _greatest_ratio(self.schur(), start)
         lift = 1e-10
         while lift < 1e-2:
             candidate = rho * (1.0 + lift) + 1e-290
-            if self.proves(candidate * identity):
+            if self.proves(candidate * weights):
                 return candidate
             lift *= 10.0
         raise CertificateError("no ρ near the computed one is provable at these multipliers.")
@@ -284,38 +359,45 @@ def _greatest_eigenvalue(form: Tensor) -> float:
     return scale * estimate_lambda_max(form / scale)
 
 
-def _largest_eigenvalue(form: Tensor) -> float:
-    """λ_max of a stored symmetric matrix, rounded up by a verified Cholesky factorisation."""
-    estimate = _greatest_eigenvalue(form)
-    lift = 1e-12
-    while lift < 1e-2:
-        rho = estimate * (1.0 + lift) + 1e-290
-        shifted = rho * torch.eye(form.shape[0], dtype=torch.float64) - form
-        rounding = mul_up(2.0 * gamma(2.0), add_up(rho, float(form.diagonal().abs().max())))
-        if is_positive_definite(shifted, rounding):
+def _greatest_ratio(form: Tensor, weights: Tensor) -> float:
+    """The largest eigenvalue of diag(weights)^{-1/2} form diag(weights)^{-1/2}, in floating point."""
+    scale = weights.rsqrt()
+    return _greatest_eigenvalue(form * scale[:, None] * scale)
+
+
+def _largest_ratio(form: Tensor, weights: Tensor, claim: float) -> float:
+    """The claim, or the least ρ found, with ρ diag(weights) ⪰ form proved by a verified Cholesky factorisation."""
+    estimate = _greatest_ratio(form, weights)
+    candidates = [claim] if math.isfinite(claim) else []
+    candidates += [estimate * (1.0 + 10.0**-e) + 1e-290 for e in range(12, 2, -1)]
+    for rho in candidates:
+        matrix = torch.diag(rho * weights) - form
+        rounding = torch.diag((rho * weights + form.diagonal().abs()) * (4.0 * gamma(4.0)))
+        if is_positive_definite_scaled(matrix, rounding):
             return rho
-        lift *= 10.0
     raise CertificateError("the largest eigenvalue of the last form cannot be enclosed.")
 
 
-def _wide_input(v: Tracked, form: Tensor, prove: bool) -> float:
-    """λ_max(VᵀM̂V) = ‖LᵀV‖² for M̂ = LLᵀ, on V's shorter side; the residual of the factorisation is added."""
+def _wide_input(v: Tracked, form: Tensor, weights: Tensor, prove: bool) -> float:
+    """λ_max(DVᵀM̂VD) = ‖LᵀVD‖² for M̂ = LLᵀ, D = weights^{-1/2}, on V's shorter side; residuals are added."""
+    scale = weights.rsqrt()
     diagonal = form.diagonal().clamp(min=0.0)
     lifted = form + torch.diag(1e-13 * diagonal + max(1e-15 * float(diagonal.max()), 1e-290))
     factor, info = torch.linalg.cholesky_ex(lifted)
     if int(info):
         raise CertificateError("the form on the first layer is not positive.")
-    image = dense(times(factor.T, v.parts[0]))
+    image = dense(times(times(factor.T, v.parts[0]), scale))
     if not prove:
         return _greatest_eigenvalue(image @ image.T)
     n = form.shape[0]
     bound = factor.abs() @ factor.abs().T + form.abs()
     residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0))
     left = float(_row_sums(torch.maximum(residual, residual.T)).max())
-    wide = dense(times(factor.abs().T, v.absolute[0]))
-    error = mul_up(4.0 * gamma(v.rounding + n + 8.0), 1.0 + 1e-9, float(wide.norm()))
+    absolute = times(v.absolute[0], scale)
+    wide = dense(times(factor.abs().T, absolute))
+    error = mul_up(4.0 * gamma(v.rounding + n + 16.0), 1.0 + 1e-9, float(wide.norm()))
     sigma = sigma_max_upper(image, error)
-    plain = mul_up(1.0 + 1e-9, float(v.absolute[0].norm()))
+    plain = mul_up(1.0 + 1e-9, float(absolute.norm()))
     return add_up(mul_up(sigma, sigma), mul_up(left, plain, plain))
 
 
@@ -325,10 +407,13 @@ def _wide_input(v: Tracked, form: Tensor, prove: bool) -> float:
 class ScaledMap:
     """G = D_out^{1/2} H D_in^{-1/2} with H: (x, w) ↦ (v, y); the form is non-negative exactly if ‖G‖ ≤ 1."""
 
-    def __init__(self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor], rho: float) -> None:
+    def __init__(
+        self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor], weights: Weights, rho: float
+    ) -> None:
         self.transformed = transformed
+        self.output = weights.output.reshape(transformed.network.out_shape)
         self.sizes = [size(transformed.network.in_shape), *(c.size for c in transformed.cells)]
-        scale = [torch.full((self.sizes[0],), 1.0 / math.sqrt(rho), dtype=torch.float64)]
+        scale = [(rho * weights.input).rsqrt()]
         self.out: dict[int, Tensor] = {}
         for cell in transformed.cells:
             v_shape = transformed.network.nodes[cell.parent].shape
@@ -357,27 +442,32 @@ class ScaledMap:
                 return cell.d * w if v.shape[1:] != w.shape[1:] else cell.c * v + cell.d * w
 
             values = self.transformed.spread(pieces[0].reshape(1, *shape), output)
-            squares.append(values[-1].square().sum())
+            squares.append((self.output * values[-1].square()).sum())
             (gradient,) = torch.autograd.grad(0.5 * sum(squares[1:], squares[0]), leaf)
         return gradient
 
 
 def _matrix_free(
-    transformed: LoopTransformed, multipliers: Mapping[int, Tensor], rho: float, generator: torch.Generator
+    transformed: LoopTransformed,
+    multipliers: Mapping[int, Tensor],
+    weights: Weights,
+    rho: float,
+    delta: float,
+    generator: torch.Generator,
 ) -> float:
-    """The least ρ' ≥ ρ provable: multipliers and ρ enter as claimed, ‖G‖² ≤ θ/(1 − ε) must come out at most 1."""
+    """The claimed ρ, proved: multipliers and ρ enter as claimed, ‖G‖² ≤ θ/(1 − ε) must come out at most 1."""
     if not 0.0 < rho < math.inf:
         raise CertificateError("the matrix-free route needs a claimed rho.")
     if any(bool((m == 0).any()) for m in multipliers.values()):
         raise CertificateError("the matrix-free route needs positive multipliers.")
-    scaled = ScaledMap(transformed, multipliers, rho)
+    scaled = ScaledMap(transformed, multipliers, weights, rho)
     steps = 100
     while True:
         steps = min(steps, scaled.size)
         ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, generator)
         if ritz > 1.0:
             raise CertificateError("the multipliers are not feasible.")
-        epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, DELTA / 4)
+        epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 4)
         if epsilon < 1.0 and div_up(mul_up(ritz, 1.0 + 1e-12), 1.0 - epsilon) <= 1.0:
             return rho
         if steps >= min(800, scaled.size):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.quadratic import DenseForm, ScaledMap
+from lipcert.certificates.quadratic import NORMS, DenseForm, ScaledMap, Weights
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.errors import CertificateError, InputError, NumericsError
 from lipcert.methods.base import Method, Run, method
@@ -42,7 +42,7 @@ class LipSDP(Method):
     """
 
     name: ClassVar[str] = "lipsdp"
-    norms: ClassVar[tuple[Norm, ...]] = ((2.0, 2.0),)
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     summary: ClassVar[str] = "one multiplier per neuron, any graph; the tightest polynomial-time bound"
     layerwise: ClassVar[bool] = False
 
@@ -70,7 +70,7 @@ class LipSDP(Method):
         else:
             dtype = getattr(torch, self.precision)
         transformed = LoopTransformed(network, exponents, self.layerwise, dtype, run.device)
-        search = VectorNeuron(transformed, self.columns, run.generator)
+        search = VectorNeuron(transformed, problem.norm, self.columns, run.generator)
         dense = self.route == "dense" or (self.route == "auto" and cheapest_segments(exact) is not None)
         finish = _Dense(exact, self, search, run) if dense else _MatrixFree(exact, self, search, run)
         return finish.witness()
@@ -97,7 +97,7 @@ def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Lift:
-    """Feasible multipliers, lifted by p = LIFTS[place], and their ρ in plain floating point."""
+    """Feasible multipliers of one form, lifted by p = LIFTS[place], and their ρ in plain floating point."""
 
     rho: float
     p: float
@@ -114,38 +114,47 @@ class _Finish:
     search: VectorNeuron
     run: Run
 
-    def lifted(self, p: float) -> dict[int, Tensor]:
+    def lifted(self, form: int, p: float) -> dict[int, Tensor]:
         """λ_k (1 + p)^{steps from k to the output}: a margin proportional to p in every direction."""
         steps = steps_to_output(self.exact)
-        return {k: m * (1.0 + p) ** steps[k] for k, m in self.search.multipliers.items()}
+        return {k: m[form] * (1.0 + p) ** steps[k] for k, m in self.search.multipliers.items()}
+
+    def weights(self, form: int) -> Weights:
+        """The search's weights on input and output."""
+        return Weights(self.search.input_weights[form], self.search.output_weights[form])
 
     def passes(self, count: int) -> bool:
         """Run passes; False once the search has stalled at machine precision or the budget is short."""
         before = self.search.rho
         for _ in range(count):
-            value = self.search.step()
-            if not math.isfinite(value):
-                raise NumericsError("the vector-neuron iteration overflowed; try precision='float64'.")
+            self.search.step()
             if self.run.left < 0 or self.search.passes >= self.options.max_passes:
                 return False
-        if before > 0:
-            self.run.report(min(1.0, self.search.passes / 1000), f"{self.search.passes} passes")
-        return self.search.rho > before * (1.0 + 1e-13)
+        after = self.search.rho
+        if not bool(torch.isfinite(after).all()):
+            raise NumericsError("the vector-neuron iteration overflowed; try precision='float64'.")
+        self.run.report(min(0.8, self.search.passes / 1000), f"{self.search.passes} passes")
+        return bool((after > before * (1.0 + 1e-13)).any())
 
     def package(
         self,
-        multipliers: Mapping[int, Tensor],
-        rho: float,
-        slack: float,
+        multipliers: list[dict[int, Tensor]],
+        rho: list[float],
+        slack: list[float],
         route: str,
         fallback: Callable[[], Witness | None] | None = None,
     ) -> Witness:
-        """The witness for these multipliers."""
-        arrays = {f"multipliers.{k}": m.double().cpu().contiguous() for k, m in multipliers.items()}
+        """The witness for the multipliers of every form."""
+        arrays = {
+            f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers]).double().cpu().contiguous()
+            for cell in self.exact.cells
+        }
         arrays["exponents"] = torch.tensor(self.exact.exponents, dtype=torch.int64)
+        arrays["input_weights"] = self.search.input_weights
+        arrays["output_weights"] = self.search.output_weights
         settings = {
             "rho": rho, "slack": slack, "route": route, "layerwise": self.options.layerwise,
-            "dual_value": math.sqrt(self.search.rho), "passes": self.search.passes,
+            "dual_value": math.sqrt(float(self.search.rho.max())), "passes": self.search.passes,
         }  # fmt: skip
         return Witness("quadratic", arrays, settings, fallback)
 
@@ -156,70 +165,73 @@ class _Dense(_Finish):
         self.form = DenseForm(self.exact)
         depth = max(steps_to_output(self.exact).values(), default=0) + 1
         wanted = self.options.tolerance / depth
-        self.place = min(range(len(LIFTS)), key=lambda i: abs(math.log(LIFTS[i] / wanted)))
+        place = min(range(len(LIFTS)), key=lambda i: abs(math.log(LIFTS[i] / wanted)))
+        self.places = [place] * self.search.problems
 
     def witness(self) -> Witness:
-        """Passes in geometric batches; between them the best lift and its gap."""
-        best: Lift | None = None
-        count, spent = 30, 0.0
+        """Passes in geometric batches; between them the best lifts and their gaps."""
+        best: list[Lift | None] = [None] * self.search.problems
+        count = 30
         while True:
             began = time.perf_counter()
             going = self.passes(count)
             searched = time.perf_counter() - began
             began = time.perf_counter()
-            goal = self.search.rho * (1.0 + self.options.tolerance) ** 2
-            found = self.best_lift(goal)
-            if found is not None and (best is None or found.rho < best.rho):
-                best = found
+            goals = (self.search.rho * (1.0 + self.options.tolerance) ** 2).tolist()
+            for form, goal in enumerate(goals):
+                known = best[form]
+                if known is not None and known.rho <= goal:
+                    continue
+                found = self.best_lift(form, goal)
+                if found is not None and (known is None or found.rho < known.rho):
+                    best[form] = found
             spent = time.perf_counter() - began
-            if best is not None and best.rho <= goal:
-                break
-            if not going or self.run.left < 3.0 * spent:
+            done = all(lift is not None and lift.rho <= goal for lift, goal in zip(best, goals, strict=True))
+            if done or not going or self.run.left < 3.0 * spent:
                 break
             count = max(10, int(self.search.passes * 0.4))
             if spent > 2.0 * searched:
                 count = int(count * min(10.0, spent / max(searched, 1e-3)))
-        if best is None:
-            best = self.cautious(self.place)
-        if best is None:
-            raise CertificateError("LipSDP found no feasible multipliers; raise budget= or max_passes.")
-        return self.packaged(best)
+        return self.packaged([lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)])
 
-    def packaged(self, lift: Lift) -> Witness:
-        """The witness of a lift; its fallback is the next coarser lift that is feasible."""
+    def packaged(self, lifts: list[Lift]) -> Witness:
+        """The witness of a lift per form; its fallback is the next coarser lifts."""
 
         def fallback() -> Witness | None:
-            coarser = self.cautious(lift.place + 2)
-            return None if coarser is None else self.packaged(coarser)
+            places = [min(lift.place + 2, len(LIFTS)) for lift in lifts]
+            if max(places) >= len(LIFTS):
+                return None
+            return self.packaged([self.cautious(form, place) for form, place in enumerate(places)])
 
-        claim = lift.rho * (1.0 + max(1e-9, 1e-3 * lift.p)) + 1e-280
-        return self.package(lift.multipliers, claim, 0.1 * lift.p, "dense", fallback)
+        claims = [lift.rho * (1.0 + max(1e-9, 1e-3 * lift.p)) + 1e-280 for lift in lifts]
+        slacks = [0.1 * lift.p for lift in lifts]
+        return self.package([lift.multipliers for lift in lifts], claims, slacks, "dense", fallback)
 
-    def cautious(self, place: int) -> Lift | None:
+    def cautious(self, form: int, place: int) -> Lift:
         """The finest feasible lift from ``place`` on."""
         for coarser in range(place, len(LIFTS)):
-            lift = self.lift(coarser)
+            lift = self.lift(form, coarser)
             if lift is not None:
                 return lift
-        return None
+        raise CertificateError("LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip.")
 
-    def lift(self, place: int) -> Lift | None:
+    def lift(self, form: int, place: int) -> Lift | None:
         """The multipliers lifted by LIFTS[place] and their ρ; None if they are not feasible."""
         p = LIFTS[place]
         try:
-            multipliers, rho = self.form.repaired(self.lifted(p), p)
+            multipliers, rho = self.form.repaired(self.lifted(form, p), p, self.weights(form))
         except CertificateError:
             return None
         return Lift(rho, p, place, multipliers)
 
-    def best_lift(self, goal: float) -> Lift | None:
+    def best_lift(self, form: int, goal: float) -> Lift | None:
         """The first lift that reaches ``goal``, else the best one near the last; None if none is feasible."""
         best: Lift | None = None
-        place, step = self.place, 0
+        place, step = self.places[form], 0
         while 0 <= place < len(LIFTS):
-            found = self.lift(place)
+            found = self.lift(form, place)
             if found is not None and (best is None or found.rho < best.rho):
-                best, self.place = found, place
+                best, self.places[form] = found, place
                 if found.rho <= goal:
                     break
                 step = step or -1
@@ -237,36 +249,43 @@ class _MatrixFree(_Finish):
 
     def witness(self) -> Witness:
         """Passes for 60 % of the budget or until they stall; then the least lift whose margin Lanczos can see."""
-        while self.search.rho == 0.0 and self.passes(30):
-            pass
         last = self.search.rho
         while self.run.left > 0.4 * self.run.budget and self.passes(20):
-            if self.search.passes > 60 and self.search.rho < last * (1.0 + 0.1 * self.options.tolerance):
+            value = self.search.rho
+            if self.search.passes > 60 and bool((value < last * (1.0 + 0.1 * self.options.tolerance)).all()):
                 break
-            last = self.search.rho
-        if self.search.rho == 0.0:
+            last = value
+        if not bool((self.search.rho > 0).all()):
             raise CertificateError("the network looks constant in float arithmetic; use autolip.")
-        size = ScaledMap(self.exact, self._positive(0.1), self._rho(0.1)).size
-        margin = 1.05 * kuczynski_wozniakowski_epsilon(size, self.steps, 2.5e-10)
+        return self._packaged([self._place(form) for form in range(self.search.problems)])
+
+    def _place(self, form: int) -> int:
+        size = ScaledMap(self.exact, self._positive(form, 0.1), self.weights(form), 1.0).size
+        margin = 1.05 * kuczynski_wozniakowski_epsilon(size, self.steps, 2.5e-10 / self.search.problems)
         for place, p in enumerate(FREE_LIFTS):
-            scaled = ScaledMap(self.exact, self._positive(p), self._rho(p))
+            scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
             ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
             self.run.report(0.9, f"lift {p:.1e}")
-            if ritz <= 1.0 - margin or place == len(FREE_LIFTS) - 1:
-                return self._packaged(place)
-        raise AssertionError("unreachable")
+            if ritz <= 1.0 - margin:
+                return place
+        return len(FREE_LIFTS) - 1
 
-    def _packaged(self, place: int) -> Witness:
+    def _packaged(self, places: list[int]) -> Witness:
         def fallback() -> Witness | None:
-            return self._packaged(place + 1) if place + 1 < len(FREE_LIFTS) else None
+            coarser = [place + 1 for place in places]
+            return self._packaged(coarser) if max(coarser) < len(FREE_LIFTS) else None
 
-        p = FREE_LIFTS[place]
-        return self.package(self._positive(p), self._rho(p), 0.0, "matrix_free", fallback)
+        lifts = [FREE_LIFTS[place] for place in places]
+        return self.package(
+            [self._positive(form, p) for form, p in enumerate(lifts)],
+            [self._rho(form, p) for form, p in enumerate(lifts)],
+            [0.0] * len(lifts), "matrix_free", fallback,
+        )  # fmt: skip
 
-    def _rho(self, p: float) -> float:
+    def _rho(self, form: int, p: float) -> float:
         steps = max(steps_to_output(self.exact).values(), default=0)
-        return self.search.rho * (1.0 + p) ** (steps + 1)
+        return float(self.search.rho[form]) * (1.0 + p) ** (steps + 1)
 
-    def _positive(self, p: float) -> dict[int, Tensor]:
-        lifted = self.lifted(p)
+    def _positive(self, form: int, p: float) -> dict[int, Tensor]:
+        lifted = self.lifted(form, p)
         return {k: m.clamp(min=max(1e-30 * float(m.max()), 1e-200)) for k, m in lifted.items()}
