@@ -214,12 +214,25 @@ def _as_is(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _check_examples_independent(network: Network, module: nn.Module, example: Tensor) -> None:
-    """Examples of a batch must not influence each other; a model that takes batches of one only has nothing to couple."""
+    """Examples of a batch must not influence each other.
+
+    A model that takes only batches of one has nothing to couple.
+    """
+    reference, dtype = _reference(module, example)
+    try:
+        _compare_pair(network, reference, dtype, example)
+    except CaptureError:
+        if dtype == example.dtype:
+            raise
+        _compare_pair(network, _as_is(module, example), example.dtype, example)  # as in _self_check
+
+
+def _compare_pair(network: Network, run: Callable[[Tensor], Tensor], dtype: torch.dtype, example: Tensor) -> None:
     generator = torch.Generator().manual_seed(20181205)
     noise = torch.randn(2, *example.shape[1:], generator=generator, dtype=torch.float64)
-    pair = (example[:1].double().cpu() + noise).to(example.dtype)
+    pair = (example[:1].double().cpu() + noise).to(dtype)
     try:
-        together = module(pair.to(example.device, copy=True))
+        together = run(pair.clone())
     except Exception:  # the model is written for one example at a time
         return
     if not isinstance(together, Tensor) or together.dim() == 0 or together.shape[0] != 2:
@@ -232,7 +245,7 @@ def _check_examples_independent(network: Network, module: nn.Module, example: Te
         if not bool(torch.isfinite(expected).all()):
             continue
         scale = max(float(alone.abs().max()) if alone.numel() else 0.0, 1e-300)
-        if expected.numel() and float((alone - expected).abs().max()) > 10 * _TOLERANCE[example.dtype] * scale:
+        if expected.numel() and float((alone - expected).abs().max()) > 10 * _TOLERANCE[dtype] * scale:
             raise CaptureError(
                 "the output of one example changes with the other examples of its batch (a batch-coupled operation); "
                 "a per-example Lipschitz constant does not exist. Evaluate such layers in eval mode or per example."

@@ -1,0 +1,270 @@
+"""Certified norms of linear maps against the dense matrix: never below, and not far above."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from examples import models
+from lipcert.capture.torch_export import capture
+from lipcert.certificates import map_norm as module
+from lipcert.certificates.map_norm import NormBound, Stacked, map_norm, scaled
+from lipcert.errors import NumericsError
+from lipcert.network.builder import NetworkBuilder
+from lipcert.network.graph import AffineNode
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, compose
+from lipcert.ops.context import Constant, Context
+from lipcert.ops.registry import find_rule
+
+INF = math.inf
+
+
+def dense(matrix: Tensor, rounding: float | None = None) -> Dense:
+    matrix = matrix.double()
+    m, n = matrix.shape
+    return Dense((matrix,), (1, n), (1, m), float(max(m, n)) if rounding is None else rounding)
+
+
+def convolution(seed: int) -> tuple[LinearMap, str]:
+    """A random convolution, plain or transposed, in one or two dimensions, through lipcert's own rule."""
+    g = torch.Generator().manual_seed(seed)
+
+    def pick(*options: int) -> int:
+        return options[int(torch.randint(len(options), (1,), generator=g))]
+
+    dims, transposed = pick(1, 2), pick(0, 1)
+    groups = pick(1, 1, 2)
+    inside, outside = groups * pick(1, 2), groups * pick(1, 2)
+    kernel, stride, dilation = pick(1, 2, 3), pick(1, 2, 3), pick(1, 1, 2)
+    padding = pick(0, 1, 2) if transposed == 0 else pick(0, min(1, dilation * (kernel - 1)))
+    side = pick(5, 6, 8) if dims == 1 else pick(5, 6)
+    weight = torch.randn(
+        *((inside, outside // groups) if transposed else (outside, inside // groups)),
+        *([kernel] * dims),
+        generator=g,
+    )
+    shape = (1, inside, *([side] * dims))
+    settings = (stride, padding, 0, groups, dilation) if transposed else (stride, padding, dilation, groups)
+    op = f"conv{'_transpose' if transposed else ''}{dims}d"
+    return by_rule(op, shape, weight, *settings), f"{op} {tuple(weight.shape)} {settings} on {shape}"
+
+
+def by_rule(op: str, shape: tuple[int, ...], weight: Tensor, *settings: int) -> LinearMap:
+    rule = find_rule(op, "")
+    assert rule is not None
+    ctx = Context(NetworkBuilder())
+    ctx.op = op
+    node = ctx.builder.node(rule(ctx, ctx.builder.input(shape), Constant(weight.double()), None, *settings))
+    assert isinstance(node, AffineNode)
+    return node.maps[0]
+
+
+def close(bound: float, truth: float, relative: float = 1e-6) -> bool:
+    return truth <= bound <= truth * (1 + relative)
+
+
+@pytest.mark.parametrize("first", range(0, 200, 25))
+def test_convolutions_against_the_dense_svd(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 of them: rigorous within 1e-6 and never below; the matrix-free bound never below and within its inflation."""
+    for seed in range(first, first + 25):
+        linear, text = convolution(seed)
+        matrix = linear.matrix()
+        truth = float(torch.linalg.matrix_norm(matrix, 2))
+        found = map_norm(linear, 2)
+        assert found.guarantee == "rigorous"
+        assert close(found.value, truth), (text, found.value, truth)
+        assert map_norm(linear, 2, claim=truth * 0.999).value >= truth, text
+        assert close(map_norm(linear, 1).value, float(matrix.abs().sum(0).max()), 1e-12), text
+        assert close(map_norm(linear, INF).value, float(matrix.abs().sum(1).max()), 1e-12), text
+        with monkeypatch.context() as patch:
+            if seed % 5:
+                continue
+            patch.setattr(module, "MAX_ENTRIES", 0)
+            free = map_norm(linear, 2, generator=torch.Generator().manual_seed(seed))
+            assert free.value >= truth * (1 - 1e-13), text
+            assert free.value <= truth * 1.02, text
+            claimed = map_norm(linear, 2, truth * 1.001, 1e-9, torch.Generator().manual_seed(seed))
+            assert claimed.value >= truth * (1 - 1e-13), text
+
+
+@pytest.mark.parametrize("build", [models.lenet5, models.paper_cnn])
+def test_demo_convolutions_against_the_dense_svd(build: Callable[[], nn.Module]) -> None:
+    network = capture(build(), torch.zeros(1, 1, 28, 28))
+    compared = 0
+    for node in network.nodes:
+        if node.name == "conv2d" and isinstance(node, AffineNode) and node.maps[0].in_size <= 1600:
+            found = map_norm(node.maps[0], 2)
+            gram = node.maps[0].matrix()
+            gram = gram @ gram.T if gram.shape[0] <= gram.shape[1] else gram.T @ gram
+            truth = math.sqrt(float(torch.linalg.eigvalsh(gram)[-1]))
+            assert truth * (1 - 1e-13) <= found.value <= truth * (1 + 1e-6)
+            assert found.guarantee == "rigorous"
+            compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [models.load_lenet5, models.load_paper_cnn])
+def test_every_demo_convolution_against_the_dense_svd(build: Callable[[], nn.Module]) -> None:
+    network = capture(build(), torch.zeros(1, 1, 28, 28))
+    for node in network.nodes:
+        if node.name == "conv2d" and isinstance(node, AffineNode):
+            truth = float(torch.linalg.svdvals(node.maps[0].matrix())[0])
+            assert truth * (1 - 1e-12) <= map_norm(node.maps[0], 2).value <= truth * (1 + 1e-6)
+
+
+def test_circular_surrogate_below_the_truth() -> None:
+    """A zero-padded convolution whose FFT norm at the input size is too small: ours is that of the real operator."""
+    below = 0
+    for seed in range(40):
+        weight = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        circular = float(torch.linalg.svdvals(torch.fft.fft2(weight, (5, 5)).permute(2, 3, 0, 1)).max())
+        reshaped = float(torch.linalg.matrix_norm(weight.reshape(2, -1), 2))
+        linear = by_rule("conv2d", (1, 2, 5, 5), weight, 1, 1)
+        truth = float(torch.linalg.matrix_norm(linear.matrix(), 2))
+        found = map_norm(linear, 2).value
+        assert close(found, truth)
+        assert reshaped < found
+        below += circular < truth * (1 - 1e-6)
+    assert below >= 1  # the surrogate is no upper bound, and the case is in this test
+
+
+@pytest.mark.parametrize("scale", [1e150, 1e-150, 1e100, 1e-60, 2.0**600])
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_scales(scale: float, p: float) -> None:
+    matrix = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    truth = float(torch.linalg.matrix_norm(matrix, p))
+    assert close(map_norm(dense(matrix * scale), p).value / scale, truth, 1e-9)
+    conv = compose(dense(matrix * scale), dense(torch.ones(3, 5, dtype=torch.float64) / scale))
+    truth = float(torch.linalg.matrix_norm(torch.ones(3, 5, dtype=torch.float64) @ matrix, p))
+    assert close(map_norm(conv, p).value, truth, 1e-9)
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+@pytest.mark.parametrize("order", ["small first", "large first", "alternating"])
+def test_long_compositions_neither_overflow_nor_vanish(p: float, order: str) -> None:
+    eye = torch.eye(3, dtype=torch.float64)
+    small, large = dense(2.0**-20 * eye), dense(2.0**20 * eye)
+    maps = {
+        "small first": [small] * 80 + [large] * 80,
+        "large first": [large] * 80 + [small] * 80,
+        "alternating": [small, large] * 80,
+    }[order]
+    assert close(map_norm(Composition(tuple(maps)), p).value, 1.0)
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_values_outside_the_range_of_floats(p: float) -> None:
+    for scale, exponent in ((1e6, 600), (1e-6, -600)):
+        found = map_norm(Composition((dense(scale * torch.eye(3, dtype=torch.float64)),) * 100), p)
+        assert found.magnitude.log10 == pytest.approx(exponent, abs=1e-4)
+        assert found.value == (INF if exponent > 0 else 5e-324)
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_a_tiny_summand_beside_a_cancelled_one_is_not_lost(p: float) -> None:
+    """W − W + tiny·I: what underflow could hide must still be covered."""
+    big = dense(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
+    minus = compose(big, Identity((1, 3), -1.0))
+    tiny = compose(
+        dense(1e-200 * torch.eye(3, dtype=torch.float64)),
+        dense(1e-200 * torch.eye(3, dtype=torch.float64)),
+        dense(1e200 * torch.eye(3, dtype=torch.float64)),
+    )
+    total = Sum((big, minus, tiny))
+    assert 1e-200 <= map_norm(total, p).value <= 1e-13
+    assert close(map_norm(Sum((minus, big, compose(tiny, Identity((1, 3), 1e200)))), p).value, 1.0, 1e-9)
+
+
+def test_factors_beyond_reach_are_refused() -> None:
+    with pytest.raises(NumericsError, match="rescale the weights"):
+        map_norm(
+            compose(
+                dense(1e-250 * torch.eye(2, dtype=torch.float64)),
+                dense(1e200 * torch.eye(2, dtype=torch.float64)),
+            ),
+            2,
+        )
+    huge = OpMap("bilinear", lambda x, a, b: x * a * b, (1, 2), (1, 2),
+                 (torch.full((2,), 1e-200, dtype=torch.float64), torch.full((2,), 1e-200, dtype=torch.float64)))  # fmt: skip
+    with pytest.raises(NumericsError, match="too far from 1"):
+        map_norm(huge, 2)
+
+
+def test_scaled_is_the_same_map() -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def some(n: int, m: int, scale: float) -> Dense:
+        return dense(torch.randn(m, n, generator=generator, dtype=torch.float64) * scale)
+
+    inner = Sum((compose(some(3, 4, 1e40), some(4, 4, 1e-70)), some(3, 4, 1e-30)))
+    for linear in (
+        inner,
+        compose(inner, some(4, 2, 1e120), Identity((1, 2), -1e-50)),
+        Stacked((inner, some(5, 4, 1e-33))),
+    ):
+        unit = scaled(linear)
+        again = unit.map.matrix() * 2.0**unit.exponent
+        assert torch.allclose(
+            again, linear.matrix(), rtol=1e-12, atol=1e-12 * float(linear.matrix().abs().max())
+        )
+        assert unit.map.in_shape == linear.in_shape
+        assert unit.map.out_shape == linear.out_shape
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_zero_and_empty_maps(p: float) -> None:
+    zero = dense(torch.zeros(3, 4))
+    for linear in (zero, compose(zero, dense(torch.ones(2, 3))), Identity((1, 3), 0.0), dense(torch.zeros(0, 4)),
+                   Sum((zero, zero)), Stacked((zero, zero))):  # fmt: skip
+        assert map_norm(linear, p).value == 0.0
+    assert map_norm(Sum((zero, dense(torch.ones(3, 4)))), p).value > 0.0
+
+
+def test_identity_slices_and_permutations_cost_nothing() -> None:
+    for linear in (Identity((1, 9)), dense(torch.eye(5)[[3, 1, 4, 0, 2]]), dense(torch.eye(6)[:2])):
+        for p in (1, 2, INF):
+            assert close(map_norm(linear, p).value, 1.0, 1e-12)
+
+
+@pytest.mark.parametrize("claim", [math.nan, -1.0, 0.0, 1e-300, 0.5, 5e-324, INF, 1e300])
+@pytest.mark.parametrize("free", [False, True])
+def test_absurd_claims_prove_nothing(claim: float, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if free:
+        monkeypatch.setattr(module, "MAX_ENTRIES", 0)
+    matrix = torch.randn(20, 15, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    found = map_norm(dense(matrix), 2, claim, generator=torch.Generator().manual_seed(0))
+    assert truth * (1 - 1e-13) <= found.value
+    assert math.isfinite(found.value)
+
+
+def test_a_matrix_that_hides_its_leading_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny overlap with the random start must not pull the matrix-free bound below the truth."""
+    monkeypatch.setattr(module, "MAX_ENTRIES", 0)
+    n = 400
+    diagonal = torch.ones(n, dtype=torch.float64)
+    diagonal[0] = 1.01
+    for seed in range(20):
+        found = map_norm(dense(torch.diag(diagonal)), 2, generator=torch.Generator().manual_seed(seed))
+        assert found.value >= 1.01
+
+
+def test_error_radius_of_the_constants_counts() -> None:
+    """With constants known to 2^20 roundings the bound leaves room for all of them; without a count it is no proof."""
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    truth = float(torch.linalg.matrix_norm(matrix, 2))
+    loose = map_norm(dense(matrix, rounding=2.0**20), 2)
+    assert loose.value >= truth * (1 + 2.0**-34)
+    assert loose.guarantee == "rigorous"
+    for rounding in (INF, 2.0**60):
+        for p in (1, 2, INF):
+            assert map_norm(dense(matrix, rounding=rounding), p).guarantee == "numerical"
+
+
+def test_a_bound_is_a_magnitude() -> None:
+    found = map_norm(dense(torch.eye(2) * 3), INF)
+    assert isinstance(found, NormBound)
+    assert close(found.value, 3.0, 1e-12)
