@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from lipcert.api import bound, lower_bound, methods, supported_ops, verify
+from lipcert.api import bound, compare, lower_bound, methods, supported_ops, verify
 from lipcert.errors import (
     CaptureError,
     CertificateError,
@@ -15,20 +15,26 @@ from lipcert.errors import (
     UnsupportedNormError,
     UnsupportedOpError,
 )
+from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
+from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.problem import Ball, Box
-from lipcert.result import Bound, Estimate, LowerBound
+from lipcert.result import Bound, Comparison, Estimate, LowerBound
 
 __all__ = [
+    "Auto",
     "AutoLip",
     "Ball",
     "Bound",
     "Box",
     "CaptureError",
     "CertificateError",
+    "Comparison",
     "Estimate",
     "InputError",
     "LipcertError",
+    "LipSDP",
+    "LipSDPLayer",
     "LowerBound",
     "MissingExtraError",
     "NotLipschitzError",
@@ -37,6 +43,7 @@ __all__ = [
     "UnsupportedNormError",
     "UnsupportedOpError",
     "bound",
+    "compare",
     "lower_bound",
     "methods",
     "supported_ops",

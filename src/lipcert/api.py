@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from torch.export import ExportedProgram
 import lipcert.methods.all  # noqa: F401  (registers every method)
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.certificates.base import check
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CaptureError, InputError
-from lipcert.methods.base import Method, MethodInfo, Run, describe, make
+from lipcert.methods.auto import attempt
+from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
 from lipcert.problem import Ball, Box, Domain, Problem, as_norm
-from lipcert.result import Bound, LowerBound
+from lipcert.result import Attempt, Bound, Comparison, LowerBound
 
 Model = nn.Module | ExportedProgram | str | Path
 
@@ -68,8 +69,55 @@ def bound(
     with _reporter(progress, f"{chosen.name}") as report:
         run = Run(_generator(seed), _device(device), _budget(budget), report)
         with torch.random.fork_rng(devices=[]):
-            witness = chosen.solve(problem, run)
-            return check(problem, witness, chosen.name, _generator(seed + 1), started)
+            return replace(
+                chosen.bound(problem, run, _generator(seed + 1)), seconds=time.perf_counter() - started
+            )
+
+
+def compare(
+    model: Model,
+    example_input: Tensor,
+    norm: tuple[float, float] = (2, 2),
+    domain: Domain = None,
+    select: Tensor | None = None,
+    methods: Sequence[str | Method] | None = None,
+    budget: float = 60.0,
+    lower_budget: float = 10.0,
+    inputs: Tensor | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Every applicable method side by side, with the attack's lower bound.
+
+    Args:
+        model, example_input, norm, domain, select, seed, device, progress: as for ``bound``.
+        methods: names or method objects; None takes every registered one that can do the norms.
+        budget: seconds for each method.
+        lower_budget: seconds for the lower bound.
+        inputs: data for the lower bound's starts.
+
+    Returns:
+        A ``Comparison``: rows (method, value, guarantee, seconds, remark), the lower bound, and ``print``-able text.
+    """
+    problem = _problem(model, example_input, norm, domain, select)
+    if methods is None:
+        chosen = [
+            kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms
+        ]
+    else:
+        chosen = [make(one) for one in methods]
+        for one in chosen:
+            one.require_norm(problem.norm)
+    from lipcert.attack import attack
+
+    rows: list[Attempt] = []
+    with _reporter(progress, "compare") as report, torch.random.fork_rng(devices=[]):
+        for one in chosen:
+            run = Run(_generator(seed), _device(device), _budget(budget), report)
+            rows += attempt([one], problem, run, _generator(seed + 1))[1]
+        lower = attack(problem, inputs, _budget(lower_budget), seed, _device(device), report)
+    return Comparison(tuple(sorted(rows, key=lambda r: math.inf if r.value is None else r.value)), lower)
 
 
 def lower_bound(
@@ -100,7 +148,9 @@ def lower_bound(
     if inputs is not None and not isinstance(inputs, Tensor):
         raise InputError(f"inputs must be a tensor (B, *shape of one example), not {type(inputs).__name__}.")
     if inputs is not None and tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
-        raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
+        raise InputError(
+            f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]})."
+        )
     from lipcert.attack import attack
 
     with _reporter(progress, "attack") as report, torch.random.fork_rng(devices=[]):
@@ -146,7 +196,9 @@ def load_model(model: Model) -> nn.Module | ExportedProgram:
 def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
     pair = as_norm(norm)
     if domain is not None and not isinstance(domain, (Ball, Box)):
-        raise InputError(f"domain must be None, a lipcert.Ball or a lipcert.Box, not {type(domain).__name__}.")
+        raise InputError(
+            f"domain must be None, a lipcert.Ball or a lipcert.Box, not {type(domain).__name__}."
+        )
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
     return Problem(capture(load_model(model), example), pair, domain, select)

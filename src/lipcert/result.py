@@ -43,6 +43,20 @@ class BreakdownRow:
     remark: str = ""
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What one method gave: the rows of ``Bound.tried`` and of ``lipcert.compare``.
+
+    ``value`` is None when the method gave no bound; ``remark`` then says why.
+    """
+
+    method: str
+    value: float | None
+    guarantee: Guarantee | None
+    seconds: float
+    remark: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Bound:
     """L ≤ ``value``, made by a certificate check only.
@@ -58,6 +72,8 @@ class Bound:
         seconds: wall time of search and check.
         certificate: what ``save`` writes and ``lipcert.verify`` re-checks.
         breakdown: rows that explain the value.
+        log10: decimal logarithm of the value, for values that overflow or underflow a float.
+        tried: what ``method="auto"`` tried, this bound's method included.
     """
 
     value: float
@@ -69,6 +85,7 @@ class Bound:
     certificate: Saveable | None = None
     breakdown: tuple[BreakdownRow, ...] = ()
     log10: float | None = None
+    tried: tuple[Attempt, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write the certificate to ``path`` (atomically); raises CertificateError if it cannot be written."""
@@ -91,7 +108,9 @@ class Bound:
             f"<td>{r.cumulative:.6g}</td><td>{r.guarantee}</td><td>{html.escape(r.remark)}</td></tr>"
             for r in self.breakdown
         )
-        head = "<tr><th>step</th><th>kind</th><th>constant</th><th>so far</th><th>guarantee</th><th></th></tr>"
+        head = (
+            "<tr><th>step</th><th>kind</th><th>constant</th><th>so far</th><th>guarantee</th><th></th></tr>"
+        )
         return f"<div><b>{html.escape(str(self))}</b><table>{head}{rows}</table></div>"
 
 
@@ -135,3 +154,31 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"Lipschitz constant ≈ {self.value:.7g}  (estimate, not a bound; {self.method}, {self.seconds:.2f} s)"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What ``lipcert.compare`` found: one row per method, best first, and the lower bound they are measured against."""
+
+    rows: tuple[Attempt, ...]
+    lower: LowerBound
+
+    def ratio(self, row: Attempt) -> float | None:
+        """value / lower bound; None where there is no value or the lower bound is 0."""
+        if row.value is None or not self.lower.value > 0:
+            return None
+        return row.value / self.lower.value
+
+    def __str__(self) -> str:
+        lines = [f"{'method':<18}{'bound':>14}{'/ lower':>10}{'seconds':>9}  guarantee"]
+        for row in self.rows:
+            ratio = self.ratio(row)
+            value = "-" if row.value is None else f"{row.value:.7g}"
+            times = "-" if ratio is None else f"{ratio:.4g}"
+            lines.append(
+                f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}"
+            )
+        lines.append(
+            f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness"
+        )
+        return "\n".join(lines)

@@ -13,11 +13,11 @@ from lipcert.certificates.base import Witness, certificate
 from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
 from lipcert.certificates.segments import TINY, Segment, SegmentMatrices, cheapest_segments, matrices
 from lipcert.errors import CertificateError, UnsupportedNormError
-from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.network.linear import size
+from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.numerics.magnitude import Magnitude
-from lipcert.numerics.psd import is_positive_definite, is_positive_definite_scaled
+from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up, sqrt_up
 from lipcert.numerics.spectral import estimate_lambda_max, sigma_max_upper
 from lipcert.problem import Norm, Problem
@@ -51,7 +51,9 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     (Kuczyński & Woźniakowski 1992), H being the linear map (x, w) ↦ (v, y).
     """
     if problem.norm not in NORMS:
-        raise UnsupportedNormError(f"no quadratic certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
+        raise UnsupportedNormError(
+            f"no quadratic certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}."
+        )
     transformed, multipliers, weights = _read(problem, witness)
     exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
     route = str(witness.settings.get("route", "dense"))
@@ -94,7 +96,11 @@ def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int
     values = [int(e) for e in exponents]
     transformed = LoopTransformed(network, tuple(values), bool(witness.settings.get("layerwise", False)))
     steps = [values[p] - values[k] for k, node in enumerate(network.nodes) for p in node.parents]
-    if values[0] != 0 or any(abs(step) > MAX_STEP for step in steps) or any(values[c.node] != values[c.parent] for c in transformed.cells):
+    if (
+        values[0] != 0
+        or any(abs(step) > MAX_STEP for step in steps)
+        or any(values[c.node] != values[c.parent] for c in transformed.cells)
+    ):
         raise CertificateError("the certificate's exponents are not units of this network.")
     weights = _read_weights(problem, witness, transformed)
     multipliers = {}
@@ -102,7 +108,9 @@ def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int
         array = witness.arrays.get(f"multipliers.{cell.node}")
         expected = (len(weights), 1 if cell.block else cell.size)
         if array is None or array.shape != expected or not bool((torch.isfinite(array) & (array >= 0)).all()):
-            raise CertificateError(f"the multipliers of node {cell.node} are missing, negative or of wrong size.")
+            raise CertificateError(
+                f"the multipliers of node {cell.node} are missing, negative or of wrong size."
+            )
         multipliers[cell.node] = array.double()
     return transformed, multipliers, weights
 
@@ -115,7 +123,11 @@ def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransform
 
     def free(key: str, width: int) -> Tensor:
         array = witness.arrays.get(key)
-        if array is None or array.shape != (count, width) or not bool((torch.isfinite(array) & (array > 0)).all()):
+        if (
+            array is None
+            or array.shape != (count, width)
+            or not bool((torch.isfinite(array) & (array > 0)).all())
+        ):
             raise CertificateError(f"the certificate's {key} are missing, not positive or of wrong size.")
         return array.double()
 
@@ -123,7 +135,9 @@ def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransform
     if q == 1:
         outputs = free("output_weights", m)
     else:
-        outputs = torch.eye(m, dtype=torch.float64) if q == math.inf else torch.ones(1, m, dtype=torch.float64)
+        outputs = (
+            torch.eye(m, dtype=torch.float64) if q == math.inf else torch.ones(1, m, dtype=torch.float64)
+        )
     return [Weights(inputs[i], outputs[i]) for i in range(count)]
 
 
@@ -131,9 +145,13 @@ def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor
     """λ on w and λ on v as vectors; a neuron with d = 0 has no w and needs no multiplier."""
     if cell.block:
         value = float(multiplier[0])
-        return torch.full((cell.size,), value, dtype=torch.float64), torch.full((v_size,), value, dtype=torch.float64)
+        return torch.full((cell.size,), value, dtype=torch.float64), torch.full(
+            (v_size,), value, dtype=torch.float64
+        )
     idle = cell.d.reshape(-1) == 0
-    return torch.where(idle, torch.ones_like(multiplier), multiplier), torch.where(idle, torch.zeros_like(multiplier), multiplier)
+    return torch.where(idle, torch.ones_like(multiplier), multiplier), torch.where(
+        idle, torch.zeros_like(multiplier), multiplier
+    )
 
 
 # -- dense route -------------------------------------------------------------------------------------------------
@@ -171,7 +189,9 @@ class DenseForm:
     def __init__(self, transformed: LoopTransformed) -> None:
         segments = cheapest_segments(transformed)
         if segments is None:
-            raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
+            raise CertificateError(
+                "a layer is too wide to factor; the certificate needs the matrix-free route."
+            )
         self.transformed = transformed
         self.segments = segments
         self.relations = [matrices(transformed, segment) for segment in segments]
@@ -245,13 +265,17 @@ def _repair(
         current = multipliers[cell.node]
         if cell.block:
             least = float(curvature.max()) if curvature.numel() else 0.0
-            multipliers[cell.node] = current.clamp(min=2.0 * least) if float(current) <= least * (1.0 + margin) else current
+            multipliers[cell.node] = (
+                current.clamp(min=2.0 * least) if float(current) <= least * (1.0 + margin) else current
+            )
             continue
         c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
         best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
         floor = 1e-30 * float(current.max()) if current.numel() else 0.0
         low = current <= curvature * (1.0 + margin) + floor
-        multipliers[cell.node] = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
+        multipliers[cell.node] = torch.where(
+            low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current
+        )
 
 
 def _curvature(part: Block | None, form: Block, width: int) -> Tensor:
@@ -271,12 +295,21 @@ class Statement:
 
     @classmethod
     def build(
-        cls, segment: Segment, relation: SegmentMatrices, form: Block, multipliers: Mapping[int, Tensor], prove: bool
+        cls,
+        segment: Segment,
+        relation: SegmentMatrices,
+        form: Block,
+        multipliers: Mapping[int, Tensor],
+        prove: bool,
     ) -> Statement:
         """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound if ``prove``."""
         places, side = relation.places, relation.side
         matrix = -congruence(relation.output.parts, form, places, side)
-        radius = _congruence_radius(relation, relation.output, form) if prove else torch.zeros(0, dtype=torch.float64)
+        radius = (
+            _congruence_radius(relation, relation.output, form)
+            if prove
+            else torch.zeros(0, dtype=torch.float64)
+        )
         on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
         for cell, v in zip(segment.cells, relation.preactivations, strict=True):
             lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.rows)
@@ -467,7 +500,9 @@ def _matrix_free(
         ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, generator)
         if ritz > 1.0:
             raise CertificateError("the multipliers are not feasible.")
-        epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 4)
+        epsilon = (
+            0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 4)
+        )
         if epsilon < 1.0 and div_up(mul_up(ritz, 1.0 + 1e-12), 1.0 - epsilon) <= 1.0:
             return rho
         if steps >= min(800, scaled.size):

@@ -55,7 +55,9 @@ def _guard(as_json: bool) -> Iterator[None]:
             typer.echo(json.dumps({"error": type(problem).__name__, "message": str(problem)}))
         if not isinstance(problem, LipcertError):
             errors.print(escape(traceback.format_exc()), highlight=False)
-        errors.print(f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
+        errors.print(
+            f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(2) from None
 
 
@@ -65,7 +67,9 @@ def bound(
     input_shape: ShapeOption = None,
     method: Annotated[str, typer.Option("--method", help="see `lipcert methods`")] = "auto",
     norm: NormOption = "2,2",
-    maximum: Annotated[float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")] = None,
+    maximum: Annotated[
+        float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
     seed: SeedOption = 0,
@@ -77,13 +81,21 @@ def bound(
             raise InputError("--max must be a number.")
         built, example = load(model, input_shape)
         result = lipcert.bound(
-            built, example, method=method, norm=parse_norm(norm), seed=seed, budget=budget, progress=not as_json
+            built,
+            example,
+            method=method,
+            norm=parse_norm(norm),
+            seed=seed,
+            budget=budget,
+            progress=not as_json,
         )
         if save is not None:
             result.save(save)
     if as_json:
         limit = None if maximum is None else _finite(maximum)
-        typer.echo(json.dumps({**_as_dict(result), "max": limit, "certificate": None if save is None else str(save)}))
+        typer.echo(
+            json.dumps({**_as_dict(result), "max": limit, "certificate": None if save is None else str(save)})
+        )
     else:
         _print(result)
         if save is not None:
@@ -116,6 +128,30 @@ def lower(
         }))  # fmt: skip
     else:
         console.print(escape(str(result)))
+
+
+@app.command()
+def compare(
+    model: ModelArgument,
+    input_shape: ShapeOption = None,
+    norm: NormOption = "2,2",
+    budget: Annotated[float, typer.Option("--budget", help="seconds for each method")] = 60.0,
+    lower_budget: Annotated[float, typer.Option("--lower-budget", help="seconds for the lower bound")] = 10.0,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Every applicable method side by side, with the lower bound."""
+    with _guard(as_json):
+        built, example = load(model, input_shape)
+        result = lipcert.compare(
+            built, example, norm=parse_norm(norm), budget=budget, lower_budget=lower_budget, seed=seed,
+            progress=not as_json,
+        )  # fmt: skip
+    if as_json:
+        rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
+        typer.echo(json.dumps({"rows": rows, "lower_bound": result.lower.value}))
+    else:
+        console.print(str(result), highlight=False, markup=False)
 
 
 @app.command()
@@ -188,7 +224,11 @@ def _print(result: Bound) -> None:
     table = Table("step", "kind", "constant", "so far", "guarantee", "remark")
     for row in result.breakdown:
         table.add_row(
-            escape(row.name), row.kind, f"{row.constant:.6g}", f"{row.cumulative:.6g}", row.guarantee,
+            escape(row.name),
+            row.kind,
+            f"{row.constant:.6g}",
+            f"{row.cumulative:.6g}",
+            row.guarantee,
             escape(row.remark),
         )
     console.print(table)

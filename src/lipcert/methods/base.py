@@ -6,14 +6,15 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from lipcert.certificates.base import Witness
+from lipcert.certificates.base import Witness, check
 from lipcert.errors import InputError, UnsupportedNormError
 from lipcert.problem import Norm, Problem
+from lipcert.result import Bound
 
 Report = Callable[[float, str], None]
 T = TypeVar("T", bound=type)
@@ -42,6 +43,11 @@ class Run:
         return self.budget - (time.perf_counter() - self.started)
 
 
+def fork(run: Run) -> Run:
+    """The same circumstances with what is left of the budget, starting now."""
+    return replace(run, budget=max(0.0, run.left), started=time.perf_counter())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of all methods; subclasses are frozen dataclasses whose fields are their options."""
@@ -54,14 +60,32 @@ class Method:
         """Find a witness for ``problem``."""
         raise NotImplementedError
 
+    def bound(self, problem: Problem, run: Run, generator: torch.Generator) -> Bound:
+        """Solve and check: the Bound is the check's.
+
+        Args:
+            problem: what to bound.
+            run: circumstances of the search.
+            generator: random starts of the check, independent of the search's.
+        """
+        return check(problem, self.solve(problem, run), self.name, generator, run.started)
+
+    def obstacle(self, problem: Problem, run: Run) -> str | None:
+        """Why this method would not fit the budget of ``run``; None if it may."""
+        return None
+
     def require_norm(self, norm: Norm) -> None:
         """Raise unless this method handles the pair of norms."""
         if norm not in self.norms:
-            able = [name for name, kind in sorted(_METHODS.items()) if norm in kind.norms]
-            raise UnsupportedNormError(
-                f"method {self.name!r} cannot bound l{norm[0]:g} → l{norm[1]:g}; "
-                + (f"methods that can: {', '.join(able)}." if able else "no method of this version can.")
-            )
+            raise self.impossible(norm)
+
+    def impossible(self, norm: Norm) -> UnsupportedNormError:
+        """The error that says which methods can bound this pair of norms."""
+        able = [name for name, kind in sorted(_METHODS.items()) if norm in kind.norms and name != "auto"]
+        return UnsupportedNormError(
+            f"method {self.name!r} cannot bound l{norm[0]:g} → l{norm[1]:g}; "
+            + (f"methods that can: {', '.join(able)}." if able else "no method of this version can.")
+        )
 
 
 _METHODS: dict[str, type[Method]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -55,7 +55,11 @@ class LipSDP(Method):
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1 or self.columns < 1 or self.max_passes < 1:
             raise InputError("LipSDP needs 0 < tolerance < 1, columns ≥ 1 and max_passes ≥ 1.")
-        if self.precision not in ("auto", "float32", "float64") or self.route not in ("auto", "dense", "matrix_free"):
+        if self.precision not in ("auto", "float32", "float64") or self.route not in (
+            "auto",
+            "dense",
+            "matrix_free",
+        ):
             raise InputError("precision is auto, float32 or float64; route is auto, dense or matrix_free.")
 
     def solve(self, problem: Problem, run: Run) -> Witness:
@@ -74,6 +78,24 @@ class LipSDP(Method):
         dense = self.route == "dense" or (self.route == "auto" and cheapest_segments(exact) is not None)
         finish = _Dense(exact, self, search, run) if dense else _MatrixFree(exact, self, search, run)
         return finish.witness()
+
+    def obstacle(self, problem: Problem, run: Run) -> str | None:
+        """Without factorable layers the check is a few hundred passes; is there time for them?"""
+        exact = LoopTransformed(problem.expanded, natural_exponents(problem.expanded), self.layerwise)
+        if self.route != "matrix_free" and cheapest_segments(exact) is not None:
+            return None
+        ones = {c.node: torch.ones(1 if c.block else c.size, dtype=torch.float64) for c in exact.cells}
+        sizes = (math.prod(problem.expanded.in_shape), math.prod(problem.expanded.out_shape))
+        plain = Weights(*(torch.ones(n, dtype=torch.float64) for n in sizes))
+        scaled = ScaledMap(exact, ones, plain, 1.0)
+        began = time.perf_counter()
+        scaled.gram(torch.ones(scaled.size, dtype=torch.float64))
+        needed = 600.0 * (time.perf_counter() - began)
+        if needed <= run.left:
+            return None
+        return (
+            f"its matrix-free check would take about {needed:.0f} s; raise budget= or ask for method='lipsdp'"
+        )
 
 
 @method
@@ -146,7 +168,10 @@ class _Finish:
     ) -> Witness:
         """The witness for the multipliers of every form."""
         arrays = {
-            f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers]).double().cpu().contiguous()
+            f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers])
+            .double()
+            .cpu()
+            .contiguous()
             for cell in self.exact.cells
         }
         arrays["exponents"] = torch.tensor(self.exact.exponents, dtype=torch.int64)
@@ -192,7 +217,9 @@ class _Dense(_Finish):
             count = max(10, int(self.search.passes * 0.4))
             if spent > 2.0 * searched:
                 count = int(count * min(10.0, spent / max(searched, 1e-3)))
-        return self.packaged([lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)])
+        return self.packaged(
+            [lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)]
+        )
 
     def packaged(self, lifts: list[Lift]) -> Witness:
         """The witness of a lift per form; its fallback is the next coarser lifts."""
@@ -213,7 +240,9 @@ class _Dense(_Finish):
             lift = self.lift(form, coarser)
             if lift is not None:
                 return lift
-        raise CertificateError("LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip.")
+        raise CertificateError(
+            "LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip."
+        )
 
     def lift(self, form: int, place: int) -> Lift | None:
         """The multipliers lifted by LIFTS[place] and their ρ; None if they are not feasible."""

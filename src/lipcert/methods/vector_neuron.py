@@ -26,7 +26,9 @@ class VectorNeuron:
         output_weights: (problems, m): e with Σ 1/e_i = 1 for output norm 1, one-hot rows for ∞, ones for 2.
     """
 
-    def __init__(self, transformed: LoopTransformed, norm: Norm, columns: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, transformed: LoopTransformed, norm: Norm, columns: int, generator: torch.Generator
+    ) -> None:
         self.transformed = transformed
         self.norm = norm
         self.columns = columns
@@ -39,7 +41,9 @@ class VectorNeuron:
         self._c = {cell.node: cell.c.to(device, dtype) for cell in transformed.cells}
         self._d = {cell.node: cell.d.to(device, dtype) for cell in transformed.cells}
         self._x = self._unit_input(self._random(in_shape))
-        self._units = {cell.node: _unit(self._random(cell.out_shape), None, cell) for cell in transformed.cells}
+        self._units = {
+            cell.node: _unit(self._random(cell.out_shape), None, cell) for cell in transformed.cells
+        }
         self._last_x, self._last_units = self._x, dict(self._units)
         self._momentum = torch.zeros(self.problems, dtype=dtype, device=device)
         self._previous = torch.full((self.problems,), -1.0, dtype=dtype, device=device)
@@ -59,7 +63,9 @@ class VectorNeuron:
         return torch.full((1, m), float(m) if self.norm[1] == 1 else 1.0, dtype=torch.float64)
 
     def _random(self, shape: Shape) -> Tensor:
-        sample = torch.randn(self.problems, self.columns, *shape, generator=self.generator, dtype=torch.float64)
+        sample = torch.randn(
+            self.problems, self.columns, *shape, generator=self.generator, dtype=torch.float64
+        )
         return sample.to(self.transformed.device, self.transformed.dtype)
 
     def _unit_input(self, x: Tensor, otherwise: Tensor | None = None) -> Tensor:
@@ -153,7 +159,9 @@ class VectorNeuron:
             weighted = torch.zeros_like(self._units[cell.node]) if h is None else self._d[cell.node] * h
             axes = tuple(range(1, weighted.dim())) if cell.block else (1,)
             strength = weighted.square().sum(dim=axes, keepdim=True).sqrt()
-            ratio = strength.reshape(self.problems, -1) / length.reshape(self.problems, -1).clamp(min=self.tiny**0.5)
+            ratio = strength.reshape(self.problems, -1) / length.reshape(self.problems, -1).clamp(
+                min=self.tiny**0.5
+            )
             self.multipliers[cell.node] = update(self.multipliers.get(cell.node), ratio)
         g = gradients[0]
         if self.norm[0] == math.inf and g is not None:

@@ -65,7 +65,9 @@ def _difference_up(a: Tensor, b: Tensor) -> Tensor:
     difference = a - b
     back = difference - a
     error = (a - (difference - back)) + (-b - back)
-    return torch.where(error == 0, difference, torch.nextafter(difference, torch.full_like(difference, math.inf)))
+    return torch.where(
+        error == 0, difference, torch.nextafter(difference, torch.full_like(difference, math.inf))
+    )
 
 
 @dataclass(frozen=True, eq=False)
