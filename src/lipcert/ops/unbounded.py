@@ -1,0 +1,198 @@
+"""Elementwise ops without a global constant: errors, unless a pattern that uses them has one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from lipcert.network.builder import Var
+from lipcert.ops.context import Constant, Context, is_number, number
+from lipcert.ops.elementwise import uniform
+from lipcert.ops.norm_patterns import match_window_root
+from lipcert.ops.patterns import match_gaussian, match_logarithm, match_quotient, match_root
+from lipcert.ops.registry import rule
+
+_DISCONTINUOUS = (
+    "it is discontinuous, so no Lipschitz constant exists. Replace it by a continuous activation "
+    "(softshrink for hardshrink, tanh or hardtanh for sign)."
+)
+
+
+def _jumps(*names: str, summary: str) -> None:
+    @rule(*names, kind="pattern")
+    def jump(ctx: Context, x: Any, *settings: Any, **named: Any) -> Var:
+        variables = [v for v in (x, *settings) if isinstance(v, Var)]
+        shapes = [v.shape for v in (x, *settings) if isinstance(v, (Var, Constant))]
+        shape = tuple(torch.broadcast_shapes(*shapes))
+        return ctx.unresolved(variables, shape, ctx.not_lipschitz(_DISCONTINUOUS), settings)
+
+    jump.__doc__ = summary
+
+
+_jumps("sign", "sgn", summary="Sign: rejected, discontinuous (understood inside softshrink).")
+_jumps("floor", "ceil", "round", "trunc", "fix", "frac", summary="Rounding: rejected, discontinuous.")
+_jumps("floor_divide", "remainder", "fmod", summary="Remainder: rejected, discontinuous.")
+_jumps("div.Tensor_mode", "div.Scalar_mode", summary="Rounded division: rejected, discontinuous.")
+_jumps("hardshrink", summary="Hardshrink: rejected, it jumps at ±λ.")
+_jumps("heaviside", summary="Heaviside step: rejected, discontinuous.")
+_jumps("signbit", "logical_not", "eq", "ne", "not_equal", summary="Test of a value: rejected, discontinuous.")
+
+
+def _unbounded(*names: str, summary: str, reason: str) -> None:
+    @rule(*names, kind="pattern")
+    def unbounded(ctx: Context, x: Any) -> Var:
+        x = ctx.variable(x)
+        error = ctx.not_lipschitz(f"{reason} Bound its input first, or use an activation with a constant.")
+        return ctx.unresolved((x,), x.shape, error)
+
+    unbounded.__doc__ = summary
+
+
+_GROWS = "its slope grows without limit, so it has no Lipschitz constant on the whole space."
+_POLE = "its slope is infinite at the edge of its domain, so it has no Lipschitz constant on the whole space."
+_unbounded("expm1", summary="exp(x) − 1: rejected alone; part of ELU written by hand.", reason=_GROWS)
+_unbounded("exp2", "sinh", "cosh", summary="Exponential growth: rejected.", reason=_GROWS)
+_unbounded("square", summary="x²: rejected alone; part of √(x² + c) and of the tanh GELU.", reason=_GROWS)
+_unbounded(
+    "tan", "log2", "log10", "rsqrt", "asin", "acos", "acosh", "atanh", "arcsin", "arccos", "arccosh",
+    "arctanh", "logit", "special_logit", "erfinv", "special_erfinv", "lgamma", "digamma",
+    summary="Unbounded slope at a finite point: rejected.", reason=_POLE,
+)  # fmt: skip
+
+
+@rule("exp", kind="pattern")
+def exponential(ctx: Context, x: Any) -> Var:
+    """Exponential: rejected alone; part of sigmoid, SiLU, softplus, ELU; exp(−q x²) has slopes ±√(2q/e)."""
+    x = ctx.variable(x)
+    found = match_gaussian(ctx, x)
+    error = ctx.not_lipschitz(f"{_GROWS} Bound its input first, or use an activation with a constant.")
+    return found if found is not None else ctx.unresolved((x,), x.shape, error)
+
+
+@rule("log", kind="pattern")
+def logarithm(ctx: Context, x: Any) -> Var:
+    """Logarithm: rejected alone; log(1 + exp(x)) is softplus, log(sigmoid(x)) is logsigmoid."""
+    return _logarithm(ctx, x, plus_one=False)
+
+
+@rule("log1p", kind="pattern")
+def logarithm_of_next(ctx: Context, x: Any) -> Var:
+    """Logarithm of 1 + x: rejected alone; log1p(exp(x)) is softplus."""
+    return _logarithm(ctx, x, plus_one=True)
+
+
+def _logarithm(ctx: Context, x: Any, plus_one: bool) -> Var:
+    x = ctx.variable(x)
+    found = match_logarithm(ctx, x, plus_one)
+    return found if found is not None else ctx.unresolved((x,), x.shape, ctx.not_lipschitz(_POLE))
+
+
+@rule("sqrt", kind="pattern")
+def sqrt(ctx: Context, x: Any) -> Var:
+    """√: rejected alone (infinite slope at 0); √(q x² + b x + c) with q > 0, 4qc > b² has slopes ±√q."""
+    x = ctx.variable(x)
+    found = match_root(ctx, x) or match_window_root(ctx, x, 2)
+    if found is not None:
+        return found
+    error = ctx.not_lipschitz(
+        "the slope of a square root is infinite at 0; √(x² + c) with a constant c > 0 has one. "
+        "For the length of a vector use torch.linalg.vector_norm."
+    )
+    return ctx.unresolved((x,), x.shape, error)
+
+
+@rule("reciprocal", kind="pattern")
+def reciprocal(ctx: Context, x: Any) -> Var:
+    """1/x: rejected alone; 1/(1 + exp(−x)) is the sigmoid."""
+    return match_quotient(ctx, 1.0, ctx.variable(x))
+
+
+@rule("pow", kind="pattern")
+def pow_(ctx: Context, x: Any, exponent: Any) -> Var:
+    """Powers: x¹ is the identity, x^½ as sqrt; others rejected alone, x² and x³ parts of patterns."""
+    if isinstance(x, Var) and not isinstance(exponent, Var):
+        power = uniform(exponent)
+        shape = exponent.shape if isinstance(exponent, Constant) else ()
+        if tuple(torch.broadcast_shapes(shape, x.shape)) == x.shape and power:
+            if power.is_(1):
+                return ctx.scaled(x, 1.0)
+            if power.exact and 2 * power.low == 1:
+                return sqrt(ctx, x)
+            if power.is_(-1):
+                return reciprocal(ctx, x)
+            if power.exact and power.low in (Fraction(1, 4), Fraction(1, 8)):
+                found = match_window_root(ctx, x, round(1 / power.low))
+                if found is not None:
+                    return found
+            error = ctx.not_lipschitz(
+                f"the slope of x^{power.middle:g} is unbounded: no Lipschitz constant on the whole space. "
+                "Bound its input first, or use an activation with a constant."
+            )
+            return ctx.unresolved((x,), x.shape, error, (exponent,))
+    variables = [v for v in (x, exponent) if isinstance(v, Var)]
+    shapes = [v.shape for v in (x, exponent) if isinstance(v, (Var, Constant))]
+    shape = tuple(torch.broadcast_shapes(*shapes))
+    return ctx.unresolved(variables, shape, ctx.not_lipschitz(_GROWS), (exponent,))
+
+
+@rule("glu", kind="pattern")
+def glu(ctx: Context, x: Any, dim: int = -1) -> Var:
+    """GLU, a·sigmoid(b): rejected, a product of two variables."""
+    x = ctx.variable(x)
+    shape = list(x.shape)
+    shape[dim] //= 2
+    error = ctx.not_lipschitz(
+        "a gated linear unit multiplies two values that depend on the input: no global Lipschitz constant. "
+        "Replace it by an ungated activation."
+    )
+    return ctx.unresolved((x,), tuple(shape), error)
+
+
+# -- constants of the shape of a value ---------------------------------------------------------------------
+
+
+def _filled(name: str, value: float) -> None:
+    @rule(name, kind="linear")
+    def filled(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Constant:
+        return Constant(torch.full(ctx.variable(x).shape, value, dtype=torch.float64))
+
+    filled.__doc__ = f"A constant of the shape of x: {value:g}."
+
+
+_filled("zeros_like", 0.0)
+_filled("ones_like", 1.0)
+_filled("empty_like", float("nan"))  # never read (the noise of rrelu); NaN is refused wherever it matters
+
+
+@rule("full_like", kind="linear")
+def full_like(ctx: Context, x: Any, value: Any, *args: Any, **kwargs: Any) -> Constant:
+    """A constant of the shape of x."""
+    return _full(ctx, ctx.variable(x).shape, value)
+
+
+@rule("new_zeros", kind="linear")
+def new_zeros(ctx: Context, x: Any, size: Any, *args: Any, **kwargs: Any) -> Constant:
+    """A constant tensor of zeros."""
+    return _full(ctx, size, 0.0)
+
+
+@rule("new_ones", kind="linear")
+def new_ones(ctx: Context, x: Any, size: Any, *args: Any, **kwargs: Any) -> Constant:
+    """A constant tensor of ones."""
+    return _full(ctx, size, 1.0)
+
+
+@rule("new_full", kind="linear")
+def new_full(ctx: Context, x: Any, size: Any, value: Any, *args: Any, **kwargs: Any) -> Constant:
+    """A constant tensor of one value."""
+    return _full(ctx, size, value)
+
+
+def _full(ctx: Context, size: Any, value: Any) -> Constant:
+    """The value as the model's dtype holds it."""
+    if not is_number(value):
+        raise ctx.unsupported("the value it fills with is not a number.")
+    dtype = ctx.dtype if ctx.dtype is not None and ctx.dtype.is_floating_point else torch.float64
+    return Constant(torch.full(tuple(size), number(value), dtype=dtype).double())
