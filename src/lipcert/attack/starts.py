@@ -1,0 +1,77 @@
+"""Where searches start, and how a domain is kept: origin, scale, sampling, points inside."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcert.network.linear import Shape, size
+from lipcert.problem import Ball, Box, Domain
+
+#: Multiples of the unit scale at which random starts are drawn.
+SCALES = (1.0, 4.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The domain in the search's coordinates x = origin + scale · ξ with ξ of order one.
+
+    Attributes:
+        domain: the problem's domain.
+        origin: (1, *in_shape).
+        scale: (1, *in_shape), positive.
+    """
+
+    domain: Domain
+    origin: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, domain: Domain, in_shape: Shape, inputs: Tensor | None, like: Tensor) -> Region:
+        """Unit scale: the domain's own, else the data's root mean square, else 1."""
+        shape = (1, *in_shape)
+        origin, scale = torch.zeros(shape).to(like), torch.ones(shape).to(like)
+        if isinstance(domain, Ball):
+            n = size(in_shape)
+            spread = domain.radius * {1.0: 1.0 / math.sqrt(n), 2.0: 1.0 / math.sqrt(n), math.inf: 1.0}[domain.p]
+            origin = domain.center.to(like).reshape(shape)
+            scale = scale * max(spread, 1e-30)
+        elif isinstance(domain, Box):
+            lower, upper = domain.lower.to(like).reshape(shape), domain.upper.to(like).reshape(shape)
+            width = upper - lower
+            known = torch.isfinite(width)
+            origin = torch.where(known, (lower + upper) / 2, torch.zeros_like(lower).clamp(lower, upper))
+            scale = torch.where(known, (width / 2).clamp(min=1e-30), scale)
+        elif inputs is not None and len(inputs):
+            rms = float(inputs.double().square().mean().sqrt())
+            scale = scale * (rms if rms > 0 else 1.0)
+        return cls(domain, origin, scale)
+
+    def project(self, x: Tensor) -> Tensor:
+        """A batch (B, *in_shape) moved into the domain."""
+        return x if self.domain is None else self.domain.project(x)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random points: normal at the two scales on the whole space, uniform or normal within a domain."""
+        noise = torch.randn(count, *self.origin.shape[1:], generator=generator).to(self.origin)
+        factors = torch.tensor([SCALES[i % len(SCALES)] for i in range(count)]).to(noise)
+        return self.project(self.origin + self.scale * noise * factors.reshape(-1, *([1] * (noise.dim() - 1))))
+
+
+def inside(domain: Domain, x: Tensor) -> Tensor:
+    """One float64 point moved into the domain so that ``domain.contains`` holds (pulled inward)."""
+    if domain is None:
+        return x
+    moved = domain.project(x[None])[0]
+    if isinstance(domain, Ball):
+        center = domain.center.to(moved).reshape(moved.shape)
+        shrink = 1e-12
+        while not domain.contains(moved) and shrink < 1:
+            moved = center + (moved - center) * (1.0 - shrink)
+            shrink *= 10
+        if not domain.contains(moved):
+            moved = center.clone()
+    return moved
