@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness, certificate
 from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
-from lipcert.certificates.segments import TINY, Segment, SegmentMatrices, cheapest_segments, matrices
+from lipcert.certificates.segments import TINY, Segment, SegmentMatrices, Written, cheapest_segments, matrices
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import Cell, LoopTransformed
@@ -33,7 +34,7 @@ MAX_STEP = 600
 
 
 @certificate("quadratic")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, generator: torch.Generator, delta: float = DELTA) -> Bound:
     """L_{p,q} ≤ √ρ, p in {2, ∞}, from multipliers λ ≥ 0 (LipSDP-Neuron of Fazlyab et al. 2019 on any DAG, in loop-transformed form).
 
     ``witness.arrays``: ``exponents`` (one integer per node of the expanded network) and ``multipliers.K`` for the
@@ -67,7 +68,7 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
         if form is not None:
             rho = form.least_rho(own, slacks[place], weight, claims[place])
         else:
-            rho = _matrix_free(transformed, own, weight, claims[place], DELTA / len(weights), generator)
+            rho = _matrix_free(transformed, own, weight, claims[place], delta / len(weights), generator)
         root = Magnitude.of(sqrt_up(mul_up(rho, weight.factor(problem.norm))))
         value = Magnitude(root.mantissa, root.exponent + transformed.exponents[-1]) if root.mantissa else root
         values.append(value)
@@ -83,12 +84,24 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
 def _numbers(witness: Witness, key: str, count: int) -> list[float]:
     value = witness.settings.get(key)
     numbers = value if isinstance(value, list) else [value]
-    if len(numbers) != count or not all(isinstance(n, (int, float)) and n >= 0 for n in numbers):
+    result = [float(n) for n in numbers if isinstance(n, (int, float)) and n >= 0]
+    if len(numbers) != count or len(result) != count:
         raise CertificateError(f"the certificate's {key} must be {count} non-negative numbers.")
-    return [float(n) for n in numbers]
+    return result
 
 
 def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int, Tensor], list[Weights]]:
+    transformed = read_units(problem, witness)
+    weights = _read_weights(problem, witness, transformed)
+    return transformed, read_multipliers(witness, transformed, len(weights)), weights
+
+
+def read_units(problem: Problem, witness: Witness) -> LoopTransformed:
+    """The loop-transformed network in the witness's units.
+
+    Raises:
+        CertificateError: ``exponents`` are not units of this network.
+    """
     network = problem.expanded
     exponents = witness.arrays.get("exponents")
     if exponents is None or exponents.shape != (len(network.nodes),):
@@ -102,17 +115,25 @@ def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int
         or any(values[c.node] != values[c.parent] for c in transformed.cells)
     ):
         raise CertificateError("the certificate's exponents are not units of this network.")
-    weights = _read_weights(problem, witness, transformed)
+    return transformed
+
+
+def read_multipliers(witness: Witness, transformed: LoopTransformed, forms: int) -> dict[int, Tensor]:
+    """``multipliers.K`` of every nonlinear node K, (forms, neurons), or (forms, 1) for a block.
+
+    Raises:
+        CertificateError: missing, negative, not finite or of wrong size.
+    """
     multipliers = {}
     for cell in transformed.cells:
         array = witness.arrays.get(f"multipliers.{cell.node}")
-        expected = (len(weights), 1 if cell.block else cell.size)
+        expected = (forms, 1 if cell.block else cell.size)
         if array is None or array.shape != expected or not bool((torch.isfinite(array) & (array >= 0)).all()):
             raise CertificateError(
                 f"the multipliers of node {cell.node} are missing, negative or of wrong size."
             )
         multipliers[cell.node] = array.double()
-    return transformed, multipliers, weights
+    return multipliers
 
 
 def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransformed) -> list[Weights]:
@@ -194,7 +215,28 @@ class DenseForm:
             )
         self.transformed = transformed
         self.segments = segments
-        self.relations = [matrices(transformed, segment) for segment in segments]
+        self._written: dict[tuple[int, int], Written] = {}
+        self.relations = [matrices(transformed, segment, self._written) for segment in segments]
+
+    def fixing(self, fixed: Mapping[int, Tensor]) -> DenseForm:
+        """The form of the network with these slopes fixed; what does not depend on them is shared.
+
+        Args:
+            fixed: as in ``LoopTransformed``; ``self`` must be of a network without fixed slopes.
+        """
+        if self.transformed.fixed:
+            raise ValueError("this form has fixed slopes already")
+        result = copy(self)
+        result.transformed = self.transformed.fixing(fixed)
+        cell_at = result.transformed.cell_at
+        result.segments = [replace(s, cells=tuple(cell_at[c.node] for c in s.cells)) for s in self.segments]
+        result.relations = [
+            matrices(result.transformed, segment, self._written)
+            if any(cell.node in fixed for cell in segment.cells)
+            else known
+            for segment, known in zip(result.segments, self.relations, strict=True)
+        ]
+        return result
 
     def repaired(
         self, multipliers: Mapping[int, Tensor], margin: float, weights: Weights

@@ -21,6 +21,10 @@ TINY = 1e-140
 MAX_SIDE = 6_500
 
 
+#: A linear map as a block, and the block that dominates it.
+Written = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Segment:
     """Nodes start+1 … stop, of which only ``start`` has outside parents' values and only ``stop`` is read outside."""
@@ -108,8 +112,11 @@ def _cost(entry: int, exit_: int, cells: list[Cell], transformed: LoopTransforme
     return math.inf if side > MAX_SIDE else 2.0 * float(side) ** 3 + 2.0 * float(side) ** 2 * rows + 1e5
 
 
-def matrices(transformed: LoopTransformed, segment: Segment) -> SegmentMatrices:
-    """The segment's relation as float64 blocks with entrywise error bounds."""
+def matrices(
+    transformed: LoopTransformed, segment: Segment, written: dict[tuple[int, int], Written] | None = None
+) -> SegmentMatrices:
+    """The segment's relation as float64 blocks with entrywise error bounds; ``written`` keeps maps for a next time."""
+    written = {} if written is None else written
     nodes = transformed.network.nodes
     entry = size(nodes[segment.start].shape)
     places = [slice(0, entry)]
@@ -118,7 +125,7 @@ def matrices(transformed: LoopTransformed, segment: Segment) -> SegmentMatrices:
     preactivations = []
     for k in range(segment.start + 1, segment.stop + 1):
         if isinstance(nodes[k], AffineNode):
-            known[k] = _affine(transformed, k, known)
+            known[k] = _affine(transformed, k, known, written)
             continue
         cell = transformed.cell_at[k]
         v = known[cell.parent]
@@ -140,14 +147,18 @@ def _activate(cell: Cell, v: Tracked, block: int) -> Tracked:
     return Tracked(parts, absolute, cell.size, v.rounding + 1.0)
 
 
-def _affine(transformed: LoopTransformed, k: int, known: Mapping[int, Tracked]) -> Tracked:
+def _affine(
+    transformed: LoopTransformed, k: int, known: Mapping[int, Tracked], written: dict[tuple[int, int], Written]
+) -> Tracked:
     node = transformed.network.nodes[k]
     rows = size(node.shape)
     parts: dict[int, Tensor] = {}
     absolute: dict[int, Tensor] = {}
     rounding = 0.0
     for linear, parent in zip(transformed.exact_maps[k], node.parents, strict=True):
-        matrix, dominant = _written(linear, transformed.exponents[parent] - transformed.exponents[k])
+        if (k, parent) not in written:
+            written[k, parent] = _written(linear, transformed.exponents[parent] - transformed.exponents[k])
+        matrix, dominant = written[k, parent]
         inner = known[parent]
         for i, part in inner.parts.items():
             parts[i] = plus(parts.get(i), times(matrix, part))
@@ -157,7 +168,7 @@ def _affine(transformed: LoopTransformed, k: int, known: Mapping[int, Tracked]) 
     return Tracked(parts, absolute, rows, rounding + 2.0 * len(node.parents))
 
 
-def _written(linear: LinearMap, gap: int) -> tuple[Tensor, Tensor]:
+def _written(linear: LinearMap, gap: int) -> Written:
     """The map as a block and one that dominates |W| and, times γ, whatever underflow took in units 2^gap apart."""
     if isinstance(linear, Identity):
         diagonal = torch.full((linear.in_size,), linear.scale, dtype=torch.float64)

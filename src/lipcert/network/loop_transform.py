@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -44,11 +44,16 @@ class Cell:
         return size(self.out_shape)
 
 
-def _cell(position: int, node: ActivationNode | GainNode, layerwise: bool = False) -> Cell:
+def _cell(
+    position: int, node: ActivationNode | GainNode, layerwise: bool = False, fixed: Tensor | None = None
+) -> Cell:
     if isinstance(node, ActivationNode):
         low, high = node.function.slopes(node.shape)
         c = (low + high) / 2
         d = torch.maximum(_difference_up(high, c), _difference_up(c, low))
+        if fixed is not None:
+            free = fixed.isnan()
+            c, d = torch.where(free, c, fixed), torch.where(free, d, torch.zeros_like(d))
         return Cell(position, node.parents[0], c.contiguous(), d.contiguous(), layerwise, node.shape)
     gain = node.function.gains.get(2.0)
     if gain is None:
@@ -58,6 +63,9 @@ def _cell(position: int, node: ActivationNode | GainNode, layerwise: bool = Fals
         position, node.parents[0], torch.zeros(shape, dtype=torch.float64),
         torch.full(shape, gain, dtype=torch.float64), True, shape,
     )  # fmt: skip
+
+
+CPU = torch.device("cpu")
 
 
 def _difference_up(a: Tensor, b: Tensor) -> Tensor:
@@ -82,20 +90,29 @@ class LoopTransformed:
         exponents: one integer per node; a nonlinear node has its parent's, the input has 0.
         layerwise: one inequality ‖w‖ ≤ ‖v‖ per layer instead of one per neuron (weaker, fewer multipliers).
         dtype, device: where the maps' constants live.
+        fixed: node → float64 slopes of the node's shape, NaN where a neuron is free: a fixed neuron is z = slope·v.
     """
 
     network: Network
     exponents: tuple[int, ...]
     layerwise: bool = False
     dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
+    fixed: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def fixing(self, fixed: Mapping[int, Tensor]) -> LoopTransformed:
+        """The same network with these slopes fixed and no others; the maps are shared."""
+        result = replace(self, fixed=fixed)
+        shared = {name: made for name, made in self.__dict__.items() if name in ("maps", "exact_maps")}
+        result.__dict__.update(shared)
+        return result
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The nonlinear nodes, in topological order."""
         nodes = self.network.nodes
         return tuple(
-            _cell(k, node, self.layerwise)
+            _cell(k, node, self.layerwise, self.fixed.get(k))
             for k, node in enumerate(nodes)
             if isinstance(node, (ActivationNode, GainNode))
         )
@@ -195,8 +212,8 @@ def natural_exponents(network: Network, seed: int = 0, columns: int = 4) -> tupl
             exponents.append(0)
             values.append(value / value.norm())
         elif isinstance(node, AffineNode):
-            value, exponent = _affine_value(node, values, exponents)
-            value = value if value is not None else torch.zeros(columns, *node.shape, dtype=torch.float64)
+            image, exponent = _affine_value(node, values, exponents)
+            value = torch.zeros(columns, *node.shape, dtype=torch.float64) if image is None else image
             length = float(value.norm())
             shift = round(math.log2(length)) if 0 < length < math.inf else 0
             exponents.append(exponent + shift)
