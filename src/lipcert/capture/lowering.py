@@ -68,12 +68,13 @@ def refuse_training_ops(program: ExportedProgram) -> None:
             continue
         named = node.kwargs.get("train", node.kwargs.get("training", False))
         training = node.args[place] if len(node.args) > place else named
+        advice = "Call model.eval() first."
         if name == "batch_norm" and len(node.args) > 4 and node.args[3] is None:
-            training = True
+            training, advice = True, "Give this batch norm running statistics, and call model.eval()."
         if training is True:
             raise TrainModeError(
                 f"aten.{name} at {place_in_code(node)} is in training mode: its output is random or couples the "
-                "examples of a batch. Call model.eval() first."
+                f"examples of a batch. {advice}"
             )
 
 
