@@ -31,6 +31,10 @@ class UnsupportedNormError(InputError):
     """The chosen method cannot bound this pair of norms; the message lists the methods that can."""
 
 
+class MethodError(InputError):
+    """The chosen method does not apply to this network (its graph, kinds of node or size); the message lists others."""
+
+
 class NumericsError(LipcertError, ArithmeticError):
     """A certified computation met NaN, infinity or a failed factorisation and refuses to guess."""
 

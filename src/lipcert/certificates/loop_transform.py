@@ -43,7 +43,7 @@ NEGLIGIBLE = 1e-6
 
 @certificate("loop_transform")
 def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
-    """ℓ_j ≤ ‖A_{j←0}‖ + Σ_{i<j} ‖A_{j←i} diag(d_i)‖ ℓ_i (LipLT: Fazlyab et al., NeurIPS 2023), p → p for p in {1, 2, ∞}.
+    """ℓ_j ≤ ‖A_{j←0}‖ + Σ_{i<j} ‖A_{j←i} diag(d_i)‖ ℓ_i (LipLT: Fazlyab et al. 2023), p → p for p in {1, 2, ∞}.
 
     The witness carries no numbers. ``settings["window"]`` (matrix-free work only) limits how many nonlinear nodes a
     sum reaches back; the sum then starts at a node s that every path passes, with ‖A_{j←s}‖ ℓ_s.
@@ -306,7 +306,7 @@ class FreeRecursion(Recursion):
         return Magnitude.of(value), kind
 
     def _start(self, k: int) -> int:
-        """The node the sum starts at: the input, or the earliest cut with at most ``window`` nonlinear nodes after it."""
+        """Where the sum starts: the input, or the earliest cut with at most ``window`` nonlinear nodes after it."""
         if self.window is None:
             return 0
         before = [s for s in self.cuts if s < k]

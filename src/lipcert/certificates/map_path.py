@@ -71,6 +71,7 @@ class Pathway(LinearMap):
         return (values.abs() if self.positive else values).to(like)
 
     def apply(self, x: Tensor) -> Tensor:
+        """Image of a batch."""
         nodes = self.transformed.network.nodes
         known: dict[int, Tensor] = {}
         known[self.source] = x * self._factor(self.cells[self.source].d, x) if self.spiked else x
@@ -89,13 +90,17 @@ class Pathway(LinearMap):
         return known[self.target]
 
     def absolute(self) -> LinearMap:
+        """With absolute values of maps, c and d."""
         return Pathway(self.transformed, self.cells, self.source, self.target, self.spiked, True)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
-        return self  # constants follow the argument's dtype and device
+        """Itself: constants follow the argument."""
+        return self
 
     def leaves(self) -> tuple[LinearMap, ...]:
+        """Itself."""
         return (self,)
 
     def update_hash(self, digest: Any) -> None:
+        """Source and target; for the interface only."""
         digest.update(f"pathway {self.source} {self.target} {self.spiked}".encode())

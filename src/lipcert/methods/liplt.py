@@ -34,7 +34,7 @@ class LipLT(Method):
 
     name: ClassVar[str] = "liplt"
     norms: ClassVar[tuple[Norm, ...]] = EQUAL_NORMS
-    summary: ClassVar[str] = "loop transformation: norms between all pairs of layers; any network, between autolip and lipsdp"
+    summary: ClassVar[str] = "norms between all pairs of layers (loop transformation); any network, never above autolip"
 
     window: int | None = None
 

@@ -93,8 +93,8 @@ class LipSDPInteriorPoint(Method):
         if reduced + neurons > self.max_size or inputs > 2 * self.max_size:
             raise MethodError(
                 f"method 'lipsdp_ipm' works on dense matrices: {inputs} inputs and {neurons} neurons are more than "
-                f"max_size={self.max_size}. Methods without such a limit: lipsdp, lipsdp_layer, liplt, autolip; or raise "
-                "max_size (the cost grows with its cube)."
+                f"max_size={self.max_size}. Methods without such a limit: lipsdp, lipsdp_layer, liplt, autolip; "
+                "or raise max_size (the cost grows with its cube)."
             )
 
     def _witness(self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor]) -> Witness:
@@ -299,10 +299,11 @@ class Relation:
         columns = self.v.shape[1]
         empty = torch.zeros(0, columns, dtype=torch.float64)
         none = torch.zeros(0, dtype=torch.int64)
-        return torch.cat([empty, *p]), torch.cat([empty, *q]), torch.cat([none, *group]), torch.cat([none.bool(), *counts])
+        rows = torch.cat([empty, *p]), torch.cat([empty, *q])
+        return *rows, torch.cat([none, *group]), torch.cat([none.bool(), *counts])
 
     def _alive(self, z_group: Tensor, v_group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        """Multipliers whose z reaches the output and whose v depends on the input; those of which only the former holds."""
+        """Multipliers whose z reaches the output and whose v depends on the input; those where only z does."""
         n = self.inputs
         driven = torch.zeros(groups, dtype=torch.bool)
         matters = torch.zeros(groups, dtype=torch.bool)

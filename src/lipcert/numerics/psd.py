@@ -106,11 +106,14 @@ def is_positive_definite(a: Tensor, radius: float = 0.0) -> bool:
     return _prove(scaled, ldexp_up(radius, -exponent))
 
 
-def is_positive_definite_scaled(a: Tensor, entry_radius: Tensor | None = None) -> bool:
+def is_positive_definite_scaled(
+    a: Tensor, entry_radius: Tensor | None = None, scale: Tensor | None = None
+) -> bool:
     """Prove that every symmetric A' with ``|A' - A| <= E`` entrywise is positive definite.
 
     For matrices whose diagonal spans many orders of magnitude: the test is made on ``D A D`` with
-    ``D = diag(2**-k_i)`` such that its diagonal lies in [1/4, 1).
+    ``D = diag(2**-k_i)`` such that its diagonal lies in [1/4, 1), or below where ``scale`` asks for more: a diagonal
+    entry that is the small difference of two others of this size has the errors of those.
 
     Why ``True`` is a proof: congruence with D preserves definiteness and is exact but for underflow,
     which counts as radius (``n UNDERFLOW``); ``||D (A'-A) D||_2 <= ||D E D||_2 <= sqrt(||.||_1
@@ -119,6 +122,7 @@ def is_positive_definite_scaled(a: Tensor, entry_radius: Tensor | None = None) -
     Args:
         a: (n, n) float64, exactly symmetric.
         entry_radius: (n, n) float64, nonnegative, or ``None`` for zero.
+        scale: (n,) float64; D is chosen for the larger of it and the diagonal. Any values give a proof.
 
     Raises:
         ValueError: ``a`` is not a square, symmetric, float64 matrix, or ``entry_radius`` has another
@@ -133,7 +137,11 @@ def is_positive_definite_scaled(a: Tensor, entry_radius: Tensor | None = None) -
         return True
     if not bool((matrix.diagonal() > 0.0).all()) or not _has_subnormals():
         return False
-    half = -((-np.frexp(matrix.diagonal())[1]) // 2)  # ceil(e / 2)
+    largest = matrix.diagonal()
+    if scale is not None:
+        wanted = scale.detach().cpu().numpy()
+        largest = np.where(np.isfinite(wanted), np.maximum(largest, wanted), largest)
+    half = -((-np.frexp(largest)[1]) // 2)  # ceil(e / 2)
     exponents = -(half[:, None] + half[None, :])
     radius = 0.0
     with np.errstate(over="ignore", under="ignore"):
