@@ -1,6 +1,6 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
-__version__ = "0.1.0"
+from lipcert.version import __version__
 
 from lipcert.api import bound, compare, lower_bound, methods, supported_ops, verify
 from lipcert.errors import (
@@ -17,6 +17,7 @@ from lipcert.errors import (
 )
 from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
+from lipcert.methods.branch_and_bound import BranchAndBound
 from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.problem import Ball, Box
 from lipcert.result import Bound, Comparison, Estimate, LowerBound
@@ -27,6 +28,7 @@ __all__ = [
     "Ball",
     "Bound",
     "Box",
+    "BranchAndBound",
     "CaptureError",
     "CertificateError",
     "Comparison",

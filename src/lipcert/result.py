@@ -25,7 +25,9 @@ def weakest(guarantees: list[Guarantee]) -> Guarantee:
 class Saveable(Protocol):
     """What a Bound carries as its certificate."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """The kind of certificate."""
 
     def save(self, path: str | Path) -> None:
         """Write the certificate file."""

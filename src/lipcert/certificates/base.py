@@ -98,7 +98,7 @@ def check(
     Raises:
         CertificateError: the witness proves nothing.
     """
-    from lipcert import __version__
+    from lipcert.version import __version__
 
     if witness.kind not in _CHECKS:
         raise CertificateError(f"certificates of kind {witness.kind!r} are unknown to this version of lipcert.")

@@ -26,6 +26,9 @@ from lipcert.result import Bound, BreakdownRow, Guarantee
 
 DELTA = 1e-9
 
+#: Least ρ worth proving; a network whose ρ is below counts as having this one.
+FLOOR = 1e-250
+
 #: Pairs of norms (p, q) this kind of certificate covers.
 NORMS: tuple[Norm, ...] = tuple((p, q) for p in (2.0, math.inf) for q in (2.0, 1.0, math.inf))
 
@@ -250,7 +253,7 @@ class DenseForm:
             CertificateError: still infeasible.
         """
         chosen = dict(multipliers)
-        rho = self.least_rho(chosen, margin / 10.0, weights, prove=False, repair=(chosen, margin))
+        rho = self.least_rho(chosen, 0.0, weights, prove=False, repair=(chosen, margin))
         return chosen, rho
 
     def least_rho(
@@ -281,7 +284,7 @@ class DenseForm:
                     return _greatest_ratio(statement.schur(), start)
                 form = statement.lifted(slack) if prove else statement.schur()
                 if not prove:
-                    form = form + torch.diag(slack * form.diagonal().clamp(min=0.0))
+                    form = form + torch.diag(_least_lift(slack, relation.side) * form.diagonal().clamp(min=0.0))
             elif first and relation.entry > form.shape[0]:
                 value = _wide_input(relation.output, dense(form), start, prove)
                 return claim if value <= claim < math.inf else value
@@ -291,6 +294,15 @@ class DenseForm:
                     product.diagonal().add_(_row_sums(_congruence_radius(relation, relation.output, form)))
                 form = product
         return _largest_ratio(dense(form), start, claim) if prove else _greatest_ratio(dense(form), start)
+
+
+def _least_lift(slack: float, side: int) -> float:
+    """Relative lift of a form's diagonal that covers the rounding of a proof of this size.
+
+    Not in proportion to the margin p: a form may have an eigenvalue of order 1/p, and a lift of order p of its
+    diagonal would then cost a constant.
+    """
+    return max(slack, 2e-13 * side)
 
 
 def _repair(
@@ -383,19 +395,21 @@ class Statement:
         matrix, radius = self.matrix.clone(), self.radius.clone()
         matrix[:n, :n] += start
         radius[:n, :n] += (start.abs() + matrix[:n, :n].abs()) * gamma(4.0)
-        return is_positive_definite_scaled(matrix, radius)
+        # The block at the start is a small difference; errors are those of its terms, so these set the scale.
+        scale = torch.cat([start.diagonal(), matrix.diagonal()[n:]])
+        return is_positive_definite_scaled(matrix, radius, scale) or is_positive_definite_scaled(matrix, radius)
 
     def lifted(self, slack: float) -> Tensor:
         """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
         schur = self.schur()
         diagonal = schur.diagonal().clamp(min=0.0)
-        floor = max(1e-14 * float(diagonal.max()), 1e-290) if diagonal.numel() else 0.0
-        lift = max(slack, 1e-12)
-        for _ in range(4):
+        floor = max(1e-14 * float(diagonal.max()), FLOOR) if diagonal.numel() else 0.0
+        lift = _least_lift(slack, self.matrix.shape[0])
+        for _ in range(6):
             start = schur + torch.diag(lift * diagonal + floor)
             if self.proves(start):
                 return start
-            lift, floor = 10.0 * lift, 10.0 * floor
+            lift, floor = 16.0 * lift, 16.0 * floor
         raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
 
     def least_rho(self, start: Tensor, claim: float) -> float:
@@ -406,7 +420,7 @@ class Statement:
         rho = _greatest_ratio(self.schur(), start)
         lift = 1e-10
         while lift < 1e-2:
-            candidate = rho * (1.0 + lift) + 1e-290
+            candidate = rho * (1.0 + lift) + FLOOR
             if self.proves(candidate * weights):
                 return candidate
             lift *= 10.0
@@ -444,7 +458,7 @@ def _largest_ratio(form: Tensor, weights: Tensor, claim: float) -> float:
     """The claim, or the least ρ found, with ρ diag(weights) ⪰ form proved by a verified Cholesky factorisation."""
     estimate = _greatest_ratio(form, weights)
     candidates = [claim] if math.isfinite(claim) else []
-    candidates += [estimate * (1.0 + 10.0**-e) + 1e-290 for e in range(12, 2, -1)]
+    candidates += [estimate * (1.0 + 10.0**-e) + FLOOR for e in range(12, 2, -1)]
     for rho in candidates:
         matrix = torch.diag(rho * weights) - form
         rounding = torch.diag((rho * weights + form.diagonal().abs()) * (4.0 * gamma(4.0)))
@@ -457,7 +471,7 @@ def _wide_input(v: Tracked, form: Tensor, weights: Tensor, prove: bool) -> float
     """λ_max(DVᵀM̂VD) = ‖LᵀVD‖² for M̂ = LLᵀ, D = weights^{-1/2}, on V's shorter side; residuals are added."""
     scale = weights.rsqrt()
     diagonal = form.diagonal().clamp(min=0.0)
-    lifted = form + torch.diag(1e-13 * diagonal + max(1e-15 * float(diagonal.max()), 1e-290))
+    lifted = form + torch.diag(1e-13 * diagonal + max(1e-15 * float(diagonal.max()), FLOOR))
     factor, info = torch.linalg.cholesky_ex(lifted)
     if int(info):
         raise CertificateError("the form on the first layer is not positive.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.quadratic import NORMS, DenseForm, ScaledMap, Weights
+from lipcert.certificates.quadratic import FLOOR, NORMS, DenseForm, ScaledMap, Weights
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.errors import CertificateError, InputError, NumericsError
 from lipcert.methods.base import Method, Run, method
@@ -230,9 +230,8 @@ class _Dense(_Finish):
                 return None
             return self.packaged([self.cautious(form, place) for form, place in enumerate(places)])
 
-        claims = [lift.rho * (1.0 + max(1e-9, 1e-3 * lift.p)) + 1e-280 for lift in lifts]
-        slacks = [0.1 * lift.p for lift in lifts]
-        return self.package([lift.multipliers for lift in lifts], claims, slacks, "dense", fallback)
+        claims = [lift.rho * (1.0 + max(1e-9, 1e-3 * lift.p)) + FLOOR for lift in lifts]
+        return self.package([lift.multipliers for lift in lifts], claims, [0.0] * len(lifts), "dense", fallback)
 
     def cautious(self, form: int, place: int) -> Lift:
         """The finest feasible lift from ``place`` on."""

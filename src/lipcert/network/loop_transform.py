@@ -227,7 +227,8 @@ def natural_exponents(network: Network, seed: int = 0, columns: int = 4) -> tupl
                 z = torch.randn(columns, *node.shape, generator=generator, dtype=torch.float64)
                 values.append(cell.d * z * (v.norm() / z.norm().clamp(min=1e-300)))
             else:
-                w = v.abs() * torch.randn(v.shape, generator=generator, dtype=torch.float64).sign()
+                u = torch.randn(v.shape, generator=generator, dtype=torch.float64)
+                w = u * (v.norm(dim=0) / u.norm(dim=0).clamp(min=1e-300))
                 values.append(cell.c * v + cell.d * w)
     return tuple(exponents)
 
