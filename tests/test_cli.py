@@ -1,0 +1,252 @@
+"""The command line: exit codes that can guard a model in CI, and JSON that is nothing but JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import lipcert
+from lipcert.cli.main import app
+from tests.zoo import mlp
+
+SHAPE = ["--input-shape", "3"]
+MODULE = '''
+"""Factories for the tests of the command line."""
+import torch
+from torch import nn
+
+print("imported")
+
+def good():
+    print("built")
+    layer = nn.Linear(3, 2, bias=False)
+    layer.weight.data.copy_(torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    return nn.Sequential(layer, nn.ReLU()).eval()
+
+ready = good()
+
+def other():
+    return nn.Linear(3, 2).eval()
+
+def training():
+    return nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+
+def square():
+    class Square(nn.Module):
+        def forward(self, x):
+            return x * x
+    return Square().eval()
+
+def fails():
+    raise RuntimeError("no weights [/here]")
+
+def number():
+    return 3
+'''
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a module of factories in it; its name is new, because imports are cached."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "cli_models", raising=False)
+    (tmp_path / "cli_models.py").write_text(MODULE)
+    yield tmp_path
+    sys.modules.pop("cli_models", None)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def run_json(*arguments: object) -> Any:
+    """Standard output must be one JSON value, strictly: no NaN, no Infinity, nothing around it."""
+    result = run(*arguments, "--json")
+
+    def refuse(text: str) -> Any:
+        raise AssertionError(f"{text} is no JSON")
+
+    return result.exit_code, json.loads(result.stdout, parse_constant=refuse)
+
+
+AUTO = ["--method", "autolip"]
+
+
+def test_bound(here: Path) -> None:
+    result = run("bound", "cli_models:good", *SHAPE, *AUTO)
+    assert result.exit_code == 0, result.output
+    assert "Lipschitz constant ≤ 3" in result.stdout
+    assert "linear" in result.stdout  # the breakdown
+    code, value = run_json("bound", "cli_models:good", *SHAPE, *AUTO)
+    assert code == 0
+    assert value["bound"] == pytest.approx(3.0)
+    assert (value["guarantee"], value["method"], value["norm"]) == ("rigorous", "autolip", ["2.0", "2.0"])
+    assert value["certificate"] is None
+
+
+def test_a_module_object_instead_of_a_factory(here: Path) -> None:
+    assert run_json("bound", "cli_models:ready", *SHAPE, *AUTO)[1]["bound"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [("1,1", 3.0), ("inf,inf", 3.0), ("2,2", 3.0)])
+def test_norms(norm: str, expected: float, here: Path) -> None:
+    assert run_json("bound", "cli_models:good", *SHAPE, *AUTO, "--norm", norm)[1]["bound"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"), [("3.1", 0), ("2.9", 1), ("0", 1), ("-1", 1), ("inf", 0), ("nan", 2), ("x", 2)]
+)
+def test_max_guards_a_model(limit: str, code: int, here: Path) -> None:
+    assert run("bound", "cli_models:good", *SHAPE, *AUTO, "--max", limit).exit_code == code
+    if limit != "x":
+        found, value = run_json("bound", "cli_models:good", *SHAPE, *AUTO, "--max", limit)
+        assert found == code
+        assert ("error" in value) is (code == 2)
+
+
+def test_lower(here: Path) -> None:
+    result = run("lower", "cli_models:good", *SHAPE, "--budget", 0.2)
+    assert result.exit_code == 0, result.output
+    assert "Lipschitz constant ≥" in result.stdout
+    code, value = run_json("lower", "cli_models:good", *SHAPE, "--budget", 0.2, "--norm", "inf,inf")
+    assert code == 0
+    assert value["lower_bound"] == pytest.approx(3.0, rel=1e-6)
+    assert len(value["point"]) == len(value["direction"]) == 3
+
+
+def test_save_and_verify(here: Path) -> None:
+    path = here / "m.lipcert"
+    code, value = run_json("bound", "cli_models:good", *SHAPE, *AUTO, "--save", path)
+    assert (code, value["certificate"]) == (0, str(path))
+    assert run("verify", path, "cli_models:good", *SHAPE).exit_code == 0
+    code, again = run_json("verify", path, "cli_models:good", *SHAPE)
+    assert (code, again["verified"], again["bound"]) == (0, True, value["bound"])
+    code, wrong = run_json("verify", path, "cli_models:other", *SHAPE)
+    assert (code, wrong["error"]) == (2, "CertificateError")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert run("verify", path, "cli_models:good", *SHAPE).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bound", "cli_models:nothing", *SHAPE], "no attribute"),
+        (["bound", "no_such_module:x", *SHAPE], "cannot import"),
+        (["bound", "cli_models", *SHAPE], "package.module:factory"),
+        (["bound", ":x", *SHAPE], ""),
+        (["bound", "cli_models:good"], "--input-shape is needed"),
+        (["bound", "cli_models:good", "--input-shape", "3,x"], "positive integers"),
+        (["bound", "cli_models:good", "--input-shape", "0"], "positive integers"),
+        (["bound", "cli_models:good", "--input-shape", "4"], "does not run"),
+        (["bound", "cli_models:good", *SHAPE, "--norm", "2"], "--norm must be"),
+        (["bound", "cli_models:good", *SHAPE, "--norm", "3,3"], "1, 2 and inf"),
+        (["bound", "cli_models:good", *SHAPE, "--norm", "1,2"], "cannot bound"),
+        (["bound", "cli_models:good", *SHAPE, "--method", "magic"], "unknown method"),
+        (["bound", "cli_models:good", *SHAPE, "--budget", "0"], "budget"),
+        (["bound", "cli_models:good", *SHAPE, "--seed", "-1"], "seed"),
+        (["bound", "cli_models:good", *SHAPE, "--save", "no/such/place.lipcert"], "cannot write"),
+        (["bound", "cli_models:training", *SHAPE], "model.eval()"),
+        (["bound", "cli_models:square", *SHAPE], "aten.mul"),
+        (["bound", "cli_models:fails", *SHAPE], "no weights [/here]"),
+        (["bound", "cli_models:number", *SHAPE], "not a torch.nn.Module"),
+        (["bound", "none.pt2"], "no file none.pt2"),
+        (["bound", "[/red].pt2"], "no file [/red].pt2"),
+        (["lower", "cli_models:square", *SHAPE, "--budget", "0.1"], "aten.mul"),
+        (["verify", "none.lipcert", "cli_models:good", *SHAPE], "cannot read"),
+    ],
+)
+def test_errors_end_with_exit_code_2_and_a_name(arguments: list[str], words: str, here: Path) -> None:
+    extra = AUTO if arguments[0] == "bound" and "--method" not in arguments else []
+    result = run(*arguments, *extra)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+    assert "built" not in result.stdout
+    code, value = run_json(*arguments, *extra)
+    assert code == 2
+    assert set(value) == {"error", "message"}
+    assert words in value["message"]
+
+
+def test_an_error_nobody_foresaw_is_no_verdict(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1 means that the bound exceeds --max; a crash must not end with it."""
+
+    def crash(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("[bug]")
+
+    monkeypatch.setattr(lipcert, "bound", crash)
+    result = run("bound", "cli_models:good", *SHAPE, *AUTO, "--max", 10)
+    assert result.exit_code == 2
+    assert "ZeroDivisionError" in result.stderr
+    assert run_json("bound", "cli_models:good", *SHAPE, *AUTO)[1]["error"] == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exported_programs(dynamic: bool, here: Path) -> None:
+    model = mlp((3, 4, 2), 1).float()
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    program = torch.export.export(model, (torch.zeros(5 if dynamic else 1, 3),), dynamic_shapes=shapes)
+    torch.export.save(program, here / "m.pt2")
+    expected = lipcert.bound(model, torch.zeros(1, 3), method="autolip").value
+    for extra in ([], SHAPE):
+        code, value = run_json("bound", here / "m.pt2", *AUTO, *extra, "--save", here / "m.lipcert")
+        assert code == 0, value
+        assert value["bound"] == pytest.approx(expected, rel=1e-9)
+        assert run("verify", here / "m.lipcert", here / "m.pt2", *extra).exit_code == 0
+    assert run("lower", here / "m.pt2", "--budget", 0.1).exit_code == 0
+    (here / "bad.pt2").write_bytes(b"nothing")
+    code, value = run_json("bound", here / "bad.pt2", *AUTO)
+    assert (code, value["error"]) == (2, "CaptureError")
+
+
+def test_values_that_json_cannot_hold(here: Path) -> None:
+    (here / "cli_models.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def huge():\n"
+        "    layers = [nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(60)]\n"
+        "    for layer in layers: layer.weight.data.fill_(1e6)\n"
+        "    return nn.Sequential(*(m for layer in layers for m in (layer, nn.Hardtanh()))).eval()\n"
+    )
+    code, value = run_json("bound", "cli_models:huge", "--input-shape", 1, *AUTO, "--max", 1e300)
+    assert (code, value["bound"]) == (1, "inf")
+    assert value["log10"] == pytest.approx(360.0)
+
+
+def test_methods_and_ops() -> None:
+    assert "autolip" in run("methods").stdout
+    assert "relu" in run("ops").stdout
+    code, rows = run_json("methods")
+    assert code == 0
+    assert {row["name"] for row in rows} == {m.name for m in lipcert.methods()}
+    code, rows = run_json("ops")
+    assert {row["name"] for row in rows} == {op.name for op in lipcert.supported_ops()}
+
+
+def test_no_arguments_show_the_help() -> None:
+    assert "bound" in run().output
+    assert run("bound").exit_code == 2
+    assert run("nonsense").exit_code == 2
+
+
+def test_as_a_process(here: Path) -> None:
+    """The installed entry point, with everything torch prints on the side."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from lipcert.cli import main; main()", "bound", "cli_models:good", *SHAPE, *AUTO,
+         "--json", "--max", "1"],
+        capture_output=True, text=True, timeout=300, check=False, cwd=here,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["bound"] == pytest.approx(3.0)
+    assert "exceeds --max" in done.stderr
+
+
+def test_parts_of_names_are_not_taken_for_markup(here: Path) -> None:
+    path = here / "[bold]x.lipcert"
+    result = run("bound", "cli_models:good", *SHAPE, *AUTO, "--save", path)
+    assert result.exit_code == 0, result.output
+    assert "[bold]x.lipcert" in result.stdout
