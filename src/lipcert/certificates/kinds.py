@@ -1,3 +1,3 @@
 """Importing this module registers every kind of certificate."""
 
-from lipcert.certificates import layer_product, loop_transform, quadratic  # noqa: F401
+from lipcert.certificates import layer_product, loop_transform, pair_product, quadratic, vertices  # noqa: F401

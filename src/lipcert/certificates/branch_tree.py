@@ -1,0 +1,155 @@
+"""The certificate of branch and bound: a tree of fixed slopes with multipliers at its leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.quadratic import DenseForm, Weights, read_multipliers, read_units
+from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.network.graph import ActivationNode
+from lipcert.network.linear import size
+from lipcert.network.loop_transform import LoopTransformed
+from lipcert.numerics.magnitude import Magnitude
+from lipcert.numerics.rounding import sqrt_up
+from lipcert.problem import Problem
+from lipcert.result import Bound, BreakdownRow, Guarantee
+
+#: Mark of a leaf in ``tree``.
+LEAF = -1
+
+
+@certificate("branch_tree")
+def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+    """L_{2,2} ≤ √(max over the leaves of ρ): every leaf a quadratic form with some neurons' slopes fixed.
+
+    ``witness.arrays``: ``exponents`` as in the quadratic certificate; ``tree``, the nodes of a binary tree in preorder,
+    each the number of the neuron it splits (neurons counted through the nonlinear nodes in order) or −1 for a leaf, the
+    child of the lower slope first; ``multipliers.K``, a row per leaf in the same order; ``slack``, one per leaf.
+    ``witness.settings``: ``rho``, a claim for the largest ρ, in the output's units.
+
+    Why this is an upper bound. (1) An increment of an activation is δz_j = s_j δv_j with some s_j in [α_j, β_j], so
+    δy = A(s) δx for a point s of the box B = Π [α_j, β_j] (a gain block contributes a factor of its own, any linear
+    map T with ‖T‖ ≤ g, held fixed in what follows). (2) The graph has no cycle: v_j does not depend on s_j, nor does
+    what comes after z_j, so A is affine in each s_j and s_j ↦ ‖A(s)‖ convex: moving one coordinate after the other to
+    the better end of its interval never lowers the norm. Hence ‖A(s)‖ ≤ ‖A(σ)‖ for some vertex σ of B, and
+    L ≤ vertex maximum = max over σ in Π {α_j, β_j} (and over T) of ‖A(σ)‖. Nothing here needs φ to be piecewise linear,
+    or the patterns to be reachable. (3) The tree's leaves cover all vertices: a node leaves a set of patterns to two
+    children, one for σ_j = α_j and one for σ_j = β_j, and the fixed slopes of a leaf are nothing but the steps from the
+    root to it; the reader accepts one complete tree and no part of one. (4) For a leaf, the quadratic form with c_j =
+    the fixed slope and d_j = 0 proves ‖A(s)‖² ≤ ρ for every s in B that agrees with the leaf's fixed slopes, vertices
+    included: exactly the quadratic certificate of a network whose fixed neurons are linear, each step of it a
+    verified Cholesky factorisation. So every vertex is below its leaf's ρ, and L² ≤ max ρ.
+    """
+    if problem.norm != (2.0, 2.0):
+        raise UnsupportedNormError(
+            f"no branch-tree certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}, only l2 → l2."
+        )
+    transformed = read_units(problem, witness)
+    if transformed.layerwise:
+        raise CertificateError("a branch tree has one multiplier per neuron.")
+    leaves = list(leaf_fixings(_tree(witness), branchable(transformed)))
+    multipliers = read_multipliers(witness, transformed, len(leaves))
+    slack, claim = _slack(witness, len(leaves)), _claim(witness)
+    form, slopes = DenseForm(transformed), Slopes(transformed)
+    weights = Weights(
+        torch.ones(size(transformed.network.in_shape), dtype=torch.float64),
+        torch.ones(size(transformed.network.out_shape), dtype=torch.float64),
+    )
+    rho = 0.0
+    for place, fixings in enumerate(leaves):
+        own = {node: values[place] for node, values in multipliers.items()}
+        proved = form.fixing(slopes.fixed(fixings)).least_rho(own, slack[place], weights, claim)
+        if not proved >= 0.0:
+            raise CertificateError("a leaf's ρ is not a number.")
+        rho = max(rho, proved)
+    root = Magnitude.of(sqrt_up(rho))
+    value = Magnitude(root.mantissa, root.exponent + transformed.exponents[-1]) if root.mantissa else root
+    exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
+    guarantee: Guarantee = "rigorous" if exact else "numerical"
+    depth = max(len(fixings) for fixings in leaves)
+    remark = f"{len(leaves)} leaves, up to {depth} of {int(branchable(transformed).sum())} neurons fixed"
+    row = BreakdownRow("branch tree", "dense", float(value), float(value), guarantee, remark)
+    return Bound(float(value), guarantee, "", problem.norm, problem.domain, breakdown=(row,), log10=value.log10)
+
+
+def branchable(transformed: LoopTransformed) -> Tensor:
+    """For every neuron, counted through the cells in order, whether it has two slopes to choose from."""
+    flags = []
+    for cell in transformed.cells:
+        activation = isinstance(transformed.network.nodes[cell.node], ActivationNode)
+        flags.append(cell.d.reshape(-1) > 0 if activation else torch.zeros(cell.size, dtype=torch.bool))
+    return torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)
+
+
+def leaf_fixings(tree: list[int], allowed: Tensor) -> Iterator[dict[int, int]]:
+    """The leaves of a tree in preorder, each as neuron → 0 (slope α) or 1 (slope β).
+
+    Every pattern agrees with exactly one leaf: by induction, the subtree at a node covers the patterns that agree with
+    the node's own fixings, since a split adds σ_j = α_j for one child and σ_j = β_j for the other.
+
+    Raises:
+        CertificateError: not one complete binary tree, or it splits what cannot be split.
+    """
+    waiting: list[dict[int, int]] = [{}]
+    for neuron in tree:
+        if not waiting:
+            raise CertificateError("the branch tree goes on after its last leaf.")
+        fixings = waiting.pop()
+        if neuron == LEAF:
+            yield fixings
+            continue
+        if not 0 <= neuron < len(allowed) or not bool(allowed[neuron]) or neuron in fixings:
+            raise CertificateError(f"the branch tree splits neuron {neuron}, which has no two slopes there.")
+        waiting += [{**fixings, neuron: 1}, {**fixings, neuron: 0}]
+    if waiting:
+        raise CertificateError(f"the branch tree leaves {len(waiting)} of its branches open.")
+
+
+class Slopes:
+    """Fixings as the per-node slopes that ``LoopTransformed`` takes."""
+
+    def __init__(self, transformed: LoopTransformed) -> None:
+        self._places: list[tuple[int, int]] = []
+        self._ends: dict[int, tuple[Tensor, Tensor]] = {}
+        for cell in transformed.cells:
+            node = transformed.network.nodes[cell.node]
+            if isinstance(node, ActivationNode):
+                self._ends[cell.node] = node.function.slopes(node.shape)
+            self._places += [(cell.node, entry) for entry in range(cell.size)]
+
+    def fixed(self, fixings: Mapping[int, int]) -> dict[int, Tensor]:
+        """Node → slopes, NaN where free; only the nodes that have a fixed neuron."""
+        result: dict[int, Tensor] = {}
+        for neuron, end in fixings.items():
+            node, entry = self._places[neuron]
+            slopes = self._ends[node][end]
+            if node not in result:
+                result[node] = torch.full(slopes.shape, math.nan, dtype=torch.float64)
+            result[node].view(-1)[entry] = slopes.reshape(-1)[entry]
+        return result
+
+
+def _tree(witness: Witness) -> list[int]:
+    tree = witness.arrays.get("tree")
+    if tree is None or tree.dim() != 1 or tree.dtype not in (torch.int32, torch.int64):
+        raise CertificateError("the certificate holds no branch tree.")
+    return [int(neuron) for neuron in tree.tolist()]
+
+
+def _slack(witness: Witness, count: int) -> list[float]:
+    slack = witness.arrays.get("slack")
+    if slack is None or slack.shape != (count,) or not bool((torch.isfinite(slack) & (slack >= 0)).all()):
+        raise CertificateError(f"the certificate's slack must be {count} non-negative numbers.")
+    return [float(value) for value in slack.double().tolist()]
+
+
+def _claim(witness: Witness) -> float:
+    claim = witness.settings.get("rho")
+    if isinstance(claim, bool) or not isinstance(claim, (int, float)) or not claim >= 0:
+        raise CertificateError("the certificate's rho must be a non-negative number.")
+    return float(claim)

@@ -1,0 +1,341 @@
+"""The vertex maximum of the whole network by best-first branch and bound over the slopes of its neurons."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.base import Witness
+from lipcert.certificates.branch_tree import LEAF, Slopes, branchable
+from lipcert.certificates.quadratic import DenseForm, Weights
+from lipcert.certificates.segments import cheapest_segments
+from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
+from lipcert.methods.base import Method, Run, method
+from lipcert.methods.branch_relaxation import FREE, Ascent, BatchForm, Climber, Vectors
+from lipcert.methods.lipsdp import steps_to_output
+from lipcert.network.linear import size
+from lipcert.network.loop_transform import LoopTransformed, natural_exponents
+from lipcert.problem import Norm, Problem
+
+#: Geometric lifts tried for every node, finest first.
+LIFTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+#: Most nodes that are split in one round.
+BATCH = 32
+
+
+@method
+@dataclass(frozen=True, kw_only=True)
+class BranchAndBound(Method):
+    """The vertex maximum: the largest norm over all patterns σ_j ∈ {α_j, β_j} of the network's slopes.
+
+    It is the Lipschitz constant when every pattern is reachable and lies above it always (the branch-tree certificate
+    says why). A node of the tree fixes some neurons to one of their two slopes; its upper value comes from LipSDP on
+    what is left, its vertex value from rounding LipSDP's vectors to a pattern. Anytime: when the budget ends, open
+    nodes become leaves with the bounds they have; with the root alone it is LipSDP.
+
+    Attributes:
+        gap: stop once upper ≤ (1 + gap) · (best vertex value).
+        max_nodes: most nodes of the tree.
+        columns: rank of the relaxation.
+        passes: passes of the vector-neuron iteration per node; up to ten times as many where they may close it.
+    """
+
+    name: ClassVar[str] = "branch_and_bound"
+    norms: ClassVar[tuple[Norm, ...]] = ((2.0, 2.0),)
+    summary: ClassVar[str] = "maximum over all activation patterns by branch and bound, anytime; at most lipsdp"
+
+    gap: float = 1e-4
+    max_nodes: int = 100_000
+    columns: int = 8
+    passes: int = 40
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gap < 1 or self.max_nodes < 1 or self.columns < 1 or self.passes < 1:
+            raise InputError("BranchAndBound needs 0 < gap < 1 and max_nodes, columns and passes ≥ 1.")
+
+    def solve(self, problem: Problem, run: Run) -> Witness:
+        """Search until the gap closes, the budget ends or the tree is full.
+
+        Raises:
+            MethodError: a layer is too wide for the dense certificate.
+        """
+        self.require_norm(problem.norm)
+        network = problem.expanded
+        transformed = LoopTransformed(network, natural_exponents(network))
+        if cheapest_segments(transformed) is None:
+            raise MethodError(
+                "branch_and_bound needs layers that can be factored densely, and one of this network is too wide; "
+                "methods without that limit: lipsdp, liplt, autolip."
+            )
+        return _Search(self, transformed, run).witness()
+
+
+@dataclass(eq=False)
+class _Node:
+    """A leaf of the tree so far; ``vectors`` (single precision) and ``branch`` serve its children."""
+
+    pattern: Tensor
+    rho: float
+    multipliers: Tensor
+    slack: float
+    lift: float
+    vectors: Vectors | None = None
+    branch: int = -1
+    neuron: int = LEAF
+    children: tuple[_Node, _Node] | None = None
+
+
+@dataclass(eq=False)
+class _Search:
+    options: BranchAndBound
+    transformed: LoopTransformed
+    run: Run
+    vertex: float = 0.0
+    nodes: int = 1
+    _places: int = 0
+    _heap: list[tuple[float, int, _Node]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.climber = Climber(self.transformed)
+        self.neurons = self.climber.neurons
+        self.exact = DenseForm(self.transformed)
+        self.form = BatchForm(self.exact, self.neurons)
+        self.allowed = branchable(self.transformed)
+        steps = steps_to_output(self.transformed)
+        self.steps = torch.cat(
+            [torch.full((cell.size,), float(steps[cell.node]), dtype=torch.float64) for cell in self.transformed.cells]
+            or [torch.zeros(0, dtype=torch.float64)]
+        )
+        self.depth = max(steps.values(), default=0) + 1
+
+    # -- the tree ---------------------------------------------------------------------------------------------
+
+    def witness(self) -> Witness:
+        """Branch until nothing is open, the budget ends or the tree is full; then the tree."""
+        root = self.root()
+        cost = self._check_cost(root)
+        self._push(root)
+        while self._heap and self.upper > self.goal and self.nodes < self.options.max_nodes:
+            if self.run.left < 1.2 * cost * (self.nodes // 2 + 2) + 0.5:
+                break
+            self._round()
+            self._tell()
+        return self._packaged(root, 0.0)
+
+    @property
+    def goal(self) -> float:
+        """A node at or below this ρ is closed."""
+        return self.vertex * (1.0 + self.options.gap) ** 2
+
+    @property
+    def upper(self) -> float:
+        """The largest ρ of an open node."""
+        return -self._heap[0][0] if self._heap else 0.0
+
+    def _push(self, node: _Node) -> None:
+        self._places += 1
+        heapq.heappush(self._heap, (-node.rho, self._places, node))
+
+    def root(self) -> _Node:
+        """LipSDP on the whole network, from a random start, to a tenth of the gap or until it stalls."""
+        patterns = torch.full((1, self.neurons.count), FREE, dtype=torch.int8)
+        patterns[:, ~self.allowed] = FREE
+        start = self.climber.random(1, max(self.options.columns, 16), self.run.generator)
+        count, best = 60, None
+        while True:
+            ascent = self.climber.run(patterns, start, count)
+            if not bool(torch.isfinite(ascent.rho).all()):
+                raise NumericsError("the vector-neuron iteration overflowed; use autolip.")
+            self._round_vectors(patterns, ascent)
+            rho, multipliers, lift = self._upper_values(patterns, ascent)
+            node = self._node(patterns[0], float(rho[0]), multipliers[0], float(lift[0]), ascent, 0)
+            if best is None or node.rho < best.rho:
+                best = node
+            start = ascent.vectors
+            close = best.rho <= float(ascent.rho[0]) * (1.0 + 0.1 * self.options.gap) ** 2 or best.rho <= self.goal
+            if close or count > 5000 or self.run.left < 0.5 * self.run.budget:
+                break
+            count *= 2
+        if not math.isfinite(best.rho):
+            raise CertificateError("branch_and_bound found no feasible multipliers; use lipsdp or autolip.")
+        return best
+
+    def _round(self) -> None:
+        """Split the worst open nodes and bound their children."""
+        chosen: list[_Node] = []
+        while self._heap and len(chosen) < BATCH and -self._heap[0][0] > self.goal:
+            chosen.append(heapq.heappop(self._heap)[2])
+        chosen = [node for node in chosen if node.branch >= 0]
+        if not chosen:
+            return
+        rows: list[Tensor] = []
+        for node in chosen:
+            for end in (0, 1):
+                pattern = node.pattern.clone()
+                pattern[node.branch] = end
+                rows.append(pattern)
+        patterns = torch.stack(rows)
+        start = Vectors(
+            torch.cat([node.vectors.x for node in chosen if node.vectors]).double().repeat_interleave(2, dim=0),
+            torch.cat([node.vectors.units for node in chosen if node.vectors]).double().repeat_interleave(2, dim=0),
+        )
+        children = self._bounded(patterns, start, [node for node in chosen for _ in (0, 1)])
+        for parent, low, high in zip(chosen, children[::2], children[1::2], strict=True):
+            parent.children, parent.neuron, parent.vectors = (low, high), parent.branch, None
+            self._push(low)
+            self._push(high)
+        self.nodes += 2 * len(chosen)
+
+    def _bounded(self, patterns: Tensor, start: Vectors, parents: list[_Node]) -> list[_Node]:
+        """Children with their upper values: some passes for all, more where they may close the node."""
+        ascent = self.climber.run(patterns, start, self.options.passes)
+        self._round_vectors(patterns, ascent)
+        rho, multipliers, lift = self._upper_values(patterns, ascent)
+        spent = self.options.passes
+        while spent < 10 * self.options.passes and self.run.left > 0:
+            undecided = torch.nonzero((rho > self.goal) & (ascent.rho < self.goal)).reshape(-1)
+            if not len(undecided):
+                break
+            more = self.climber.run(patterns[undecided], ascent.vectors.take(undecided), spent)
+            spent *= 2
+            values = self._upper_values(patterns[undecided], more)
+            for place, row in enumerate(undecided.tolist()):
+                if values[0][place] < rho[row]:
+                    rho[row], multipliers[row], lift[row] = (v[place] for v in values)
+            ascent = _replaced(ascent, undecided, more)
+        nodes = []
+        for row, parent in enumerate(parents):
+            own = float(rho[row])
+            if own <= parent.rho:
+                nodes.append(self._node(patterns[row], own, multipliers[row], float(lift[row]), ascent, row))
+            else:  # the parent's multipliers prove the parent's ρ for the child
+                nodes.append(self._node(patterns[row], parent.rho, parent.multipliers, parent.lift, ascent, row))
+        return nodes
+
+    def _node(self, pattern: Tensor, rho: float, multipliers: Tensor, lift: float, ascent: Ascent, row: int) -> _Node:
+        node = _Node(pattern.clone(), rho, multipliers.clone(), 0.1 * lift, lift)
+        if rho > self.goal:
+            free = self.allowed & (pattern == FREE)
+            if bool(free.any()):
+                score = ascent.strength[row] * (1.0 - ascent.cosine[row].abs().clamp(max=1.0))
+                node.branch = int(torch.where(free, score, -1.0).argmax())
+                x, units = ascent.vectors.x[row : row + 1], ascent.vectors.units[row : row + 1]
+                node.vectors = Vectors(x.float(), units.float())
+        return node
+
+    # -- values -----------------------------------------------------------------------------------------------
+
+    def _upper_values(self, patterns: Tensor, ascent: Ascent) -> tuple[Tensor, Tensor, Tensor]:
+        """The best of all lifts: ρ (``inf`` where none is feasible), multipliers and lift of every node."""
+        best = torch.full((len(patterns),), torch.inf, dtype=torch.float64)
+        chosen = ascent.multipliers.clone()
+        lifts = torch.full_like(best, LIFTS[-1])
+        for p in LIFTS:
+            margin = torch.full_like(best, p)
+            lifted = ascent.multipliers * (1.0 + p) ** self.steps
+            rho, repaired = self.form.least_rho(patterns, lifted, 0.1 * margin, margin)
+            better = rho < best
+            best, lifts = torch.where(better, rho, best), torch.where(better, p, lifts)
+            chosen = torch.where(better[:, None], repaired, chosen)
+        return best, chosen, lifts
+
+    def _round_vectors(self, patterns: Tensor, ascent: Ascent) -> None:
+        """Vertex values from the leading direction of Y: the same ascent with one column ends in a pattern."""
+        directions = torch.linalg.svd(ascent.y, full_matrices=False).U[:, :, 0]
+        x = torch.einsum("brn,br->bn", ascent.vectors.x, directions)[:, None]
+        units = torch.einsum("brn,br->bn", ascent.vectors.units, directions)[:, None]
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-150)
+        units = torch.where(units == 0, 1.0, units.sign())
+        for freed in (patterns, torch.full_like(patterns, FREE)):
+            point = self.climber.run(freed, Vectors(x, units), 12)
+            self.vertex = max(self.vertex, float(point.rho.max()))
+            x, units = point.vectors.x, point.vectors.units
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def _check_cost(self, root: _Node) -> float:
+        """Seconds that the certificate's check will take per leaf."""
+        fixed = Slopes(self.transformed).fixed({int(j): 0 for j in torch.nonzero(self.allowed)[:1]})
+        began = time.perf_counter()
+        with suppress(CertificateError):
+            self.exact.fixing(fixed).least_rho(self._by_node(root.multipliers), root.slack, self._weights())
+        return time.perf_counter() - began
+
+    def _weights(self) -> Weights:
+        network = self.transformed.network
+        n, m = size(network.in_shape), size(network.out_shape)
+        return Weights(torch.ones(n, dtype=torch.float64), torch.ones(m, dtype=torch.float64))
+
+    def _by_node(self, multipliers: Tensor) -> dict[int, Tensor]:
+        rows = self.neurons.split(multipliers)
+        return {cell.node: rows[cell.node][:1] if cell.block else rows[cell.node] for cell in self.transformed.cells}
+
+    def _packaged(self, root: _Node, lift: float) -> Witness:
+        """The witness; its fallback lifts all leaves' multipliers further."""
+        tree, leaves = _preorder(root)
+        rho = max(leaf.rho for leaf in leaves)
+        factors = (1.0 + lift) ** self.steps
+        multipliers = self.neurons.split(torch.stack([leaf.multipliers for leaf in leaves]) * factors)
+        arrays = {
+            f"multipliers.{cell.node}": (multipliers[cell.node][:, :1] if cell.block else multipliers[cell.node])
+            .contiguous()
+            .clone()
+            for cell in self.transformed.cells
+        }
+        arrays["exponents"] = torch.tensor(self.transformed.exponents, dtype=torch.int64)
+        arrays["tree"] = torch.tensor(tree, dtype=torch.int64)
+        arrays["slack"] = torch.tensor([max(leaf.slack, 0.1 * lift) for leaf in leaves], dtype=torch.float64)
+        widest = max(leaf.lift for leaf in leaves)
+        claim = rho * (1.0 + lift) ** self.depth * (1.0 + max(1e-9, 1e-3 * max(lift, min(widest, 1e-4)))) + 1e-280
+        unit = self.transformed.exponents[-1]
+        settings = {
+            "rho": claim,
+            "vertex_value": math.ldexp(math.sqrt(self.vertex), unit) if abs(unit) < 1000 else None,
+            "gap": math.sqrt(rho / self.vertex) - 1.0 if self.vertex > 0 else None,
+            "leaves": len(leaves),
+        }
+
+        def fallback() -> Witness | None:
+            following = max(1e-6, 10.0 * lift)
+            return self._packaged(root, following) if following < 0.5 else None
+
+        return Witness("branch_tree", arrays, settings, fallback)
+
+    def _tell(self) -> None:
+        upper, vertex = (
+            math.sqrt(max(v, 0.0)) * 2.0 ** self.transformed.exponents[-1] for v in (self.upper, self.vertex)
+        )
+        gap = upper / vertex - 1.0 if vertex > 0 else math.inf
+        done = 1.0 - max(self.run.left, 0.0) / self.run.budget
+        text = f"upper {upper:.6g}, vertex value {vertex:.6g}, gap {max(gap, 0.0):.2%}, {self.nodes} nodes"
+        self.run.report(min(done, 0.99), text)
+
+
+def _replaced(ascent: Ascent, rows: Tensor, by: Ascent) -> Ascent:
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return old.index_copy(0, rows, new)
+
+    vectors = Vectors(put(ascent.vectors.x, by.vectors.x), put(ascent.vectors.units, by.vectors.units))
+    names = ("rho", "multipliers", "strength", "cosine", "y")
+    return Ascent(vectors, *(put(getattr(ascent, name), getattr(by, name)) for name in names))
+
+
+def _preorder(root: _Node) -> tuple[list[int], list[_Node]]:
+    """The tree in preorder, lower slope first, and its leaves in the same order."""
+    tree, leaves, waiting = [], [], [root]
+    while waiting:
+        node = waiting.pop()
+        tree.append(node.neuron if node.children else LEAF)
+        if node.children:
+            waiting += [node.children[1], node.children[0]]
+        else:
+            leaves.append(node)
+    return tree, leaves
