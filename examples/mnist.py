@@ -18,3 +18,8 @@ def mnist_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images = torch.from_numpy(pixels[order] / 255.0).float().reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(digits[order]).long()
     return images[:TRAIN_SIZE], labels[:TRAIN_SIZE], images[TRAIN_SIZE:], labels[TRAIN_SIZE:]
+
+
+def to_rgb32(images: Tensor) -> Tensor:
+    """N×1×28×28 → N×3×32×32: padded with zeros, the same in every channel."""
+    return torch.nn.functional.pad(images, (2, 2, 2, 2)).repeat(1, 3, 1, 1)
