@@ -46,9 +46,28 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     if p != q:
         raise UnsupportedNormError(f"the layer product needs equal norms on both sides, not l{p:g} → l{q:g}.")
     network = problem.network if witness.settings.get("fuse", True) else problem.unfused
+    constants, used, rows = recursion(network, p, witness, DELTA, generator)
+    final = constants[-1]
+    return Bound(
+        float(final), weakest(used), "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10
+    )
+
+
+def recursion(
+    network: Network, p: float, witness: Witness, delta: float, generator: torch.Generator
+) -> tuple[list[Magnitude], list[Guarantee], list[BreakdownRow]]:
+    """L_k of every node with the guarantee of its last step, and the rows that explain them (see ``check``).
+
+    Args:
+        network: fused or not.
+        p: the norm on both sides.
+        witness: may claim norms in ``arrays["norms"]``.
+        delta: probability of error that all norms share.
+        generator: random starts.
+    """
     slots = claim_slots(network, p)
-    claims = _claims(witness, slots)
-    delta = DELTA / max(1, len(slots))
+    claims = read_claims(witness, slots)
+    delta = delta / max(1, len(slots))
     constants: list[Magnitude] = []
     rows: list[BreakdownRow] = []
     used: list[Guarantee] = []
@@ -82,13 +101,11 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
         used.append(guarantee)
         if position:
             rows.append(BreakdownRow(node.name, kind, float(own), float(total), guarantee, remark))
-    final = constants[-1]
-    return Bound(
-        float(final), weakest(used), "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10
-    )
+    return constants, used, rows
 
 
-def _claims(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
+def read_claims(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
+    """The claimed norm of every slot, NaN for none."""
     values = witness.arrays.get("norms")
     if values is None:
         return dict.fromkeys(slots, math.nan)

@@ -1,0 +1,277 @@
+"""The certificate of SeqLip: products over chains of the constants of neighbouring pairs of layers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lipcert.certificates import base, layer_product
+from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.chains import Chain, FactoredChain, Place, needed_chains, stage_gains
+from lipcert.certificates.map_norm import NormBound, map_norm
+from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.network.linear import LinearMap
+from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
+from lipcert.problem import Problem
+from lipcert.result import Bound, BreakdownRow, Guarantee, weakest
+
+#: Total probability of error of one Bound.
+DELTA = 1e-9
+
+#: Kinds of certificates of pairs. Their checks use nothing of an activation but its slopes.
+PAIR_KINDS = ("quadratic", "vertex_enumeration", "branch_tree")
+
+#: What a check knows of a value: a magnitude and how sure it is.
+Known = tuple[Magnitude, Guarantee]
+
+
+def options(witness: Witness) -> tuple[bool, int | None]:
+    """(pools inside pairs, rank of the inner factors) as the witness wants them."""
+    pools, rank = witness.settings.get("pools", "factor"), witness.settings.get("rank")
+    if pools not in ("factor", "through"):
+        raise CertificateError(f"the certificate's pools must be 'factor' or 'through', not {pools!r}.")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise CertificateError(f"the certificate's rank must be a positive integer, not {rank!r}.")
+    return pools == "through", rank
+
+
+def slot(place: Place, pair: int) -> str:
+    """The name of a pair in a witness: node, term and number of the pair on the chain that ends there."""
+    return f"{place[0]}.{place[1]}.{pair}"
+
+
+def pack(
+    pairs: Mapping[str, Witness], norms: Mapping[str, torch.Tensor], through_pools: bool, rank: int | None
+) -> Witness:
+    """One witness from those of the pairs and the claimed norms of ``layer_product``."""
+    arrays = dict(norms)
+    kinds = {}
+    for name, witness in pairs.items():
+        arrays |= {f"pair.{name}/{key}": value for key, value in witness.arrays.items()}
+        kinds[name] = {"kind": witness.kind, "settings": dict(witness.settings)}
+    settings = {"pools": "through" if through_pools else "factor", "rank": rank, "pairs": kinds}
+    return Witness("layer_pairs", arrays, settings)
+
+
+def unpack(witness: Witness) -> dict[str, Witness]:
+    """The witnesses of the pairs by slot.
+
+    Raises:
+        CertificateError: a pair has no kind, or one whose check is not about slopes alone.
+    """
+    stored = witness.settings.get("pairs", {})
+    if not isinstance(stored, Mapping):
+        raise CertificateError("the certificate's pairs have the wrong form.")
+    result = {}
+    for name, inner in stored.items():
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("settings"), Mapping):
+            raise CertificateError(f"pair {name} of the certificate has the wrong form.")
+        if inner.get("kind") not in PAIR_KINDS:
+            raise CertificateError(f"pair {name}: certificates of kind {inner.get('kind')!r} do not bound a pair.")
+        prefix = f"pair.{name}/"
+        arrays = {k.removeprefix(prefix): v for k, v in witness.arrays.items() if k.startswith(prefix)}
+        result[str(name)] = Witness(inner["kind"], arrays, inner["settings"])
+    return result
+
+
+@certificate("layer_pairs")
+def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+    """Products of pair constants along chains (SeqLip: Scaman & Virmaux 2018, eq. 8), the rest by the AutoLip rule; l2 → l2.
+
+    The witness holds a certificate per pair (``pair.SLOT/…``, ``settings["pairs"]``), claimed norms for the AutoLip rule
+    (``norms``), ``settings["rank"]`` (None: the full spectrum) and ``settings["pools"]``.
+
+    Why this is an upper bound: on a chain the increments obey δz_{i+1} = T_{i+1} W_{i+1} δz_i, where T is diagonal with
+    entries in [α, β] (selections: max(a, b) = b + relu(a − b), so T is a product of such matrices and linear maps).
+    Let W_i = A_i B_i + R_i hold *exactly*, with any stored matrices A_i, B_i, R_i being what they miss, ‖R_i‖ ≤ e_i
+    (certified, not assumed: no property of a singular value decomposition is used), B_1 = I, R_1 = 0, A_K = I,
+    R_K = 0. Let g_i be the greatest ‖T_i‖, c_i ≥ ‖B_{i+1} T A_i‖ for *every* admissible T, b_i ≥ ‖B_i δz_{i−1}‖ and
+    m_i ≥ ‖δz_{i−1}‖ (the AutoLip constant of that node). Then, since W_i δz_{i−1} = A_i (B_i δz_{i−1}) + R_i δz_{i−1},
+
+        ‖B_{i+1} δz_i‖ ≤ ‖B_{i+1} T_i A_i‖ b_i + ‖B_{i+1}‖ ‖T_i‖ ‖R_i‖ ‖δz_{i−1}‖ ≤ c_i b_i + ‖B_{i+1}‖ g_i e_i m_i =: b_{i+1},
+
+    and the chain's increment is B_K δz_{K−1}. With exact factors this is Π c_i; with factors of low rank the second term
+    is the discarded spectrum. c_i is the certified constant of the two-layer network B_{i+1} φ(A_i u) whose activation
+    is known by its slopes only: such a check holds for the linear φ(v) = σ v of every σ in [α, β], that is for every
+    admissible T. A pair without certificate has c_i = ‖B_{i+1}‖ g_i ‖A_i‖. A chain starts from √(Σ L²) of the nodes it
+    takes. At every affine node the images of its terms add up (or, stacked, ‖[A_1 …]‖ √(Σ L²)), and where AutoLip's
+    constant is smaller, that counts. All sums and products round up.
+    """
+    if problem.norm != (2.0, 2.0):
+        raise UnsupportedNormError(f"SeqLip bounds l2 → l2 only, not l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
+    through_pools, rank = options(witness)
+    recursion = _Recursion(problem.network, witness, through_pools, rank, generator)
+    value, guarantee = recursion.constant(len(problem.network.nodes) - 1)
+    rows = recursion.rows or [
+        BreakdownRow("no pairs", "chain", 1.0, float(value), guarantee,
+                     "no two consecutive linear layers: SeqLip = AutoLip")
+    ]  # fmt: skip
+    return Bound(float(value), guarantee, "", problem.norm, problem.domain, breakdown=tuple(rows), log10=value.log10)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A bound b_i of ‖B_i δz_{i−1}‖."""
+
+    value: Magnitude
+    used: tuple[Guarantee, ...]
+
+
+class _Recursion:
+    """Constants L of the nodes that the output asks for, with chains wherever a chain ends."""
+
+    def __init__(
+        self, network: Network, witness: Witness, through_pools: bool, rank: int | None, generator: torch.Generator
+    ) -> None:
+        self.network, self.rank, self.generator = network, rank, generator
+        self.chains = needed_chains(network, through_pools)
+        self.pairs = unpack(witness)
+        self.claims = layer_product.read_claims(witness, layer_product.claim_slots(network, 2.0))
+        uses = sum(4 * len(chain.maps) + 2 for chain in self.chains.values()) + 1
+        self.delta = 0.5 * DELTA / uses
+        product = layer_product.recursion(network, 2.0, witness, 0.5 * DELTA, generator)
+        self.autolip: list[Known] = list(zip(product[0], _running(network, product[1]), strict=True))
+        self.rows: list[BreakdownRow] = []
+        self._known: dict[int, Known] = {}
+        self._norms: dict[int, tuple[LinearMap, NormBound]] = {}
+
+    def constant(self, k: int) -> Known:
+        """L of node k, at most AutoLip's."""
+        if k not in self._known:
+            found = self._constant(k)
+            self._known[k] = found if found[0] < self.autolip[k][0] else self.autolip[k]
+        return self._known[k]
+
+    def _constant(self, k: int) -> Known:
+        node = self.network.nodes[k]
+        if isinstance(node, InputNode):
+            return ONE, "rigorous"
+        if isinstance(node, AffineNode):
+            return self._affine(k, node)
+        value, used = self.constant(node.parents[0])
+        if isinstance(node, (ActivationNode, SelectionNode)):
+            return value * Magnitude.of(stage_gains((node,))[0]), used
+        assert isinstance(node, GainNode)
+        return value * Magnitude.of(node.function.gains[2.0]), used
+
+    def _affine(self, k: int, node: AffineNode) -> Known:
+        total, used = ZERO, []
+        for term in range(len(node.maps)):
+            value, guarantee = self._chain((k, term))
+            total = total + value
+            used.append(guarantee)
+        claim = self.claims.get((k, -1), math.nan)
+        if len(node.maps) > 1 and not math.isnan(claim):
+            norm = map_norm(layer_product.Stacked(node.maps), 2.0, claim, self.delta, self.generator)
+            length, guarantee = self._length(node.parents)
+            if norm.magnitude * length < total:
+                return norm.magnitude * length, weakest([guarantee, norm.guarantee])
+        return total, weakest(used)
+
+    def _length(self, positions: tuple[int, ...]) -> Known:
+        """√(Σ L²) of some nodes."""
+        length, *others = [self.constant(k) for k in positions]
+        value, used = length[0], [length[1]]
+        for other, guarantee in others:
+            value = value.hypot(other)
+            used.append(guarantee)
+        return value, weakest(used)
+
+    def _chain(self, place: Place) -> Known:
+        chain = self.chains[place]
+        start, sure = self._length(chain.base)
+        if len(chain.maps) == 1:
+            linear = chain.maps[0]
+            node = self.network.nodes[place[0]]
+            assert isinstance(node, AffineNode)
+            claim = self.claims[place] if linear is node.maps[place[1]] else math.nan
+            norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.delta, self.generator)
+            return norm.magnitude * start, weakest([sure, norm.guarantee])
+        factored = FactoredChain(chain, self.rank)
+        step = _Step(start, (sure,))
+        for i in range(len(chain.maps) - 1):
+            step = self._next(step, place, factored, i)
+        return step.value, weakest(list(step.used))
+
+    def _next(self, step: _Step, place: Place, factored: FactoredChain, i: int) -> _Step:
+        """b_{i+1} from b_i."""
+        chain = factored.chain
+        here, after = factored.factors[i], factored.factors[i + 1]
+        gain = ONE
+        for own in stage_gains(chain.stages[i]):
+            gain = gain * Magnitude.of(own)
+        own_pair = self._pair(slot(place, i), factored, i)
+        pair, sure, remark = (
+            own_pair if own_pair else (*self._product(here.left, after.right, gain), "product of norms")
+        )
+        used = [*step.used, sure]
+        value = pair * step.value
+        if here.residual is not None:
+            missed = self._norm(here.residual)
+            reach, reached = self.autolip[chain.ends[i - 1]]
+            right = self._norm(after.right)
+            value = value + right.magnitude * gain * missed.magnitude * reach
+            used += [missed.guarantee, reached, right.guarantee]
+        name = f"{self._name(chain, place, i)} → {self._name(chain, place, i + 1)}"
+        self.rows.append(BreakdownRow(name, "pair", float(pair), float(value), weakest(used), remark))
+        return _Step(value, tuple(used))
+
+    def _pair(self, name: str, factored: FactoredChain, i: int) -> tuple[Magnitude, Guarantee, str] | None:
+        """The certified constant of a pair, if the witness has one."""
+        witness = self.pairs.get(name)
+        problem = factored.pair(i) if witness is not None else None
+        if witness is None or problem is None:
+            return None
+        bound = check_pair(problem, witness, self.generator, self.delta)
+        if not math.isfinite(bound.value) or (bound.log10 is not None and bound.log10 < -290):
+            return None
+        return Magnitude.of(bound.value), bound.guarantee, witness.kind
+
+    def _product(self, left: LinearMap | None, right: LinearMap | None, gain: Magnitude) -> Known:
+        first, second = self._norm(left), self._norm(right)
+        return second.magnitude * gain * first.magnitude, weakest([first.guarantee, second.guarantee])
+
+    def _norm(self, linear: LinearMap | None) -> NormBound:
+        if linear is None:
+            return NormBound(ONE, "rigorous")
+        if id(linear) not in self._norms:
+            self._norms[id(linear)] = (linear, map_norm(linear, 2.0, None, self.delta, self.generator))
+        return self._norms[id(linear)][1]
+
+    def _name(self, chain: Chain, place: Place, i: int) -> str:
+        """The report's name of linear map i of a chain."""
+        if i == len(chain.maps) - 1:
+            return self.network.nodes[place[0]].name
+        stage = chain.stages[i]
+        return self.network.nodes[stage[0].parents[0]].name
+
+
+def check_pair(problem: Problem, witness: Witness, generator: torch.Generator, delta: float) -> Bound:
+    """The constant of a pair, by the check of its kind.
+
+    Raises:
+        CertificateError: the kind is not admitted, or the check fails.
+    """
+    checks = base._CHECKS
+    if witness.kind not in PAIR_KINDS or witness.kind not in checks:
+        raise CertificateError(f"certificates of kind {witness.kind!r} do not bound a pair.")
+    function = checks[witness.kind]
+    if "delta" in inspect.signature(function).parameters:
+        return function(problem, witness, generator, delta=delta)  # type: ignore[call-arg]
+    bound = function(problem, witness, generator)
+    if bound.guarantee == "probabilistic":
+        raise CertificateError(f"pairs of kind {witness.kind!r} have to be rigorous: their errors would add up.")
+    return bound
+
+
+def _running(network: Network, used: list[Guarantee]) -> list[Guarantee]:
+    """The weakest guarantee on any path to each node."""
+    result: list[Guarantee] = []
+    for k, node in enumerate(network.nodes):
+        result.append(weakest([used[k], *(result[p] for p in node.parents)]))
+    return result
