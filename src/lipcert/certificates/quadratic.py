@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness, certificate
-from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
+from lipcert.certificates.blocks import Block, Tracked, congruence, dense, plus, times, transposed
 from lipcert.certificates.segments import TINY, Segment, SegmentMatrices, Written, cheapest_segments, matrices
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.linear import size
@@ -291,7 +291,9 @@ class DenseForm:
             else:
                 product = congruence(relation.output.parts, form, relation.places, relation.entry)
                 if prove:
-                    product.diagonal().add_(_row_sums(_congruence_radius(relation, relation.output, form)))
+                    radius = Radius(relation)
+                    radius.include(relation.output, form)
+                    product.diagonal().add_(radius.times(torch.ones(relation.side, dtype=torch.float64)))
                 form = product
         return _largest_ratio(dense(form), start, claim) if prove else _greatest_ratio(dense(form), start)
 
@@ -341,10 +343,42 @@ def _curvature(part: Block | None, form: Block, width: int) -> Tensor:
     return (part * times(form, part)).sum(dim=0)
 
 
+class Radius:
+    """An entrywise error bound E = Σ γ |V|ᵀ|M̂||V| + diag, kept as code: only products E d are ever needed."""
+
+    def __init__(self, relation: SegmentMatrices) -> None:
+        self.places, self.side = relation.places, relation.side
+        self.terms: list[tuple[Mapping[int, Block], Block, float]] = []
+        self.diagonal = torch.zeros(self.side, dtype=torch.float64)
+
+    def include(self, v: Tracked, form: Block, terms: float = 0.0) -> None:
+        """Add the error of ``congruence(v.parts, form)`` against the exact VᵀM̂V."""
+        factor = 4.0 * gamma(2.0 * v.rounding + 2.0 * v.rows + terms + 8.0)
+        self.terms.append((v.absolute, form.abs(), factor))
+
+    def times(self, d: Tensor) -> Tensor:
+        """An upper bound of E d for d ≥ 0; the factor 1 + 1e-9 is more than the rounding of these sums."""
+        total = self.diagonal * d + TINY**2 * d.sum()
+        for absolute, form, factor in self.terms:
+            image: Tensor | None = None
+            for i, part in absolute.items():
+                image = plus(image, _apply(part, d[self.places[i]]))
+            if image is None:
+                continue
+            image = factor * _apply(form, image)
+            for i, part in absolute.items():
+                total[self.places[i]] += _apply(transposed(part), image)
+        return total * (1.0 + 1e-9)
+
+
+def _apply(block: Block, vector: Tensor) -> Tensor:
+    return block * vector if block.dim() == 1 else block @ vector
+
+
 class Statement:
     """One segment: blkdiag(M_start, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell ⪰ 0, with M_start still open."""
 
-    def __init__(self, matrix: Tensor, radius: Tensor, entry: int) -> None:
+    def __init__(self, matrix: Tensor, radius: Radius | None, entry: int) -> None:
         self.matrix, self.radius, self.entry = matrix, radius, entry
 
     @classmethod
@@ -357,25 +391,21 @@ class Statement:
         prove: bool,
     ) -> Statement:
         """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound if ``prove``."""
-        places, side = relation.places, relation.side
-        matrix = -congruence(relation.output.parts, form, places, side)
-        radius = (
-            _congruence_radius(relation, relation.output, form)
-            if prove
-            else torch.zeros(0, dtype=torch.float64)
-        )
+        radius = Radius(relation) if prove else None
+        matrix = congruence(relation.output.parts, form, relation.places, relation.side).neg_()
+        if radius is not None:
+            radius.include(relation.output, form, 2.0 * len(segment.cells))
         on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
         for cell, v in zip(segment.cells, relation.preactivations, strict=True):
             lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.rows)
             on_w.append(lam_w)
-            matrix -= congruence(v.parts, lam_v, places, side)
-            if prove:
-                radius += _congruence_radius(relation, v, lam_v, 2.0 * len(segment.cells))
+            matrix -= congruence(v.parts, lam_v, relation.places, relation.side)
+            if radius is not None:
+                radius.include(v, lam_v, 2.0 * len(segment.cells))
         diagonal = torch.cat(on_w)
         matrix.diagonal().add_(diagonal)
-        if prove:
-            radius *= 1.0 + 1e-12
-            radius.diagonal().add_(diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0)))
+        if radius is not None:
+            radius.diagonal = diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0))
         return cls(matrix, radius, relation.entry)
 
     def schur(self) -> Tensor:
@@ -391,13 +421,21 @@ class Statement:
 
     def proves(self, start: Tensor) -> bool:
         """Whether blkdiag(start, ·) makes the statement true, rounding included."""
-        n = self.entry
-        matrix, radius = self.matrix.clone(), self.radius.clone()
+        n, radius = self.entry, self.radius
+        if radius is None:
+            raise ValueError("a statement built without error bounds proves nothing")
+        matrix = self.matrix.clone()
         matrix[:n, :n] += start
-        radius[:n, :n] += (start.abs() + matrix[:n, :n].abs()) * gamma(4.0)
+        added = (start.abs() + matrix[:n, :n].abs()) * gamma(4.0)
+
+        def errors(d: Tensor) -> Tensor:
+            total = radius.times(d)
+            total[:n] += (added @ d[:n]) * (1.0 + 1e-9)
+            return total
+
         # The block at the start is a small difference; errors are those of its terms, so these set the scale.
         scale = torch.cat([start.diagonal(), matrix.diagonal()[n:]])
-        return is_positive_definite_scaled(matrix, radius, scale) or is_positive_definite_scaled(matrix, radius)
+        return is_positive_definite_scaled(matrix, errors, scale) or is_positive_definite_scaled(matrix, errors)
 
     def lifted(self, slack: float) -> Tensor:
         """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
@@ -425,12 +463,6 @@ class Statement:
                 return candidate
             lift *= 10.0
         raise CertificateError("no ρ near the computed one is provable at these multipliers.")
-
-
-def _congruence_radius(relation: SegmentMatrices, v: Tracked, form: Block, terms: float = 0.0) -> Tensor:
-    """An entrywise bound on the distance of ``congruence(v.parts, form)`` from the exact VᵀM̂V."""
-    bound = congruence(v.absolute, form.abs(), relation.places, relation.side)
-    return bound * (4.0 * gamma(2.0 * v.rounding + 2.0 * v.rows + terms + 8.0)) + TINY**2
 
 
 def _row_sums(radius: Tensor) -> Tensor:

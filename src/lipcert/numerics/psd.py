@@ -19,12 +19,13 @@ multiply-add; not Strassen), which MKL, OpenBLAS and BLIS do. Everything runs on
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.numerics.rounding import UNDERFLOW, add_up, gamma, ldexp_up, mul_up, sqrt_up
+from lipcert.numerics.rounding import UNDERFLOW, UNIT, add_up, gamma, ldexp_up, mul_up, sqrt_up
 
 _CHUNK = 512
 _HALF = 0.5
@@ -121,7 +122,8 @@ def is_positive_definite_scaled(
 
     Args:
         a: (n, n) float64, exactly symmetric.
-        entry_radius: (n, n) float64, nonnegative, or ``None`` for zero.
+        entry_radius: (n, n) float64, nonnegative, ``None`` for zero, or E given only as code: a function that takes a
+            nonnegative (n,) vector d and returns an upper bound of E d, its own rounding included.
         scale: (n,) float64; D is chosen for the larger of it and the diagonal. Any values give a proof.
 
     Raises:
@@ -129,7 +131,7 @@ def is_positive_definite_scaled(
             shape or dtype, a negative entry or NaN.
     """
     matrix = _symmetric_array(a)
-    errors = None if entry_radius is None else _radius_array(entry_radius, a.shape)
+    errors = _radius_array(entry_radius, a.shape) if isinstance(entry_radius, Tensor) else None
     if matrix is None:
         return False
     n = matrix.shape[0]
@@ -148,6 +150,13 @@ def is_positive_definite_scaled(
         scaled = np.ldexp(matrix, exponents)
         if errors is not None:
             radius = _absolute_norm_up(np.ldexp(errors, exponents))
+    if callable(entry_radius) and not isinstance(entry_radius, Tensor):
+        factors = torch.from_numpy(np.ldexp(np.ones(n), -half))
+        sums = factors * entry_radius(factors)
+        largest = float(sums.max())
+        if not math.isfinite(largest) or bool((sums < 0.0).any()):
+            return False
+        radius = add_up(mul_up(largest, 1.0 + 4.0 * UNIT), mul_up(4.0 * n, UNDERFLOW))
     return _prove(scaled, radius)
 
 
