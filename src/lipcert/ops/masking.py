@@ -1,4 +1,4 @@
-"""Assignment in forward, at constant places: slice_scatter, select_scatter, index_put."""
+"""Assignment in forward, at constant places: copy, slice_scatter, select_scatter, index_put."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lipcert.network.builder import Var
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.registry import rule
 from lipcert.ops.structure import constant_indices, tensor_key
+from lipcert.ops.terms import moved
 
 
 def _overwrite(ctx: Context, x: Any, source: Any, write: Any) -> Var:
@@ -27,6 +28,16 @@ def _overwrite(ctx: Context, x: Any, source: Any, write: Any) -> Var:
     whole, part = (math.prod(o.shape) for o in operands)
     copies = whole / max(1, part) if part < whole else 0.0  # a source that is broadcast when written
     return ctx.jointly_linear(join, operands, copies)
+
+
+@rule("copy", kind="linear")
+def copy(ctx: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
+    """The right-hand side of an assignment, broadcast to the place it is assigned to: √(repeats) in l2."""
+    shape = tuple(x.shape)
+    if isinstance(source, Var):
+        return moved(ctx, source, lambda v: v.expand(shape).clone())
+    constant = ctx.constant(source)
+    return Constant(constant.value.double().expand(shape).clone(), constant.rounding)
 
 
 @rule("slice_scatter", kind="linear")
