@@ -25,7 +25,7 @@ from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
 
 #: Geometric lifts tried for every node, finest first.
-LIFTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+LIFTS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 #: Most nodes that are split in one round.
 BATCH = 32
@@ -149,21 +149,23 @@ class _Search:
         patterns = torch.full((1, self.neurons.count), FREE, dtype=torch.int8)
         patterns[:, ~self.allowed] = FREE
         start = self.climber.random(1, max(self.options.columns, 16), self.run.generator)
-        count, best = 60, None
+        count, best, before = 60, None, 0.0
         while True:
             ascent = self.climber.run(patterns, start, count)
-            if not bool(torch.isfinite(ascent.rho).all()):
+            value = float(ascent.rho[0])
+            if not math.isfinite(value):
                 raise NumericsError("the vector-neuron iteration overflowed; use autolip.")
             self._round_vectors(patterns, ascent)
             rho, multipliers, lift = self._upper_values(patterns, ascent)
             node = self._node(patterns[0], float(rho[0]), multipliers[0], float(lift[0]), ascent, 0)
+            improved = best is None or node.rho < best.rho * (1.0 - 0.01 * self.options.gap)
             if best is None or node.rho < best.rho:
                 best = node
-            start = ascent.vectors
-            close = best.rho <= float(ascent.rho[0]) * (1.0 + 0.1 * self.options.gap) ** 2 or best.rho <= self.goal
-            if close or count > 5000 or self.run.left < 0.5 * self.run.budget:
+            stalled = value <= before * (1.0 + 1e-3 * self.options.gap) and not improved
+            close = best.rho <= max(value * (1.0 + 0.1 * self.options.gap) ** 2, self.goal)
+            if close or stalled or count > 5000 or self.run.left < 0.5 * self.run.budget:
                 break
-            count *= 2
+            start, before, count = ascent.vectors, value, 2 * count
         if not math.isfinite(best.rho):
             raise CertificateError("branch_and_bound found no feasible multipliers; use lipsdp or autolip.")
         return best
@@ -200,17 +202,21 @@ class _Search:
         self._round_vectors(patterns, ascent)
         rho, multipliers, lift = self._upper_values(patterns, ascent)
         spent = self.options.passes
+        moving = torch.ones(len(rho), dtype=torch.bool)
         while spent < 10 * self.options.passes and self.run.left > 0:
-            undecided = torch.nonzero((rho > self.goal) & (ascent.rho < self.goal)).reshape(-1)
-            if not len(undecided):
+            rows = torch.nonzero(moving & (rho > self.goal) & (ascent.rho < self.goal)).reshape(-1)
+            if not len(rows):
                 break
-            more = self.climber.run(patterns[undecided], ascent.vectors.take(undecided), spent)
+            more = self.climber.run(patterns[rows], ascent.vectors.take(rows), spent)
             spent *= 2
-            values = self._upper_values(patterns[undecided], more)
-            for place, row in enumerate(undecided.tolist()):
-                if values[0][place] < rho[row]:
-                    rho[row], multipliers[row], lift[row] = (v[place] for v in values)
-            ascent = _replaced(ascent, undecided, more)
+            values = self._upper_values(patterns[rows], more)
+            better = values[0] < rho[rows]
+            moving[rows] = (values[0] < rho[rows] * (1.0 - 1e-2 * self.options.gap)) | (
+                more.rho > ascent.rho[rows] * (1.0 + 1e-3 * self.options.gap)
+            )
+            chosen = rows[better]
+            rho[chosen], multipliers[chosen], lift[chosen] = (value[better] for value in values)
+            ascent = _replaced(ascent, rows, more)
         nodes = []
         for row, parent in enumerate(parents):
             own = float(rho[row])

@@ -366,6 +366,8 @@ class BatchForm:
             for later in range(number + 1, len(segment.cells)):
                 other = segment.cells[later]
                 v = preactivations[later][:, :, place]
+                if v.shape[2] == 0:  # a parallel branch: it does not depend on this cell
+                    continue
                 weight = torch.where((d[other.node] == 0) & torch.tensor(not other.block), 0.0, lam[other.node])
                 weight = weight[:, :1].expand(-1, v.shape[1]) if other.block else weight
                 curvature = curvature + (weight[:, :, None] * v.square()).sum(dim=1)
