@@ -1,8 +1,6 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
-from lipcert.version import __version__
-
-from lipcert.api import bound, compare, lower_bound, methods, supported_ops, verify
+from lipcert.api import bound, compare, estimate, lower_bound, methods, supported_ops, verify
 from lipcert.errors import (
     CaptureError,
     CertificateError,
@@ -19,8 +17,10 @@ from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
 from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
+from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
 from lipcert.problem import Ball, Box
 from lipcert.result import Bound, Comparison, Estimate, LowerBound
+from lipcert.version import __version__
 
 __all__ = [
     "Auto",
@@ -31,21 +31,26 @@ __all__ = [
     "BranchAndBound",
     "CaptureError",
     "CertificateError",
+    "CertifiedPairs",
     "Comparison",
     "Estimate",
+    "ExactPairs",
     "InputError",
-    "LipcertError",
     "LipSDP",
     "LipSDPLayer",
+    "LipcertError",
     "LowerBound",
     "MissingExtraError",
     "NotLipschitzError",
     "NumericsError",
+    "RankKPairs",
+    "SeqLip",
     "TrainModeError",
     "UnsupportedNormError",
     "UnsupportedOpError",
     "bound",
     "compare",
+    "estimate",
     "lower_bound",
     "methods",
     "supported_ops",

@@ -19,16 +19,18 @@ from lipcert.capture.torch_export import capture
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CaptureError, InputError
+from lipcert.methods import estimates
 from lipcert.methods.auto import attempt
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
 from lipcert.problem import Ball, Box, Domain, Problem, as_norm
-from lipcert.result import Attempt, Bound, Comparison, LowerBound
+from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
 
 Model = nn.Module | ExportedProgram | str | Path
 
 
+@torch.inference_mode(False)  # maps are transposed by autograd
 def bound(
     model: Model,
     example_input: Tensor,
@@ -75,6 +77,7 @@ def bound(
             )
 
 
+@torch.inference_mode(False)  # maps are transposed by autograd
 def compare(
     model: Model,
     example_input: Tensor,
@@ -121,6 +124,7 @@ def compare(
     return Comparison(tuple(sorted(rows, key=lambda r: math.inf if r.value is None else r.value)), lower)
 
 
+@torch.inference_mode(False)  # maps are transposed by autograd
 def lower_bound(
     model: Model,
     example_input: Tensor,
@@ -158,6 +162,33 @@ def lower_bound(
         return attack(problem, inputs, _budget(budget), seed, _device(device), report)
 
 
+@torch.inference_mode(False)  # maps are transposed by autograd
+@torch.inference_mode(False)  # maps are transposed by autograd
+def estimate(
+    model: Model,
+    example_input: Tensor,
+    method: str = "seqlip_greedy",
+    norm: tuple[float, float] = (2, 2),
+    select: Tensor | None = None,
+    k: int | None = None,
+    steps: int = 100,
+    seed: int = 0,
+) -> Estimate:
+    """A number of the 2018 paper that is neither an upper nor a lower bound; kept for comparison.
+
+    Args:
+        model, example_input, norm, select: as for ``bound``; the norms must be (2, 2).
+        method: ``seqlip_greedy``, ``seqlip_lbfgs``, ``seqlip_rank_k`` or ``power_iteration`` (AutoLip as in 2018).
+        k: singular triplets per layer for ``seqlip_rank_k``.
+        steps: power iterations per layer.
+        seed: seed of the random starts.
+    """
+    problem = _problem(model, example_input, norm, None, select)
+    with torch.random.fork_rng(devices=[]):
+        return estimates.estimate(problem, method, k, steps, _generator(seed))
+
+
+@torch.inference_mode(False)  # maps are transposed by autograd
 def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
     """Re-check a saved certificate: recapture the model, compare its hash, run the check alone.
 

@@ -1,5 +1,6 @@
 """SeqLip: the order of the bounds, exact pairs against brute force, branches, pools, certificates and their enemies."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -52,16 +53,15 @@ def paper_pairs(weights: list[torch.Tensor], low: float, high: float) -> float:
         end = i in (0, len(weights) - 1)
         factors.append((u * (s if end else np.sqrt(s)), (s if end else np.sqrt(s))[:, None] * vh))
     value = 1.0
-    for (a, _), (_, b) in zip(factors, factors[1:], strict=False):
+    for (a, _), (_, b) in itertools.pairwise(factors):
         value *= vertex_maximum([torch.tensor(a), torch.tensor(b)], low, high)
     return value
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("activation", "low", "high"), [
-    (nn.ReLU(), 0.0, 1.0), (nn.LeakyReLU(-1.5), -1.5, 1.0), (nn.LeakyReLU(0.3), 0.3, 1.0), (nn.LeakyReLU(-1.0), -1.0, 1.0),
-])  # fmt: skip
-def test_order_on_chains(seed: int, activation: nn.Module, low: float, high: float) -> None:
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.5, 1.0), (0.3, 1.0), (-1.0, 1.0)])
+def test_order_on_chains(seed: int, low: float, high: float) -> None:
+    activation = nn.LeakyReLU(low) if low else nn.ReLU()
     model = mlp((3, 5, 4, 4, 2), seed, lambda: activation)
     weights = linear_weights(model)
     truth = vertex_maximum(weights, low, high)
@@ -121,7 +121,7 @@ def test_exact_pairs_of_twenty_neurons() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_rank_k_pairs_count_what_they_drop(k: int) -> None:
-    for seed in range(3):
+    for seed in range(2):
         model = mlp((3, 5, 4, 5, 2), seed)
         truth = vertex_maximum(linear_weights(model))
         value = bound(model, 3, SeqLip(pairs=RankKPairs(k=k))).value
@@ -168,7 +168,7 @@ def test_pools_between_layers() -> None:
         lipcert.bound(model, x, method=SeqLip(pools="through", pairs=ExactPairs()))
 
 
-@pytest.mark.parametrize("seed", range(0, 40))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_networks_stay_above_samples_and_below_autolip(seed: int) -> None:
     case = random_network(seed)
     pools = "through" if seed % 2 else "factor"
@@ -265,7 +265,7 @@ def test_false_multipliers_prove_nothing() -> None:
 
 
 def test_a_pair_certificate_for_another_rank_is_no_good() -> None:
-    """Factors belong to a rank: multipliers and claims made for others prove what they prove, never less than the truth."""
+    """Factors belong to a rank: what was found for others proves what it proves, never less than the truth."""
     model = mlp((3, 5, 4, 2), 0)
     truth = vertex_maximum(linear_weights(model))
     witness = bound(model, 3, EXACT).certificate.witness  # type: ignore[union-attr]

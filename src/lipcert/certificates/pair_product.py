@@ -12,7 +12,7 @@ import torch
 from lipcert.certificates import base, layer_product
 from lipcert.certificates.base import Witness, certificate
 from lipcert.certificates.chains import Chain, FactoredChain, Place, needed_chains, stage_gains
-from lipcert.certificates.map_norm import NormBound, map_norm
+from lipcert.certificates.map_norm import NormBound, Stacked, map_norm
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
 from lipcert.network.linear import LinearMap
@@ -167,7 +167,7 @@ class _Recursion:
             used.append(guarantee)
         claim = self.claims.get((k, -1), math.nan)
         if len(node.maps) > 1 and not math.isnan(claim):
-            norm = map_norm(layer_product.Stacked(node.maps), 2.0, claim, self.delta, self.generator)
+            norm = map_norm(Stacked(node.maps), 2.0, claim, self.delta, self.generator)
             length, guarantee = self._length(node.parents)
             if norm.magnitude * length < total:
                 return norm.magnitude * length, weakest([guarantee, norm.guarantee])

@@ -1,0 +1,281 @@
+"""The 2018 paper's numbers: greedy, L-BFGS and low-rank SeqLip, and AutoLip by plain power iteration. No bounds.
+
+All of them maximise from below and multiply the results: the product may lie on either side of the truth, and does
+(``tests/methods/test_estimates.py`` holds a network whose greedy value is under its true constant).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipcert.certificates.chains import Chain, Place, needed_chains, stage_gains
+from lipcert.certificates.map_norm import Stacked, writable
+from lipcert.errors import InputError, MethodError, UnsupportedNormError
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Node
+from lipcert.network.linear import LinearMap
+from lipcert.numerics.lanczos import power_method, top_singular_triplets
+from lipcert.problem import Problem
+from lipcert.result import Estimate
+
+#: Number of triplets ``seqlip_rank_k`` keeps unless told (the paper's).
+PAPERS_RANK = 200
+
+#: Work (neurons × rows × columns × shorter side) up to which greedy flips neurons one by one.
+ONE_BY_ONE = 3e7
+
+#: max over σ in [low, high] of ‖B diag(σ) A‖ for B (m, n), A (n, k), approached from below.
+PairMaximiser = Callable[[Tensor, Tensor, Tensor, Tensor], float]
+
+
+def estimate(
+    problem: Problem, method: str, k: int | None = None, steps: int = 100, generator: torch.Generator | None = None
+) -> Estimate:
+    """One of ``METHODS``.
+
+    Args:
+        problem: what to estimate; the domain is ignored, these are global numbers.
+        method: its name.
+        k: singular triplets per layer for ``seqlip_rank_k`` (a layer with fewer keeps all).
+        steps: power iterations of ``power_iteration``.
+        generator: random starts.
+
+    Raises:
+        InputError: unknown method or unusable option; UnsupportedNormError: norms other than (2, 2).
+        MethodError: a layer too large for its full spectrum, or ``k`` above every layer's rank.
+    """
+    started = time.perf_counter()
+    if method not in METHODS:
+        raise InputError(f"unknown estimate {method!r}; estimates: {', '.join(METHODS)}.")
+    if problem.norm != (2.0, 2.0):
+        raise UnsupportedNormError(f"estimates are for l2 → l2, not l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
+    if k is not None and method != "seqlip_rank_k":
+        raise InputError(f"k= belongs to seqlip_rank_k, not to {method}.")
+    for name, number in (("k", k), ("steps", steps)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise InputError(f"{name} must be a positive integer, not {number!r}.")
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    if method == "power_iteration":
+        value = _Products(problem, generator, steps, None, None).value()
+    else:
+        maximiser = maximise_lbfgs if method == "seqlip_lbfgs" else maximise_greedily
+        rank = (k or PAPERS_RANK) if method == "seqlip_rank_k" else None
+        products = _Products(problem, generator, steps, maximiser, rank)
+        if k is not None:
+            products.require_rank(k)
+        value = products.value()
+    return Estimate(value, method, problem.norm, time.perf_counter() - started)
+
+
+#: Names of the estimates.
+METHODS = ("seqlip_greedy", "seqlip_lbfgs", "seqlip_rank_k", "power_iteration")
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """W ≈ U diag(s) Vᵀ: u (m, r), s (r,), v (n, r)."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+
+class _Products:
+    """Constants along the graph in plain floating point; chains of layers by pairs if there is a maximiser."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        generator: torch.Generator,
+        steps: int,
+        maximiser: PairMaximiser | None,
+        rank: int | None,
+    ) -> None:
+        self.network, self.generator, self.steps = problem.network, generator, steps
+        self.maximiser, self.rank = maximiser, rank
+        self.chains: dict[Place, Chain] = needed_chains(self.network, False) if maximiser else {}
+        self._known: dict[int, float] = {}
+        self._triplets: dict[int, tuple[LinearMap, Triplets]] = {}
+
+    def require_rank(self, k: int) -> None:
+        """Raise if no layer has k singular values."""
+        maps = [m for chain in self.chains.values() for m in chain.maps]
+        most = max((min(m.in_size, m.out_size) for m in maps), default=0)
+        if k > most:
+            raise MethodError(
+                f"k = {k} is more than the rank of any layer ({most}); use k ≤ {most} or seqlip_greedy (all triplets)."
+            )
+
+    def value(self) -> float:
+        """The constant of the output."""
+        return self.constant(len(self.network.nodes) - 1)
+
+    def constant(self, k: int) -> float:
+        """The constant of node k."""
+        if k not in self._known:
+            self._known[k] = self._constant(self.network.nodes[k], k)
+        return self._known[k]
+
+    def _constant(self, node: Node, k: int) -> float:
+        if isinstance(node, InputNode):
+            return 1.0
+        if isinstance(node, AffineNode):
+            total = sum(self._term(node, (k, term)) for term in range(len(node.maps)))
+            if len(node.maps) > 1:
+                length = math.hypot(*(self.constant(p) for p in node.parents))
+                total = min(total, self._norm(Stacked(node.maps)) * length)
+            return total
+        if isinstance(node, GainNode):
+            if 2.0 not in node.function.gains:
+                raise UnsupportedNormError(f"{node.name} at {node.where} has no known l2 constant.")
+            return self.constant(node.parents[0]) * node.function.gains[2.0]
+        return self.constant(node.parents[0]) * stage_gains((node,))[0]
+
+    def _term(self, node: AffineNode, place: Place) -> float:
+        linear, parent = node.maps[place[1]], node.parents[place[1]]
+        chain = self.chains.get(place)
+        if chain is None or len(chain.maps) == 1 or self.maximiser is None:
+            return self._norm(linear) * self.constant(parent)
+        value = math.hypot(*(self.constant(p) for p in chain.base))
+        for i in range(len(chain.maps) - 1):
+            a, b = self._factors(chain.maps[i]), self._factors(chain.maps[i + 1])
+            left = a.u * (a.s if i == 0 else a.s.sqrt())
+            right = b.v * (b.s if i == len(chain.maps) - 2 else b.s.sqrt())
+            value *= self.maximiser(right.T.contiguous(), left, *_slopes(chain.stages[i]))
+        return value
+
+    def _norm(self, linear: LinearMap) -> float:
+        here = linear.to(torch.float64, "cpu")
+
+        def gram(x: Tensor) -> Tensor:
+            return here.gram(x.reshape(1, *linear.in_shape)).reshape(-1)
+
+        return power_method(gram, linear.in_size, self.steps, self.generator) if linear.in_size else 0.0
+
+    def _factors(self, linear: LinearMap) -> Triplets:
+        if id(linear) not in self._triplets:
+            self._triplets[id(linear)] = (linear, self._decomposed(linear))
+        return self._triplets[id(linear)][1]
+
+    def _decomposed(self, linear: LinearMap) -> Triplets:
+        most = min(linear.in_size, linear.out_size)
+        rank = most if self.rank is None else min(self.rank, most)
+        if self.rank is None and not writable(linear):
+            raise MethodError(
+                f"a layer of {linear.out_size} × {linear.in_size} is too large for its full spectrum; use seqlip_rank_k."
+            )
+        if writable(linear) and (rank > most // 4 or most <= 256):
+            u, s, vh = torch.linalg.svd(linear.matrix(), full_matrices=False)
+            return Triplets(u[:, :rank], s[:rank], vh[:rank].T)
+        here = linear.to(torch.float64, "cpu")
+
+        def apply(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return here.apply(x.reshape(len(x), *linear.in_shape)).reshape(len(x), -1)
+
+        def transpose(y: Tensor) -> Tensor:
+            return here.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
+
+        u, s, v, _ = top_singular_triplets(
+            apply, transpose, linear.in_size, linear.out_size, rank, generator=self.generator, tol=1e-5
+        )
+        return Triplets(u, s, v)
+
+
+def _slopes(stage: tuple[Node, ...]) -> tuple[Tensor, Tensor]:
+    """The interval of slopes of a stage of activations, neuron by neuron."""
+    low = high = torch.ones((), dtype=torch.float64)
+    for node in stage:
+        assert isinstance(node, ActivationNode)
+        a, b = node.function.slopes(node.shape)
+        corners = torch.stack(torch.broadcast_tensors(low * a, low * b, high * a, high * b))
+        low, high = corners.amin(0), corners.amax(0)
+    return low.reshape(-1), high.reshape(-1)
+
+
+def maximise_greedily(b: Tensor, a: Tensor, low: Tensor, high: Tensor) -> float:
+    """Greedy SeqLip: from σ = high, flip the neuron that raises the norm most to its other slope, until none does.
+
+    Up to ``ONE_BY_ONE`` of work one by one, as in the paper; beyond, all neurons at once whose flip gains to first
+    order, (u·b_j)(a_j·v) at the leading singular vectors u, v, which cannot lower the norm either.
+    """
+    if not b.numel() or not a.numel():
+        return 0.0
+    sigma = high.clone()
+    n, side = len(sigma), min(b.shape[0], a.shape[1])
+    if float(n) * b.shape[0] * a.shape[1] * side <= ONE_BY_ONE:
+        return _one_by_one(b, a, low, high, sigma)
+    best, v = 0.0, torch.ones(a.shape[1], dtype=torch.float64)
+    while True:
+        u, value, v = _leading(b, sigma, a, v)
+        if value <= best * (1.0 + 1e-10):
+            return max(value, best)
+        best = value
+        sigma = torch.where((u @ b) * (a @ v) > 0, high, low)
+
+
+def _one_by_one(b: Tensor, a: Tensor, low: Tensor, high: Tensor, sigma: Tensor) -> float:
+    """Flip the neuron whose flip gains most, until none gains."""
+    matrix = (b * sigma) @ a
+    best = float(torch.linalg.matrix_norm(matrix, 2))
+    while True:
+        steps = low + high - 2.0 * sigma
+        changed = matrix + steps[:, None, None] * (b.T[:, :, None] * a[:, None, :])
+        small = changed @ changed.mT if b.shape[0] <= a.shape[1] else changed.mT @ changed
+        squares = torch.linalg.eigvalsh(small)[:, -1]
+        j = int(squares.argmax())
+        value = float(squares[j].clamp(min=0.0).sqrt())
+        if value <= best * (1.0 + 1e-10):
+            return best
+        best, matrix = value, changed[j]
+        sigma[j] = low[j] + high[j] - sigma[j]
+
+
+def _leading(b: Tensor, sigma: Tensor, a: Tensor, start: Tensor) -> tuple[Tensor, float, Tensor]:
+    """The leading singular triplet of B diag(σ) A by the power method on the factors, from a warm start."""
+    v = start / start.norm()
+    value = 0.0
+    for _ in range(2000):
+        image = b @ (sigma * (a @ v))
+        back = a.T @ (sigma * (b.T @ image))
+        length = float(back.norm())
+        if length == 0.0:
+            return image, 0.0, v
+        new = math.sqrt(length)
+        v = back / length
+        if abs(new - value) <= 1e-10 * new:
+            break
+        value = new
+    image = b @ (sigma * (a @ v))
+    value = float(image.norm())
+    return image / max(value, 1e-300), value, v
+
+
+def maximise_lbfgs(b: Tensor, a: Tensor, low: Tensor, high: Tensor) -> float:
+    """L-BFGS-B on σ in [low, high] from the middle of the box, gradient (u·b_j)(a_j·v)."""
+    from scipy.optimize import minimize
+
+    if not b.numel() or not a.numel():
+        return 0.0
+    last = torch.ones(a.shape[1], dtype=torch.float64)
+
+    def negative(sigma: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal last
+        if min(b.shape[0], a.shape[1]) <= 300:
+            left, values, right = torch.linalg.svd((b * torch.from_numpy(sigma)) @ a, full_matrices=False)
+            u, value, v = left[:, 0], float(values[0]), right[0]
+        else:
+            u, value, v = _leading(b, torch.from_numpy(sigma), a, last)
+            last = v
+        return -value, -((u @ b) * (a @ v)).numpy()
+
+    middle = ((low + high) / 2).numpy()
+    bounds = list(zip(low.tolist(), high.tolist(), strict=True))
+    result = minimize(negative, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000})
+    return -float(result.fun)
