@@ -51,8 +51,9 @@ bench: setup ## every benchmarks/bench_*.py, one after another
 		echo "== $$script"; $(BIN)/python "$$script"; \
 	done
 
-docs: setup ## the API reference as HTML, in build/docs
+docs: setup ## docs/constants.md, and the API reference as HTML, in build/docs
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/make_constants.py
 	$(BIN)/pdoc --docformat google --math --output-directory build/docs lipcert
 
 clean: ## remove what the other targets made, except .venv

@@ -1,0 +1,54 @@
+"""Write docs/constants.md, the table of every op's constants, from the op registry: ``make docs`` runs this."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+import lipcert
+
+PAGE = Path(__file__).with_name("constants.md")
+
+INTRODUCTION = """\
+# Layer constants
+
+Generated from the op registry by `docs/make_constants.py` (`make docs`); do not edit. Each row is a rule of
+`lipcert.supported_ops()`: the ATen operations it covers, how the network represents them, and the constants with the
+place or the source they come from. The layers of Scaman & Virmaux (2018) are among them:
+activations by their slopes, pooling, batch norm with its running statistics, dropout as the identity, and max-pooling
+by the number of overlapping windows.
+
+* **linear**: the constant is the norm of the map itself, computed and certified for the layer at hand.
+* **activation**: slopes [α, β] for every entry; the product rule uses max(|α|, |β|), the other methods both.
+* **gain**: a block of which the ratio of norms is known.
+* **selection**: a maximum or a sort, with a constant of its own and an exact expansion into ReLUs.
+* **pattern**: no constant by itself; recognised in context, or refused by name.
+
+A constant in a summary is rounded as shown; in the program it is a float rounded to the safe side.
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    lines = [INTRODUCTION]
+    for family, rows in groupby(lipcert.supported_ops(), key=lambda info: info.family):
+        lines += [
+            f"## {family.replace('_', ' ').capitalize()}",
+            "",
+            "| ops | kind | constants and source |",
+            "|---|---|---|",
+        ]
+        merged: dict[tuple[str, str], list[str]] = {}
+        for info in rows:
+            merged.setdefault((info.summary, info.kind), []).append(info.name)
+        for (summary, kind), names in merged.items():
+            ops = ", ".join(f"`{name}`" for name in names)
+            text = summary.replace("|", "\\|").replace("``", "`")
+            lines.append(f"| {ops} | {kind} | {text} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
