@@ -53,7 +53,7 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
 
 def _as_module(model: Any) -> nn.Module:
     if isinstance(model, ExportedProgram):
-        return model.module()  # type: ignore[no-any-return]
+        return model.module()
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model must be a torch.nn.Module or a torch.export.ExportedProgram, not {type(model).__name__}."
@@ -178,7 +178,8 @@ def _compare(network: Network, reference: Callable[[Tensor], Tensor], dtype: tor
         expected = expected.double().cpu()
         actual = network.forward(rounded.double()[None])[0]
         if tuple(expected.shape) != tuple(actual.shape):
-            raise CaptureError(f"self-check: the model returns {tuple(expected.shape)}, the capture {tuple(actual.shape)}")
+            shapes = f"the model returns {tuple(expected.shape)}, the capture {tuple(actual.shape)}"
+            raise CaptureError(f"self-check: {shapes}")
         if not bool(torch.isfinite(expected).all()) or not bool(torch.isfinite(actual).all()):
             continue
         compared += 1

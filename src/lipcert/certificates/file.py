@@ -89,7 +89,8 @@ def read(path: str | Path) -> Certificate:
             raise
         raise CertificateError(f"{path} holds an unusable problem: {problem}") from problem
     except Exception as problem:
-        raise CertificateError(f"{path} is not a readable certificate: {type(problem).__name__}: {problem}") from problem
+        reason = f"{type(problem).__name__}: {problem}"
+        raise CertificateError(f"{path} is not a readable certificate: {reason}") from problem
 
 
 def _to_bytes(header: dict[str, Any], arrays: dict[str, Tensor]) -> bytes:

@@ -38,12 +38,14 @@ MAX_STEP = 600
 
 @certificate("quadratic")
 def check(problem: Problem, witness: Witness, generator: torch.Generator, delta: float = DELTA) -> Bound:
-    """L_{p,q} ≤ √ρ, p in {2, ∞}, from multipliers λ ≥ 0 (LipSDP-Neuron of Fazlyab et al. 2019 on any DAG, in loop-transformed form).
+    """L_{p,q} ≤ √ρ, p in {2, ∞}, from multipliers λ ≥ 0.
+
+    LipSDP-Neuron (Fazlyab et al. 2019) on any DAG, in loop-transformed form.
 
     ``witness.arrays``: ``exponents`` (one integer per node of the expanded network) and ``multipliers.K`` for the
     nonlinear node K, a row per form with one λ per neuron (one for a block); ``input_weights`` for p = ∞ and
-    ``output_weights`` for q = 1. ``witness.settings``: ``slack``, the relative lift of the intermediate forms, ``rho``, a
-    claim for ρ in the output's units (each a number per form), ``route``, ``dense`` or ``matrix_free``, and
+    ``output_weights`` for q = 1. ``witness.settings``: ``slack``, the relative lift of the intermediate forms,
+    ``rho``, a claim for ρ in the output's units (each a number per form), ``route``, ``dense`` or ``matrix_free``, and
     ``layerwise``, one λ per layer.
 
     Why this is an upper bound: every increment satisfies δz = c δv + d δw with |δw_j| ≤ |δv_j|, so

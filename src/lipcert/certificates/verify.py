@@ -57,7 +57,7 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
 
 def _covers(record: Certificate, bound: Bound) -> bool:
     """Whether what was proved now is at least as strong as the claim."""
-    if record.guarantee not in _STRENGTH or _STRENGTH.index(bound.guarantee) < _STRENGTH.index(record.guarantee):  # type: ignore[arg-type]
+    if record.guarantee not in _STRENGTH or _STRENGTH.index(bound.guarantee) < _STRENGTH.index(record.guarantee):
         return False
     if record.log10 is None:  # no claim beyond the range of floats
         return bound.value <= record.value and bound.value < float("inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def _build(name: str) -> nn.Module:
 def _example_of(program: ExportedProgram, shape: tuple[int, ...] | None) -> Tensor:
     if shape is not None:
         return torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
-    arguments = program.example_inputs[0] if program.example_inputs else ()
+    arguments: tuple[Any, ...] = tuple(program.example_inputs[0]) if program.example_inputs else ()
     if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
         raise InputError("the .pt2 file carries no single example input; give --input-shape.")
     return arguments[0]

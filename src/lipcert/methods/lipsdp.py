@@ -38,7 +38,7 @@ class LipSDP(Method):
         columns: rank of the relaxation.
         max_passes: most forward and backward passes.
         precision: dtype of the search; ``auto`` is float64 up to 20 000 neurons and float32 beyond.
-        route: ``dense`` (rigorous), ``matrix_free`` (probabilistic), or ``auto``: dense wherever layers can be factored.
+        route: ``dense`` (rigorous), ``matrix_free`` (probabilistic), ``auto`` (dense where layers can be factored).
     """
 
     name: ClassVar[str] = "lipsdp"

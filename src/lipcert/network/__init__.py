@@ -1,0 +1,1 @@
+"""The Network: immutable graph, linear-map algebra, nonlinear nodes and transformations."""

@@ -105,7 +105,7 @@ class Network:
         return digest.hexdigest()
 
     def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Run the network on a batch (B, *in_shape), yielding (position, value); a value is dropped after its last use."""
+        """Run the network on a batch (B, *in_shape), yielding (position, value); values are dropped after their last use."""
         alive: dict[int, Tensor] = {}
         last_use = [max(c, default=len(self.nodes)) for c in self.consumers]
         for position, node in enumerate(self.nodes):
@@ -119,9 +119,7 @@ class Network:
 
     def forward(self, x: Tensor) -> Tensor:
         """f on a batch: (B, *in_shape) → (B, *out_shape), in the dtype of x (constants must match: see ``to``)."""
-        value = x
-        for _, value in self.values(x):
-            pass
+        *_, (_, value) = self.values(x)
         return value
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Network:
@@ -131,7 +129,9 @@ class Network:
             if isinstance(node, AffineNode):
                 offset = None if node.offset is None else node.offset.to(device=device, dtype=dtype)
                 return replace(node, maps=tuple(m.to(dtype, device) for m in node.maps), offset=offset)
-            if isinstance(node, (ActivationNode, GainNode)):
+            if isinstance(node, ActivationNode):
+                return replace(node, function=node.function.to(dtype, device))
+            if isinstance(node, GainNode):
                 return replace(node, function=node.function.to(dtype, device))
             return node
 

@@ -240,7 +240,7 @@ class Composition(LinearMap):
 
     @property
     def rounding(self) -> float:  # type: ignore[override]
-        """Relative errors of a product of non-negative maps add (with gamma_j + gamma_k + gamma_j gamma_k ≤ gamma_{j+k})."""
+        """Relative errors of a product of non-negative maps add: gamma_j + gamma_k + gamma_j gamma_k ≤ gamma_{j+k}."""
         return sum(m.rounding for m in self.maps)
 
     def apply(self, x: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def is_positive_definite(a: Tensor, radius: float = 0.0) -> bool:
 
 
 def is_positive_definite_scaled(
-    a: Tensor, entry_radius: Tensor | None = None, scale: Tensor | None = None
+    a: Tensor, entry_radius: Tensor | Callable[[Tensor], Tensor] | None = None, scale: Tensor | None = None
 ) -> bool:
     """Prove that every symmetric A' with ``|A' - A| <= E`` entrywise is positive definite.
 
@@ -153,10 +153,10 @@ def is_positive_definite_scaled(
     if callable(entry_radius) and not isinstance(entry_radius, Tensor):
         factors = torch.from_numpy(np.ldexp(np.ones(n), -half))
         sums = factors * entry_radius(factors)
-        largest = float(sums.max())
-        if not math.isfinite(largest) or bool((sums < 0.0).any()):
+        widest = float(sums.max())
+        if not math.isfinite(widest) or bool((sums < 0.0).any()):
             return False
-        radius = add_up(mul_up(largest, 1.0 + 4.0 * UNIT), mul_up(4.0 * n, UNDERFLOW))
+        radius = add_up(mul_up(widest, 1.0 + 4.0 * UNIT), mul_up(4.0 * n, UNDERFLOW))
     return _prove(scaled, radius)
 
 
