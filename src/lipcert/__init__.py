@@ -20,7 +20,7 @@ from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
 from lipcert.problem import Ball, Box
 from lipcert.result import Bound, Comparison, Estimate, LowerBound
-from lipcert.version import __version__
+from lipcert.version import __version__ as __version__
 
 __all__ = [
     "Auto",

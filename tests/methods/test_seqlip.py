@@ -329,3 +329,23 @@ def test_inner_solver_of_certified_pairs() -> None:
     model = mlp((3, 5, 4, 2), 2)
     loose = SeqLip(pairs=CertifiedPairs(inner=LipSDP(tolerance=0.05)))
     assert vertex_maximum(linear_weights(model)) <= bound(model, 3, loose).value
+
+
+def test_layers_too_large_to_decompose_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One factor of such a layer is the identity, turn by turn; nothing else changes, and the check agrees."""
+    model = mlp((4, 6, 5, 5, 3), 0)
+    monkeypatch.setattr("lipcert.certificates.chains.writable", lambda linear: False)
+    for method in (SeqLip(), SeqLip(pairs=RankKPairs(k=3))):
+        value = bound(model, 4, method).value
+        assert value <= bound(model, 4, AutoLip()).value * (1 + 1e-9)
+        attacked = lipcert.lower_bound(model, torch.zeros(1, 4), budget=0.3).value
+        assert attacked <= value
+
+
+def test_probabilistic_pairs_say_so(tmp_path: Path) -> None:
+    model = mlp((4, 9, 8, 3), 0)
+    found = bound(model, 4, SeqLip(pairs=LipSDP(route="matrix_free")))
+    assert found.guarantee == "probabilistic"
+    assert found.value >= bound(model, 4, EXACT).value
+    found.save(tmp_path / "p.lipcert")
+    assert lipcert.verify(tmp_path / "p.lipcert", model, torch.zeros(1, 4)).value == found.value

@@ -81,10 +81,10 @@ def unpack(witness: Witness) -> dict[str, Witness]:
 
 @certificate("layer_pairs")
 def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
-    """Products of pair constants along chains (SeqLip: Scaman & Virmaux 2018, eq. 8), the rest by the AutoLip rule; l2 → l2.
+    """Products of pair constants along chains (SeqLip: Scaman & Virmaux 2018, eq. 8), l2 → l2; the rest as in AutoLip.
 
-    The witness holds a certificate per pair (``pair.SLOT/…``, ``settings["pairs"]``), claimed norms for the AutoLip rule
-    (``norms``), ``settings["rank"]`` (None: the full spectrum) and ``settings["pools"]``.
+    The witness holds a certificate per pair (``pair.SLOT/…``, ``settings["pairs"]``), claimed norms for the AutoLip
+    rule (``norms``), ``settings["rank"]`` (None: the full spectrum) and ``settings["pools"]``.
 
     Why this is an upper bound: on a chain the increments obey δz_{i+1} = T_{i+1} W_{i+1} δz_i, where T is diagonal with
     entries in [α, β] (selections: max(a, b) = b + relu(a − b), so T is a product of such matrices and linear maps).
@@ -93,12 +93,13 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     R_K = 0. Let g_i be the greatest ‖T_i‖, c_i ≥ ‖B_{i+1} T A_i‖ for *every* admissible T, b_i ≥ ‖B_i δz_{i−1}‖ and
     m_i ≥ ‖δz_{i−1}‖ (the AutoLip constant of that node). Then, since W_i δz_{i−1} = A_i (B_i δz_{i−1}) + R_i δz_{i−1},
 
-        ‖B_{i+1} δz_i‖ ≤ ‖B_{i+1} T_i A_i‖ b_i + ‖B_{i+1}‖ ‖T_i‖ ‖R_i‖ ‖δz_{i−1}‖ ≤ c_i b_i + ‖B_{i+1}‖ g_i e_i m_i =: b_{i+1},
+        ‖B_{i+1} δz_i‖ ≤ ‖B_{i+1} T_i A_i‖ b_i + ‖B_{i+1}‖ ‖T_i‖ ‖R_i‖ ‖δz_{i−1}‖
+                       ≤ c_i b_i + ‖B_{i+1}‖ g_i e_i m_i =: b_{i+1},
 
-    and the chain's increment is B_K δz_{K−1}. With exact factors this is Π c_i; with factors of low rank the second term
-    is the discarded spectrum. c_i is the certified constant of the two-layer network B_{i+1} φ(A_i u) whose activation
-    is known by its slopes only: such a check holds for the linear φ(v) = σ v of every σ in [α, β], that is for every
-    admissible T. A pair without certificate has c_i = ‖B_{i+1}‖ g_i ‖A_i‖. A chain starts from √(Σ L²) of the nodes it
+    and the chain's increment is B_K δz_{K−1}. With exact factors this is Π c_i; with factors of low rank the second
+    term is the discarded spectrum. c_i is the certified constant of the two-layer network B_{i+1} φ(A_i u) whose
+    activation is known by its slopes only: such a check holds for the linear φ(v) = σ v of every σ in [α, β], that is
+    for every admissible T. A pair without certificate has c_i = ‖B_{i+1}‖ g_i ‖A_i‖. A chain starts from √(Σ L²) of the nodes it
     takes. At every affine node the images of its terms add up (or, stacked, ‖[A_1 …]‖ √(Σ L²)), and where AutoLip's
     constant is smaller, that counts. All sums and products round up.
     """

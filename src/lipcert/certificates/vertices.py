@@ -37,8 +37,8 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     Why this is an upper bound: ‖P diag(σ) Q‖ is convex in σ, so its maximum over [α, β]^n is at a vertex, and every
     increment of φ is diag(σ) with σ in [α, β]^n. In units where every M(σ) has Frobenius norm at most 1, the matrices
     M(σ) = Σ_j σ_j p_j q_jᵀ are summed, and their Gram matrices G multiplied, with errors below ε (``Pair.slack``).
-    For each vertex one of the following is seen: ‖G‖_F ≤ t, ‖G²‖_F ≤ t², ‖G⁴‖_F ≤ t⁴ (rounding included: ``survivors``),
-    or a Cholesky factor L with ‖t I − G − LLᵀ‖_F ≤ r computed, so t I − G ⪰ −r I; hence ‖M‖² ≤ t + r + ε.
+    For each vertex one of these is seen: ‖G‖_F ≤ t, ‖G²‖_F ≤ t², ‖G⁴‖_F ≤ t⁴ (rounding included: ``survivors``), or
+    a Cholesky factor L with ‖t I − G − LLᵀ‖_F ≤ r computed, so t I − G ⪰ −r I; hence ‖M‖² ≤ t + r + ε.
     """
     if problem.norm != (2.0, 2.0):
         raise UnsupportedNormError("vertices are enumerated for l2 → l2 only.")

@@ -168,7 +168,7 @@ class _Products:
         rank = most if self.rank is None else min(self.rank, most)
         if self.rank is None and not writable(linear):
             raise MethodError(
-                f"a layer of {linear.out_size} × {linear.in_size} is too large for its full spectrum; use seqlip_rank_k."
+                f"a layer of {linear.out_size} × {linear.in_size} is too large for a full spectrum; use seqlip_rank_k."
             )
         if writable(linear) and (rank > most // 4 or most <= 256):
             u, s, vh = torch.linalg.svd(linear.matrix(), full_matrices=False)

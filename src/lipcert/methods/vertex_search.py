@@ -14,11 +14,13 @@ from lipcert.problem import Problem
 def likely_vertex(problem: Problem, generator: torch.Generator, starts: int = 256) -> float:
     """The best vertex that ascent finds; nearly always the maximum, which the check then proves."""
     pair = Pair.of(problem)
-    return math.ldexp(ascend(pair, generator, starts), pair.exponent) if pair.p.numel() and pair.q.numel() else 0.0
+    if pair.p.numel() == 0 or pair.q.numel() == 0:
+        return 0.0
+    return math.ldexp(ascend(pair, generator, starts), pair.exponent)
 
 
 def best_vertex(problem: Problem, start: float) -> float:
-    """The maximum over all vertices of a pair, in floating point, by looking at every one; ``start``: a known vertex."""
+    """The maximum over all vertices of a pair, in floating point, by looking at each; ``start``: a known vertex."""
     pair = Pair.of(problem)
     best = math.ldexp(start, -pair.exponent)
     for batch in pair.grams():
