@@ -45,8 +45,10 @@ def worker(name: str, method: str) -> dict:
         lower = lipcert.lower_bound(model, x, inputs=net.data() if net.data else None, budget=10.0)
         return {"value": lower.value, "seconds": lower.seconds, "guarantee": "lower bound, witness"}
     lipcert.bound(tiny, torch.zeros(1, 2), method=method)
+    began = time.process_time()
     bound = lipcert.bound(model, x, method=method, budget=net.budget)
-    row = {"value": bound.value, "seconds": bound.seconds, "guarantee": bound.guarantee}
+    cpu = time.process_time() - began
+    row = {"value": bound.value, "seconds": bound.seconds, "cpu_seconds": cpu, "guarantee": bound.guarantee}
     witness = bound.certificate.witness
     if "dual_value" in witness.settings:
         scale = 2.0 ** int(witness.arrays["exponents"][-1])
@@ -75,7 +77,7 @@ def measure(net: nets.Net, method: str, threads: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small networks only, a few minutes")
-    parser.add_argument("--slow", action="store_true", help="CLARABEL and SCS on 5×40 too (minutes each)")
+    parser.add_argument("--slow", action="store_true", help="also rows that take minutes each: CLARABEL, SCS, ECLipsE")
     parser.add_argument("--alexnet", action="store_true", help="AlexNet too (up to half an hour)")
     parser.add_argument("--only", metavar="NAME", help="networks whose name contains NAME, of any group")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")

@@ -55,13 +55,13 @@ def _mnist() -> Tensor:
 
 
 def _recipe(layers: int, width: int, reference: float | None, group: str, *extra: str, limit: float = 300.0) -> Net:
-    eclipse = () if layers * width > 1000 else ("eclipse-nn ECLipsE",)
+    eclipse = "eclipse-nn ECLipsE" if layers * width <= 200 else "slow eclipse-nn ECLipsE"
     return Net(
         name=f"recipe-{layers}x{width}",
         title=f"ECLipsE recipe, L = {layers}, width {width}",
         build=partial(models.eclipse_recipe, layers, width),
         shape=(4,),
-        methods=("attack", *CHAIN, *extra, "eclipse-nn Fast", *eclipse),
+        methods=("attack", *CHAIN, *extra, "eclipse-nn Fast", eclipse),
         group=group,
         reference=reference,
         limit=limit,

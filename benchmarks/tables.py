@@ -11,10 +11,10 @@ from typing import Any
 import nets
 
 FIELDS = (
-    "net", "method", "status", "value", "primal", "guarantee", "seconds", "solver_seconds", "passes",
+    "net", "method", "status", "value", "primal", "guarantee", "seconds", "cpu_seconds", "solver_seconds", "passes",
     "peak_mb", "remark", "threads", "load", "limit", "machine", "date",
 )  # fmt: skip
-NUMBERS = {"value", "primal", "seconds", "solver_seconds", "passes", "peak_mb", "load", "limit"}
+NUMBERS = {"value", "primal", "seconds", "cpu_seconds", "solver_seconds", "passes", "peak_mb", "load", "limit"}
 Row = dict[str, Any]
 
 
@@ -120,7 +120,7 @@ def write(results: Results, folder: Path) -> None:
     if loads:
         lines += [
             f"Machine: {' / '.join(setups)}. Load average when a row began: {min(loads):g} to {max(loads):g} "
-            "(column `load`; above the number of cores, seconds are too long).",
+            "(column `load`; above the number of cores seconds are too long, CPU seconds less so).",
             "",
         ]
     troubles = alarms(results)
@@ -140,13 +140,15 @@ def _section(net: nets.Net, rows: list[Row], results: Results) -> list[str]:
         "",
         f"base: {number(base, 10)}, {meaning}" if base is not None else "base: none",
         "",
-        "| method | value | over base | / lower | guarantee | seconds | vs CLARABEL | peak MB | load | remark |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | value | over base | / lower | guarantee | seconds | CPU s | vs CLARABEL | peak MB | load | remark |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         remark = row.get("remark", "")
         if row["status"] != "ok":
-            lines.append(f"| {row['method']} | – | – | – | {row['status']} | – | – | – | {row['load']:g} | {remark} |")
+            lines.append(
+                f"| {row['method']} | – | – | – | {row['status']} | – | – | – | – | {row['load']:g} | {remark} |"
+            )
             continue
         if row.get("passes"):
             remark = f"{row['passes']:g} passes, primal value {number(row['primal'])}"
@@ -155,7 +157,7 @@ def _section(net: nets.Net, rows: list[Row], results: Results) -> list[str]:
         ratio = f"{row['value'] / lower:.4g}" if row.get("value") is not None and lower else "–"
         lines.append(
             f"| {row['method']} | {number(row.get('value'))} | {over} | {ratio} | {row['guarantee']} | "
-            f"{row['seconds']:.3g} | {speed} | {number(row.get('peak_mb'))} | {row['load']:g} | {remark} |"
+            f"{row['seconds']:.3g} | {number(row.get('cpu_seconds'), 3)} | {speed} | {number(row.get('peak_mb'))} | {row['load']:g} | {remark} |"
         )
     return lines
 
