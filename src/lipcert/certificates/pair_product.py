@@ -100,8 +100,8 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     term is the discarded spectrum. c_i is the certified constant of the two-layer network B_{i+1} φ(A_i u) whose
     activation is known by its slopes only: such a check holds for the linear φ(v) = σ v of every σ in [α, β], that is
     for every admissible T. A pair without certificate has c_i = ‖B_{i+1}‖ g_i ‖A_i‖. A chain starts from √(Σ L²) of
-    the nodes it takes. At every affine node the images of its terms add up (or, stacked, ‖[A_1 …]‖ √(Σ L²)), and where AutoLip's
-    constant is smaller, that counts. All sums and products round up.
+    the nodes it takes. At every affine node the images of its terms add up (or, stacked, ‖[A_1 …]‖ √(Σ L²)),
+    and where AutoLip's constant is smaller, that counts. All sums and products round up.
     """
     if problem.norm != (2.0, 2.0):
         raise UnsupportedNormError(f"SeqLip bounds l2 → l2 only, not l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
