@@ -49,7 +49,7 @@ def test_every_view_of_a_network_is_the_same_function(name: str) -> None:
     assert torch.allclose(network.to(torch.float32, "cpu").forward(x).double(), network.forward(x.double()), atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(3000, 3012))
+@pytest.mark.parametrize("seed", range(3000, 3006))
 def test_random_networks_and_their_views(seed: int) -> None:
     case = random_network(seed)
     network = capture(case.model, case.example)

@@ -289,10 +289,10 @@ def test_float32_networks_are_bounded_above_their_float64_truth() -> None:
         assert truth * (1 - 1e-15) <= value <= truth * (1 + 1e-9)
 
 
-def test_a_kernel_with_its_axes_in_another_order_is_another_network(tmp_path: object) -> None:
+def test_a_kernel_with_its_axes_in_another_order_is_another_network() -> None:
     """5.11 for a truth of 5.57: the bound of a different network. The fingerprint tells the two apart."""
     conv = seeded(lambda: nn.Conv2d(1, 1, 3, padding=1, bias=False), 0).double()
     turned = copy.deepcopy(conv)
     turned.weight.data.copy_(conv.weight.detach().transpose(2, 3))  # type: ignore[union-attr, operator]
-    marks = [lipcert.bound(m.eval(), torch.zeros(1, 1, 4, 6), method="autolip").certificate for m in (conv, turned)]
-    assert marks[0].fingerprint != marks[1].fingerprint  # type: ignore[union-attr]
+    marks = [capture(m.eval(), torch.zeros(1, 1, 4, 6)).fingerprint for m in (conv, turned)]
+    assert marks[0] != marks[1]

@@ -3,6 +3,7 @@
 import ast
 import copy
 import dataclasses
+import functools
 import json
 import math
 import subprocess
@@ -16,10 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
+from lipcert.capture.torch_export import capture
 from lipcert.certificates import file as certificate_file
 from lipcert.certificates.base import Certificate, Witness, check
 from lipcert.certificates.file import read, save
+from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError
+from lipcert.network.graph import Network
+from lipcert.problem import Problem
 from tests.zoo import Residual, mlp, zoo_case
 
 INF = math.inf
@@ -44,9 +49,20 @@ DOMAINS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("norm", [(2, 2), (1, 1), (INF, INF)])
-@pytest.mark.parametrize("select", [None, torch.tensor([[1.0, -1.0, 0.0]]), torch.eye(3)[::2]])
+MARGIN, SOME = torch.tensor([[1.0, -1.0, 0.0]]), torch.eye(3)[::2]
+
+
+@pytest.mark.parametrize(
+    ("norm", "domain", "select"),
+    [
+        ((2, 2), None, None),
+        ((1, 1), DOMAINS[1], MARGIN),
+        ((INF, INF), DOMAINS[2], SOME),
+        ((2, 2), DOMAINS[3], SOME),
+        ((1, 1), DOMAINS[4], None),
+        ((INF, INF), None, MARGIN),
+    ],
+)
 def test_save_and_verify(norm: tuple[float, float], domain: Any, select: Tensor | None, tmp_path: Path) -> None:
     found = made(norm=norm, domain=domain, select=select)
     found.save(tmp_path / "m.lipcert")
@@ -115,15 +131,25 @@ def forged_header(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor
     path.write_bytes(certificate_file._to_bytes(header, arrays))
 
 
+@functools.cache
+def network() -> Network:
+    return capture(model(), X)
+
+
 def refused(path: Path, words: str = ".") -> None:
     with pytest.raises(CertificateError, match=words):
-        lipcert.verify(path, model(), X)
+        verify(path, network())
+
+
+@functools.cache
+def genuine() -> lipcert.Bound:
+    return made(select=torch.eye(3), domain=DOMAINS[1])
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> tuple[Certificate, Path]:
     path = tmp_path / "m.lipcert"
-    made(select=torch.eye(3), domain=DOMAINS[1]).save(path)
+    genuine().save(path)
     return read(path), path
 
 
@@ -237,10 +263,7 @@ def test_probabilistic_certificates_verify_with_fresh_randomness(
 
 def test_verification_does_not_need_the_method_that_made_it(tmp_path: Path) -> None:
     """A hand-made witness is as good: the check is all there is."""
-    from lipcert.capture.torch_export import capture
-    from lipcert.problem import Problem
-
-    problem = Problem(capture(model(), X))
+    problem = Problem(network())
     found = check(problem, Witness("layer_product"), "by hand", torch.Generator())
     assert found.value == pytest.approx(made(method=lipcert.AutoLip()).value, rel=0.05)  # no stacked norm is claimed
     assert found.value >= made().value
@@ -332,10 +355,8 @@ assert not any(name.startswith(("lipcert.methods", "lipcert.attack")) for name i
 # -- what the fingerprint sees ------------------------------------------------------------------------------------
 
 
-def fingerprint(network: nn.Module, *shape: int) -> str:
-    found = lipcert.bound(network.eval(), torch.zeros(1, *shape), method="autolip")
-    assert isinstance(found.certificate, Certificate)
-    return found.certificate.fingerprint
+def fingerprint(module: nn.Module, *shape: int) -> str:
+    return capture(module.eval(), torch.zeros(1, *shape)).fingerprint
 
 
 @pytest.mark.parametrize(

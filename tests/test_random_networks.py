@@ -1,5 +1,6 @@
 """AutoLip is above everything an attack or a sample finds, on networks nobody chose; nothing fails without a name."""
 
+import functools
 import math
 
 import hypothesis
@@ -13,6 +14,7 @@ from lipcert.attack import attack
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import check
 from lipcert.methods.base import Run
+from lipcert.network.graph import Network
 from lipcert.problem import Problem
 from tests.zoo import (
     ZOO,
@@ -50,23 +52,21 @@ def refute(case: Case, norm: tuple[float, float], budget: float) -> str:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_fourteen_networks_in_each_norm(norm: tuple[float, float]) -> None:
+def test_twelve_networks_in_each_norm(norm: tuple[float, float]) -> None:
     first = {2.0: 0, 1.0: 1000, INF: 2000}[norm[0]]
-    outcomes = [refute(random_network(seed), norm, 0.05) for seed in range(first, first + 14)]
-    assert outcomes.count("rigorous") >= 11, outcomes
+    outcomes = [refute(random_network(seed), norm, 0.05) for seed in range(first, first + 12)]
+    assert outcomes.count("rigorous") >= 9, outcomes
 
 
 @given(networks())
-@hypothesis.settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis.settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 def test_what_hypothesis_draws(case: Case) -> None:
     refute(case, (2.0, 2.0), 0.05)
 
 
 @pytest.mark.slow
 @given(networks())
-@hypothesis.settings(
-    max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+@hypothesis.settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_five_hundred_networks(case: Case) -> None:
     """The figure of the issue; a share of the networks in each of the three norms."""
     norm = NORMS[[0, 0, 1, 2][len(case.name) % 4]]
@@ -78,7 +78,13 @@ def test_five_hundred_networks(case: Case) -> None:
 @pytest.mark.parametrize("name", [row[0] for row in ZOO])
 def test_zoo(name: str) -> None:
     case = zoo_case(name)
-    assert refute(case, (2.0, 2.0), 0.1) == "rigorous"
+    assert refute(case, (2.0, 2.0), 0.05) == "rigorous"
+
+
+@functools.cache
+def captured(name: str) -> Network:
+    case = zoo_case(name)
+    return capture(case.model, case.example)
 
 
 @pytest.mark.parametrize("name", ["relu 4-6-3", "relu 1-1-1", "relu 10-4-10", "linear 4-3"])
@@ -86,9 +92,9 @@ def test_zoo(name: str) -> None:
 def test_order_on_relu_chains(name: str, norm: tuple[float, float]) -> None:
     """lower ≤ L ≤ vertex maximum ≤ AutoLip."""
     case = zoo_case(name)
-    problem = Problem(capture(case.model, case.example), norm)
+    problem = Problem(captured(name), norm)
     vertex = vertex_maximum(linear_weights(case.model), p=norm[0])
-    assert attack(problem, None, 0.3).value <= vertex * (1 + 1e-9)
+    assert attack(problem, None, 0.15).value <= vertex * (1 + 1e-9)
     assert vertex <= autolip(problem).value
 
 
