@@ -6,6 +6,7 @@ from lipcert.errors import (
     CertificateError,
     InputError,
     LipcertError,
+    MethodError,
     MissingExtraError,
     NotLipschitzError,
     NumericsError,
@@ -16,7 +17,10 @@ from lipcert.errors import (
 from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
+from lipcert.methods.eclipse_fast import EclipseFast
+from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
+from lipcert.methods.lipsdp_ipm import LipSDPInteriorPoint
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
 from lipcert.problem import Ball, Box
 from lipcert.result import Bound, Comparison, Estimate, LowerBound
@@ -33,13 +37,17 @@ __all__ = [
     "CertificateError",
     "CertifiedPairs",
     "Comparison",
+    "EclipseFast",
     "Estimate",
     "ExactPairs",
     "InputError",
+    "LipLT",
     "LipSDP",
+    "LipSDPInteriorPoint",
     "LipSDPLayer",
     "LipcertError",
     "LowerBound",
+    "MethodError",
     "MissingExtraError",
     "NotLipschitzError",
     "NumericsError",

@@ -23,6 +23,8 @@ from lipcert.problem import Norm, Problem
 #: Relative lifts of the multipliers tried, smallest first: the closed form lies on the boundary of the feasible set,
 #: where ρ as a function of the multipliers is steep; a few per cent inside it is often much smaller.
 LIFTS = (0.0, 1e-6, 1e-4, 1e-3, 3e-3, 1e-2, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+#: Least eigenvalue that counts: layers behind a zero map get multipliers of this order.
+LEAST = 1e-200
 #: Lift of the intermediate forms.
 SLACK = 1e-10
 
@@ -175,8 +177,8 @@ def _from_output(cells: Sequence[Cell], maps: Sequence[Tensor]) -> tuple[list[Te
     form, scale = _near_one(maps[-1].T @ maps[-1])
     for cell, w in zip(reversed(cells), reversed(maps[:-1]), strict=True):
         c, d = cell.c.reshape(-1), cell.d.reshape(-1)
-        greatest = _greatest(form)
-        lam = d * (d + c.abs()) * greatest * (1.0 + 1e-9 * (c == 0))
+        greatest = max(_greatest(form), LEAST)
+        lam = d * (d + c.abs()) * greatest * (1.0 + 1e-9 * (c == 0).double())
         result.append(lam * scale)
         inner = torch.diag(torch.where(d > 0, lam, torch.ones_like(d))) - d[:, None] * form * d
         coupling = (c[:, None] * form) * d
@@ -198,17 +200,17 @@ def _from_input(cells: Sequence[Cell], maps: Sequence[Tensor]) -> tuple[list[Ten
     covariance, scale = _near_one(maps[0] @ maps[0].T)
     for cell, w in zip(cells, maps[1:], strict=True):
         c, d = cell.c.reshape(-1), cell.d.reshape(-1)
-        greatest = max(_greatest(covariance), 1e-300)
-        share = d / (d + c.abs()).clamp(min=1e-300) / greatest * (1.0 - 1e-9 * (c == 0))
+        greatest = max(_greatest(covariance), LEAST)
+        share = d / (d + c.abs()).clamp(min=1e-300) / greatest * (1.0 - 1e-9 * (c == 0).double())
         shares.append(share)
         scales.append(scale)
         root = share.sqrt()
         inner = torch.eye(len(share), dtype=torch.float64) - root[:, None] * covariance * root
         grown = covariance + _quotient(inner, root[:, None] * covariance)
-        spread = torch.where(d > 0, d * (d + c.abs()) * greatest / (1.0 - 1e-9 * (c == 0)), torch.zeros_like(d))
+        spread = torch.where(d > 0, d * (d + c.abs()) * greatest / (1.0 - 1e-9 * (c == 0).double()), torch.zeros_like(d))
         covariance, factor = _near_one(w @ (c[:, None] * grown * c + torch.diag(spread)) @ w.T)
         scale *= factor
-    rho = _greatest(covariance)
+    rho = max(_greatest(covariance), LEAST)
     multipliers = [share * (rho * (scale / before)) for share, before in zip(shares, scales, strict=True)]
     return multipliers, rho * scale
 

@@ -20,12 +20,13 @@ from lipcert.network.loop_transform import Cell, LoopTransformed, natural_expone
 from lipcert.numerics.interior_point import Program, Solution, solve
 from lipcert.problem import Norm, Problem
 
-#: Geometric lifts tried on the solution, smallest first.
-LIFTS = (1e-9, 1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1)
+#: Geometric lifts tried on the solution, smallest first; and on tiny multipliers when the output is constant.
+LIFTS: Sequence[float] = (1e-9, 1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1)
+STEEP_LIFTS = (1e4, 1e8, 1e16, 1e40)
 #: Passes of the vector-neuron iteration that find the scale of every multiplier.
 SCALING_PASSES = 60
-#: Multiplier, relative to the largest, of a neuron whose pre-activation never changes.
-BLIND = 1e6
+#: Multipliers, relative to their guess, of a neuron whose pre-activation never changes, and of one that is never read.
+BLIND, UNUSED = 1e6, 1e-30
 
 
 @method
@@ -65,7 +66,7 @@ class LipSDPInteriorPoint(Method):
         relation = Relation.of(transformed)
         rho, scale = _guess(relation, run.generator)
         program, alive, blind = relation.program(scale, rho or 1.0)
-        multipliers = torch.zeros_like(scale)
+        multipliers = UNUSED * scale
         solution: Solution | None = None
         if rho > 0:
             solution = solve(
@@ -73,9 +74,12 @@ class LipSDPInteriorPoint(Method):
                 lambda iteration, gap: run.report(min(0.99, iteration / 30.0), f"gap {gap:.1e}"),
             )  # fmt: skip
             multipliers[alive] = scale[alive] * solution.multipliers
-        multipliers[blind] = BLIND * scale.max() if len(scale) else 0.0
+        if solution is None:  # the output is constant: whatever grows steeply towards the input proves it
+            multipliers = torch.where(blind, torch.ones_like(scale), torch.full_like(scale, 1e-200))
+        else:
+            multipliers[blind] = BLIND * scale[blind]
         pieces = dict(zip((c.node for c in transformed.cells), multipliers.split(list(relation.counts)), strict=True))
-        witness = self._witness(transformed, pieces)
+        witness = self._witness(transformed, pieces, LIFTS if solution is not None else STEEP_LIFTS)
         settings = dict(witness.settings)
         if solution is not None:
             log10 = 0.5 * math.log10(max(solution.primal * rho, 1e-300))
@@ -97,29 +101,30 @@ class LipSDPInteriorPoint(Method):
                 "or raise max_size (the cost grows with its cube)."
             )
 
-    def _witness(self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor]) -> Witness:
+    def _witness(
+        self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor], lifts: Sequence[float]
+    ) -> Witness:
         """The least lift that passes."""
         form = DenseForm(transformed)
         network = transformed.network
         weights = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
         steps = _steps(transformed)
-        best: tuple[float, float, dict[int, Tensor]] | None = None
-        for p in LIFTS:
-            lifted = {k: m * (1.0 + p) ** steps[k] for k, m in multipliers.items()}
+        best: tuple[float, dict[int, Tensor]] | None = None
+        for p in lifts:
+            lifted = {k: m * (1.0 + p) ** min(steps[k], 350.0 / math.log10(10.0 + p)) for k, m in multipliers.items()}
             try:
-                chosen, _ = form.repaired(lifted, p, weights)
-                rho = form.least_rho(chosen, 0.1 * p, weights)
+                chosen, _ = form.repaired(lifted, min(p, 0.1), weights)
+                rho = form.least_rho(chosen, 0.0, weights)
             except CertificateError:
                 continue
-            if best is not None and rho > best[0]:
-                break
-            best = (rho, 0.1 * p, chosen)
+            if best is None or rho < best[0]:
+                best = (rho, chosen)
         if best is None:
             raise CertificateError("the interior point's multipliers cannot be made feasible; try method 'lipsdp'.")
-        rho, slack, chosen = best
+        rho, chosen = best
         arrays = {f"multipliers.{k}": m.double().reshape(1, -1) for k, m in chosen.items()}
         arrays["exponents"] = torch.tensor(transformed.exponents, dtype=torch.int64)
-        settings = {"rho": rho * (1.0 + 1e-12), "slack": slack, "route": "dense", "layerwise": self.layerwise}
+        settings = {"rho": rho * (1.0 + 1e-12), "slack": 0.0, "route": "dense", "layerwise": self.layerwise}
         return Witness("quadratic", arrays, settings)
 
 
@@ -135,7 +140,7 @@ def _steps(transformed: LoopTransformed) -> dict[int, int]:
 def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tensor]:
     """ρ and multipliers of the right order of magnitude, by the vector-neuron iteration of DESIGN §3 on the relation.
 
-    Small multipliers are raised towards their layer's largest: scales need no more than an order of magnitude.
+    Outliers are moved towards their layer's median: scales need no more than an order of magnitude.
     """
     cells = relation.transformed.cells
     n, columns = relation.inputs, 8
@@ -167,7 +172,8 @@ def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tenso
             h = cell.d.reshape(-1, 1) * gradient[z]
             size_h = h.norm() if cell.block else h.norm(dim=1, keepdim=True)
             safe = lengths[i].clamp(min=1e-150)
-            result[i] = (size_h / safe).reshape(-1)
+            seen = lengths[i] > 1e-8 * lengths[i].max()
+            result[i] = torch.where(seen, size_h / safe, torch.zeros_like(safe)).reshape(-1)
             along = (h * units[i]).sum() if cell.block else (h * units[i]).sum(dim=1, keepdim=True)
             inner = images[i] * (along / safe)
             if len(inner) == cell.size:
@@ -177,11 +183,11 @@ def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tenso
         x = gradient[:n] if float(gradient[:n].norm()) > 0 else x
     if not math.isfinite(rho):
         raise NumericsError("the scaling passes overflowed; rescale the network's weights.")
-    positive = [float(m.max()) for m in result if m.numel() and float(m.max()) > 0]
-    typical = min(positive, default=1.0)
-    floors = [1e-3 * ((float(m.max()) if m.numel() else 0.0) or typical) for m in result]
-    raised = [m.clamp(min=floor) for m, floor in zip(result, floors, strict=True)]
-    return rho, torch.cat([torch.zeros(0, dtype=torch.float64), *raised])
+    typical = [float(m[m > 0].median()) if bool((m > 0).any()) else 0.0 for m in result]
+    least = min((t for t in typical if t > 0), default=1.0)
+    centres = [t or least for t in typical]
+    moved = [m.clamp(min=1e-3 * t, max=1e3 * t) for m, t in zip(result, centres, strict=True)]
+    return rho, torch.cat([torch.zeros(0, dtype=torch.float64), *moved])
 
 
 def _unit(h: Tensor, block: bool) -> Tensor:
