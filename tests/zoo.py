@@ -195,9 +195,7 @@ class Generator:
                 layers.append(block)
         model = nn.Sequential(*layers).to(dtype).eval()
         example = torch.randn(self.c.number(1, 3), *shape, generator=self.torch).to(dtype)
-        return Case(
-            f"{'f64' if dtype == torch.float64 else 'f32'} {shape}: {', '.join(self.words)}", model, example
-        )
+        return Case(f"{'f64' if dtype == torch.float64 else 'f32'} {shape}: {', '.join(self.words)}", model, example)
 
     def _fill(self, layer: nn.Module) -> nn.Module:
         """Weights of every kind: usual, scaled by 1e±6, all zero, with dead neurons, without bias."""
@@ -428,7 +426,7 @@ def linear_weights(model: nn.Module) -> list[Tensor]:
 
 
 def vertex_maximum(weights: Sequence[Tensor], low: float = 0.0, high: float = 1.0, p: float = 2) -> float:
-    """max over all slope patterns in {low, high} of ‖W_K D … D W_1‖_p: at least L; equal if all patterns are reached."""
+    """max over all slope patterns in {low, high} of ‖W_K D … D W_1‖_p: at least L, equal if all are reached."""
     hidden = [len(w) for w in weights[:-1]]
     assert sum(hidden) <= 14, "brute force"
     patterns = torch.tensor(list(itertools.product((low, high), repeat=sum(hidden))), dtype=torch.float64)

@@ -129,7 +129,7 @@ def _export_error(problem: Exception, module: nn.Module, example: Tensor) -> Lip
         module(example[:1].clone())
     except Exception as failure:  # whatever it is, the model does not run on this example
         return InputError(
-            f"the model does not run on example_input[:1] of shape {tuple(example[:1].shape)} and dtype {example.dtype}: "
+            f"the model does not run on example_input[:1] (shape {tuple(example[:1].shape)}, {example.dtype}): "
             f"{type(failure).__name__}: {str(failure).strip()[:300]}. Give an example of the shape the model takes, "
             "with a leading batch dimension."
         )
