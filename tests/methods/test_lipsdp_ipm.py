@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
-from lipcert.errors import InputError, MethodError
+from lipcert.capture.torch_export import capture
+from lipcert.certificates.base import Witness, check
+from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
+from lipcert.methods.base import Run
 from lipcert.numerics.interior_point import Program, solve
+from lipcert.problem import Problem
 from tests.methods.solving import solved
 from tests.methods.test_lipsdp import HARD, chain, observed, randn, recipe
 from tests.zoo import ZOO, Residual, mlp, random_network, vertex_maximum, zoo_case
@@ -217,3 +221,49 @@ def test_the_solver_alone_on_a_program_with_a_known_optimum():
     assert solution.converged
     assert solution.rho == pytest.approx(9.0, rel=1e-6)
     assert float(solution.multipliers[0]) == pytest.approx(1.0, rel=1e-5)
+
+
+def attacked(problem: Problem, witness: Witness, power: int) -> tuple[dict[str, Tensor], float]:
+    """Arrays and ρ of the same witness in output units 2^power times larger."""
+    half = 2.0 ** -power
+    arrays = {k: v.double() * half * half if k.startswith("multipliers") else v for k, v in witness.arrays.items()}
+    arrays["exponents"] = witness.arrays["exponents"].clone()
+    arrays["exponents"][-1] += power
+    return arrays, witness.settings["rho"][0] * half * half
+
+
+@pytest.mark.parametrize("power", [0, 30, 518, 536])
+@pytest.mark.parametrize("factor", [1.0, 0.9, 0.5])
+def test_matrix_free_certificates_in_units_that_underflow_are_refused(power, factor):
+    # With multipliers near 1e-310 a clamp at 1e-300 once weakened every neuron: 9.79 was "proved" for a truth of 10.87.
+    weights = [randn(8, 4, seed=0), randn(3, 8, seed=1)]
+    problem = Problem(capture(chain(*weights), torch.zeros(1, 4)))
+    run = Run(torch.Generator().manual_seed(0), torch.device("cpu"))
+    witness = lipcert.LipSDP(route="matrix_free").solve(problem, run)
+    arrays, rho = attacked(problem, witness, power)
+    crafted = Witness("quadratic", arrays, {**witness.settings, "rho": [rho * factor**2]})
+    try:
+        bound = check(problem, crafted, "x", torch.Generator().manual_seed(1))
+    except CertificateError:
+        return
+    assert bound.value >= vertex_maximum(weights)
+
+
+@pytest.mark.parametrize("scales", [(1e-170, 1e-170, 1e300), (1e-100, 1e-100, 1e200), (1e-90, 1e-150, 1e200)])
+@pytest.mark.parametrize("method", ["lipsdp_ipm", "lipsdp", "eclipse_fast", "liplt", "lipsdp matrix-free"])
+def test_fused_layers_that_underflow_between_each_other(scales, method):
+    # A product computed as zero once gave a rigorous 1e-125 for a truth of 1e-38.
+    weights = [randn(4, 4, seed=k) for k in range(4)]
+    layers = [nn.Linear(4, 4, bias=False, dtype=torch.float64) for _ in range(4)]
+    for layer, weight, scale in zip(layers, weights, (*scales, 1.0), strict=True):
+        layer.weight.data = weight * scale
+    model = nn.Sequential(*layers[:3], nn.ReLU(), layers[3]).eval()
+    truth = vertex_maximum([weights[2] @ weights[1] @ weights[0], weights[3]])
+    log10 = math.log10(truth) + sum(map(math.log10, scales))
+    chosen = lipcert.LipSDP(route="matrix_free") if "matrix" in method else method
+    try:
+        bound = solved(model, 4, chosen)
+    except (NumericsError, CertificateError):
+        return
+    assert bound.log10 is not None
+    assert bound.log10 >= log10 - 1e-9

@@ -15,6 +15,7 @@ from lipcert.certificates.map_norm import MOST_ROUNDINGS, TARGET, Stacked, map_n
 from lipcert.certificates.map_path import Pathway, reachable
 from lipcert.certificates.map_written import Block, identity, scaled_rows, spike, total, written
 from lipcert.certificates.segments import cuts
+from lipcert.certificates.tame import require_tame
 from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
 from lipcert.network.graph import (
     ActivationNode,
@@ -262,6 +263,7 @@ class FreeRecursion(Recursion):
     def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments)
         self.transformed = LoopTransformed(self.network, natural_exponents(self.network))
+        require_tame(self.transformed)
         self.cells: Mapping[int, Cell] = {
             k: _cell(k, node) for k, node in enumerate(self.network.nodes) if isinstance(node, ActivationNode)
         }

@@ -13,9 +13,10 @@ from torch import Tensor
 from lipcert.certificates.base import Witness, certificate
 from lipcert.certificates.blocks import Block, Tracked, congruence, dense, plus, times, transposed
 from lipcert.certificates.segments import TINY, Segment, SegmentMatrices, Written, cheapest_segments, matrices
+from lipcert.certificates.tame import require_tame
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed
+from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.psd import is_positive_definite_scaled
@@ -34,6 +35,8 @@ NORMS: tuple[Norm, ...] = tuple((p, q) for p in (2.0, math.inf) for q in (2.0, 1
 
 #: Largest change of unit, in powers of two, between neighbouring nodes: beyond it scaling might underflow unseen.
 MAX_STEP = 600
+#: Largest distance, in powers of two, of the units of a matrix-free certificate from the network's natural ones.
+UNITS_APART = 64
 
 
 @certificate("quadratic")
@@ -249,7 +252,8 @@ class DenseForm:
         """Multipliers made feasible where that is a matter of single neurons, and their ρ in plain floating point.
 
         With Q_jj = d_j² M_jj the curvature that the rest of the network puts on w_j, λ_j > Q_jj is necessary, and
-        λ_j = Q_jj (1 + |c_j|/d_j) costs least; multipliers at or below (1 + margin) Q_jj are set to that. For searches.
+        λ_j = Q_jj (1 + |c_j|/d_j) costs least; multipliers at or below (1 + margin) Q_jj are set to that. A negative
+        multiplier marks a neuron whose v is zero: its λ is free and made large. For searches.
 
         Raises:
             CertificateError: still infeasible.
@@ -321,6 +325,8 @@ def _repair(
             _, on_v = multiplier_pair(segment.cells[later], multipliers[segment.cells[later].node], v.rows)
             curvature = curvature + _curvature(v.parts.get(number + 1), on_v, cell.size)
         current = multipliers[cell.node]
+        dead = current < 0
+        current = current.clamp(min=0.0)
         if cell.block:
             least = float(curvature.max()) if curvature.numel() else 0.0
             multipliers[cell.node] = (
@@ -331,9 +337,8 @@ def _repair(
         best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
         floor = 1e-30 * float(current.max()) if current.numel() else 0.0
         low = current <= curvature * (1.0 + margin) + floor
-        multipliers[cell.node] = torch.where(
-            low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current
-        )
+        chosen = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
+        multipliers[cell.node] = torch.where(dead, 1e4 * curvature.clamp(min=max(floor, 1e-250)), chosen)
 
 
 def _curvature(part: Block | None, form: Block, width: int) -> Tensor:
@@ -443,7 +448,8 @@ class Statement:
         """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
         schur = self.schur()
         diagonal = schur.diagonal().clamp(min=0.0)
-        floor = max(1e-14 * float(diagonal.max()), FLOOR) if diagonal.numel() else 0.0
+        positive = diagonal[diagonal > 0]  # entries without curvature get a little, next to the least that has some
+        floor = max(1e-12 * float(positive.min()), FLOOR) if positive.numel() else FLOOR
         lift = _least_lift(slack, self.matrix.shape[0])
         for _ in range(6):
             start = schur + torch.diag(lift * diagonal + floor)
@@ -541,7 +547,7 @@ class ScaledMap:
         for cell in transformed.cells:
             v_shape = transformed.network.nodes[cell.parent].shape
             on_w, on_v = multiplier_pair(cell, multipliers[cell.node], size(v_shape))
-            scale.append(on_w.clamp(min=1e-300).rsqrt())
+            scale.append(on_w.rsqrt())
             self.out[cell.node] = on_v.sqrt().reshape(v_shape)
         self.scale = torch.cat(scale)
 
@@ -581,8 +587,13 @@ def _matrix_free(
     """The claimed ρ, proved: multipliers and ρ enter as claimed, ‖G‖² ≤ θ/(1 − ε) must come out at most 1."""
     if not 0.0 < rho < math.inf:
         raise CertificateError("the matrix-free route needs a claimed rho.")
-    if any(bool((m == 0).any()) for m in multipliers.values()):
-        raise CertificateError("the matrix-free route needs positive multipliers.")
+    least = min(rho, float((rho * weights.input).min()), float(weights.output[weights.output > 0].min()))
+    if not least >= 1e-290 or any(bool(((m < 1e-290) | (m > 1e290)).any()) for m in multipliers.values()):
+        raise CertificateError("the matrix-free route needs multipliers, weights and a rho between 1e-290 and 1e290.")
+    usual = natural_exponents(transformed.network)
+    if any(abs(a - b) > UNITS_APART for a, b in zip(usual, transformed.exponents, strict=True)):
+        raise CertificateError("the certificate's units are far from the network's own; numbers might underflow.")
+    require_tame(transformed)
     scaled = ScaledMap(transformed, multipliers, weights, rho)
     steps = 100
     while True:

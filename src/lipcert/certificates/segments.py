@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lipcert.certificates.blocks import Tracked, plus, times
+from lipcert.certificates.map_norm import scaled
 from lipcert.network.graph import AffineNode
-from lipcert.network.linear import Identity, LinearMap, size
+from lipcert.network.linear import Dense, Identity, LinearMap, size
 from lipcert.network.loop_transform import Cell, LoopTransformed
 
 #: Added to bounds of absolute values, so that γ times it covers underflow; not so small as to slow products down.
@@ -173,6 +175,12 @@ def _written(linear: LinearMap, gap: int) -> Written:
     if isinstance(linear, Identity):
         diagonal = torch.full((linear.in_size,), linear.scale, dtype=torch.float64)
         return diagonal, diagonal.abs() + TINY * (1.0 + 2.0 ** max(0, gap))
-    matrix = linear.matrix()
-    dominant = matrix.abs() if len(linear.leaves()) <= 1 else linear.absolute().matrix()
+    # Factor by factor: layers of norm 1e-170, 1e-170 and 1e300 fused into one map would vanish on the way.
+    unit = scaled(linear)
+    matrix = unit.map.matrix()
+    single = len(unit.map.leaves()) == 1 and isinstance(unit.map, Dense)
+    dominant = matrix.abs() if single else unit.map.absolute().matrix()
+    dominant = dominant + unit.underflow * 2.0**54  # at least the underflow once multiplied by γ_1
+    if unit.exponent:
+        matrix, dominant = (torch.from_numpy(np.ldexp(m.numpy(), unit.exponent)) for m in (matrix, dominant))
     return matrix, dominant + TINY * (1.0 + 2.0 ** max(0, gap))
