@@ -63,7 +63,7 @@ def measure(net: nets.Net, method: str, threads: int) -> dict:
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     command = [sys.executable, str(Path(__file__).resolve()), "--row", net.name, method]
     row = {"net": net.name, "method": method, "threads": threads, "load": round(load, 1), "limit": net.limit}
-    row |= {"machine": tables.machine(), "date": time.strftime("%Y-%m-%d")}
+    row |= {"machine": tables.machine(), "version": tables.version(), "date": time.strftime("%Y-%m-%d")}
     try:
         done = subprocess.run(command, env=env, timeout=net.limit, capture_output=True, text=True)
     except subprocess.TimeoutExpired:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import nets
 
 FIELDS = (
     "net", "method", "status", "value", "primal", "guarantee", "seconds", "cpu_seconds", "solver_seconds", "passes",
-    "peak_mb", "remark", "threads", "load", "limit", "machine", "date",
+    "peak_mb", "remark", "threads", "load", "limit", "machine", "version", "date",
 )  # fmt: skip
 NUMBERS = {"value", "primal", "seconds", "cpu_seconds", "solver_seconds", "passes", "peak_mb", "load", "limit"}
 Row = dict[str, Any]
@@ -29,21 +30,36 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def version() -> str:
+    """The commit that was measured, ``-dirty`` with uncommitted changes; ``BENCH_VERSION`` overrides it."""
+    if label := os.environ.get("BENCH_VERSION"):
+        return label
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 class Results:
     """The CSV file: one row per network and method, the latest run of each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[tuple[str, str], Row] = {}
-        if path.exists():
-            with path.open(newline="") as file:
+        self._read()
+
+    def _read(self) -> None:
+        if self.path.exists():
+            with self.path.open(newline="") as file:
                 for row in csv.DictReader(file):
                     self.rows[row["net"], row["method"]] = {
                         k: float(v) if k in NUMBERS else v for k, v in row.items() if v != ""
                     }
 
     def put(self, row: Row) -> None:
-        """Add or replace a row and write the file (atomically)."""
+        """Add or replace a row and write the file (atomically); rows that another run wrote meanwhile are kept."""
+        self._read()
         self.rows[row["net"], row["method"]] = row
         partial = self.path.with_suffix(".tmp")
         with partial.open("w", newline="") as file:
@@ -115,7 +131,12 @@ def write(results: Results, folder: Path) -> None:
         "over this row's seconds. Peers' values carry no guarantee: they hold up to the solver's tolerance.",
         "",
     ]
-    setups = sorted({f"{r['machine']}; {r['threads']} threads; {r['date']}" for r in results.rows.values()})
+    setups = sorted(
+        {
+            f"{r['machine']}; {r['threads']} thread(s); {r['date']}; {r.get('version', '')}"
+            for r in results.rows.values()
+        }
+    )
     loads = [r["load"] for r in results.rows.values() if "load" in r]
     if loads:
         lines += [
@@ -140,7 +161,7 @@ def _section(net: nets.Net, rows: list[Row], results: Results) -> list[str]:
         "",
         f"base: {number(base, 10)}, {meaning}" if base is not None else "base: none",
         "",
-        "| method | value | over base | / lower | guarantee | seconds | CPU s | vs CLARABEL | peak MB | load | remark |",
+        "| method | value | over base | / lower | guarantee | s | CPU s | vs CLARABEL | peak MB | load | remark |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -157,7 +178,8 @@ def _section(net: nets.Net, rows: list[Row], results: Results) -> list[str]:
         ratio = f"{row['value'] / lower:.4g}" if row.get("value") is not None and lower else "–"
         lines.append(
             f"| {row['method']} | {number(row.get('value'))} | {over} | {ratio} | {row['guarantee']} | "
-            f"{row['seconds']:.3g} | {number(row.get('cpu_seconds'), 3)} | {speed} | {number(row.get('peak_mb'))} | {row['load']:g} | {remark} |"
+            f"{row['seconds']:.3g} | {number(row.get('cpu_seconds'), 3)} | {speed} | {number(row.get('peak_mb'))} | "
+            f"{row['load']:g} | {remark} |"
         )
     return lines
 
