@@ -22,9 +22,7 @@ from models import CHECKPOINTS, lenet5, paper_cnn
 FACTORIES = {"lenet5": lenet5, "paper_cnn": paper_cnn}
 
 
-def train(
-    model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, weight_decay: float, seed: int
-) -> None:
+def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, weight_decay: float, seed: int) -> None:
     """Train in place with a one-cycle learning rate; leave the model in eval mode."""
     rng = torch.Generator().manual_seed(seed)
     batch = 64
@@ -49,9 +47,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--weight-decay", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

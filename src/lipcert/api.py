@@ -72,9 +72,7 @@ def bound(
     with _reporter(progress, f"{chosen.name}") as report:
         run = Run(_generator(seed), _device(device), _budget(budget), report)
         with torch.random.fork_rng(devices=[]):
-            return replace(
-                chosen.bound(problem, run, _generator(seed + 1)), seconds=time.perf_counter() - started
-            )
+            return replace(chosen.bound(problem, run, _generator(seed + 1)), seconds=time.perf_counter() - started)
 
 
 @torch.inference_mode(False)  # maps are transposed by autograd
@@ -106,9 +104,7 @@ def compare(
     """
     problem = _problem(model, example_input, norm, domain, select)
     if methods is None:
-        chosen = [
-            kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms
-        ]
+        chosen = [kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms]
     else:
         chosen = [make(one) for one in methods]
         for one in chosen:
@@ -153,9 +149,7 @@ def lower_bound(
     if inputs is not None and not isinstance(inputs, Tensor):
         raise InputError(f"inputs must be a tensor (B, *shape of one example), not {type(inputs).__name__}.")
     if inputs is not None and tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
-        raise InputError(
-            f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]})."
-        )
+        raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
     from lipcert.attack import attack
 
     with _reporter(progress, "attack") as report, torch.random.fork_rng(devices=[]):
@@ -228,9 +222,7 @@ def load_model(model: Model) -> nn.Module | ExportedProgram:
 def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
     pair = as_norm(norm)
     if domain is not None and not isinstance(domain, (Ball, Box)):
-        raise InputError(
-            f"domain must be None, a lipcert.Ball or a lipcert.Box, not {type(domain).__name__}."
-        )
+        raise InputError(f"domain must be None, a lipcert.Ball or a lipcert.Box, not {type(domain).__name__}.")
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
     return Problem(capture(load_model(model), example), pair, domain, select)

@@ -110,9 +110,7 @@ class Bound:
             f"<td>{r.cumulative:.6g}</td><td>{r.guarantee}</td><td>{html.escape(r.remark)}</td></tr>"
             for r in self.breakdown
         )
-        head = (
-            "<tr><th>step</th><th>kind</th><th>constant</th><th>so far</th><th>guarantee</th><th></th></tr>"
-        )
+        head = "<tr><th>step</th><th>kind</th><th>constant</th><th>so far</th><th>guarantee</th><th></th></tr>"
         return f"<div><b>{html.escape(str(self))}</b><table>{head}{rows}</table></div>"
 
 
@@ -177,10 +175,6 @@ class Comparison:
             ratio = self.ratio(row)
             value = "-" if row.value is None else f"{row.value:.7g}"
             times = "-" if ratio is None else f"{ratio:.4g}"
-            lines.append(
-                f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}"
-            )
-        lines.append(
-            f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness"
-        )
+            lines.append(f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}")
+        lines.append(f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness")
         return "\n".join(lines)

@@ -95,7 +95,7 @@ def enumerated(model: nn.Module, n: int) -> float:
             gate.slopes = None
 
 
-def solved(model: nn.Module, n: int, budget: float = 20.0, **options: float) -> lipcert.Bound:
+def solved(model: nn.Module, n: int, budget: float = 120.0, **options: float) -> lipcert.Bound:
     method = lipcert.BranchAndBound(**options)  # type: ignore[arg-type]
     return lipcert.bound(model, torch.zeros(1, n, dtype=torch.float64), method=method, budget=budget)
 
@@ -309,7 +309,7 @@ def pair_collapsed(witness: Witness) -> Witness:
     arrays = {
         k: v if k in ("exponents", "tree") else torch.cat([v[:leaf], v[leaf + 1 :]]) for k, v in witness.arrays.items()
     }
-    arrays["tree"] = torch.tensor(tree[:at] + [-1] + tree[at + 3 :])
+    arrays["tree"] = torch.tensor([*tree[:at], -1, *tree[at + 3 :]])
     return replace(witness, arrays=arrays)
 
 

@@ -225,7 +225,7 @@ def test_the_solver_alone_on_a_program_with_a_known_optimum():
 
 def attacked(problem: Problem, witness: Witness, power: int) -> tuple[dict[str, Tensor], float]:
     """Arrays and ρ of the same witness in output units 2^power times larger."""
-    half = 2.0 ** -power
+    half = 2.0**-power
     arrays = {k: v.double() * half * half if k.startswith("multipliers") else v for k, v in witness.arrays.items()}
     arrays["exponents"] = witness.arrays["exponents"].clone()
     arrays["exponents"][-1] += power

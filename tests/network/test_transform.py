@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Networks from networks: fusing, expanding and sorting networks keep the function; maps keep their algebra."""
 
 import itertools
@@ -48,9 +47,7 @@ def random_network(seed):
         elif kind == "identity":
             variables.append(builder.affine([(x, Identity(SHAPE))], SHAPE))
         elif kind == "constant":
-            variables.append(
-                builder.affine([], SHAPE, torch.randn(1, N, generator=generator, dtype=torch.float64))
-            )
+            variables.append(builder.affine([], SHAPE, torch.randn(1, N, generator=generator, dtype=torch.float64)))
         elif kind == "relu":
             variables.append(builder.activation(x, RELU))
         elif kind == "max":

@@ -66,9 +66,7 @@ def test_probabilistic_bound_is_above_and_within_target(name):
         assert 1.0 <= upper <= 1.0201
         assert steps < 100
         assert certify_sigma_max_probabilistic(diagonal(values), 3000, 1.03, steps=100, generator=gen(9))
-        assert not certify_sigma_max_probabilistic(
-            diagonal(values), 3000, 0.9999, steps=100, generator=gen(9)
-        )
+        assert not certify_sigma_max_probabilistic(diagonal(values), 3000, 0.9999, steps=100, generator=gen(9))
 
 
 def test_failures_are_not_more_frequent_than_delta():
@@ -145,7 +143,5 @@ def test_power_method_estimates_from_below():
 
 def test_float32():
     values = SPECTRA["clustered"].float()
-    upper, _ = sigma_max_probabilistic(
-        diagonal(values), 3000, target=1e-2, dtype=torch.float32, generator=gen()
-    )
+    upper, _ = sigma_max_probabilistic(diagonal(values), 3000, target=1e-2, dtype=torch.float32, generator=gen())
     assert 1.0 <= upper <= 1.0101

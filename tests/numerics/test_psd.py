@@ -173,9 +173,7 @@ def test_residual_bound_is_above_the_exact_residual():
     exact = np.array(
         [
             [
-                float(
-                    sum(p * q for p, q in zip(factor[i], factor[j], strict=True)) - Fraction(float(b[i, j]))
-                )
+                float(sum(p * q for p, q in zip(factor[i], factor[j], strict=True)) - Fraction(float(b[i, j])))
                 for j in range(12)
             ]
             for i in range(12)

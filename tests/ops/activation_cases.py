@@ -189,9 +189,7 @@ HAND = [
     optimum("swish bx", call(lambda x: (3 * x) * torch.sigmoid(-2 * x) / 4), scaled(SW, 0.75), scale=-2),
     optimum("swish twice", call(lambda x: (x + 1) * torch.sigmoid(x + 1)), tuple((a - 1, v) for a, v in SW)),
     optimum("swish parameter", call(lambda x, b: x * torch.sigmoid(b * x), torch.tensor(1.5)), SW, scale=1.5),
-    optimum(
-        "swish channel", call(lambda x, b: x * torch.sigmoid(b * x), torch.full((3, 1), 0.5)), SW, scale=0.5
-    ),
+    optimum("swish channel", call(lambda x, b: x * torch.sigmoid(b * x), torch.full((3, 1), 0.5)), SW, scale=0.5),
     optimum("x/(1+exp(-x))", call(lambda x: x / (1 + torch.exp(-x))), SW),
     optimum("x*(1/(1+exp(-x)))", call(lambda x: x * (1 / (1 + torch.exp(-x)))), SW),
     optimum("swish tanh", call(lambda x: x * (1 + torch.tanh(x / 2)) / 2), SW),
@@ -211,18 +209,14 @@ HAND = [
     optimum("gelu erf", call(lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))), G),
     optimum("gelu erf 2", call(lambda x: x * 0.5 * (1.0 + torch.erf(x * ERF_K))), G),
     optimum("gelu erf 3", call(lambda x: x * (0.5 + 0.5 * torch.erf(x * ERF_K))), G),
-    optimum(
-        "gelu erf k", call(lambda x: 3 * x * (1 - torch.erf(2 * x))), scaled(G, 6.0), scale=-2 * mp.sqrt(2)
-    ),
+    optimum("gelu erf k", call(lambda x: 3 * x * (1 - torch.erf(2 * x))), scaled(G, 6.0), scale=-2 * mp.sqrt(2)),
     optimum("gelu erfc", call(lambda x: 0.5 * x * torch.erfc(-x * ERF_K)), G),
     optimum(
         "gelu tanh pow",
         call(lambda x: 0.5 * x * (1 + torch.tanh(TANH_K * (x + 0.044715 * torch.pow(x, 3))))),
         GT,
     ),
-    optimum(
-        "gelu tanh xxx", call(lambda x: 0.5 * x * (1 + torch.tanh(TANH_K * (x + 0.044715 * x * x * x)))), GT
-    ),
+    optimum("gelu tanh xxx", call(lambda x: 0.5 * x * (1 + torch.tanh(TANH_K * (x + 0.044715 * x * x * x)))), GT),
     optimum(
         "gelu tanh x(1+x²)",
         call(lambda x: 0.5 * x * (1 + torch.tanh(x * TANH_K * (1 + 0.044715 * x * x)))),
@@ -253,9 +247,7 @@ HAND = [
     row("where le", call(lambda x: torch.where(x <= 0, -2 * x, x)), (-2, 1), (-1, 1), "le"),
     row("where relu", call(lambda x: torch.where(x >= 0, x, 0.0)), UNIT, (-1, 1), "where.ScalarOther ge"),
     row("where relu 2", call(lambda x: torch.where(x < 0, 0.0, x)), UNIT, (-1, 1), "where.ScalarSelf lt"),
-    row(
-        "where zeros", call(lambda x: torch.where(x > 0, x, torch.zeros_like(x))), UNIT, (-1, 1), "zeros_like"
-    ),
+    row("where zeros", call(lambda x: torch.where(x > 0, x, torch.zeros_like(x))), UNIT, (-1, 1), "zeros_like"),
     row("where new", call(lambda x: torch.where(x > 0, x, x.new_zeros(()))), UNIT, (-1, 1), "new_zeros"),
     row("where shifted", call(lambda x: torch.where(x > 1, 2 * x - 1, x)), (1, 2), (0, 2)),
     row("where elu", call(lambda x: torch.where(x > 0, x, torch.exp(x) - 1)), UNIT, LEFT),

@@ -38,8 +38,4 @@ def jacobian(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def norm(matrix: Tensor, p: float) -> float:
-    return (
-        float(torch.linalg.matrix_norm(matrix, {1.0: 1, 2.0: 2, math.inf: math.inf}[p]))
-        if matrix.numel()
-        else 0.0
-    )
+    return float(torch.linalg.matrix_norm(matrix, {1.0: 1, 2.0: 2, math.inf: math.inf}[p])) if matrix.numel() else 0.0

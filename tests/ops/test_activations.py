@@ -124,9 +124,7 @@ def test_derivative_of_the_model_attains_both_ends(row, captured):
     module, _ = captured(row)
     points = torch.tensor(row.at, dtype=torch.float64)
     slopes = derivative(lambda x: on_module(module, x), points)
-    tolerance = (
-        1e-7 if "hardsigmoid" in row.name else 1e-11
-    )  # torch's derivative of hardsigmoid uses a float32 1/6
+    tolerance = 1e-7 if "hardsigmoid" in row.name else 1e-11  # torch's derivative of hardsigmoid uses a float32 1/6
     assert slopes.tolist() == pytest.approx([row.low, row.high], rel=tolerance, abs=tolerance)
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Selections and gain blocks: product of gains against sampled Jacobians, and against known constants."""
 
 import itertools
@@ -20,9 +19,7 @@ def constant(network, p):
     value = [1.0]
     for node in fuse(network).nodes[1:]:
         if isinstance(node, AffineNode):
-            value.append(
-                sum(norm(m.matrix(), p) * value[i] for m, i in zip(node.maps, node.parents, strict=True))
-            )
+            value.append(sum(norm(m.matrix(), p) * value[i] for m, i in zip(node.maps, node.parents, strict=True)))
         elif isinstance(node, ActivationNode):
             value.append(node.function.greatest_slope * value[node.parents[0]])
         elif isinstance(node, GainNode):
@@ -60,9 +57,7 @@ def test_never_below_difference_quotients(name):
 @pytest.mark.parametrize("name", [c.name for c in SELECTION])
 def test_expansion_is_exact(name):
     case, module, network = captured(name)
-    x = torch.cat(
-        [points(case, 20, 1.0), points(case, 20, 1.0).round(), torch.zeros(1, 1, *case.shape)]
-    ).double()
+    x = torch.cat([points(case, 20, 1.0), points(case, 20, 1.0).round(), torch.zeros(1, 1, *case.shape)]).double()
     expanded = expand(network)
     assert not any(isinstance(n, SelectionNode) for n in expanded.nodes)
     expected = torch.stack([module(e) for e in x])

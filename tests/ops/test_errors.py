@@ -65,9 +65,7 @@ def test_errors_name_op_and_line():
         capture(Call(lambda x: x * x.flip(1)).eval(), X)
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, track_running_stats=True), nn.Dropout()]
-)
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, track_running_stats=True), nn.Dropout()])
 def test_training_mode(layer):
     with pytest.raises(TrainModeError):
         capture(layer.train(), X)

@@ -45,9 +45,7 @@ def test_integers_of_rounded_numbers_have_no_count():
 def test_reduced_precision_inside_the_graph_is_not_applied():
     w = numbers(6, 3)
     (map_,) = (
-        capture(Call(lambda x, w: x @ (w * 1.1).to(torch.float32).to(x.dtype), w).eval(), numbers(1, 6))
-        .nodes[-1]
-        .maps
+        capture(Call(lambda x, w: x @ (w * 1.1).to(torch.float32).to(x.dtype), w).eval(), numbers(1, 6)).nodes[-1].maps
     )
     assert torch.equal(map_.matrix(), (w * 1.1).T.contiguous())
 

@@ -31,17 +31,13 @@ def test_contract(linear):
     matrix = map_.matrix()
     assert torch.allclose(matrix, dense, rtol=1e-12, atol=1e-14 * scale)
     y = torch.randn(3, *map_.out_shape, dtype=torch.float64)
-    assert torch.allclose(
-        map_.transpose(y).reshape(3, -1), y.reshape(3, -1) @ dense, rtol=1e-11, atol=1e-13 * scale
-    )
+    assert torch.allclose(map_.transpose(y).reshape(3, -1), y.reshape(3, -1) @ dense, rtol=1e-11, atol=1e-13 * scale)
     assert torch.allclose(
         map_.gram(x).reshape(3, -1), x.reshape(3, -1) @ dense.T @ dense, rtol=1e-10, atol=1e-12 * scale**2
     )
     assert (map_.absolute().matrix() >= dense.abs() * (1 - 1e-12) - 1e-15 * scale).all()
     assert (map_.absolute().matrix() >= 0).all()
-    assert torch.allclose(
-        network.forward(x), torch.stack([module(e) for e in x]), rtol=1e-11, atol=1e-12 * scale
-    )
+    assert torch.allclose(network.forward(x), torch.stack([module(e) for e in x]), rtol=1e-11, atol=1e-12 * scale)
     single = map_.to(torch.float32, "cpu")
     assert single.apply(x.float()).dtype == torch.float32
     for p, truth in (case.constant or {}).items():

@@ -187,9 +187,7 @@ class Expression:
             return self.rule("mul", "Tensor", u, condition), lambda t: f(t) * test(h(t), limit)
         if self.random.random() < 0.2:
             v, g = Constant(torch.zeros((), dtype=torch.float64)), torch.zeros_like
-        return self.rule("where", "self", condition, u, v), lambda t: torch.where(
-            test(h(t), limit), f(t), g(t)
-        )
+        return self.rule("where", "self", condition, u, v), lambda t: torch.where(test(h(t), limit), f(t), g(t))
 
     def grow(self, steps):
         for _ in range(steps):
@@ -229,26 +227,20 @@ class Expression:
         shifts, factors = [0, 0, 0, 1, -1, 3, 0.5], [1, 1, 1, -1, 2, 0.5, 0.3, 1.702, -2]
         x = self.affine(self.made[0], pick(factors), pick(shifts))
         inner = self.affine(pick([x, x, self.made[0]]), pick(factors), pick(shifts))
-        kind = pick(
-            ["gate", "cubic", "clamp", "where", "elu", "ratio", "logistic", "root", "mish", "mask", "bell"]
-        )
+        kind = pick(["gate", "cubic", "clamp", "where", "elu", "ratio", "logistic", "root", "mish", "mask", "bell"])
         if kind in ("gate", "cubic"):
             name = pick(["sigmoid", "tanh", "erf", "erfc"]) if kind == "gate" else "tanh"
             if kind == "cubic":
                 k = pick([0.7978845608028654, 0.7978845608, 0.8, -0.7978845608])
                 square = self.product(x, x)
-                inner = self.product(
-                    self.affine(x, k, 0), self.affine(square, pick([0.044715, 0.0447, 0.05]), 1)
-                )
+                inner = self.product(self.affine(x, k, 0), self.affine(square, pick([0.044715, 0.0447, 0.05]), 1))
             c = pick([0.5, 1, 1, -1, 1 / 3])
             gate = self.affine(self.apply(name, inner), c, pick([c, c, -c, 0, 1]))
             return self.product(x, gate)
         if kind == "clamp":
             low, high = pick([(0.0, 6.0), (0.0, 1.0), (-1.0, 2.0), (1.0, 0.0), (3.0, 3.0)])
             (u, f) = inner
-            return self.product(
-                x, (self.rule("clamp", "", u, low, high), lambda t: torch.clamp(f(t), low, high))
-            )
+            return self.product(x, (self.rule("clamp", "", u, low, high), lambda t: torch.clamp(f(t), low, high)))
         if kind == "mish":
             u, f = inner
             soft = self.rule("softplus", "", u, pick([1.0, 1.0, 2.0]), 20.0)
@@ -263,9 +255,7 @@ class Expression:
                 return self.rule("div", "Tensor", u, v), lambda t: f(t) / g(t)
             return self.rule("log", "", v), lambda t: torch.log(g(t))
         if kind in ("root", "bell"):
-            shape = self.sum(
-                self.affine(self.product(x, x), pick([1, 2, -1, -0.5]), pick([0.25, 1, 2])), inner
-            )
+            shape = self.sum(self.affine(self.product(x, x), pick([1, 2, -1, -0.5]), pick([0.25, 1, 2])), inner)
             return self.apply("sqrt" if kind == "root" else "exp", shape)
         name, test = pick(list(COMPARE.items()))
         limit = pick([0, 0, 0, 0.5, 1, -1])
@@ -281,9 +271,7 @@ class Expression:
         if pick([True, False]):
             a, b = b, a
         (u, f), (v, g) = a, b
-        return self.rule("where", "self", condition, u, v), lambda t: torch.where(
-            test(h(t), limit), f(t), g(t)
-        )
+        return self.rule("where", "self", condition, u, v), lambda t: torch.where(test(h(t), limit), f(t), g(t))
 
 
 def slope_interval(network):
@@ -320,9 +308,7 @@ def check(seed, template=False):
     """True if the expression was understood; fails if its range is wrong or its value differs."""
     expression = Expression(seed)
     try:
-        var, function = (
-            expression.template() if template else expression.grow(expression.random.randint(2, 9))
-        )
+        var, function = expression.template() if template else expression.grow(expression.random.randint(2, 9))
         assert isinstance(var, Var)
         network = expression.builder.finish(var)
     except LipcertError:

@@ -148,7 +148,9 @@ def _domain_to_json(domain: Domain) -> tuple[dict[str, Any] | None, dict[str, Te
         return None, {}
     if isinstance(domain, Ball):
         center = _stored(domain.center.double())
-        return {"type": "ball", "radius": float(domain.radius), "p": _number(float(domain.p))}, {"domain.center": center}
+        return {"type": "ball", "radius": float(domain.radius), "p": _number(float(domain.p))}, {
+            "domain.center": center
+        }
     lower, upper = (_stored(t.double()) for t in (domain.lower, domain.upper))
     return {"type": "box"}, {"domain.lower": lower, "domain.upper": upper}
 

@@ -155,4 +155,3 @@ def _elementary(matrix: Tensor, p: float) -> float:
         return norm_inf_upper(matrix)
     schur = mul_up(sqrt_up(norm_1_upper(matrix)), sqrt_up(norm_inf_upper(matrix)))
     return min(schur, sqrt_up(square_sum_up(matrix)))
-

@@ -60,9 +60,7 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator, delta:
     (Kuczyński & Woźniakowski 1992), H being the linear map (x, w) ↦ (v, y).
     """
     if problem.norm not in NORMS:
-        raise UnsupportedNormError(
-            f"no quadratic certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}."
-        )
+        raise UnsupportedNormError(f"no quadratic certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
     transformed, multipliers, weights = _read(problem, witness)
     exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
     route = str(witness.settings.get("route", "dense"))
@@ -84,9 +82,7 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator, delta:
         remark = f"{sum(c.size for c in transformed.cells)} neurons in {len(transformed.cells)} layers"
         rows.append(BreakdownRow(name, route, float(value), float(value), guarantee, remark))
     final = max(values, key=lambda m: (m.mantissa > 0, m.log10))
-    return Bound(
-        float(final), guarantee, "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10
-    )
+    return Bound(float(final), guarantee, "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10)
 
 
 def _numbers(witness: Witness, key: str, count: int) -> list[float]:
@@ -137,9 +133,7 @@ def read_multipliers(witness: Witness, transformed: LoopTransformed, forms: int)
         array = witness.arrays.get(f"multipliers.{cell.node}")
         expected = (forms, 1 if cell.block else cell.size)
         if array is None or array.shape != expected or not bool((torch.isfinite(array) & (array >= 0)).all()):
-            raise CertificateError(
-                f"the multipliers of node {cell.node} are missing, negative or of wrong size."
-            )
+            raise CertificateError(f"the multipliers of node {cell.node} are missing, negative or of wrong size.")
         multipliers[cell.node] = array.double()
     return multipliers
 
@@ -152,11 +146,7 @@ def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransform
 
     def free(key: str, width: int) -> Tensor:
         array = witness.arrays.get(key)
-        if (
-            array is None
-            or array.shape != (count, width)
-            or not bool((torch.isfinite(array) & (array > 0)).all())
-        ):
+        if array is None or array.shape != (count, width) or not bool((torch.isfinite(array) & (array > 0)).all()):
             raise CertificateError(f"the certificate's {key} are missing, not positive or of wrong size.")
         return array.double()
 
@@ -164,9 +154,7 @@ def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransform
     if q == 1:
         outputs = free("output_weights", m)
     else:
-        outputs = (
-            torch.eye(m, dtype=torch.float64) if q == math.inf else torch.ones(1, m, dtype=torch.float64)
-        )
+        outputs = torch.eye(m, dtype=torch.float64) if q == math.inf else torch.ones(1, m, dtype=torch.float64)
     return [Weights(inputs[i], outputs[i]) for i in range(count)]
 
 
@@ -174,9 +162,7 @@ def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor
     """λ on w and λ on v as vectors; a neuron with d = 0 has no w and needs no multiplier."""
     if cell.block:
         value = float(multiplier[0])
-        return torch.full((cell.size,), value, dtype=torch.float64), torch.full(
-            (v_size,), value, dtype=torch.float64
-        )
+        return torch.full((cell.size,), value, dtype=torch.float64), torch.full((v_size,), value, dtype=torch.float64)
     idle = cell.d.reshape(-1) == 0
     return torch.where(idle, torch.ones_like(multiplier), multiplier), torch.where(
         idle, torch.zeros_like(multiplier), multiplier
@@ -218,9 +204,7 @@ class DenseForm:
     def __init__(self, transformed: LoopTransformed) -> None:
         segments = cheapest_segments(transformed)
         if segments is None:
-            raise CertificateError(
-                "a layer is too wide to factor; the certificate needs the matrix-free route."
-            )
+            raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
         self.transformed = transformed
         self.segments = segments
         self._written: dict[tuple[int, int], Written] = {}
@@ -601,9 +585,7 @@ def _matrix_free(
         ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, generator)
         if ritz > 1.0:
             raise CertificateError("the multipliers are not feasible.")
-        epsilon = (
-            0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 4)
-        )
+        epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 4)
         if epsilon < 1.0 and div_up(mul_up(ritz, 1.0 + 1e-12), 1.0 - epsilon) <= 1.0:
             return rho
         if steps >= min(800, scaled.size):

@@ -55,9 +55,7 @@ def _guard(as_json: bool) -> Iterator[None]:
             typer.echo(json.dumps({"error": type(problem).__name__, "message": str(problem)}))
         if not isinstance(problem, LipcertError):
             errors.print(escape(traceback.format_exc()), highlight=False)
-        errors.print(
-            f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True
-        )
+        errors.print(f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -67,9 +65,7 @@ def bound(
     input_shape: ShapeOption = None,
     method: Annotated[str, typer.Option("--method", help="see `lipcert methods`")] = "auto",
     norm: NormOption = "2,2",
-    maximum: Annotated[
-        float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")
-    ] = None,
+    maximum: Annotated[float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
     seed: SeedOption = 0,
@@ -93,9 +89,7 @@ def bound(
             result.save(save)
     if as_json:
         limit = None if maximum is None else _finite(maximum)
-        typer.echo(
-            json.dumps({**_as_dict(result), "max": limit, "certificate": None if save is None else str(save)})
-        )
+        typer.echo(json.dumps({**_as_dict(result), "max": limit, "certificate": None if save is None else str(save)}))
     else:
         _print(result)
         if save is not None:

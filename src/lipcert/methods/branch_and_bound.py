@@ -231,7 +231,8 @@ class _Search:
         if rho > self.goal:
             free = self.allowed & (pattern == FREE)
             if bool(free.any()):
-                score = ascent.strength[row] * (1.0 - ascent.cosine[row].abs().clamp(max=1.0))
+                # ‖h‖ times the distance of z from the nearer of αv and βv, up to a factor √2
+                score = ascent.strength[row] * (1.0 - ascent.cosine[row].abs().clamp(max=1.0)).sqrt()
                 node.branch = int(torch.where(free, score, -1.0).argmax())
                 x, units = ascent.vectors.x[row : row + 1], ascent.vectors.units[row : row + 1]
                 node.vectors = Vectors(x.float(), units.float())

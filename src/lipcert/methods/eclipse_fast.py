@@ -207,7 +207,9 @@ def _from_input(cells: Sequence[Cell], maps: Sequence[Tensor]) -> tuple[list[Ten
         root = share.sqrt()
         inner = torch.eye(len(share), dtype=torch.float64) - root[:, None] * covariance * root
         grown = covariance + _quotient(inner, root[:, None] * covariance)
-        spread = torch.where(d > 0, d * (d + c.abs()) * greatest / (1.0 - 1e-9 * (c == 0).double()), torch.zeros_like(d))
+        spread = torch.where(
+            d > 0, d * (d + c.abs()) * greatest / (1.0 - 1e-9 * (c == 0).double()), torch.zeros_like(d)
+        )
         covariance, factor = _near_one(w @ (c[:, None] * grown * c + torch.diag(spread)) @ w.T)
         scale *= factor
     rho = max(_greatest(covariance), LEAST)

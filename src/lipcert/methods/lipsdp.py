@@ -93,9 +93,7 @@ class LipSDP(Method):
         needed = 600.0 * (time.perf_counter() - began)
         if needed <= run.left:
             return None
-        return (
-            f"its matrix-free check would take about {needed:.0f} s; raise budget= or ask for method='lipsdp'"
-        )
+        return f"its matrix-free check would take about {needed:.0f} s; raise budget= or ask for method='lipsdp'"
 
 
 @method
@@ -168,10 +166,7 @@ class _Finish:
     ) -> Witness:
         """The witness for the multipliers of every form."""
         arrays = {
-            f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers])
-            .double()
-            .cpu()
-            .contiguous()
+            f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers]).double().cpu().contiguous()
             for cell in self.exact.cells
         }
         arrays["exponents"] = torch.tensor(self.exact.exponents, dtype=torch.int64)
@@ -217,9 +212,7 @@ class _Dense(_Finish):
             count = max(10, int(self.search.passes * 0.4))
             if spent > 2.0 * searched:
                 count = int(count * min(10.0, spent / max(searched, 1e-3)))
-        return self.packaged(
-            [lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)]
-        )
+        return self.packaged([lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)])
 
     def packaged(self, lifts: list[Lift]) -> Witness:
         """The witness of a lift per form; its fallback is the next coarser lifts."""
@@ -239,9 +232,7 @@ class _Dense(_Finish):
             lift = self.lift(form, coarser)
             if lift is not None:
                 return lift
-        raise CertificateError(
-            "LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip."
-        )
+        raise CertificateError("LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip.")
 
     def lift(self, form: int, place: int) -> Lift | None:
         """The multipliers lifted by LIFTS[place] and their ρ; None if they are not feasible."""
@@ -316,4 +307,8 @@ class _MatrixFree(_Finish):
 
     def _positive(self, form: int, p: float) -> dict[int, Tensor]:
         lifted = self.lifted(form, p)
-        return {k: m.clamp(min=max(1e-30 * float(m.max()), 1e-200)) for k, m in lifted.items()}
+        result = {}
+        for k, m in lifted.items():
+            top = max(float(m.max()), 1e-100)
+            result[k] = torch.where(m < 0, torch.full_like(m, 1e3 * top), m.clamp(min=1e-30 * top))
+        return result

@@ -11,6 +11,9 @@ from lipcert.network.linear import Shape, size
 from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.problem import Norm
 
+#: Stands for the multiplier of a neuron whose v is zero: free of cost, so as large as one likes.
+DEAD = -1.0
+
 
 class VectorNeuron:
     """Maximise ‖Y‖ over X and unit vectors u_j, with z_j = c_j v_j + d_j ‖v_j‖ u_j for vectors in R^columns.
@@ -21,14 +24,13 @@ class VectorNeuron:
 
     Attributes:
         rho: (problems,) squared value of the best points so far: below the SDP's optimum; never a bound.
-        multipliers: node → (problems, neurons) λ_j = d_j‖h_j‖/‖v_j‖ at those points (one entry for a block).
+        multipliers: node → (problems, neurons) λ_j = d_j‖h_j‖/‖v_j‖ at those points (one entry for a block), DEAD
+            where v_j = 0.
         input_weights: (problems, n) with sum 1 for input norm ∞, ones for 2.
         output_weights: (problems, m): e with Σ 1/e_i = 1 for output norm 1, one-hot rows for ∞, ones for 2.
     """
 
-    def __init__(
-        self, transformed: LoopTransformed, norm: Norm, columns: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, transformed: LoopTransformed, norm: Norm, columns: int, generator: torch.Generator) -> None:
         self.transformed = transformed
         self.norm = norm
         self.columns = columns
@@ -41,9 +43,7 @@ class VectorNeuron:
         self._c = {cell.node: cell.c.to(device, dtype) for cell in transformed.cells}
         self._d = {cell.node: cell.d.to(device, dtype) for cell in transformed.cells}
         self._x = self._unit_input(self._random(in_shape))
-        self._units = {
-            cell.node: _unit(self._random(cell.out_shape), None, cell) for cell in transformed.cells
-        }
+        self._units = {cell.node: _unit(self._random(cell.out_shape), None, cell) for cell in transformed.cells}
         self._last_x, self._last_units = self._x, dict(self._units)
         self._momentum = torch.zeros(self.problems, dtype=dtype, device=device)
         self._previous = torch.full((self.problems,), -1.0, dtype=dtype, device=device)
@@ -63,9 +63,7 @@ class VectorNeuron:
         return torch.full((1, m), float(m) if self.norm[1] == 1 else 1.0, dtype=torch.float64)
 
     def _random(self, shape: Shape) -> Tensor:
-        sample = torch.randn(
-            self.problems, self.columns, *shape, generator=self.generator, dtype=torch.float64
-        )
+        sample = torch.randn(self.problems, self.columns, *shape, generator=self.generator, dtype=torch.float64)
         return sample.to(self.transformed.device, self.transformed.dtype)
 
     def _unit_input(self, x: Tensor, otherwise: Tensor | None = None) -> Tensor:
@@ -145,9 +143,7 @@ class VectorNeuron:
             return y.square().sum(dim=(1, 2))
         return y.square().sum(dim=1).diagonal()
 
-    def _remember(
-        self, better: Tensor, gradients: list[Tensor | None], lengths: dict[int, Tensor], y: Tensor
-    ) -> None:
+    def _remember(self, better: Tensor, gradients: list[Tensor | None], lengths: dict[int, Tensor], y: Tensor) -> None:
         keep = better.cpu()[:, None]
 
         def update(old: Tensor | None, new: Tensor) -> Tensor:
@@ -159,9 +155,10 @@ class VectorNeuron:
             weighted = torch.zeros_like(self._units[cell.node]) if h is None else self._d[cell.node] * h
             axes = tuple(range(1, weighted.dim())) if cell.block else (1,)
             strength = weighted.square().sum(dim=axes, keepdim=True).sqrt()
-            ratio = strength.reshape(self.problems, -1) / length.reshape(self.problems, -1).clamp(
-                min=self.tiny**0.5
-            )
+            length = length.reshape(self.problems, -1)
+            ratio = strength.reshape(self.problems, -1) / length
+            dead = length <= 1e3 * self.tiny**0.5
+            ratio = torch.where(dead, torch.full_like(ratio, DEAD), ratio)
             self.multipliers[cell.node] = update(self.multipliers.get(cell.node), ratio)
         g = gradients[0]
         if self.norm[0] == math.inf and g is not None:

@@ -89,9 +89,7 @@ class NetworkBuilder:
 
     def selection(self, var: Var, function: Selection, where: str = "") -> Var:
         """A maximum or sort of ``var``."""
-        return self._append(
-            SelectionNode((var.position,), function.out_shape, function.name, where, function)
-        )
+        return self._append(SelectionNode((var.position,), function.out_shape, function.name, where, function))
 
     def unresolved(
         self,

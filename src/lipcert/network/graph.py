@@ -105,7 +105,7 @@ class Network:
         return digest.hexdigest()
 
     def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Run the network on a batch (B, *in_shape), yielding (position, value); values are dropped after their last use."""
+        """Run on a batch (B, *in_shape), yielding (position, value); values are dropped after their last use."""
         alive: dict[int, Tensor] = {}
         last_use = [max(c, default=len(self.nodes)) for c in self.consumers]
         for position, node in enumerate(self.nodes):

@@ -44,9 +44,7 @@ class Cell:
         return size(self.out_shape)
 
 
-def _cell(
-    position: int, node: ActivationNode | GainNode, layerwise: bool = False, fixed: Tensor | None = None
-) -> Cell:
+def _cell(position: int, node: ActivationNode | GainNode, layerwise: bool = False, fixed: Tensor | None = None) -> Cell:
     if isinstance(node, ActivationNode):
         low, high = node.function.slopes(node.shape)
         c = (low + high) / 2
@@ -73,9 +71,7 @@ def _difference_up(a: Tensor, b: Tensor) -> Tensor:
     difference = a - b
     back = difference - a
     error = (a - (difference - back)) + (-b - back)
-    return torch.where(
-        error == 0, difference, torch.nextafter(difference, torch.full_like(difference, math.inf))
-    )
+    return torch.where(error == 0, difference, torch.nextafter(difference, torch.full_like(difference, math.inf)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,9 +229,7 @@ def natural_exponents(network: Network, seed: int = 0, columns: int = 4) -> tupl
     return tuple(exponents)
 
 
-def _affine_value(
-    node: AffineNode, values: Sequence[Tensor], exponents: Sequence[int]
-) -> tuple[Tensor | None, int]:
+def _affine_value(node: AffineNode, values: Sequence[Tensor], exponents: Sequence[int]) -> tuple[Tensor | None, int]:
     """Value of an affine node in the largest of its parents' units, and that unit."""
     if not node.parents:
         return None, 0

@@ -63,10 +63,7 @@ def _fuse_once(network: Network) -> Network:
 
 def _is_identity(node: AffineNode) -> bool:
     return (
-        node.offset is None
-        and len(node.maps) == 1
-        and isinstance(node.maps[0], Identity)
-        and node.maps[0].scale == 1.0
+        node.offset is None and len(node.maps) == 1 and isinstance(node.maps[0], Identity) and node.maps[0].scale == 1.0
     )
 
 
@@ -151,9 +148,7 @@ def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) 
 
     repeats = int(torch.bincount(index, minlength=1).max()) if index.numel() else 0
     key = f"{tuple(index.tolist())}" if index.numel() <= 64 else _digest(index)
-    chosen: LinearMap = OpMap(
-        "gather", function, in_shape, out_shape, (), key, float(repeats - 1 if repeats else 0)
-    )
+    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), key, float(repeats - 1 if repeats else 0))
     return chosen if sign == 1.0 else compose(chosen, Identity(out_shape, sign))
 
 
@@ -223,9 +218,7 @@ def _expand_sort(builder: NetworkBuilder, var: Var, selection: SortSelection, wh
             compose(scatter(high, flat, shape)),
             compose(Identity(flat, -1.0), scatter(low, flat, shape)),
         )
-        var = builder.affine(
-            [(var, Identity(shape)), (excess, exchange)], shape, name=selection.name, where=where
-        )
+        var = builder.affine([(var, Identity(shape)), (excess, exchange)], shape, name=selection.name, where=where)
     return var
 
 

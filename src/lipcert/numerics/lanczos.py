@@ -296,9 +296,7 @@ def _grown(basis: Tensor, rows: int) -> Tensor:
     return larger
 
 
-def _random_unit(
-    n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
+def _random_unit(n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Uniform on the sphere: a normalised Gaussian vector, drawn in float64."""
     x = torch.randn(n, generator=generator, dtype=torch.float64, device=device)
     return (x / x.norm()).to(dtype)

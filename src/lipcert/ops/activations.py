@@ -119,9 +119,7 @@ def rrelu(
     low, high = exactly(_finite(ctx, lower)), exactly(_finite(ctx, upper))
     zero, one = exactly(0), exactly(1)
     slope = (low + high) * exactly(0.5)
-    return ctx.activation(
-        ctx.variable(x), known.two_slopes((slope, zero), (one, zero), slope.low * 0, "leaky_relu")
-    )
+    return ctx.activation(ctx.variable(x), known.two_slopes((slope, zero), (one, zero), slope.low * 0, "leaky_relu"))
 
 
 @rule("rrelu_with_noise", kind="activation")
@@ -131,9 +129,7 @@ def rrelu_with_noise(ctx: Context, x: Any, noise: Any, *settings: Any, **named: 
 
 
 @rule("rrelu_with_noise_functional", kind="activation")
-def rrelu_with_noise_functional(
-    ctx: Context, x: Any, noise: Any, *settings: Any, **named: Any
-) -> tuple[Var, Any]:
+def rrelu_with_noise_functional(ctx: Context, x: Any, noise: Any, *settings: Any, **named: Any) -> tuple[Var, Any]:
     """RReLU in eval mode: LeakyReLU with a = (lower + upper)/2."""
     return rrelu(ctx, x, *settings, **named), noise
 
@@ -281,9 +277,7 @@ def logaddexp(ctx: Context, a: Any, b: Any) -> Var:
         offset = offset.reshape(1)
     same = Identity(x.shape)
     moved = ctx.builder.affine([(x, same)], x.shape, -offset, ctx.op, ctx.where)
-    return ctx.builder.affine(
-        [(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset, ctx.op, ctx.where
-    )
+    return ctx.builder.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset, ctx.op, ctx.where)
 
 
 def _finite(ctx: Context, x: Any) -> float:

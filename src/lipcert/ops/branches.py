@@ -213,9 +213,7 @@ def _rate_on_left(ctx: Context, var: Var, base: Var) -> Real | None:
     return None
 
 
-def _outside_band(
-    ctx: Context, base: Var, op: str, operands: list[Any], a: Any, b: Any
-) -> Nonlinearity | None:
+def _outside_band(ctx: Context, base: Var, op: str, operands: list[Any], a: Any, b: Any) -> Nonlinearity | None:
     """Softshrink: a·x for |x| ≤ λ, c·x + d·sign(x) beyond, continuous at ±λ."""
     size, limit = operands
     if not isinstance(size, Var):

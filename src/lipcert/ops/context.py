@@ -50,9 +50,7 @@ class Context:
 
     def unsupported(self, reason: str) -> UnsupportedOpError:
         """An error that names the op, the user's line and the reason."""
-        return UnsupportedOpError(
-            f"aten.{self.op} {self._place()}: {reason} `lipcert ops` lists what is supported."
-        )
+        return UnsupportedOpError(f"aten.{self.op} {self._place()}: {reason} `lipcert ops` lists what is supported.")
 
     def not_lipschitz(self, reason: str) -> NotLipschitzError:
         """The same for an op that is discontinuous or unbounded in slope."""

@@ -87,9 +87,7 @@ def _count(
     if name == "pow" and isinstance(args[1], (int, float)) and args[1] in (-1, -0.5, 0.5, 1, 2):
         return abs(args[1]) * inherited + 4.0
     if name in ("linalg_vector_norm", "norm", "norm_except_dim"):
-        given = [a for a in args[1:2] if a is not None] + [
-            kwargs[k] for k in ("ord", "p", "pow") if k in kwargs
-        ]
+        given = [a for a in args[1:2] if a is not None] + [kwargs[k] for k in ("ord", "p", "pow") if k in kwargs]
         return inherited + args[0].numel() + 3.0 if all(g in (1, 2, math.inf) for g in given) else math.inf
     if name == "_weight_norm":
         return 2.0 * operands[0].rounding + operands[-1].rounding + args[0].numel() + 6.0

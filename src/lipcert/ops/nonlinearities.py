@@ -60,9 +60,7 @@ HARDSIGMOID = Nonlinearity(
 def softplus(beta: float) -> Nonlinearity:
     """(1/β) log(1 + exp(βx)), any β ≠ 0: the derivative is sigmoid(βx)."""
     # A threshold of 40 changes no double: log1p(exp(-40)) is below the last bit of 40.
-    return Nonlinearity(
-        "softplus", lambda x: F.softplus(x, beta, 40.0), 0.0, 1.0, attributes=f"beta={float(beta)!r}"
-    )
+    return Nonlinearity("softplus", lambda x: F.softplus(x, beta, 40.0), 0.0, 1.0, attributes=f"beta={float(beta)!r}")
 
 
 SOFTPLUS = softplus(1.0)
@@ -226,16 +224,12 @@ def scaled_mish(rate: float) -> Nonlinearity:
     """x·tanh(softplus(kx)) = Mish(kx)/k, k ≠ 0: Mish's slopes."""
     if rate == 1.0:
         return MISH
-    return Nonlinearity(
-        "mish", lambda x: x * torch.tanh(F.softplus(rate * x)), *MISH_SLOPES, (), (), repr(rate)
-    )
+    return Nonlinearity("mish", lambda x: x * torch.tanh(F.softplus(rate * x)), *MISH_SLOPES, (), (), repr(rate))
 
 
 def erf_gelu(rate: float) -> Nonlinearity:
     """½ x (1 + erf(kx)) = GELU(k√2 x)/(k√2), k ≠ 0: GELU's slopes."""
-    return Nonlinearity(
-        "gelu", lambda x: 0.5 * x * (1.0 + torch.erf(rate * x)), *GELU_SLOPES, (), (), f"erf {rate!r}"
-    )
+    return Nonlinearity("gelu", lambda x: 0.5 * x * (1.0 + torch.erf(rate * x)), *GELU_SLOPES, (), (), f"erf {rate!r}")
 
 
 #: 0.044715 · π/2, the cubic coefficient of the tanh GELU in the variable t = kx.
@@ -292,9 +286,7 @@ def ratio_softsign(constant: Fraction, rate: Real) -> Nonlinearity:
     if constant == 1 and rate.is_(1):
         return SOFTSIGN
     c, m = float(constant), rate.middle
-    return Nonlinearity(
-        "softsign", lambda x: x / (c + m * x.abs()), 0.0, above(1 / constant), (), (), repr((c, m))
-    )
+    return Nonlinearity("softsign", lambda x: x / (c + m * x.abs()), 0.0, above(1 / constant), (), (), repr((c, m)))
 
 
 def root(square: Real, linear: Real, constant: Real) -> Nonlinearity:
@@ -302,9 +294,7 @@ def root(square: Real, linear: Real, constant: Real) -> Nonlinearity:
     q, b, c = square.middle, linear.middle, constant.middle
     high = math.nextafter(math.sqrt(above(square.high)), math.inf)
     slope: Slope = 1.0 if square.is_(1) else high
-    return Nonlinearity(
-        "sqrt", lambda x: torch.sqrt(x * (q * x + b) + c), -slope, slope, (), (), repr((q, b, c))
-    )
+    return Nonlinearity("sqrt", lambda x: torch.sqrt(x * (q * x + b) + c), -slope, slope, (), (), repr((q, b, c)))
 
 
 def gaussian(constant: Real, linear: Real, square: Real) -> Nonlinearity | None:
@@ -317,6 +307,4 @@ def gaussian(constant: Real, linear: Real, square: Real) -> Nonlinearity | None:
         return None
     slope = math.exp(exponent - 0.5) * math.sqrt(2.0 * above(steep))
     slope *= 1.0 + 1e-15 * (8.0 + abs(exponent))  # a few roundings, and one of the exponent
-    return Nonlinearity(
-        "gaussian", lambda x: torch.exp(x * (b - q * x) + c), -slope, slope, (), (), repr((c, b, q))
-    )
+    return Nonlinearity("gaussian", lambda x: torch.exp(x * (b - q * x) + c), -slope, slope, (), (), repr((c, b, q)))

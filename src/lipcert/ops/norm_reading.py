@@ -121,7 +121,5 @@ def clamp_floor(node: ActivationNode) -> float | None:
         return None
     eps = float(values[0])
     near = torch.tensor([0.5 * eps, 0.999 * eps, eps, 1.001 * eps, 2 * eps], dtype=torch.float64)
-    alike = torch.equal(values, points.clamp_min(eps)) and torch.equal(
-        node.function(near), near.clamp_min(eps)
-    )
+    alike = torch.equal(values, points.clamp_min(eps)) and torch.equal(node.function(near), near.clamp_min(eps))
     return eps if eps > 0 and alike else None

@@ -20,9 +20,7 @@ from lipcert.ops.registry import rule
 def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Var:
     x = ctx.variable(x)
     if mean is None or var is None:
-        raise TrainModeError(
-            f"batch norm at {ctx.where} has no running statistics: it would couple the batch."
-        )
+        raise TrainModeError(f"batch norm at {ctx.where} has no running statistics: it would couple the batch.")
     mean, var = ctx.constant(mean), ctx.constant(var)
     channel = (-1, *([1] * (len(x.shape) - 2)))
     gamma = Constant(torch.ones_like(var.value)) if weight is None else ctx.constant(weight)
@@ -68,9 +66,7 @@ def batch_norm_eval(
 # -- norms over the entries of one example ------------------------------------------------------------------
 
 
-def _gain(
-    ctx: Context, x: Var, name: str, n: int, eps: Any, function: Any, centred: bool, settings: str
-) -> Var:
+def _gain(ctx: Context, x: Var, name: str, n: int, eps: Any, function: Any, centred: bool, settings: str) -> Var:
     """x ↦ (x − mean)/√(var + ε) over independent groups of n entries, or x/√(mean x² + ε) if not centred."""
     if eps is None or not eps > 0:
         raise ctx.not_lipschitz(f"{name} with eps = {eps} is not Lipschitz at constant inputs; set eps > 0.")
@@ -118,9 +114,7 @@ def layer_norm(
 
 
 @rule("native_layer_norm", kind="gain")
-def native_layer_norm(
-    ctx: Context, x: Any, shape: Any, weight: Any, bias: Any, eps: float
-) -> tuple[Var, Var, Var]:
+def native_layer_norm(ctx: Context, x: Any, shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Var, Var, Var]:
     """Layer norm: max |γ|/√ε in l2, attained at a constant input; its statistics outputs are refused."""
     normal = layer_norm(ctx, x, shape, weight, bias, eps)
     error = ctx.unsupported("the mean and deviation it also returns have no rule.")
@@ -143,9 +137,7 @@ def group_norm(
     n = math.prod(x.shape[1:]) // groups
 
     def function(v: Tensor) -> Tensor:
-        return torch.nn.functional.layer_norm(v.reshape(v.shape[0], groups, n), [n], None, None, eps).reshape(
-            v.shape
-        )
+        return torch.nn.functional.layer_norm(v.reshape(v.shape[0], groups, n), [n], None, None, eps).reshape(v.shape)
 
     normal = _gain(ctx, x, "group_norm", n, eps, function, True, f"groups {groups}")
     return _rescaled(ctx, normal, weight, bias, (-1, *([1] * (len(x.shape) - 2))))
@@ -169,9 +161,7 @@ def instance_norm(
     if not use_input_stats:
         return _batch_norm(ctx, x, weight, bias, mean, var, eps)
     if mean is not None or var is not None:
-        raise TrainModeError(
-            f"instance norm at {ctx.where} updates running statistics; call model.eval() first."
-        )
+        raise TrainModeError(f"instance norm at {ctx.where} updates running statistics; call model.eval() first.")
     n = math.prod(x.shape[2:])
 
     def function(v: Tensor) -> Tensor:

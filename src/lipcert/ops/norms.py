@@ -54,9 +54,7 @@ def _reduced(ctx: Context, x: Any, order: Any, dim: Any, keepdim: bool, dtype: A
 
 
 @rule("linalg_vector_norm", kind="gain")
-def vector_norm(
-    ctx: Context, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
-) -> Var:
+def vector_norm(ctx: Context, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Var:
     """Norm of order p ≥ 1 of n entries: n^max(0, 1/p − 1/q) in l_q (triangle inequality), so 1 for p = q."""
     return _reduced(ctx, x, ord, dim, keepdim, dtype)
 

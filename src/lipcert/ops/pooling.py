@@ -72,15 +72,11 @@ def _adaptive_average(spatial: int) -> None:
         x = ctx.variable(x)
         terms = 2.0
         for n, m in zip(x.shape[-spatial:], _tuple(size, spatial), strict=True):
-            terms *= (
-                max(math.ceil(n / m), math.ceil(m / n)) + 1.0
-            )  # entries of a window; windows over an entry
+            terms *= max(math.ceil(n / m), math.ceil(m / n)) + 1.0  # entries of a window; windows over an entry
         return ctx.linear(x, lambda v: pool(v, size), (), terms + 2.0)
 
 
-def window_table(
-    in_shape: Shape, spatial: int, axes: Sequence[Sequence[Sequence[int]]]
-) -> tuple[Tensor, Shape] | None:
+def window_table(in_shape: Shape, spatial: int, axes: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Shape] | None:
     """Flat positions of the entries of every window, and the pooled shape.
 
     Args:
@@ -99,9 +95,7 @@ def window_table(
     plane, flat = math.prod(sizes), torch.zeros(1, 1, dtype=torch.int64)
     for length, axis in zip(sizes, axes, strict=True):
         most = max((len(window) for window in axis), default=0)
-        filled = torch.tensor([[*w, *[w[0]] * (most - len(w))] for w in axis], dtype=torch.int64).reshape(
-            -1, most
-        )
+        filled = torch.tensor([[*w, *[w[0]] * (most - len(w))] for w in axis], dtype=torch.int64).reshape(-1, most)
         # Combine what the earlier axes give (outputs, entries) with this axis, row-major.
         combined = flat[:, None, :, None] * length + filled[None, :, None, :]
         flat = combined.reshape(flat.shape[0] * filled.shape[0], flat.shape[1] * most)
@@ -119,9 +113,7 @@ def _select(ctx: Context, x: Var, spatial: int, axes: Sequence[Sequence[Sequence
 
 
 def _index_error(ctx: Context) -> Any:
-    return ctx.not_lipschitz(
-        "the positions of maxima are whole numbers that jump; use the pooled values only."
-    )
+    return ctx.not_lipschitz("the positions of maxima are whole numbers that jump; use the pooled values only.")
 
 
 def _max(spatial: int) -> None:

@@ -36,9 +36,7 @@ def rule(*names: str, kind: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for name in names:
             if name in _RULES:
-                raise ValueError(
-                    f"two rules for aten op {name!r}: {_RULES[name].__module__}, {function.__module__}"
-                )
+                raise ValueError(f"two rules for aten op {name!r}: {_RULES[name].__module__}, {function.__module__}")
             _RULES[name] = function
             _INFO[name] = OpInfo(name, function.__module__.rsplit(".", 1)[-1], kind, "")
         return function

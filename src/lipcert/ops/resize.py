@@ -22,9 +22,7 @@ _CUBIC = Fraction(-3, 4)
 Taps = list[tuple[int, Fraction]]
 
 
-def _sizes(
-    ctx: Context, x: Var, spatial: int, size: Any, scales: Any
-) -> tuple[list[int], list[float | None]]:
+def _sizes(ctx: Context, x: Var, spatial: int, size: Any, scales: Any) -> tuple[list[int], list[float | None]]:
     """Output length and explicit scale factor of each resized axis, as PyTorch determines them."""
     lengths = x.shape[len(x.shape) - spatial :]
     if len(x.shape) != spatial + 2:
@@ -35,9 +33,7 @@ def _sizes(
         return [int(s) for s in size], given
     if scales is None or len(scales) != spatial:
         raise ctx.unsupported("neither an output size nor a scale factor per axis is given.")
-    return [math.floor(n * float(s)) for n, s in zip(lengths, scales, strict=True)], [
-        float(s) for s in scales
-    ]
+    return [math.floor(n * float(s)) for n, s in zip(lengths, scales, strict=True)], [float(s) for s in scales]
 
 
 def _settings(args: tuple[Any, ...], spatial: int) -> tuple[Any, Any]:
@@ -97,9 +93,7 @@ def _cubic_taps(source: Fraction, n: int) -> Taps:
     return [(min(max(left + k - 1, 0), n - 1), weight) for k, weight in enumerate(weights)]
 
 
-def axis_matrix(
-    taps: Callable[[Fraction, int], Taps], n: int, m: int, align: bool, scale: float | None
-) -> Tensor:
+def axis_matrix(taps: Callable[[Fraction, int], Taps], n: int, m: int, align: bool, scale: float | None) -> Tensor:
     """The (m, n) matrix of one-dimensional interpolation; every entry is the exact one, correctly rounded."""
     matrix = torch.zeros(m, n, dtype=torch.float64)
     for place in range(m):
@@ -113,9 +107,7 @@ def axis_matrix(
 
 def _interpolation(name: str, spatial: int, taps: Callable[[Fraction, int], Taps], summary: str) -> None:
     @rule(name, kind="linear")
-    def interpolate(
-        ctx: Context, x: Any, size: Any, align_corners: bool = False, *args: Any, **kwargs: Any
-    ) -> Var:
+    def interpolate(ctx: Context, x: Any, size: Any, align_corners: bool = False, *args: Any, **kwargs: Any) -> Var:
         x = ctx.variable(x)
         size, scales = _settings((size, *args, *kwargs.values()), spatial)
         sizes, given = _sizes(ctx, x, spatial, size, scales)
@@ -123,9 +115,7 @@ def _interpolation(name: str, spatial: int, taps: Callable[[Fraction, int], Taps
         for n, m, scale in zip(x.shape[2:], sizes, given, strict=True):
             # Equal lengths are copied by the linear modes, whatever the scale.
             same = n == m and taps is _linear_taps
-            matrix = (
-                torch.eye(n, dtype=torch.float64) if same else axis_matrix(taps, n, m, align_corners, scale)
-            )
+            matrix = torch.eye(n, dtype=torch.float64) if same else axis_matrix(taps, n, m, align_corners, scale)
             matrices.append(Constant(matrix, 1.0))
         terms = sum(max(_entries(c.value, 0), _entries(c.value, 1)) for c in matrices)
 

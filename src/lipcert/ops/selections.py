@@ -19,9 +19,7 @@ from lipcert.ops.registry import rule
 
 _PAIR = "sort pair"
 #: Ops whose settings in the hash determine them completely.
-_MOVES = frozenset(
-    ("view", "reshape", "split", "split_with_sizes", "chunk", "slice", "select", "unbind", "unflatten")
-)
+_MOVES = frozenset(("view", "reshape", "split", "split_with_sizes", "chunk", "slice", "select", "unbind", "unflatten"))
 
 
 def groups_along(shape: Shape, dims: Any) -> tuple[Tensor, Shape]:
@@ -203,11 +201,7 @@ def _widened(slope: float, direction: int) -> float:
 
 def _of_two(ctx: Context, a: Any, b: Any, largest: bool) -> Var:
     if not isinstance(a, Var) or not isinstance(b, Var):
-        return (
-            _against_constant(ctx, a, b, largest)
-            if isinstance(a, Var)
-            else _against_constant(ctx, b, a, largest)
-        )
+        return _against_constant(ctx, a, b, largest) if isinstance(a, Var) else _against_constant(ctx, b, a, largest)
     a, b = _first_alike(ctx, a), _first_alike(ctx, b)
     if a.position == b.position:
         return a

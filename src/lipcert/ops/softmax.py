@@ -48,9 +48,7 @@ def softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     gain = 0.0 if _length(x, dim) <= 1 else 0.5
     gains = {1.0: gain, 2.0: gain, math.inf: gain}
     source = "softmax: |J| row sums 2p(1−p) ≤ 1/2 (Nair 2025)"
-    return ctx.gain(
-        x, GainFunction("softmax", lambda v: torch.softmax(v, dim), gains, source, (), f"dim {dim}")
-    )
+    return ctx.gain(x, GainFunction("softmax", lambda v: torch.softmax(v, dim), gains, source, (), f"dim {dim}"))
 
 
 @rule("log_softmax.int", "_log_softmax", kind="gain")
@@ -66,9 +64,7 @@ def log_softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     n = _length(x, dim)
     gains = {1.0: 0.0, 2.0: 0.0, math.inf: 0.0} if n <= 1 else {1.0: n - 1.0, 2.0: root_up(n), math.inf: 2.0}
     source = f"log-softmax over {n} entries: J = I − 1pᵀ, ‖J‖₂ = √n‖p‖₂ ≤ √n"
-    function = GainFunction(
-        "log_softmax", lambda v: torch.log_softmax(v, dim), gains, source, (), f"dim {dim}"
-    )
+    function = GainFunction("log_softmax", lambda v: torch.log_softmax(v, dim), gains, source, (), f"dim {dim}")
     return ctx.gain(x, function)
 
 

@@ -26,9 +26,7 @@ def sort(ctx: Context, x: Any, dim: int = -1, descending: bool = False) -> tuple
 
 
 @rule("sort.stable", kind="selection")
-def sort_stable(
-    ctx: Context, x: Any, stable: Any = None, dim: int = -1, descending: bool = False
-) -> tuple[Var, Var]:
+def sort_stable(ctx: Context, x: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> tuple[Var, Var]:
     """Stable sort: 1 in every norm (Anil, Lucas & Grosse 2019)."""
     return sort(ctx, x, dim, descending)
 
@@ -52,9 +50,7 @@ def _ranked(ctx: Context, x: Any, dim: int, ranks: slice, keepdim: bool, descend
 
 
 @rule("topk", kind="selection")
-def topk(
-    ctx: Context, x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> tuple[Var, Var]:
+def topk(ctx: Context, x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Var, Var]:
     """The k largest or smallest entries in order: 1 in every norm (part of a sort)."""
     if not sorted:
         raise ctx.unsupported("the order of an unsorted topk is not defined; pass sorted=True.")

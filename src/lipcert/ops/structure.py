@@ -44,9 +44,7 @@ def _moves(*names: str, summary: str, function: Function) -> None:
         inherited = sum(c.rounding for c in constants)
 
         def linear(v: Tensor) -> Tensor:
-            here, keywords = tree_map(
-                lambda a: a.to(v.device) if isinstance(a, Tensor) else a, (plain, named)
-            )
+            here, keywords = tree_map(lambda a: a.to(v.device) if isinstance(a, Tensor) else a, (plain, named))
             return function(v, *here, **keywords)
 
         return moved(ctx, x, linear, extra=key, inherited=inherited)
@@ -129,9 +127,7 @@ def dropout(ctx: Context, x: Any, p: float = 0.5, train: bool = False) -> Var:
 
 
 @rule("slice", kind="linear")
-def slice_(
-    ctx: Context, x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Var:
+def slice_(ctx: Context, x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Var:
     """Slice along one axis: constant 1."""
     x = ctx.variable(x)
     length = x.shape[dim]
