@@ -272,9 +272,12 @@ class DenseForm:
                     if prove:
                         return statement.least_rho(start, claim)
                     return _greatest_ratio(statement.schur(), start)
-                form = statement.lifted(slack) if prove else statement.schur()
-                if not prove:
-                    form = form + torch.diag(_least_lift(slack, relation.side) * form.diagonal().clamp(min=0.0))
+                if prove:
+                    form = statement.lifted(slack)
+                else:
+                    lift = _least_lift(slack, relation.side)
+                    form = statement.schur(lift)
+                    form = form + torch.diag(lift * form.diagonal().clamp(min=0.0))
             elif first and relation.entry > form.shape[0]:
                 value = _wide_input(relation.output, dense(form), start, prove)
                 return claim if value <= claim < math.inf else value
@@ -399,11 +402,16 @@ class Statement:
             radius.diagonal = diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0))
         return cls(matrix, radius, relation.entry)
 
-    def schur(self) -> Tensor:
-        """The float matrix that M_start has to exceed: B C⁻¹ Bᵀ − A for the blocks of the statement."""
+    def schur(self, shift: float = 0.0) -> Tensor:
+        """The float matrix that M_start has to exceed: B C⁻¹ Bᵀ − A for the blocks of the statement.
+
+        With ``shift``, C has its diagonal lowered by this relative amount. That leaves the whole statement a margin on
+        the neurons, at a cost only where C is nearly singular; lifting the start by as much would not do: there the
+        start's own share of the null vectors is as small as C's least eigenvalue.
+        """
         n = self.entry
         a, b, c = self.matrix[:n, :n], self.matrix[:n, n:], self.matrix[n:, n:]
-        factor, info = torch.linalg.cholesky_ex(c)
+        factor, info = torch.linalg.cholesky_ex(c - torch.diag(shift * c.diagonal()))
         if int(info):
             raise CertificateError("the multipliers do not make the form positive on a layer's neurons.")
         half = torch.linalg.solve_triangular(factor, b.T, upper=False)
@@ -430,16 +438,16 @@ class Statement:
 
     def lifted(self, slack: float) -> Tensor:
         """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
-        schur = self.schur()
-        diagonal = schur.diagonal().clamp(min=0.0)
-        positive = diagonal[diagonal > 0]  # entries without curvature get a little, next to the least that has some
-        floor = max(1e-12 * float(positive.min()), FLOOR) if positive.numel() else FLOOR
         lift = _least_lift(slack, self.matrix.shape[0])
-        for _ in range(6):
+        for attempt in range(6):
+            schur = self.schur(lift)
+            diagonal = schur.diagonal().clamp(min=0.0)
+            positive = diagonal[diagonal > 0]  # entries without curvature get a little, next to the least that has some
+            floor = max(1e-12 * 16.0**attempt * float(positive.min()), FLOOR) if positive.numel() else FLOOR
             start = schur + torch.diag(lift * diagonal + floor)
             if self.proves(start):
                 return start
-            lift, floor = 16.0 * lift, 16.0 * floor
+            lift *= 16.0
         raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
 
     def least_rho(self, start: Tensor, claim: float) -> float:
@@ -447,7 +455,7 @@ class Statement:
         weights = torch.diag(start)
         if math.isfinite(claim) and self.proves(claim * weights):
             return claim
-        rho = _greatest_ratio(self.schur(), start)
+        rho = _greatest_ratio(self.schur(_least_lift(0.0, self.matrix.shape[0])), start)
         lift = 1e-10
         while lift < 1e-2:
             candidate = rho * (1.0 + lift) + FLOOR
