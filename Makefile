@@ -29,10 +29,10 @@ demo: setup ## bound, breakdown, lower bound, certificate and its verification f
 	$(BIN)/python examples/demo.py
 
 test: setup ## the fast tests, with coverage
-	$(BIN)/python -m pytest --cov=lipcert --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov=lipcert --cov-report=term
 
 test-slow: setup ## the tests marked slow
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 lint: setup ## ruff, mypy and the layer rule
 	$(BIN)/ruff check .
