@@ -1,0 +1,163 @@
+"""The experiments on tiny networks: their rows keep the order that must hold, their proofs hold when done again."""
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from experiments import alexnet, common, gaussian_process, greedy_lies, ideal_spectra
+from lipcert.theory import alignment
+from tests.zoo import vertex_maximum
+
+SLACK = 1 + 1e-3  # methods that approach their optimum stop within this
+
+
+def values(rows: list[common.Row], net: str) -> dict[str, float]:
+    """Method → value of one network."""
+    return {row.method: row.value for row in rows if row.net == net and row.value is not None}
+
+
+def tiny_cnn() -> nn.Module:
+    """1×8×8 → 3 with a max-pool, seeded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 3, 3, stride=2), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+
+
+def test_gaussian_process_rows_keep_their_order() -> None:
+    setting = gaussian_process.Setting(width=5, points=60, steps=30, grid=15, budget=1.0, attack=0.1)
+    data = gaussian_process.sample(setting)
+    rows = gaussian_process.study(2, data, setting, enumerate_pairs=True)
+    assert common.disorder(rows) == []
+    v = values(rows, "2 hidden")
+    assert 0 < v["grid"] <= v["attack"] * (1 + 1e-6)
+    assert v["attack"] <= v[gaussian_process.EXACT] <= v["lipsdp"] * SLACK <= v["seqlip"] * SLACK**2
+    assert v[gaussian_process.EXACT] <= v[gaussian_process.PAIRS] * SLACK
+    assert v["seqlip_greedy"] <= v[gaussian_process.PAIRS] * (1 + 1e-9)
+    assert v[gaussian_process.PAIRS] <= v["seqlip"] * (1 + 1e-9)
+    assert v["seqlip"] <= v["autolip"] <= v[gaussian_process.FROBENIUS] * (1 + 1e-6)
+    assert gaussian_process.page(rows, [2])[-1] == "Bounds below a lower bound: none."
+
+
+def test_ideal_spectra_are_the_prescribed_ones() -> None:
+    for shape, ratio in (("flat", 0.5), ("geometric", 0.1)):
+        wanted = ideal_spectra.spectrum(shape, ratio, 6)
+        assert wanted[:2].tolist() == [1.0, ratio]
+        for layer in ideal_spectra.network(3, wanted, seed=1):
+            if isinstance(layer, nn.Linear):
+                torch.testing.assert_close(torch.linalg.svdvals(layer.weight.detach()), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_ideal_spectra_rows_keep_their_order() -> None:
+    rows = ideal_spectra.study(ratios=(0.1,), depths=(1, 3), width=6, attack=0.1)
+    assert common.disorder(rows) == []
+    for net in {row.net for row in rows}:
+        v = values(rows, net)
+        assert v["autolip"] == pytest.approx(1.0, rel=1e-6)
+        assert v["attack"] <= v["seqlip"] <= v["autolip"] * (1 + 1e-9)
+        assert v["seqlip_greedy"] <= min(v["seqlip"], v["theorem 2"]) * (1 + 1e-9)
+
+
+def test_the_mean_alignment_at_finite_width() -> None:
+    generator, n = torch.Generator().manual_seed(0), 40
+    pairs = torch.nn.functional.normalize(torch.randn(2000, 2, n, generator=generator, dtype=torch.float64), dim=2)
+    sampled = torch.tensor([alignment(u, v) for u, v in pairs])
+    assert float(sampled.mean()) == pytest.approx(
+        ideal_spectra.finite_width(n), abs=4 * float(sampled.std()) / 2000**0.5
+    )
+
+
+def test_rank_k_estimates_and_bounds() -> None:
+    pytest.importorskip("mlxtend")
+    from experiments import mnist_cnn
+
+    inputs = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = mnist_cnn.study(tiny_cnn(), inputs, ranks=(1, 4), bound_ranks=(1, 4), budget=1.0, attack=0.1)
+    assert common.disorder(rows) == []
+    v = values(rows, mnist_cnn.NET)
+    estimates = [v[mnist_cnn.estimate_name(k)] for k in (1, 4)]
+    bounds = [v[mnist_cnn.bound_name(k)] for k in (1, 4)]
+    assert estimates[0] <= estimates[1] * (1 + 1e-9)
+    assert all(e <= b * (1 + 1e-9) for e, b in zip(estimates, bounds, strict=True))
+    assert v["attack"] <= v["lipsdp"] <= v["seqlip"] * SLACK <= v["autolip"] * SLACK**2
+    assert max(bounds) <= v["autolip"] * (1 + 1e-9)
+    assert v["autolip, 10 power iterations"] <= v["autolip"] * (1 + 1e-9)
+
+
+def test_alexnet_writes_every_row_as_it_comes(tmp_path) -> None:
+    seen = []
+
+    def tell(rows: list[common.Row]) -> None:
+        common.write_csv(rows, tmp_path / "rows.csv")
+        with (tmp_path / "rows.csv").open() as file:
+            seen.append(len(list(csv.DictReader(file))))
+
+    rows = alexnet.study(tiny_cnn(), torch.zeros(1, 1, 8, 8), 2, budget=1.0, skip={"power"}, tell=tell)
+    assert seen == [1, 2, 3, 4, 5]
+    assert [row.kind for row in rows] == ["upper", "estimate", "upper", "upper", "lower"]
+    assert common.disorder(rows) == []
+    assert all(row.value > 0 for row in rows)
+    assert "AutoLip is larger by: seqlip rank 2, estimate ×" in "\n".join(alexnet.page(rows, "none"))
+
+
+def test_alexnet_takes_a_users_checkpoint(tmp_path) -> None:
+    model, other = tiny_cnn(), tiny_cnn()
+    state = {name: value.clone() + 1.0 for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "good.pth")
+    save_file(state, tmp_path / "good.safetensors")
+    for name in ("good.pth", "good.safetensors"):
+        alexnet.load_weights(other, tmp_path / name)
+        assert torch.equal(other[0].weight, state["0.weight"])
+        other = tiny_cnn()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k != "6.bias"}, "missing: 6.bias"),
+        (lambda s: s | {"extra": torch.zeros(1)}, "unknown: extra"),
+        (lambda s: s | {"6.bias": torch.zeros(7)}, r"another shape: 6.bias \(7,\) instead of \(5,\)"),
+        (lambda s: {"state_dict": s}, "plain state dict"),
+        (lambda s: common.Row("a class", "instead", "upper", 1.0), "cannot read .* as a state dict"),
+    ],
+)
+def test_alexnet_says_what_is_wrong_with_a_checkpoint(tmp_path, change, message) -> None:
+    torch.save(change(dict(tiny_cnn().state_dict())), tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=message):
+        alexnet.load_weights(tiny_cnn(), tmp_path / "bad.pt")
+
+
+def test_greedy_lies_and_the_proofs_hold_again() -> None:
+    found = greedy_lies.cases(searched=((2, 3, 1), (2, 3, 2, 1)))
+    assert len(found) == 5
+    for case in found:
+        weights = [torch.from_numpy(w.astype(float)) for w in case.weights]
+        model = greedy_lies.model_of(case.weights)
+        x = torch.from_numpy(case.point.astype(float))
+        again = torch.autograd.functional.jacobian(lambda v, model=model: model(v[None])[0], x)
+        assert torch.equal(again, torch.from_numpy(case.jacobian.astype(float)))
+        proved = float(torch.linalg.matrix_norm(again, 2))
+        assert proved <= vertex_maximum(weights) * (1 + 1e-9)
+        assert case.vertex == pytest.approx(vertex_maximum(weights))
+        assert min(greedy_lies.heuristic(case.weights, lbfgs) for lbfgs in (False, True)) < proved * (1 - 1e-4)
+
+
+def test_greedy_lies_rows_agree_with_the_library() -> None:
+    case = greedy_lies.cases(searched=())[0]
+    rows = [*greedy_lies.study([case], budget=0.2), *greedy_lies.power_rows()]
+    assert common.disorder(rows) == []
+    v = values(rows, "case 1")
+    assert v["seqlip_greedy"] == pytest.approx(greedy_lies.heuristic(case.weights, False))
+    assert v["seqlip_lbfgs"] == pytest.approx(greedy_lies.heuristic(case.weights, True))
+    assert v["seqlip_greedy"] < v["attack"] * (1 - 1e-3)
+    assert v["attack"] == pytest.approx(case.steepness)
+    assert v["attack"] <= v["branch_and_bound"] <= v["seqlip, exact pairs"] * SLACK
+
+
+def test_a_bound_below_a_lower_bound_is_reported() -> None:
+    rows = [common.Row("net", "attack", "lower", 2.0), common.Row("net", "wrong", "upper", 1.9)]
+    assert common.disorder([*rows, common.Row("other", "fine", "upper", 1.0)]) == ["net: wrong 1.9 < attack 2.0"]
+    assert "wrong 1.9 < attack 2.0" in common.verdict(rows)
