@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench docs clean distclean
+.PHONY: help setup demo test test-slow lint format bench experiments docs clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -50,6 +50,16 @@ bench: setup ## every benchmarks/bench_*.py, one after another
 		test -e "$$script" || { echo "no benchmarks/bench_*.py yet" >&2; exit 1; }; \
 		echo "== $$script"; $(BIN)/python "$$script"; \
 	done
+
+# The options of the AlexNet run; `make experiments ALEXNET=` adds LipSDP, which takes many minutes more.
+ALEXNET ?= --skip lipsdp
+
+experiments: setup ## the 2018 paper's experiments, into experiments/results (docs/paper.md)
+	$(BIN)/python -m pip install --quiet -e '.[report,examples]'
+	@set -e; for name in greedy_lies gaussian_process ideal_spectra mnist_cnn; do \
+		echo "== $$name"; $(BIN)/python -m experiments.$$name; \
+	done
+	$(BIN)/python -m experiments.alexnet $(ALEXNET)
 
 docs: setup ## docs/constants.md, and the API reference as HTML, in build/docs
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
