@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,7 +29,7 @@ def tiny_cnn() -> nn.Module:
 
 
 def test_gaussian_process_rows_keep_their_order() -> None:
-    setting = gaussian_process.Setting(width=5, points=60, steps=30, grid=15, budget=1.0, attack=0.1)
+    setting = gaussian_process.Setting(width=5, points=60, steps=30, grid=15, budget=0.5, attack=0.1)
     data = gaussian_process.sample(setting)
     rows = gaussian_process.study(2, data, setting, enumerate_pairs=True)
     assert common.disorder(rows) == []
@@ -52,7 +53,7 @@ def test_ideal_spectra_are_the_prescribed_ones() -> None:
 
 
 def test_ideal_spectra_rows_keep_their_order() -> None:
-    rows = ideal_spectra.study(ratios=(0.1,), depths=(1, 3), width=6, attack=0.1)
+    rows = ideal_spectra.study(ratios=(0.1,), depths=(2,), width=6, attack=0.1)
     assert common.disorder(rows) == []
     for net in {row.net for row in rows}:
         v = values(rows, net)
@@ -75,15 +76,13 @@ def test_rank_k_estimates_and_bounds() -> None:
     from experiments import mnist_cnn
 
     inputs = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    rows = mnist_cnn.study(tiny_cnn(), inputs, ranks=(1, 4), bound_ranks=(1, 4), budget=1.0, attack=0.1)
+    rows = mnist_cnn.study(tiny_cnn(), inputs, ranks=(1, 4), bound_ranks=(4,), budget=0.5, attack=0.1)
     assert common.disorder(rows) == []
     v = values(rows, mnist_cnn.NET)
     estimates = [v[mnist_cnn.estimate_name(k)] for k in (1, 4)]
-    bounds = [v[mnist_cnn.bound_name(k)] for k in (1, 4)]
     assert estimates[0] <= estimates[1] * (1 + 1e-9)
-    assert all(e <= b * (1 + 1e-9) for e, b in zip(estimates, bounds, strict=True))
+    assert estimates[1] <= v[mnist_cnn.bound_name(4)] <= v["autolip"] * (1 + 1e-9)
     assert v["attack"] <= v["lipsdp"] <= v["seqlip"] * SLACK <= v["autolip"] * SLACK**2
-    assert max(bounds) <= v["autolip"] * (1 + 1e-9)
     assert v["autolip, 10 power iterations"] <= v["autolip"] * (1 + 1e-9)
 
 
@@ -95,7 +94,7 @@ def test_alexnet_writes_every_row_as_it_comes(tmp_path) -> None:
         with (tmp_path / "rows.csv").open() as file:
             seen.append(len(list(csv.DictReader(file))))
 
-    rows = alexnet.study(tiny_cnn(), torch.zeros(1, 1, 8, 8), 2, budget=1.0, skip={"power"}, tell=tell)
+    rows = alexnet.study(tiny_cnn(), torch.zeros(1, 1, 8, 8), 2, budget=0.3, skip={"power"}, tell=tell)
     assert seen == [1, 2, 3, 4, 5]
     assert [row.kind for row in rows] == ["upper", "estimate", "upper", "upper", "lower"]
     assert common.disorder(rows) == []
@@ -131,9 +130,10 @@ def test_alexnet_says_what_is_wrong_with_a_checkpoint(tmp_path, change, message)
 
 
 def test_greedy_lies_and_the_proofs_hold_again() -> None:
-    found = greedy_lies.cases(searched=((2, 3, 1), (2, 3, 2, 1)))
-    assert len(found) == 5
-    for case in found:
+    deep = (np.array([[0, 1], [-2, 2], [2, 0]]), np.array([[-2, 2, 2], [-1, 1, 1]]), np.array([[2, 2]]))
+    found = greedy_lies.cases(searched=((2, 3, 1),))
+    assert len(found) == 3
+    for case in (*found, greedy_lies.steepest(deep)):
         weights = [torch.from_numpy(w.astype(float)) for w in case.weights]
         model = greedy_lies.model_of(case.weights)
         x = torch.from_numpy(case.point.astype(float))
