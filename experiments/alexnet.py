@@ -136,12 +136,10 @@ def main() -> None:
         except ValueError as problem:
             parser.error(str(problem))
         weights = f"the user's checkpoint {args.checkpoint.name}"
-    options = "".join(f" --skip {step}" for step in args.skip)
-    command = f"python -m experiments.alexnet --rank {args.rank} --budget {args.budget:g}{options}"
 
     def tell(rows: list[Row]) -> None:
         write_csv(rows, args.out / "alexnet.csv")
-        write_page(args.out / "alexnet.md", "AlexNet, 3 × 224 × 224", command, page(rows, weights))
+        write_page(args.out / "alexnet.md", "AlexNet, 3 × 224 × 224", page(rows, weights))
 
     study(model, torch.zeros(1, 3, 224, 224), args.rank, args.budget, args.skip, tell)
 

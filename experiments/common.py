@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -121,8 +123,9 @@ def plain_table(rows: Iterable[Row]) -> list[str]:
     )
 
 
-def write_page(path: Path, title: str, command: str, lines: Sequence[str]) -> None:
-    """A Markdown page of results, with the command that writes it and the machine it ran on."""
+def write_page(path: Path, title: str, lines: Sequence[str]) -> None:
+    """A Markdown page of results, with the command that wrote it (the page has the script's name) and the machine."""
+    command = shlex.join(["python", "-m", f"experiments.{path.stem}", *sys.argv[1:]])
     made = f"Written by `{command}` (lipcert {lipcert.__version__}, torch {torch.__version__}, {machine()})."
     path.write_text("\n".join([f"# {title}", "", made, "", *lines]) + "\n")
 

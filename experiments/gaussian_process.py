@@ -212,7 +212,6 @@ def main() -> None:
     write_page(
         RESULTS / "gaussian_process.md",
         "A 2-D Gaussian process, fitted by MLPs",
-        "python -m experiments.gaussian_process",
         page(rows, depths),
     )
     plot(rows, depths, str(RESULTS / "gaussian_process.png"))

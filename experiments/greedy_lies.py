@@ -229,7 +229,7 @@ def main() -> None:
     named = [Row(texts[r.net], r.method, r.kind, r.value, r.guarantee, r.seconds, r.remark) for r in rows]
     write_csv([*named, *power], RESULTS / "greedy_lies.csv")
     lines = page(found, rows, power)
-    write_page(RESULTS / "greedy_lies.md", "Where SeqLip's heuristics lie", "python -m experiments.greedy_lies", lines)
+    write_page(RESULTS / "greedy_lies.md", "Where SeqLip's heuristics lie", lines)
     shares = {
         method: min(r.value / case.steepness for k, case in enumerate(found, 1) for r in rows
                     if (r.net, r.method) == (name_of(k), method) and r.value is not None)

@@ -161,7 +161,7 @@ def main() -> None:
     rows = study(RATIOS, depths, args.width, args.seed)
     write_csv(rows, RESULTS / "ideal_spectra.csv")
     lines = page(rows, RATIOS, depths, args.width)
-    write_page(RESULTS / "ideal_spectra.md", "Ideal spectra", "python -m experiments.ideal_spectra", lines)
+    write_page(RESULTS / "ideal_spectra.md", "Ideal spectra", lines)
     plot(rows, RATIOS, depths, args.width, str(RESULTS / "ideal_spectra.png"))
 
 

@@ -121,7 +121,7 @@ def main() -> None:
     rows = study(load_paper_cnn(), mnist_split()[2][:200], RANKS, BOUND_RANKS, args.budget, args.attack)
     write_csv(rows, RESULTS / "mnist_cnn.csv")
     ranks = sorted({*RANKS, *BOUND_RANKS})
-    write_page(RESULTS / "mnist_cnn.md", "The paper's MNIST CNN", "python -m experiments.mnist_cnn", page(rows, ranks))
+    write_page(RESULTS / "mnist_cnn.md", "The paper's MNIST CNN", page(rows, ranks))
     plot(rows, ranks, str(RESULTS / "mnist_cnn.png"))
 
 
