@@ -253,6 +253,22 @@ class Composition(LinearMap):
             y = linear.transpose(y)
         return y
 
+    def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        """The dense matrix; a factor at either end that is dense already supplies the rows or columns."""
+        first, last = self.maps[0], self.maps[-1]
+        if isinstance(last, Dense) and last.out_size <= self.in_size:
+            rows, rest = last.matrix(dtype, device), compose(*self.maps[:-1]).to(dtype, device)
+            chunk = max(1, _CHUNK_ENTRIES // max(1, self.in_size, last.in_size))
+            images = [rest.transpose(r.reshape(-1, *last.in_shape)) for r in rows.split(chunk)]
+            return torch.cat([i.reshape(-1, self.in_size) for i in images])
+        if isinstance(first, Dense) and first.in_size <= self.out_size:
+            columns, rest = first.matrix(dtype, device).T, compose(*self.maps[1:]).to(dtype, device)
+            chunk = max(1, _CHUNK_ENTRIES // max(1, self.out_size, first.out_size))
+            with torch.no_grad():
+                images = [rest.apply(c.reshape(-1, *first.out_shape)) for c in columns.split(chunk)]
+            return torch.cat([i.reshape(-1, self.out_size) for i in images]).T.contiguous()
+        return super().matrix(dtype, device)
+
     def absolute(self) -> LinearMap:
         return Composition(tuple(m.absolute() for m in self.maps))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.linear import Dense, size
 from lipcert.ops.context import Context
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum
@@ -20,7 +21,15 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     offset = None if bias is None else ctx.constant(bias, "bias").value
     if offset is not None:
         ctx.require_finite(offset)
-    return ctx.linear(x, torch.nn.functional.linear, (weight,), max(weight.shape, default=1), offset)
+    terms = float(max(weight.shape, default=1))
+    if size(x.shape) != x.shape[-1] or not weight.value.numel():
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
+    ctx.require_finite(weight.value)
+    out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
+    matrix = weight.value.reshape(-1, x.shape[-1])
+    return ctx.builder.affine(
+        [(x, Dense((matrix,), x.shape, out_shape, terms + weight.rounding))], out_shape, offset, ctx.op, ctx.where
+    )
 
 
 def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
