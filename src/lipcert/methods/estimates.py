@@ -27,8 +27,8 @@ from lipcert.result import Estimate
 #: Number of triplets ``seqlip_rank_k`` keeps unless told (the paper's).
 PAPERS_RANK = 200
 
-#: Work (neurons × rows × columns × shorter side) up to which greedy flips neurons one by one.
-ONE_BY_ONE = 3e7
+#: Work (neurons² × rows × columns × shorter side) up to which greedy flips neurons one by one.
+ONE_BY_ONE = 2e9
 
 #: max over σ in [low, high] of ‖B diag(σ) A‖ for B (m, n), A (n, k), approached from below.
 PairMaximiser = Callable[[Tensor, Tensor, Tensor, Tensor], float]
@@ -209,7 +209,7 @@ def maximise_greedily(b: Tensor, a: Tensor, low: Tensor, high: Tensor) -> float:
         return 0.0
     sigma = high.clone()
     n, side = len(sigma), min(b.shape[0], a.shape[1])
-    if float(n) * b.shape[0] * a.shape[1] * side <= ONE_BY_ONE:
+    if float(n) ** 2 * b.shape[0] * a.shape[1] * side <= ONE_BY_ONE:
         return _one_by_one(b, a, low, high, sigma)
     best, v = 0.0, torch.ones(a.shape[1], dtype=torch.float64)
     while True:
