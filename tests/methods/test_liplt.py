@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from fractions import Fraction
@@ -11,13 +12,17 @@ import torch
 from torch import nn
 
 import lipcert
+from lipcert.capture.torch_export import capture
 from lipcert.certificates import loop_transform, map_written
 from lipcert.errors import CertificateError, InputError, UnsupportedNormError
 from lipcert.network.linear import Dense
+from lipcert.problem import Problem
 from tests.methods.solving import solved
 from tests.methods.test_lipsdp import HARD, INF, chain, observed, randn, recipe
 from tests.numerics.exact import fractions
 from tests.zoo import ZOO, difference_quotients, mlp, vertex_maximum, zoo_case
+
+liplt_module = importlib.import_module("lipcert.methods.liplt")  # the name lipcert.methods is taken by the function
 
 
 def liplt(model: nn.Module, n: int, norm: tuple[float, float] = (2, 2), **options: object) -> lipcert.Bound:
@@ -184,3 +189,21 @@ def test_maxcut_of_complete_graphs(size):
 def test_constant_network_has_constant_zero():
     assert liplt(mlp([3, 4, 2], seed=0).double(), 3).value > 0
     assert liplt(chain(torch.zeros(4, 3), randn(2, 4, seed=1)), 3).value == 0.0
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
+def test_every_view_computes_the_network_itself(name):
+    case = zoo_case(name)
+    problem = Problem(capture(case.model, case.example))
+    x = torch.randn(3, *problem.network.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for view in loop_transform.views(problem):
+        assert torch.allclose(view.forward(x), problem.network.forward(x), atol=1e-10)
+
+
+def test_a_wide_network_with_pooling(monkeypatch):
+    """The route without matrices on selections, which it once could not evaluate."""
+    monkeypatch.setattr(liplt_module, "is_dense", lambda network: False)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 2), nn.ReLU()).eval()
+    quotient, noise = difference_quotients(model, (1, 10, 10), 2.0, 2.0)
+    bound = lipcert.bound(model, torch.zeros(1, 1, 10, 10), lipcert.LipLT(), budget=5.0)
+    assert bool((quotient - noise <= bound.value).all())

@@ -92,7 +92,7 @@ def _as_gain(node: Node) -> Node:
     if not isinstance(node, SelectionNode):
         return node
     gains = {p: node.function.gain(p) for p in (1.0, 2.0, math.inf)}
-    function = GainFunction(node.name, node.function, gains, "selection")
+    function = GainFunction(node.name, lambda x: node.function(x[None])[0], gains, "selection")
     return GainNode(node.parents, node.shape, node.name, node.where, function)
 
 
