@@ -39,18 +39,20 @@ def gain(model: nn.Module, witness: LowerWitness) -> float:
 def show(name: str, title: str, model: nn.Module, images: Tensor) -> None:
     """Bound one model and print its tables."""
     example = images[:1]
-    upper = lipcert.bound(model, example)
-    lower = lipcert.lower_bound(model, example, inputs=images[:200], budget=10)
+    product = lipcert.bound(model, example, "autolip")
+    upper = lipcert.bound(model, example, budget=12)
+    lower = lipcert.lower_bound(model, example, inputs=images[:200], budget=5)
 
     table = Table("", "method", "value", "guarantee", "seconds", title=title, title_justify="left")
-    table.add_row("upper bound", upper.method, f"{upper.value:.6g}", upper.guarantee, f"{upper.seconds:.1f}")
+    table.add_row("upper bound", product.method, f"{product.value:.6g}", product.guarantee, f"{product.seconds:.1f}")
+    table.add_row("best upper bound", upper.method, f"{upper.value:.6g}", upper.guarantee, f"{upper.seconds:.1f}")
     table.add_row("lower bound", "attack", f"{lower.value:.6g}", "witness", f"{lower.seconds:.1f}")
     console.print(table)
     console.print(f"upper / lower = {upper.value / lower.value:.3f}: the constant lies between the two.")
 
-    rows = Table("layer", "kind", "constant", "so far", "guarantee", title="What the upper bound is made of")
+    rows = Table("layer", "kind", "constant", "so far", "guarantee", title="AutoLip, layer by layer")
     rows.title_justify = "left"
-    for row in upper.breakdown:
+    for row in product.breakdown:
         rows.add_row(row.name, row.kind, f"{row.constant:.6g}", f"{row.cumulative:.6g}", row.guarantee)
     console.print(rows)
     console.print(

@@ -16,6 +16,9 @@ from lipcert.methods.base import EQUAL_NORMS, Method, Run, fork, method, registe
 from lipcert.problem import Norm, Problem
 from lipcert.result import Attempt, Bound
 
+#: Share of the budget that each method before the last may use.
+EARLY_SHARE = 0.05
+
 
 @method
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Auto(Method):
         self.require_norm(problem.norm)
         kinds = registered()
         chosen = [kinds[name]() for name in self.plan if name in kinds and problem.norm in kinds[name].norms]
-        bounds, attempts, failures = attempt(chosen, problem, run, generator)
+        bounds, attempts, failures = attempt(chosen, problem, run, generator, EARLY_SHARE)
         if not bounds:
             raise failures[0] if failures else self.impossible(problem.norm)
         best = min(bounds, key=lambda b: (b.value, -(b.log10 or 0.0) if b.log10 is None else b.log10))
@@ -52,21 +55,25 @@ class Auto(Method):
 
 
 def attempt(
-    methods: Sequence[Method], problem: Problem, run: Run, generator: torch.Generator
+    methods: Sequence[Method], problem: Problem, run: Run, generator: torch.Generator, early_share: float = 1.0
 ) -> tuple[list[Bound], list[Attempt], list[LipcertError]]:
-    """Run methods one after the other; a method that fails or would not fit the budget leaves a remark."""
+    """Run methods one after the other; a method that fails or would not fit the budget leaves a remark.
+
+    All but the last are told to use at most ``early_share`` of the budget.
+    """
     bounds: list[Bound] = []
     attempts: list[Attempt] = []
     failures: list[LipcertError] = []
     for one in methods:
         began = time.perf_counter()
         run.report(0.0, one.name)
-        obstacle = one.obstacle(problem, run) if bounds else None
+        own = fork(run, 1.0 if one is methods[-1] else early_share)
+        obstacle = one.obstacle(problem, own) if bounds else None
         if obstacle is not None:
             attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))
             continue
         try:
-            bound = one.bound(problem, fork(run), generator)
+            bound = one.bound(problem, own, generator)
         except LipcertError as problem_met:
             failures.append(problem_met)
             attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, str(problem_met)))

@@ -43,9 +43,9 @@ class Run:
         return self.budget - (time.perf_counter() - self.started)
 
 
-def fork(run: Run) -> Run:
-    """The same circumstances with what is left of the budget, starting now."""
-    return replace(run, budget=max(0.0, run.left), started=time.perf_counter())
+def fork(run: Run, share: float = 1.0) -> Run:
+    """The same circumstances with what is left of the budget, at most ``share`` of all of it, starting now."""
+    return replace(run, budget=max(0.0, min(run.left, share * run.budget)), started=time.perf_counter())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,21 +52,35 @@ class LipLT(Method):
             return Witness("loop_transform")
         return Witness("loop_transform", {}, {"window": min(_affordable(network, run.left) for network in wide)})
 
+    def obstacle(self, problem: Problem, run: Run) -> str | None:
+        """Without matrices every norm is a few hundred passes; is there time for the least of them?"""
+        wide = [network for network in views(problem) if not is_dense(network)]
+        needed = sum(_seconds_per_layer(network) * _layers_crossed(network, 1) for network in wide) * _PASSES
+        if needed <= run.left:
+            return None
+        return f"its matrix-free norms would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
 
-def _affordable(network: Network, seconds: float) -> int:
-    """The largest window whose probabilistic norms fit in about the time left."""
+
+def _layers_crossed(network: Network, window: int) -> float:
+    """About how many layers the maps from all sources to all nodes cross."""
     affine = sum(isinstance(node, AffineNode) for node in network.nodes)
-    nonlinear = sum(isinstance(node, (ActivationNode, GainNode)) for node in network.nodes)
+    return affine * (window + 1) ** 2 / 2.0
+
+
+def _seconds_per_layer(network: Network) -> float:
     here = network.to(torch.float64, "cpu")
     x = torch.zeros(1, *network.in_shape, dtype=torch.float64)
     started = time.perf_counter()
     with torch.no_grad():
         here.forward(x)
-    per_layer = (time.perf_counter() - started) / max(1, affine)
+    return (time.perf_counter() - started) / max(1, sum(isinstance(node, AffineNode) for node in network.nodes))
+
+
+def _affordable(network: Network, seconds: float) -> int:
+    """The largest window whose probabilistic norms fit in about the time left."""
+    nonlinear = sum(isinstance(node, (ActivationNode, GainNode)) for node in network.nodes)
+    per_layer = _seconds_per_layer(network)
     window = 1
-    while window < nonlinear:
-        reach = (window + 2) ** 2 / 2.0  # layers crossed by the maps from all sources to one node
-        if affine * reach * per_layer * _PASSES > 0.8 * seconds:
-            break
+    while window < nonlinear and _layers_crossed(network, window + 1) * per_layer * _PASSES <= 0.8 * seconds:
         window += 1
     return window

@@ -25,7 +25,11 @@ from lipcert.problem import Norm, Problem
 LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
 
 #: The same for the matrix-free check, whose own error asks for at least the first.
-FREE_LIFTS = (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 1e-2, 1.5e-2, 2e-2, 4e-2, 0.1, 0.2, 0.5, 1.0)
+FREE_LIFTS = (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 4e-2, 6e-2, 0.1, 0.2, 0.5, 1.0)
+
+#: Where multipliers need a larger lift than this when the iteration has settled, it goes on with twice the columns,
+#: up to MOST_COLUMNS. It has settled when 20 passes gain less than SETTLED.
+FINE, MOST_COLUMNS, SETTLED = 2e-3, 128, 3e-4
 
 
 @method
@@ -35,7 +39,7 @@ class LipSDP(Method):
 
     Attributes:
         tolerance: stop once the bound is within this relative distance of the dual value.
-        columns: rank of the relaxation.
+        columns: rank of the relaxation; the matrix-free route raises it where it proves too low.
         max_passes: most forward and backward passes.
         precision: dtype of the search; ``auto`` is float64 up to 20 000 neurons and float32 beyond.
         route: ``dense`` (rigorous), ``matrix_free`` (probabilistic), ``auto`` (dense where layers can be factored).
@@ -267,25 +271,45 @@ class _MatrixFree(_Finish):
     steps: int = 400
 
     def witness(self) -> Witness:
-        """Passes for 60 % of the budget or until they stall; then the least lift whose margin Lanczos can see."""
-        last = self.search.rho
-        while self.run.left > 0.4 * self.run.budget and self.passes(20):
-            value = self.search.rho
-            if self.search.passes > 60 and bool((value < last * (1.0 + 0.1 * self.options.tolerance)).all()):
+        """Passes, with more columns while few prove too few, for 60 % of the budget; then the least lift that holds."""
+        forms = range(self.search.problems)
+        while self._settled() and self.search.columns < MOST_COLUMNS:
+            if not bool((self.search.rho > 0).all()):
                 break
-            last = value
+            if all(self._holds(form, FINE) for form in forms):
+                break
+            if self._short():
+                break
+            self.search.widen(2 * self.search.columns)
         if not bool((self.search.rho > 0).all()):
             raise CertificateError("the network looks constant in float arithmetic; use autolip.")
-        return self._packaged([self._place(form) for form in range(self.search.problems)])
+        return self._packaged([self._place(form) for form in forms])
+
+    def _short(self) -> bool:
+        return self.run.left <= 0.4 * self.run.budget
+
+    def _settled(self) -> bool:
+        """Passes until they gain next to nothing (True), or until time or passes run out (False)."""
+        last, start = self.search.rho, self.search.passes
+        while not self._short() and self.search.passes < self.options.max_passes:
+            self.passes(20)
+            value = self.search.rho
+            if self.search.passes >= start + 60 and bool((value < last * (1.0 + SETTLED)).all()):
+                return True
+            last = value
+        return False
+
+    def _holds(self, form: int, p: float) -> bool:
+        """Whether a short Lanczos run sees the margin that the check will need."""
+        scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
+        margin = 1.05 * kuczynski_wozniakowski_epsilon(scaled.size, self.steps, 2.5e-10 / self.search.problems)
+        ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
+        self.run.report(0.9, f"lift {p:.1e}")
+        return ritz <= 1.0 - margin
 
     def _place(self, form: int) -> int:
-        size = ScaledMap(self.exact, self._positive(form, 0.1), self.weights(form), 1.0).size
-        margin = 1.05 * kuczynski_wozniakowski_epsilon(size, self.steps, 2.5e-10 / self.search.problems)
-        for place, p in enumerate(FREE_LIFTS):
-            scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
-            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
-            self.run.report(0.9, f"lift {p:.1e}")
-            if ritz <= 1.0 - margin:
+        for place, p in enumerate(FREE_LIFTS[:-1]):
+            if self._holds(form, p):
                 return place
         return len(FREE_LIFTS) - 1
 

@@ -52,6 +52,31 @@ class VectorNeuron:
         self.input_weights = torch.ones(self.problems, size(in_shape), dtype=torch.float64)
         self.output_weights = self._initial_output_weights(size(out_shape))
 
+    def widen(self, columns: int) -> None:
+        """Go on with more columns: the new ones start small and random, the iteration starts afresh from there.
+
+        A point that is stationary with few columns may be a saddle point with more; its multipliers are then far
+        from feasible however long one iterates.
+        """
+        extra = columns - self.columns
+        if extra < 1:
+            raise ValueError(f"widen() needs more than the {self.columns} columns there are, not {columns}")
+        self.columns = columns
+
+        def wider(kept: Tensor) -> Tensor:
+            new = torch.randn(self.problems, extra, *kept.shape[2:], generator=self.generator, dtype=torch.float64).to(
+                kept
+            )
+            size_of_both = [t.square().sum(dim=1).mean().sqrt() for t in (kept, new)]
+            return torch.cat([kept, new * (0.3 * size_of_both[0] / size_of_both[1])], dim=1)
+
+        self._x = self._last_x = self._unit_input(wider(self._x))
+        for cell in self.transformed.cells:
+            self._units[cell.node] = _unit(wider(self._units[cell.node]), None, cell)
+        self._last_units = dict(self._units)
+        self._momentum = torch.zeros_like(self._momentum)
+        self._previous = torch.full_like(self._previous, -1.0)
+
     @property
     def rho(self) -> Tensor:
         """Squared value per problem, float64."""
