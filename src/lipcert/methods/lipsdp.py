@@ -187,8 +187,8 @@ class _Finish:
 class _Dense(_Finish):
     def __post_init__(self) -> None:
         self.form = DenseForm(self.exact)
-        depth = max(steps_to_output(self.exact).values(), default=0) + 1
-        wanted = self.options.tolerance / depth
+        self.depth = max(steps_to_output(self.exact).values(), default=0) + 1
+        wanted = self.options.tolerance / self.depth
         place = min(range(len(LIFTS)), key=lambda i: abs(math.log(LIFTS[i] / wanted)))
         self.places = [place] * self.search.problems
 
@@ -247,6 +247,11 @@ class _Dense(_Finish):
             return None
         return Lift(rho, p, place, multipliers)
 
+    def fine_enough(self, lift: Lift, goal: float) -> bool:
+        """Whether all that finer lifts could gain is a small part of what is missing: only passes help."""
+        gain = lift.p * (self.depth + 1)
+        return gain < 0.5 * (lift.rho / goal - 1.0)
+
     def best_lift(self, form: int, goal: float) -> Lift | None:
         """The first lift that reaches ``goal``, else the best one near the last; None if none is feasible."""
         best: Lift | None = None
@@ -255,7 +260,7 @@ class _Dense(_Finish):
             found = self.lift(form, place)
             if found is not None and (best is None or found.rho < best.rho):
                 best, self.places[form] = found, place
-                if found.rho <= goal:
+                if found.rho <= goal or self.run.left < 0 or self.fine_enough(found, goal):
                     break
                 step = step or -1
             elif found is None and best is None:
