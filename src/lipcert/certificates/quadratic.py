@@ -33,6 +33,9 @@ FLOOR = 1e-250
 #: Pairs of norms (p, q) this kind of certificate covers.
 NORMS: tuple[Norm, ...] = tuple((p, q) for p in (2.0, math.inf) for q in (2.0, 1.0, math.inf))
 
+#: Most Lanczos steps of a matrix-free check; each of its at most four attempts spends a quarter of DELTA.
+MOST_STEPS = 800
+
 #: Largest change of unit, in powers of two, between neighbouring nodes: beyond it scaling might underflow unseen.
 MAX_STEP = 600
 #: Largest distance, in powers of two, of the units of a matrix-free certificate from the network's natural ones.
@@ -596,6 +599,8 @@ def _matrix_free(
         epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 4)
         if epsilon < 1.0 and div_up(mul_up(ritz, 1.0 + 1e-12), 1.0 - epsilon) <= 1.0:
             return rho
-        if steps >= min(800, scaled.size):
+        if steps >= min(MOST_STEPS, scaled.size):
             raise CertificateError("the form's margin is too small for the matrix-free check.")
         steps *= 2
+        while steps < MOST_STEPS and ritz > 1.0 - kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 8):
+            steps += 20  # the Ritz value will not fall: fewer steps than these cannot succeed
