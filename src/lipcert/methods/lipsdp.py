@@ -273,7 +273,11 @@ class _Dense(_Finish):
 
 @dataclass(eq=False)
 class _MatrixFree(_Finish):
-    steps: int = 400
+    def __post_init__(self) -> None:
+        # Lanczos steps of the check: beyond some size keeping its vectors orthogonal costs more than the passes
+        size = sum(cell.size for cell in self.exact.cells)
+        self.steps = 400 if size <= 300_000 else 240
+        self.margin = 1.05 * kuczynski_wozniakowski_epsilon(size, self.steps, 1e-10 / self.search.problems)
 
     def witness(self) -> Witness:
         """Passes, with more columns while few prove too few, for 60 % of the budget; then the least lift that holds."""
@@ -281,7 +285,7 @@ class _MatrixFree(_Finish):
         while self._settled() and self.search.columns < MOST_COLUMNS:
             if not bool((self.search.rho > 0).all()):
                 break
-            if all(self._holds(form, FINE) for form in forms):
+            if all(self._holds(form, FINE + 2.0 * self.margin) for form in forms):
                 break
             if self._short():
                 break
@@ -307,10 +311,9 @@ class _MatrixFree(_Finish):
     def _holds(self, form: int, p: float) -> bool:
         """Whether a short Lanczos run sees the margin that the check will need."""
         scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
-        margin = 1.05 * kuczynski_wozniakowski_epsilon(scaled.size, self.steps, 2.5e-10 / self.search.problems)
         ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
         self.run.report(0.9, f"lift {p:.1e}")
-        return ritz <= 1.0 - margin
+        return ritz <= 1.0 - self.margin
 
     def _place(self, form: int) -> int:
         for place, p in enumerate(FREE_LIFTS[:-1]):
