@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from dataclasses import replace
@@ -23,6 +24,8 @@ INF = math.inf
 
 #: ECLipsE recipe: (L, width, LipSDP-Neuron optimum of a dense interior point, relative gap ≤ 1e-7).
 RECIPE = [(2, 20, 0.3839808046), (2, 80, 0.1587430659), (5, 40, 0.0178039737), (10, 60, 0.006984286)]
+
+lipsdp_module = importlib.import_module("lipcert.methods.lipsdp")  # the name lipcert.methods is taken by the function
 
 
 def recipe(length: int, width: int) -> nn.Module:
@@ -212,6 +215,17 @@ def test_matrix_free_route_agrees_and_says_probabilistic():
     free = lipcert.bound(model, torch.zeros(1, 6), method=lipcert.LipSDP(route="matrix_free"))
     assert (dense.guarantee, free.guarantee) == ("rigorous", "probabilistic")
     assert dense.value * 0.999 <= free.value <= dense.value * 1.05
+
+
+def test_too_few_columns_are_noticed_and_more_are_added(monkeypatch):
+    """One column stops at a saddle point, where the multipliers are far from feasible."""
+    model, x = chain(randn(40, 20, seed=1), randn(40, 40, seed=2), randn(20, 40, seed=3)), torch.zeros(1, 20)
+    optimum = lipcert.bound(model, x, method="lipsdp_ipm").value
+    one = lipcert.LipSDP(columns=1, route="matrix_free")
+    assert optimum * (1 - 1e-6) <= lipcert.bound(model, x, method=one).value <= 1.02 * optimum
+    monkeypatch.setattr(lipsdp_module, "MOST_COLUMNS", 1)
+    with pytest.raises(CertificateError, match="not feasible"):
+        lipcert.bound(model, x, method=one)
 
 
 def test_float32_search_gives_a_valid_bound():
