@@ -278,8 +278,8 @@ class DenseForm:
                 if prove:
                     form = statement.lifted(slack)
                 else:
-                    lift = _least_lift(slack, relation.side)
-                    form = statement.schur(lift)
+                    form = statement.schur(_least_lift(relation.side))
+                    lift = max(slack, _least_lift(relation.side))
                     form = form + torch.diag(lift * form.diagonal().clamp(min=0.0))
             elif first and relation.entry > form.shape[0]:
                 value = _wide_input(relation.output, dense(form), start, prove)
@@ -294,13 +294,13 @@ class DenseForm:
         return _largest_ratio(dense(form), start, claim) if prove else _greatest_ratio(dense(form), start)
 
 
-def _least_lift(slack: float, side: int) -> float:
+def _least_lift(side: int) -> float:
     """Relative lift of a form's diagonal that covers the rounding of a proof of this size.
 
     Not in proportion to the margin p: a form may have an eigenvalue of order 1/p, and a lift of order p of its
     diagonal would then cost a constant.
     """
-    return max(slack, 2e-13 * side)
+    return 2e-13 * side
 
 
 def _repair(
@@ -441,16 +441,16 @@ class Statement:
 
     def lifted(self, slack: float) -> Tensor:
         """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
-        lift = _least_lift(slack, self.matrix.shape[0])
+        least = _least_lift(self.matrix.shape[0])
         for attempt in range(6):
-            schur = self.schur(lift)
+            shift = least * 16.0**attempt
+            schur, lift = self.schur(shift), max(slack, shift)
             diagonal = schur.diagonal().clamp(min=0.0)
             positive = diagonal[diagonal > 0]  # entries without curvature get a little, next to the least that has some
             floor = max(1e-12 * 16.0**attempt * float(positive.min()), FLOOR) if positive.numel() else FLOOR
             start = schur + torch.diag(lift * diagonal + floor)
             if self.proves(start):
                 return start
-            lift *= 16.0
         raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
 
     def least_rho(self, start: Tensor, claim: float) -> float:
@@ -458,7 +458,7 @@ class Statement:
         weights = torch.diag(start)
         if math.isfinite(claim) and self.proves(claim * weights):
             return claim
-        rho = _greatest_ratio(self.schur(_least_lift(0.0, self.matrix.shape[0])), start)
+        rho = _greatest_ratio(self.schur(_least_lift(self.matrix.shape[0])), start)
         lift = 1e-10
         while lift < 1e-2:
             candidate = rho * (1.0 + lift) + FLOOR
