@@ -590,7 +590,7 @@ def _matrix_free(
         raise CertificateError("the certificate's units are far from the network's own; numbers might underflow.")
     require_tame(transformed)
     scaled = ScaledMap(transformed, multipliers, weights, rho)
-    steps = 100
+    steps = 100 if scaled.size <= 300_000 else 240
     while True:
         steps = min(steps, scaled.size)
         ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, generator)

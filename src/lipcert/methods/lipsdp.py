@@ -308,18 +308,27 @@ class _MatrixFree(_Finish):
             last = value
         return False
 
-    def _holds(self, form: int, p: float) -> bool:
-        """Whether a short Lanczos run sees the margin that the check will need."""
+    def _ritz(self, form: int, p: float) -> float:
+        """‖G‖² at this lift as a short Lanczos run sees it; the check needs 1 − margin."""
         scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
         ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
         self.run.report(0.9, f"lift {p:.1e}")
-        return ritz <= 1.0 - self.margin
+        return ritz
+
+    def _holds(self, form: int, p: float) -> bool:
+        return self._ritz(form, p) <= 1.0 - self.margin
 
     def _place(self, form: int) -> int:
-        for place, p in enumerate(FREE_LIFTS[:-1]):
-            if self._holds(form, p):
-                return place
-        return len(FREE_LIFTS) - 1
+        """The least lift that holds, or about so: a lift p divides ‖G‖² by up to 1 + p."""
+        place = min(i for i, p in enumerate(FREE_LIFTS) if p >= min(self.margin, FREE_LIFTS[-1]))
+        while place < len(FREE_LIFTS) - 1:
+            p = FREE_LIFTS[place]
+            ritz = self._ritz(form, p)
+            if ritz <= 1.0 - self.margin:
+                break
+            needed = 0.8 * ((1.0 + p) * ritz / (1.0 - self.margin) - 1.0)
+            place = min((i for i, q in enumerate(FREE_LIFTS) if i > place and q >= needed), default=len(FREE_LIFTS) - 1)
+        return place
 
     def _packaged(self, places: list[int]) -> Witness:
         def fallback() -> Witness | None:
