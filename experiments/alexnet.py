@@ -79,7 +79,7 @@ def study(
     tell: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
     """All rows that are not skipped; ``tell`` sees the rows so far after each."""
-    lipsdp = lipcert.LipSDP(columns=8, route="matrix_free")
+    lipsdp = lipcert.LipSDP(columns=32, route="matrix_free")
     makers: dict[str, Callable[[], Row]] = {
         "autolip": lambda: upper(NET, model, x, "autolip", budget=budget),
         "power": lambda: estimate(NET, model, x, "power_iteration", "autolip, 10 power iterations", steps=10),

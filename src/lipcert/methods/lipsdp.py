@@ -250,7 +250,7 @@ class _Dense(_Finish):
     def fine_enough(self, lift: Lift, goal: float) -> bool:
         """Whether all that finer lifts could gain is a small part of what is missing: only passes help."""
         gain = lift.p * (self.depth + 1)
-        return gain < 0.5 * (lift.rho / goal - 1.0)
+        return gain * goal < 0.5 * (lift.rho - goal)
 
     def best_lift(self, form: int, goal: float) -> Lift | None:
         """The first lift that reaches ``goal``, else the best one near the last; None if none is feasible."""
