@@ -30,6 +30,9 @@ PAPERS_RANK = 200
 #: Work (neurons² × rows × columns × shorter side) up to which greedy flips neurons one by one.
 ONE_BY_ONE = 2e9
 
+#: Relative residual of the singular triplets of layers too large to write down: enough for an estimate.
+RESIDUAL = 1e-3
+
 #: max over σ in [low, high] of ‖B diag(σ) A‖ for B (m, n), A (n, k), approached from below.
 PairMaximiser = Callable[[Tensor, Tensor, Tensor, Tensor], float]
 
@@ -173,7 +176,7 @@ class _Products:
         if writable(linear) and (rank > most // 4 or most <= 256):
             u, s, vh = torch.linalg.svd(linear.matrix(), full_matrices=False)
             return Triplets(u[:, :rank], s[:rank], vh[:rank].T)
-        here = linear.to(torch.float64, "cpu")
+        here = linear.to(torch.float32, "cpu")
 
         def apply(x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -183,9 +186,10 @@ class _Products:
             return here.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
 
         u, s, v, _ = top_singular_triplets(
-            apply, transpose, linear.in_size, linear.out_size, rank, generator=self.generator, tol=1e-5
-        )
-        return Triplets(u, s, v)
+            apply, transpose, linear.in_size, linear.out_size, rank,
+            generator=self.generator, dtype=torch.float32, tol=RESIDUAL,
+        )  # fmt: skip
+        return Triplets(u.double(), s.double(), v.double())
 
 
 def _slopes(stage: tuple[Node, ...]) -> tuple[Tensor, Tensor]:
