@@ -40,8 +40,8 @@ def show(name: str, title: str, model: nn.Module, images: Tensor) -> None:
     """Bound one model and print its tables."""
     example = images[:1]
     product = lipcert.bound(model, example, "autolip")
-    upper = lipcert.bound(model, example, budget=12)
-    lower = lipcert.lower_bound(model, example, inputs=images[:200], budget=5)
+    upper = lipcert.bound(model, example, "lipsdp", budget=8)
+    lower = lipcert.lower_bound(model, example, inputs=images[:200], budget=3)
 
     table = Table("", "method", "value", "guarantee", "seconds", title=title, title_justify="left")
     table.add_row("upper bound", product.method, f"{product.value:.6g}", product.guarantee, f"{product.seconds:.1f}")
