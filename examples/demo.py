@@ -40,7 +40,7 @@ def show(name: str, title: str, model: nn.Module, images: Tensor) -> None:
     """Bound one model and print its tables."""
     example = images[:1]
     product = lipcert.bound(model, example, "autolip")
-    upper = lipcert.bound(model, example, "lipsdp", budget=8)
+    upper = lipcert.bound(model, example, lipcert.LipSDP(tolerance=1e-3), budget=8)
     lower = lipcert.lower_bound(model, example, inputs=images[:200], budget=3)
 
     table = Table("", "method", "value", "guarantee", "seconds", title=title, title_justify="left")
