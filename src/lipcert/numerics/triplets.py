@@ -167,9 +167,9 @@ class _Bidiagonal:
         inner = rows.new_zeros(rows.shape[0], count)
         inner[:, :good] = z[:good].mT * s[:good]
         found = torch.cat([found, self._random(count - good, rows.shape[1])])
-        # Two passes are enough except for a small remainder and for random rows.
-        settled = good == count and bool((s[:good] > eps**0.5 * size).all())
-        for _ in range(0 if settled else 3):
+        # Two passes are enough except for a remainder that is small next to the rows, and for random rows.
+        small = not bool((s[:good] > 0.1 * size).all())
+        for _ in range(3 if good < count else int(small)):
             found = found - (found @ basis.mT) @ basis
             found[good:] -= (found[good:] @ found[:good].mT) @ found[:good]
             q, r = torch.linalg.qr(found.mT)
