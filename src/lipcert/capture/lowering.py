@@ -79,8 +79,8 @@ def refuse_training_ops(program: ExportedProgram) -> None:
 
 
 def lower(program: ExportedProgram) -> Network:
-    """The Network of a functional ExportedProgram with one input of batch size 1 and one output tensor."""
-    program = _decompose_unknown(program)
+    """The Network of an ExportedProgram with one input of batch size 1 and one output tensor."""
+    program = _decompose_unknown(_functional(program))
     signature = program.graph_signature
     builder = NetworkBuilder()
     context = Context(builder)
@@ -183,6 +183,20 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
     if not isinstance(output, Var):
         raise InputError("the model does not return a tensor.")
     return ctx.builder.finish(output)
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without ops that write into their arguments.
+
+    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is.
+    """
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        known = isinstance(node.target, torch._ops.OpOverload) and find_rule(*op_name(node)) is not None
+        if not known or node.target._schema.is_mutable:
+            return program.run_decompositions({})
+    return program
 
 
 def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:

@@ -44,7 +44,7 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
         except Exception as problem:
             raise _export_error(problem, module, example) from problem
         refuse_training_ops(program)
-        network = lower(program.run_decompositions({}))
+        network = lower(program)
         _check_shapes(network)
         _self_check(network, module, example)
         _check_examples_independent(network, module, example)
