@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import lipcert
+from lipcert.capture.lowering import lower
+from lipcert.capture.sequential import read_sequential
 from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError, InputError
 from lipcert.network.graph import ActivationNode, AffineNode, Network
@@ -375,3 +378,86 @@ def test_the_default_dtype_does_not_matter() -> None:
         assert lipcert.bound(model, torch.zeros(1, 3), method="autolip").value == single
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def _doubled(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return 2.0 * output
+
+
+class _OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3.0 * super().forward(x)
+
+
+def _chain(*extra: nn.Module) -> nn.Sequential:
+    torch.manual_seed(5)
+    inner = nn.Sequential(nn.Linear(6, 5, bias=False), nn.LeakyReLU(0.2), nn.Identity())
+    shared = nn.Tanh()
+    layers = [nn.Flatten(), nn.Linear(4, 6), shared, inner, *extra, shared, nn.Linear(5, 5), nn.SiLU(), nn.Sigmoid()]
+    return nn.Sequential(*layers).eval()
+
+
+def test_a_plain_sequential_is_read_as_torch_export_sees_it() -> None:
+    """Same nodes, places and maps, so the same fingerprint; a module used twice is there twice."""
+    model, x = _chain(nn.ReLU()), torch.randn(2, 2, 2)
+    direct = read_sequential(model, x[:1])
+    assert direct is not None
+    exported = lower(torch.export.export(model, (x[:1],), strict=False))
+    assert direct.fingerprint == exported.fingerprint
+    assert [node.where for node in direct.nodes] == [node.where for node in exported.nodes]
+    assert read_sequential(_chain(nn.ReLU(inplace=True)), x[:1]) is not None
+
+
+def _with_hook() -> nn.Module:
+    model = _chain()
+    model[3][0].register_forward_hook(_doubled)
+    return model
+
+
+def _with_hook_on_the_inner_chain() -> nn.Module:
+    model = _chain()
+    model[3].register_forward_hook(_doubled)
+    return model
+
+
+def _with_own_forward() -> nn.Module:
+    model = _chain()
+    layer = model[1]
+    layer.forward = lambda x: 2.0 * nn.Linear.forward(layer, x)
+    return model
+
+
+def _pruned() -> nn.Module:
+    model = _chain()
+    nn.utils.prune.l1_unstructured(model[1], "weight", 0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _with_hook(),
+        _with_hook_on_the_inner_chain(),
+        _with_own_forward(),
+        _pruned(),
+        _chain(_OwnLinear(5, 5)),
+        _chain(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5)).eval()),
+        _chain(nn.Softplus()),
+    ],
+)
+def test_anything_but_plain_layers_is_left_to_torch_export(model: nn.Module) -> None:
+    x = torch.randn(3, 2, 2)
+    assert read_sequential(model, x[:1]) is None
+    network = capture(model, x)
+    assert torch.allclose(network.forward(x[:1].double()[None])[0], model.double()(x[:1].double()))
+
+
+def test_hooks_on_all_modules_are_seen() -> None:
+    model, x = _chain(), torch.randn(1, 2, 2)
+    plain = capture(model, x).forward(x.double()[None])
+    handle = nn.modules.module.register_module_forward_hook(_doubled)
+    try:
+        assert read_sequential(model, x) is None
+    finally:
+        handle.remove()
+    assert torch.equal(capture(model, x).forward(x.double()[None]), plain)

@@ -17,6 +17,7 @@ import lipcert.ops.families  # noqa: F401  (registers every rule)
 from lipcert.errors import CaptureError, InputError, TrainModeError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
+from lipcert.network.linear import Shape
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.folding import fold
 from lipcert.ops.registry import find_rule
@@ -29,9 +30,8 @@ _TRAINING_ARGUMENT = {
 }  # fmt: skip
 
 
-def op_name(node: FxNode) -> tuple[str, str]:
-    """(name, overload) of a call to an ATen op; in-place names lose their underscore."""
-    target = node.target
+def op_name(target: Any) -> tuple[str, str]:
+    """(name, overload) of an ATen op."""
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[-1], target._overloadname
     return getattr(target, "__name__", str(target)), ""
@@ -62,7 +62,7 @@ def refuse_training_ops(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        name, _ = op_name(node)
+        name, _ = op_name(node.target)
         place = _TRAINING_ARGUMENT.get(name)
         if place is None:
             continue
@@ -92,7 +92,7 @@ def lower(program: ExportedProgram) -> Network:
         elif node.op == "get_attr":
             env[node] = getattr(program.graph_module, str(node.target))
         elif node.op == "call_function":
-            env[node] = _call(node, env, context, program)
+            env[node] = _call(node, env, context)
         elif node.op == "output":
             return _finish(node, env, program, context)
     raise CaptureError("the exported graph has no output")
@@ -114,36 +114,54 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
     return Constant(value.double() if value.is_floating_point() else value.clone())
 
 
-def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context, program: ExportedProgram) -> Any:
+def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
     args, kwargs = tree_map(lambda a: env[a] if isinstance(a, FxNode) else a, (node.args, node.kwargs))
     if node.target is operator.getitem:
         return args[0][args[1]]
-    name, overload = op_name(node)
-    leaves = tree_leaves((args, kwargs))
-    ctx.op, ctx.where = name, place_in_code(node)
+    value = node.meta.get("val")
+    ctx.where = place_in_code(node)
+    ctx.dtype = value.dtype if isinstance(value, Tensor) else None
+    if isinstance(value, Tensor) and value.is_complex():
+        raise CaptureError(
+            f"aten.{op_name(node.target)[0]} at {ctx.where} makes complex numbers; only real networks are supported"
+        )
+    return apply_rule(ctx, node.target, args, kwargs, tuple(value.shape) if isinstance(value, Tensor) else None)
+
+
+def apply_rule(
+    ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Shape | None = None
+) -> Any:
+    """What the rule of an ATen op gives for these arguments; constants fold, an op without a rule stays open.
+
+    Args:
+        ctx: where nodes go; its ``where`` and ``dtype`` are those of the call.
+        target: the op.
+        args, kwargs: Vars, Constants and plain values.
+        shape: of the result, as far as it is known.
+
+    Raises:
+        TrainModeError: the op draws random numbers.
+        UnsupportedOpError: there is no rule for this form of the op.
+    """
+    name, overload = op_name(target)
+    ctx.op = name
     ctx.signature = repr(tree_map(_describe, (overload, args, kwargs)))
-    if "higher_order" in str(getattr(node.target, "__module__", "")) or isinstance(
-        node.target, torch._ops.HigherOrderOperator
-    ):
+    if "higher_order" in str(getattr(target, "__module__", "")) or isinstance(target, torch._ops.HigherOrderOperator):
         raise ctx.unsupported("control flow or another higher-order operator cannot be captured as one network.")
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and find_rule(name, overload) is None:
+    if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) and find_rule(name, overload) is None:
         raise TrainModeError(
             f"aten.{name} at {ctx.where} draws random numbers: the model is not one fixed function. Call model.eval(), "
             "or draw the numbers once and keep them in a buffer."
         )
-    value = node.meta.get("val")
-    ctx.dtype = value.dtype if isinstance(value, Tensor) else None
-    if isinstance(value, Tensor) and value.is_complex():
-        raise CaptureError(f"aten.{name} at {ctx.where} makes complex numbers; only real networks are supported")
-    if not any(isinstance(leaf, Var) for leaf in leaves):
-        return fold(node.target, name, args, kwargs)
+    parents = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Var)]
+    if not parents:
+        return fold(target, name, args, kwargs)
     rule = find_rule(name, overload)
     if rule is None:
         error = ctx.unsupported("no rule covers it.")
-        parents = [leaf for leaf in leaves if isinstance(leaf, Var)]
-        if not isinstance(value, Tensor):
+        if shape is None:
             raise error
-        return ctx.unresolved(parents, tuple(value.shape), error, _settings(args, kwargs))
+        return ctx.unresolved(parents, shape, error, _settings(args, kwargs))
     if overload == "out":
         raise ctx.unsupported("it writes into an argument.")
     try:
@@ -193,7 +211,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
-        known = isinstance(node.target, torch._ops.OpOverload) and find_rule(*op_name(node)) is not None
+        known = isinstance(node.target, torch._ops.OpOverload) and find_rule(*op_name(node.target)) is not None
         if not known or node.target._schema.is_mutable:
             return program.run_decompositions({})
     return program
@@ -208,7 +226,7 @@ def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
             for node in program.graph.nodes
             if node.op == "call_function"
             and isinstance(node.target, torch._ops.OpOverload)
-            and find_rule(*op_name(node)) is None
+            and find_rule(*op_name(node.target)) is None
         }
         chosen = {target: table[target] for target in unknown if target in table}
         if not chosen:
@@ -220,4 +238,4 @@ def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-__all__ = ["UnsupportedOpError", "lower", "op_name", "place_in_code", "refuse_training_ops"]
+__all__ = ["UnsupportedOpError", "apply_rule", "lower", "op_name", "place_in_code", "refuse_training_ops"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lipcert.capture.lowering import lower, refuse_training_ops
+from lipcert.capture.sequential import read_sequential
 from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError
 from lipcert.network.graph import Network
 
@@ -37,18 +38,22 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
     module = _as_module(model)
     example = _check_example(example_input, module)
     with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad(), _private(module) as module:
-        try:
-            program = torch.export.export(module, (example[:1].clone(),), strict=False)
-        except LipcertError:
-            raise
-        except Exception as problem:
-            raise _export_error(problem, module, example) from problem
-        refuse_training_ops(program)
-        network = lower(program)
+        network = read_sequential(module, example[:1]) or _exported(module, example)
         _check_shapes(network)
         _self_check(network, module, example)
         _check_examples_independent(network, module, example)
     return network
+
+
+def _exported(module: nn.Module, example: Tensor) -> Network:
+    try:
+        program = torch.export.export(module, (example[:1].clone(),), strict=False)
+    except LipcertError:
+        raise
+    except Exception as problem:
+        raise _export_error(problem, module, example) from problem
+    refuse_training_ops(program)
+    return lower(program)
 
 
 def _as_module(model: Any) -> nn.Module:

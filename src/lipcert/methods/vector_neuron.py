@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,13 +22,6 @@ class VectorNeuron:
     The generalised power method (u ← h/‖h‖, X ← G/‖G‖ with h, G the gradients of the value) with Nesterov
     extrapolation on the spheres and a restart whenever the value falls. Input norm 2: ‖X‖_F = 1; ∞: every input row a
     unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖; ∞: one problem per output, all in one batch.
-
-    Attributes:
-        rho: (problems,) squared value of the best points so far: below the SDP's optimum; never a bound.
-        multipliers: node → (problems, neurons) λ_j = d_j‖h_j‖/‖v_j‖ at those points (one entry for a block), DEAD
-            where v_j = 0.
-        input_weights: (problems, n) with sum 1 for input norm ∞, ones for 2.
-        output_weights: (problems, m): e with Σ 1/e_i = 1 for output norm 1, one-hot rows for ∞, ones for 2.
     """
 
     def __init__(self, transformed: LoopTransformed, norm: Norm, columns: int, generator: torch.Generator) -> None:
@@ -48,9 +42,9 @@ class VectorNeuron:
         self._momentum = torch.zeros(self.problems, dtype=dtype, device=device)
         self._previous = torch.full((self.problems,), -1.0, dtype=dtype, device=device)
         self._best = torch.full((self.problems,), -1.0, dtype=dtype, device=device)
-        self.multipliers: dict[int, Tensor] = {}
-        self.input_weights = torch.ones(self.problems, size(in_shape), dtype=torch.float64)
-        self.output_weights = self._initial_output_weights(size(out_shape))
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept_g: Tensor | None = None
+        self._kept_y: Tensor | None = None
 
     def widen(self, columns: int) -> None:
         """Go on with more columns: the new ones start small and random, the iteration starts afresh from there.
@@ -79,13 +73,8 @@ class VectorNeuron:
 
     @property
     def rho(self) -> Tensor:
-        """Squared value per problem, float64."""
+        """(problems,) squared values of the best points so far, float64: below the SDP's optimum, never a bound."""
         return self._best.clamp(min=0.0).double().cpu()
-
-    def _initial_output_weights(self, m: int) -> Tensor:
-        if self.norm[1] == math.inf:
-            return torch.eye(m, dtype=torch.float64)
-        return torch.full((1, m), float(m) if self.norm[1] == 1 else 1.0, dtype=torch.float64)
 
     def _random(self, shape: Shape) -> Tensor:
         sample = torch.randn(self.problems, self.columns, *shape, generator=self.generator, dtype=torch.float64)
@@ -104,58 +93,55 @@ class VectorNeuron:
         value, gradients, lengths, y = self._evaluate()
         self.passes += 1
         fell = (value < self._previous * (1.0 - 4.0 * torch.finfo(value.dtype).eps)) & (self._momentum > 1)
-        self._previous = torch.where(fell, torch.full_like(value, -1.0), value)
+        self._previous = torch.where(fell, -1.0, value)
         better = (value >= self._best) & ~fell
         if bool(better.any()):
             self._best = torch.where(better, value, self._best)
             self._remember(better, gradients, lengths, y)
-        momentum = torch.where(fell, torch.zeros_like(self._momentum), self._momentum + 1)
-        weight = ((momentum - 1) / (momentum + 2)).clamp(min=0.0)
+        self._momentum = torch.where(fell, 0.0, self._momentum + 1)
+        weight = ((self._momentum - 1) / (self._momentum + 2)).clamp(min=0.0)
+        back = fell if bool(fell.any()) else None
         g = gradients[0]
         new_x = self._x if g is None else self._unit_input(g, self._x)
-        self._x, self._last_x = self._moved(new_x, self._last_x, fell, weight, None)
+        self._x, self._last_x = self._moved(new_x, self._last_x, back, weight, None)
         for cell, h in zip(self.transformed.cells, gradients[1:], strict=True):
             old = self._units[cell.node]
             if h is not None and cell.block:
                 h = self._d[cell.node] * h
             new = old if h is None else _unit(h, old, cell)
-            moved = self._moved(new, self._last_units[cell.node], fell, weight, cell)
+            moved = self._moved(new, self._last_units[cell.node], back, weight, cell)
             self._units[cell.node], self._last_units[cell.node] = moved
-        self._momentum = momentum
 
     def _moved(
-        self, new: Tensor, last: Tensor, fell: Tensor, weight: Tensor, cell: Cell | None
+        self, new: Tensor, last: Tensor, fell: Tensor | None, weight: Tensor, cell: Cell | None
     ) -> tuple[Tensor, Tensor]:
         """(next point, next 'last'): extrapolated, or back to the last proposal where the value fell."""
-        ahead = new + self._each(weight, new) * (new - last)
-        ahead = self._unit_input(ahead, new) if cell is None else _unit(ahead, new, cell)
+        ahead = torch.lerp(last, new, 1.0 + self._each(weight, new))  # no shorter than 1, as both are units
+        ahead = self._unit_input(ahead) if cell is None else _unit(ahead, None, cell)
+        if fell is None:
+            return ahead, new
         back = self._each(fell, new)
-        proposal = torch.where(back, last, new)
-        return torch.where(back, last, ahead), proposal
+        return torch.where(back, last, ahead), torch.where(back, last, new)
 
     def _evaluate(self) -> tuple[Tensor, list[Tensor | None], dict[int, Tensor], Tensor]:
         x = self._x.detach().requires_grad_(True)
-        outputs: dict[int, Tensor] = {}
+        units: list[Tensor] = []
         lengths: dict[int, Tensor] = {}
 
         def output(cell: Cell, flat: Tensor) -> Tensor:
             v = flat.reshape(self.problems, self.columns, *flat.shape[1:])
-            axes = tuple(range(1, v.dim())) if cell.block else (1,)
-            length = (v.square().sum(dim=axes, keepdim=True) + self.tiny).sqrt()
-            if cell.block:
-                length = self._each(length.reshape(-1), self._units[cell.node])
-            lengths[cell.node] = length.detach()
-            z = self._d[cell.node] * length * self._units[cell.node]
-            if v.shape == z.shape:
-                z = z + self._c[cell.node] * v
-            outputs[cell.node] = z
+            unit = self._units[cell.node].detach().requires_grad_(True)
+            units.append(unit)
+            z, lengths[cell.node] = _VectorNeurons.apply(
+                v, unit, self._c[cell.node], self._d[cell.node], cell.block, self.tiny
+            )
             return z.reshape(-1, *cell.out_shape)
 
         with torch.enable_grad():
             y = self.transformed.spread(x.reshape(-1, *x.shape[2:]), output)[-1]
             y = y.reshape(self.problems, self.columns, -1)
             value = self._value(y)
-            wanted = [x, *outputs.values()]
+            wanted = [x, *units]
             if not value.requires_grad:
                 return value, [None] * len(wanted), lengths, y
             gradients = torch.autograd.grad(0.5 * value.sum(), wanted, allow_unused=True)
@@ -169,28 +155,86 @@ class VectorNeuron:
         return y.square().sum(dim=1).diagonal()
 
     def _remember(self, better: Tensor, gradients: list[Tensor | None], lengths: dict[int, Tensor], y: Tensor) -> None:
-        keep = better.cpu()[:, None]
+        """Keep what the multipliers are made of, for the problems that got better."""
+        self.__dict__.pop("multipliers", None)
+        whole = bool(better.all())
 
         def update(old: Tensor | None, new: Tensor) -> Tensor:
-            new = new.reshape(self.problems, -1).double().cpu()
-            return new if old is None else torch.where(keep, new, old)
+            return new if old is None or whole else torch.where(self._each(better, new), new, old)
 
         for cell, h in zip(self.transformed.cells, gradients[1:], strict=True):
-            length = lengths[cell.node]
-            weighted = torch.zeros_like(self._units[cell.node]) if h is None else self._d[cell.node] * h
-            axes = tuple(range(1, weighted.dim())) if cell.block else (1,)
-            strength = weighted.square().sum(dim=axes, keepdim=True).sqrt()
-            length = length.reshape(self.problems, -1)
-            ratio = strength.reshape(self.problems, -1) / length
-            dead = length <= 1e3 * self.tiny**0.5
-            ratio = torch.where(dead, torch.full_like(ratio, DEAD), ratio)
-            self.multipliers[cell.node] = update(self.multipliers.get(cell.node), ratio)
-        g = gradients[0]
-        if self.norm[0] == math.inf and g is not None:
-            strength = g.square().sum(dim=1).sqrt().reshape(self.problems, -1)
-            self.input_weights = update(self.input_weights, _shares(strength))
-        if self.norm[1] == 1:
-            self.output_weights = update(self.output_weights, 1.0 / _shares(y.square().sum(dim=1).sqrt()))
+            h = torch.zeros_like(self._units[cell.node]) if h is None else h
+            old_h, old_length = self._kept.get(cell.node, (None, None))
+            self._kept[cell.node] = update(old_h, h), update(old_length, lengths[cell.node])
+        if gradients[0] is not None:
+            self._kept_g = update(self._kept_g, gradients[0])
+        self._kept_y = update(self._kept_y, y)
+
+    @cached_property
+    def multipliers(self) -> dict[int, Tensor]:
+        """Node → (problems, neurons) λ_j = d_j‖h_j‖/‖v_j‖ at the best points so far, DEAD where v_j = 0.
+
+        A block has one entry.
+        """
+        result = {}
+        for cell in self.transformed.cells:
+            h, length = self._kept[cell.node]
+            strength = torch.linalg.vector_norm(self._d[cell.node] * h, dim=_axes(h, cell), keepdim=True)
+            ratio = strength.reshape(self.problems, -1) / length.reshape(self.problems, -1)
+            dead = length.reshape(self.problems, -1) <= 1e3 * self.tiny**0.5
+            result[cell.node] = torch.where(dead, DEAD, ratio).double().cpu()
+        return result
+
+    @property
+    def input_weights(self) -> Tensor:
+        """(problems, n) weights with sum 1 at the best points so far for input norm ∞, ones for 2."""
+        n = size(self.transformed.network.in_shape)
+        if self.norm[0] != math.inf or self._kept_g is None:
+            return torch.ones(self.problems, n, dtype=torch.float64)
+        return _shares(self._kept_g.square().sum(dim=1).sqrt().reshape(self.problems, -1)).cpu()
+
+    @property
+    def output_weights(self) -> Tensor:
+        """(problems, m): e with Σ 1/e_i = 1 for output norm 1, one-hot rows for ∞, ones for 2."""
+        m = size(self.transformed.network.out_shape)
+        if self.norm[1] == math.inf:
+            return torch.eye(m, dtype=torch.float64)
+        if self.norm[1] != 1:
+            return torch.ones(1, m, dtype=torch.float64)
+        if self._kept_y is None:
+            return torch.full((1, m), float(m), dtype=torch.float64)
+        return 1.0 / _shares(self._kept_y.square().sum(dim=1).sqrt()).cpu()
+
+
+class _VectorNeurons(torch.autograd.Function):
+    """z = c v + d ‖v‖ u and ‖v‖; the gradient for u is the bare h = ∂/∂z, that for v is c h + d ⟨h, u⟩ v/‖v‖."""
+
+    @staticmethod
+    def forward(ctx, v, unit, c, d, block, tiny):  # type: ignore[no-untyped-def]
+        axes = tuple(range(1, v.dim())) if block else (1,)
+        length = torch.linalg.vector_norm(v, dim=axes, keepdim=True).clamp_(min=tiny**0.5)
+        if block:
+            length = length.reshape(-1, *([1] * (unit.dim() - 1)))
+        z = unit * (d * length)
+        same = v.shape == z.shape
+        if same:
+            z.addcmul_(c.expand(v.shape[2:]), v)
+        ctx.save_for_backward(v, unit, c, d, length)
+        ctx.block, ctx.same = block, same
+        ctx.mark_non_differentiable(length)
+        return z, length
+
+    @staticmethod
+    def backward(ctx, h, _):  # type: ignore[no-untyped-def]
+        v, unit, c, d, length = ctx.saved_tensors
+        if ctx.block:
+            inner = (h * unit * d).flatten(1).sum(dim=1) / length.flatten()
+            back = v * inner.reshape(-1, *([1] * (v.dim() - 1)))
+        else:
+            back = v * ((h * unit).sum(dim=1, keepdim=True) * d / length)
+        if ctx.same:
+            back.addcmul_(c, h)
+        return back, h, None, None, None, None
 
 
 def _shares(strength: Tensor) -> Tensor:
@@ -202,14 +246,19 @@ def _shares(strength: Tensor) -> Tensor:
     return strength / strength.sum(dim=1, keepdim=True)
 
 
+def _axes(h: Tensor, cell: Cell) -> tuple[int, ...]:
+    """Over what a unit vector of the cell extends: the columns, and for a block its entries too."""
+    return tuple(range(1, h.dim())) if cell.block else (1,)
+
+
 def _unit(h: Tensor, otherwise: Tensor | None, cell: Cell) -> Tensor:
     """h/‖h‖ per problem and neuron (per problem and block)."""
-    return _scaled_to_unit(h, otherwise, tuple(range(1, h.dim())) if cell.block else (1,))
+    return _scaled_to_unit(h, otherwise, _axes(h, cell))
 
 
 def _scaled_to_unit(h: Tensor, otherwise: Tensor | None, axes: tuple[int, ...]) -> Tensor:
     """h divided by its length over ``axes``; ``otherwise`` where that length is (nearly) zero."""
-    length = h.square().sum(dim=axes, keepdim=True).sqrt()
-    safe = length > torch.finfo(h.dtype).tiny ** 0.5 * 1e-2
-    result = h / torch.where(safe, length, torch.ones_like(length))
-    return result if otherwise is None else torch.where(safe, result, otherwise)
+    length = torch.linalg.vector_norm(h, dim=axes, keepdim=True)
+    if otherwise is None:
+        return h / length
+    return torch.where(length > torch.finfo(h.dtype).tiny ** 0.5 * 1e-2, h / length, otherwise)
