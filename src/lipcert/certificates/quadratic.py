@@ -239,8 +239,9 @@ class DenseForm:
         """Multipliers made feasible where that is a matter of single neurons, and their ρ in plain floating point.
 
         With Q_jj = d_j² M_jj the curvature that the rest of the network puts on w_j, λ_j > Q_jj is necessary, and
-        λ_j = Q_jj (1 + |c_j|/d_j) costs least; multipliers at or below (1 + margin) Q_jj are set to that. A negative
-        multiplier marks a neuron whose v is zero: its λ is free and made large. For searches.
+        λ_j = Q_jj (1 + |c_j|/d_j) costs least; multipliers at or below (1 + margin/2) Q_jj are set to that (half,
+        as λ_j = Q_jj may be optimal, and lifted by the margin it is fine). A negative multiplier marks a neuron whose
+        v is zero: its λ is free and made large. For searches.
 
         Raises:
             CertificateError: still infeasible.
@@ -320,13 +321,13 @@ def _repair(
         if cell.block:
             least = float(curvature.max()) if curvature.numel() else 0.0
             multipliers[cell.node] = (
-                current.clamp(min=2.0 * least) if float(current) <= least * (1.0 + margin) else current
+                current.clamp(min=2.0 * least) if float(current) <= least * (1.0 + 0.5 * margin) else current
             )
             continue
         c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
         best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
         floor = 1e-30 * float(current.max()) if current.numel() else 0.0
-        low = current <= curvature * (1.0 + margin) + floor
+        low = current <= curvature * (1.0 + 0.5 * margin) + floor
         chosen = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
         multipliers[cell.node] = torch.where(dead, 1e4 * curvature.clamp(min=max(floor, 1e-250)), chosen)
 

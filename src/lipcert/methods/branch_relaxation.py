@@ -374,13 +374,13 @@ class BatchForm:
             current = lam[cell.node]
             if cell.block:
                 least = curvature.max(dim=1, keepdim=True).values
-                low = current <= least * (1.0 + margin)
+                low = current <= least * (1.0 + 0.5 * margin)
                 lam[cell.node] = torch.where(low, torch.maximum(current, 2.0 * least), current)
                 continue
             ratio = c[cell.node].abs() / d[cell.node].clamp(min=_TINY)
             best = curvature * torch.maximum(1.0 + ratio, 1.0 + 2.0 * margin).clamp(max=4.0)
             floor = 1e-30 * current.max(dim=1, keepdim=True).values if current.shape[1] else 0.0
-            low = current <= curvature * (1.0 + margin) + floor
+            low = current <= curvature * (1.0 + 0.5 * margin) + floor
             raised = torch.maximum(torch.maximum(best, current), torch.as_tensor(floor)).clamp(min=1e-250)
             lam[cell.node] = torch.where(low, raised, current)
 

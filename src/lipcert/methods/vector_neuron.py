@@ -34,6 +34,7 @@ class VectorNeuron:
         self.problems = size(out_shape) if norm[1] == math.inf else 1
         dtype, device = transformed.dtype, transformed.device
         self.tiny = torch.finfo(dtype).tiny
+        self.dead = 1e3 * self.tiny**0.5
         self._c = {cell.node: cell.c.to(device, dtype) for cell in transformed.cells}
         self._d = {cell.node: cell.d.to(device, dtype) for cell in transformed.cells}
         self._x = self._unit_input(self._random(in_shape))
@@ -163,9 +164,18 @@ class VectorNeuron:
             return new if old is None or whole else torch.where(self._each(better, new), new, old)
 
         for cell, h in zip(self.transformed.cells, gradients[1:], strict=True):
-            h = torch.zeros_like(self._units[cell.node]) if h is None else h
-            old_h, old_length = self._kept.get(cell.node, (None, None))
-            self._kept[cell.node] = update(old_h, h), update(old_length, lengths[cell.node])
+            length = lengths[cell.node].reshape(self.problems, -1)
+            if h is None:
+                strength = torch.zeros_like(length)
+            else:
+                strength = torch.linalg.vector_norm(self._d[cell.node] * h, dim=_axes(h, cell)).reshape(length.shape)
+            if cell.node in self._kept:
+                # Where v has vanished its last ratio stands: often λ is needed exactly although v = 0 at the optimum.
+                dead = length <= self.dead
+                before = self._kept[cell.node]
+                strength, length = torch.where(dead, before[0], strength), torch.where(dead, before[1], length)
+                strength, length = update(before[0], strength), update(before[1], length)
+            self._kept[cell.node] = strength, length
         if gradients[0] is not None:
             self._kept_g = update(self._kept_g, gradients[0])
         self._kept_y = update(self._kept_y, y)
@@ -176,14 +186,10 @@ class VectorNeuron:
 
         A block has one entry.
         """
-        result = {}
-        for cell in self.transformed.cells:
-            h, length = self._kept[cell.node]
-            strength = torch.linalg.vector_norm(self._d[cell.node] * h, dim=_axes(h, cell), keepdim=True)
-            ratio = strength.reshape(self.problems, -1) / length.reshape(self.problems, -1)
-            dead = length.reshape(self.problems, -1) <= 1e3 * self.tiny**0.5
-            result[cell.node] = torch.where(dead, DEAD, ratio).double().cpu()
-        return result
+        return {
+            node: torch.where(length <= self.dead, DEAD, strength / length).double().cpu()
+            for node, (strength, length) in self._kept.items()
+        }
 
     @property
     def input_weights(self) -> Tensor:
