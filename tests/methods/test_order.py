@@ -20,7 +20,7 @@ METHODS = ("lipsdp", "lipsdp_layer", "lipsdp_ipm", "liplt", "eclipse_fast", "seq
 
 #: (tighter, looser) and the relative excess allowed: what an iteration stops at, and the margins of checks.
 ORDER = [
-    ("lipsdp_ipm", "lipsdp", 5e-3), ("lipsdp", "lipsdp_ipm", 2e-3), ("lipsdp", "lipsdp_layer", 2e-3),
+    ("lipsdp_ipm", "lipsdp", 1e-2), ("lipsdp", "lipsdp_ipm", 5e-3), ("lipsdp", "lipsdp_layer", 2e-3),
     ("lipsdp_layer", "liplt", 5e-3), ("lipsdp", "eclipse_fast", 2e-3), ("lipsdp", "seqlip", 5e-3),
     ("liplt", "autolip", 5e-3), ("seqlip", "autolip", 5e-3), ("eclipse_fast", "autolip", 5e-3),
 ]  # fmt: skip
@@ -55,7 +55,7 @@ def judged(seed: int) -> set[str]:
     for tight, loose, excess in ORDER:
         if tight in found and loose in found:
             values = found[tight][0].value, found[loose][0].value
-            assert values[0] <= values[1] * (1.0 + excess) + 1e-120, (case.name, tight, loose, values)
+            assert values[0] <= values[1] * (1.0 + excess) + 1e-90, (case.name, tight, loose, values)
     for name in ("lipsdp", "lipsdp_ipm"):
         for dual in ("lipsdp", "lipsdp_ipm"):
             if name in found and dual in found and "dual_value" in found[dual][1].settings:

@@ -320,9 +320,12 @@ def _repair(
         current = current.clamp(min=0.0)
         if cell.block:
             least = float(curvature.max()) if curvature.numel() else 0.0
-            multipliers[cell.node] = (
-                current.clamp(min=2.0 * least) if float(current) <= least * (1.0 + 0.5 * margin) else current
-            )
+            if bool(dead):
+                multipliers[cell.node] = torch.full_like(current, max(1e4 * least, 1e-250))
+            elif float(current) <= least * (1.0 + 0.5 * margin):
+                multipliers[cell.node] = current.clamp(min=2.0 * least)
+            else:
+                multipliers[cell.node] = current
             continue
         c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
         best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
