@@ -1,6 +1,6 @@
 """AlexNet at 224 × 224: AutoLip, SeqLip with k singular vectors per layer (estimate and bound), LipSDP.
 
-    python -m experiments.alexnet [--rank 200] [--budget 1800] [--skip lipsdp] [--checkpoint alexnet.pth]
+    python -m experiments.alexnet [--rank 200] [--budget 600] [--skip lipsdp] [--checkpoint alexnet.pth]
 
 Without ``--checkpoint`` the weights are torch's default initialisation at seed 0; trained ones are large files that
 this repository does not carry. Every number goes to results/alexnet.csv and results/alexnet.md as soon as it is known.
@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="state dict with torchvision's names: .pt, .pth, .safetensors")
     parser.add_argument("--rank", type=int, default=200, help="singular vectors per layer")
-    parser.add_argument("--budget", type=float, default=1800.0, help="seconds of each anytime method")
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds of each anytime method")
     parser.add_argument("--skip", action="append", choices=STEPS, default=[], help="leave out a row; may be repeated")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for alexnet.csv and alexnet.md")
     args = parser.parse_args()

@@ -13,7 +13,13 @@ from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shap
 from lipcert.numerics.lanczos import certify_sigma_max_probabilistic, lambda_max_ritz, sigma_max_probabilistic
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import add_up, gamma, ldexp_down, ldexp_up, mul_up, sqrt_up
-from lipcert.numerics.spectral import certify_sigma_max, norm_1_upper, norm_inf_upper, sigma_max_upper
+from lipcert.numerics.spectral import (
+    certify_sigma_max,
+    norm_1_upper,
+    norm_inf_upper,
+    propose_sigma_max,
+    sigma_max_upper,
+)
 from lipcert.result import Guarantee
 
 #: Largest number of entries, and largest shorter side, of a map that is written down as a matrix.
@@ -214,10 +220,15 @@ def map_norm(linear: LinearMap, p: float, claim: float | None = None, delta: flo
 
 def propose_norm(linear: LinearMap, p: float, delta: float = 1e-9, generator: torch.Generator | None = None) -> float:
     """A value that ``map_norm`` will very probably be able to prove: the search side, not a bound."""
-    if p == 2 and not writable(linear) and not is_zero(linear):
+    if p != 2 or is_zero(linear):
+        return map_norm(linear, p, None, delta, generator).value
+    if not writable(linear):
         return _rough_sigma(linear, generator) * (1.0 + TARGET) * (1.0 + SLACK)
-    value = map_norm(linear, p, None, delta, generator).value
-    return value if p != 2 else value * (1.0 + 1e-12)
+    unit = scaled(linear)
+    rows, columns = absolute_sums(unit)
+    schur = mul_up(sqrt_up(_greatest(rows)), sqrt_up(_greatest(columns)))
+    value = min(schur, propose_sigma_max(*_written(unit, schur)))
+    return ldexp_up(value * (1.0 + 1e-12), unit.exponent)
 
 
 def _rough_sigma(linear: LinearMap, generator: torch.Generator | None) -> float:
@@ -252,11 +263,16 @@ def _unit_norm(
         return schur, guarantee
     if not writable(linear):
         return _matrix_free(linear, schur, claim, delta, generator)
-    matrix = linear.matrix()
-    error = add_up(mul_up(2.0 * gamma(_terms(linear) + 8.0), schur), unit.underflow)
+    matrix, error = _written(unit, schur)
     if claim is not None and certify_sigma_max(matrix, error, claim):
         return min(claim, schur), guarantee
     return min(schur, sigma_max_upper(matrix, error)), guarantee
+
+
+def _written(unit: Scaled, schur: float) -> tuple[Tensor, float]:
+    """The dense matrix of ``unit.map`` and how far it may be from the exact map in the 2-norm."""
+    error = add_up(mul_up(2.0 * gamma(_terms(unit.map) + 8.0), schur), unit.underflow)
+    return unit.map.matrix(), error
 
 
 def writable(linear: LinearMap) -> bool:
