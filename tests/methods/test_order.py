@@ -42,8 +42,8 @@ def dual_value(problem: Problem, witness: Witness) -> float:
     return float(witness.settings["dual_value"]) * unit
 
 
-def judged(seed: int) -> set[str]:
-    """Bound a generated network by every method and put the answers in order; the methods that answered."""
+def judge(seed: int) -> None:
+    """Bound a generated network by every method; the answers must be above all observations and in order."""
     case = random_network(seed)
     problem = Problem(capture(case.model, case.example))
     found = {name: answer for name in METHODS if (answer := solution(problem, name)) is not None}
@@ -61,15 +61,10 @@ def judged(seed: int) -> set[str]:
             if name in found and dual in found and "dual_value" in found[dual][1].settings:
                 value = dual_value(problem, found[dual][1])
                 assert value <= found[name][0].value * (1 + 1e-9), (case.name, name, dual, value)
-    return set(found)
+    assert "autolip" in found, case.name
+    assert "lipsdp" in found or found["autolip"][0].value == 0.0, case.name
 
 
-@pytest.mark.parametrize("seed", range(5000, 5030))
-def test_order_on_generated_networks(seed: int) -> None:
-    assert "autolip" in judged(seed) or "lipsdp" in judged(seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5030, 5330))
+@pytest.mark.parametrize("seed", range(5000, 5300))
 def test_order_on_three_hundred_generated_networks(seed: int) -> None:
-    judged(seed)
+    judge(seed)

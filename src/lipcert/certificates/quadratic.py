@@ -323,7 +323,7 @@ def _repair(
             if bool(dead):
                 multipliers[cell.node] = torch.full_like(current, max(1e4 * least, 1e-250))
             elif float(current) <= least * (1.0 + 0.5 * margin):
-                multipliers[cell.node] = current.clamp(min=2.0 * least)
+                multipliers[cell.node] = current.clamp(min=max(2.0 * least, 1e-250))
             else:
                 multipliers[cell.node] = current
             continue
