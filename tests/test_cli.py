@@ -120,6 +120,16 @@ def test_lower(here: Path) -> None:
     assert len(value["point"]) == len(value["direction"]) == 3
 
 
+def test_estimate(here: Path) -> None:
+    result = run("estimate", "cli_models:good", *SHAPE)
+    assert result.exit_code == 0, result.output
+    assert "not a bound" in result.stdout
+    code, value = run_json("estimate", "cli_models:good", *SHAPE, "--method", "power_iteration")
+    assert code == 0
+    assert value["estimate"] == pytest.approx(3.0, rel=1e-6)
+    assert run("estimate", "cli_models:good", *SHAPE, "--method", "lipsdp").exit_code == 2
+
+
 def test_save_and_verify(here: Path) -> None:
     path = here / "m.lipcert"
     code, value = run_json("bound", "cli_models:good", *SHAPE, *AUTO, "--save", path)

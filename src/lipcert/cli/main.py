@@ -149,6 +149,28 @@ def compare(
 
 
 @app.command()
+def estimate(
+    model: ModelArgument,
+    input_shape: ShapeOption = None,
+    method: Annotated[
+        str, typer.Option("--method", help="seqlip_greedy, seqlip_lbfgs, seqlip_rank_k or power_iteration")
+    ] = "seqlip_greedy",
+    k: Annotated[int | None, typer.Option("--k", help="singular vectors per layer, for seqlip_rank_k")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """A number of the 2018 paper that is no bound: it may lie below the constant or above."""
+    with _guard(as_json):
+        built, example = load(model, input_shape)
+        result = lipcert.estimate(built, example, method=method, k=k, seed=seed)
+    if as_json:
+        row = {"estimate": _finite(result.value), "method": result.method, "seconds": result.seconds}
+        typer.echo(json.dumps(row))
+    else:
+        console.print(escape(str(result)))
+
+
+@app.command()
 def verify(
     certificate: Annotated[Path, typer.Argument(help="a .lipcert file")],
     model: ModelArgument,
