@@ -89,7 +89,7 @@ NETS: tuple[Net, ...] = (
     _recipe(50, 80, None, "normal"),
     _recipe(50, 200, None, "normal"),
     _trained("mlp_128x2", "MNIST MLP 784-128-128-10", MLP, "quick"),
-    _trained("mlp_256x3", "MNIST MLP 784-256-256-256-10", MLP),
+    _trained("mlp_256x3", "MNIST MLP 784-256-256-256-10", MLP, budget=500.0, limit=600.0),
     _trained("residual_mlp", "residual MLP, 18 layers, width 64", (*PRODUCT, "lipsdp_layer", "lipsdp"), "quick"),
     _trained("lenet5", "LeNet-5 with max-pool", (*PRODUCT, "lipsdp")),
     _trained("paper_cnn", "MNIST CNN of Scaman & Virmaux", (*PRODUCT, "lipsdp"), budget=75.0),

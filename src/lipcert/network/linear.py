@@ -150,12 +150,12 @@ class OpMap(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Dense(LinearMap):
-    """A linear map given by its (out_size, in_size) matrix."""
+    """A linear map given by its (out_size, in_size) matrix; its rounding is unknown unless told."""
 
     constants: tuple[Tensor]
     in_shape: Shape
     out_shape: Shape
-    rounding: float = 0.0
+    rounding: float = math.inf
 
     def apply(self, x: Tensor) -> Tensor:
         return (x.reshape(len(x), -1) @ self.constants[0].T).reshape(len(x), *self.out_shape)
