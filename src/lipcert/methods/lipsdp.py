@@ -27,6 +27,9 @@ LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
 #: The same for the matrix-free check, whose own error asks for at least the first.
 FREE_LIFTS = (1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 4e-2, 6e-2, 0.1, 0.2, 0.5, 1.0)
 
+#: Passes made even where the budget is over: after fewer, multipliers are often not feasible at all.
+FEWEST = 30
+
 #: Where multipliers need a larger lift than this when the iteration has settled, it goes on with twice the columns,
 #: up to MOST_COLUMNS. It has settled when 20 passes gain less than SETTLED.
 FINE, MOST_COLUMNS, SETTLED = 2e-3, 128, 3e-4
@@ -152,7 +155,8 @@ class _Finish:
         before = self.search.rho
         for _ in range(count):
             self.search.step()
-            if self.run.left < 0 or self.search.passes >= self.options.max_passes:
+            late = self.run.left < 0 and self.search.passes >= FEWEST
+            if late or self.search.passes >= self.options.max_passes:
                 return False
         after = self.search.rho
         if not bool(torch.isfinite(after).all()):
