@@ -52,7 +52,7 @@ def worker(name: str, method: str) -> dict:
     row = {"value": bound.value, "seconds": bound.seconds, "cpu_seconds": cpu, "guarantee": bound.guarantee}
     witness = bound.certificate.witness
     if "dual_value" in witness.settings:
-        scale = 2.0 ** int(witness.arrays["exponents"][-1])
+        scale = 1.0 if method == "lipsdp_ipm" else 2.0 ** int(witness.arrays["exponents"][-1])
         row["primal"] = float(witness.settings["dual_value"]) * scale
         row["passes"] = witness.settings.get("passes")
     return row
