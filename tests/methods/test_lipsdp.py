@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness, check
-from lipcert.errors import CertificateError
+from lipcert.errors import CertificateError, InputError
 from lipcert.methods.base import Run
 from lipcert.problem import Problem
 from tests.zoo import ZOO, Residual, difference_quotients, linear_weights, mlp, random_network, vertex_maximum, zoo_case
@@ -231,6 +231,27 @@ def test_too_few_columns_are_noticed_and_more_are_added(monkeypatch):
 def test_float32_search_gives_a_valid_bound():
     weights = linear_weights(recipe(5, 40))
     assert lipsdp(chain(*weights), 4, precision="float32").value >= 0.0178039737 * (1 - 2e-7)
+
+
+def test_a_warm_start_needs_fewer_passes_and_proves_as_much(tmp_path):
+    model, x = recipe(10, 20), torch.zeros(1, 4)
+    before = lipcert.bound(model, x, method="lipsdp")
+    for parameter in model.parameters():
+        parameter.data *= 1.0 + 0.01 * randn(*parameter.shape, seed=3)
+    cold = lipcert.bound(model, x, method="lipsdp")
+    warm = lipcert.bound(model, x, method=lipcert.LipSDP(start=before))
+    passes = [b.certificate.witness.settings["passes"] for b in (cold, warm)]
+    assert passes[1] < passes[0]
+    assert warm.value == pytest.approx(cold.value, rel=5e-4)
+    warm.save(tmp_path / "warm.lipcert")
+    verified = lipcert.verify(tmp_path / "warm.lipcert", model, x)
+    assert verified.value == warm.value
+    with pytest.raises(InputError, match="in this process"):
+        lipcert.LipSDP(start=verified)
+    with pytest.raises(InputError, match="another network"):
+        lipcert.bound(recipe(10, 21), x, method=lipcert.LipSDP(start=before))
+    with pytest.raises(InputError, match="another network"):
+        lipcert.bound(model, x, norm=(2, INF), select=torch.ones(2, 1), method=lipcert.LipSDP(start=before))
 
 
 def _problem_and_witness(weights: list[Tensor]) -> tuple[Problem, Witness]:

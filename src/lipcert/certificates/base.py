@@ -20,13 +20,15 @@ from lipcert.result import Bound
 class Witness:
     """What a method found: the kind of certificate, float64 arrays and JSON-able settings. Untrusted.
 
-    ``fallback`` makes a more cautious witness, for when this one proves nothing; it is not saved.
+    ``fallback`` makes a more cautious witness, for when this one proves nothing. ``state`` is where the search ended,
+    for a later one to start from. Neither is saved or read by a check.
     """
 
     kind: str
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     fallback: Callable[[], Witness | None] | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,7 @@ def check(
             raise
         return check(problem, cautious, method, generator, started)
     record = Certificate(
-        witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select,
-        bound.value, bound.log10, bound.guarantee, __version__,
+        replace(witness, fallback=None), method, problem.model.fingerprint, problem.norm, problem.domain,
+        problem.select, bound.value, bound.log10, bound.guarantee, __version__,
     )  # fmt: skip
     return replace(bound, method=method, seconds=time.perf_counter() - started, certificate=record)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -20,6 +20,7 @@ from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.problem import Norm, Problem
+from lipcert.result import Bound
 
 #: Geometric lifts tried, finest first.
 LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
@@ -46,6 +47,8 @@ class LipSDP(Method):
         max_passes: most forward and backward passes.
         precision: dtype of the search; ``auto`` is float64 up to 20 000 neurons and float32 beyond.
         route: ``dense`` (rigorous), ``matrix_free`` (probabilistic), ``auto`` (dense where layers can be factored).
+        start: a Bound by this method for a network with the same layers (before the last training step, say), in whose
+            final point the search starts. A Bound read from a file has none.
     """
 
     name: ClassVar[str] = "lipsdp"
@@ -58,6 +61,7 @@ class LipSDP(Method):
     max_passes: int = 20_000
     precision: Literal["auto", "float32", "float64"] = "auto"
     route: Literal["auto", "dense", "matrix_free"] = "auto"
+    start: Bound | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1 or self.columns < 1 or self.max_passes < 1:
@@ -68,6 +72,8 @@ class LipSDP(Method):
             "matrix_free",
         ):
             raise InputError("precision is auto, float32 or float64; route is auto, dense or matrix_free.")
+        if self.start is not None and not _state(self.start):
+            raise InputError("start= must be a Bound that LipSDP computed in this process.")
 
     def solve(self, problem: Problem, run: Run) -> Witness:
         """Search multipliers until the gap closes or the budget ends."""
@@ -81,7 +87,7 @@ class LipSDP(Method):
         else:
             dtype = getattr(torch, self.precision)
         transformed = LoopTransformed(network, exponents, self.layerwise, dtype, run.device)
-        search = VectorNeuron(transformed, problem.norm, self.columns, run.generator)
+        search = VectorNeuron(transformed, problem.norm, self.columns, run.generator, _state(self.start))
         dense = self.route == "dense" or (self.route == "auto" and cheapest_segments(exact) is not None)
         finish = _Dense(exact, self, search, run) if dense else _MatrixFree(exact, self, search, run)
         return finish.witness()
@@ -111,6 +117,11 @@ class LipSDPLayer(LipSDP):
     name: ClassVar[str] = "lipsdp_layer"
     summary: ClassVar[str] = "one multiplier per layer; looser than lipsdp, for comparison"
     layerwise: ClassVar[bool] = True
+
+
+def _state(start: Bound | None) -> Mapping[str, Tensor] | None:
+    certificate = getattr(start, "certificate", None)
+    return getattr(getattr(certificate, "witness", None), "state", None)
 
 
 def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:
@@ -184,7 +195,7 @@ class _Finish:
             "rho": rho, "slack": slack, "route": route, "layerwise": self.options.layerwise,
             "dual_value": math.sqrt(float(self.search.rho.max())), "passes": self.search.passes,
         }  # fmt: skip
-        return Witness("quadratic", arrays, settings, fallback)
+        return Witness("quadratic", arrays, settings, fallback, self.search.state)
 
 
 @dataclass(eq=False)
@@ -199,7 +210,7 @@ class _Dense(_Finish):
     def witness(self) -> Witness:
         """Passes in geometric batches; between them the best lifts and their gaps."""
         best: list[Lift | None] = [None] * self.search.problems
-        count = 30
+        count = 30 if self.options.start is None else 10
         while True:
             began = time.perf_counter()
             going = self.passes(count)

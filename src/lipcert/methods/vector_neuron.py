@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from lipcert.errors import InputError
 from lipcert.network.linear import Shape, size
 from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.problem import Norm
@@ -24,7 +26,14 @@ class VectorNeuron:
     unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖; ∞: one problem per output, all in one batch.
     """
 
-    def __init__(self, transformed: LoopTransformed, norm: Norm, columns: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        transformed: LoopTransformed,
+        norm: Norm,
+        columns: int,
+        generator: torch.Generator,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.transformed = transformed
         self.norm = norm
         self.columns = columns
@@ -37,8 +46,13 @@ class VectorNeuron:
         self.dead = 1e3 * self.tiny**0.5
         self._c = {cell.node: cell.c.to(device, dtype) for cell in transformed.cells}
         self._d = {cell.node: cell.d.to(device, dtype) for cell in transformed.cells}
-        self._x = self._unit_input(self._random(in_shape))
-        self._units = {cell.node: _unit(self._random(cell.out_shape), None, cell) for cell in transformed.cells}
+        if start:
+            self.columns = start["x"].shape[1]
+        self._x = self._unit_input(self._first(start, "x", in_shape))
+        self._units = {
+            cell.node: _unit(self._first(start, f"unit.{cell.node}", cell.out_shape), None, cell)
+            for cell in transformed.cells
+        }
         self._last_x, self._last_units = self._x, dict(self._units)
         self._momentum = torch.zeros(self.problems, dtype=dtype, device=device)
         self._previous = torch.full((self.problems,), -1.0, dtype=dtype, device=device)
@@ -46,6 +60,24 @@ class VectorNeuron:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._kept_g: Tensor | None = None
         self._kept_y: Tensor | None = None
+
+    def _first(self, start: Mapping[str, Tensor] | None, name: str, shape: Shape) -> Tensor:
+        """A tensor of the start, or a random one where there is no start."""
+        if not start:
+            return self._random(shape)
+        wanted = (self.problems, self.columns, *shape)
+        if name not in start or tuple(start[name].shape) != wanted:
+            raise InputError(
+                "start= is a bound of another network or pair of norms; LipSDP starts from its own Bound of a network "
+                "with the same layers, for the same norm= and select=."
+            )
+        return start[name].to(self.transformed.device, self.transformed.dtype)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Where the iteration is, in float32 on the CPU: a ``start`` for a network with the same layers."""
+        parts = {"x": self._x, **{f"unit.{node}": unit for node, unit in self._units.items()}}
+        return {name: part.float().cpu() for name, part in parts.items()}
 
     def widen(self, columns: int) -> None:
         """Go on with more columns: the new ones start small and random, the iteration starts afresh from there.
