@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness, certificate
-from lipcert.certificates.quadratic import DenseForm, Weights, read_multipliers, read_units
+from lipcert.certificates.dense_form import DenseForm, Weights
+from lipcert.certificates.quadratic import read_multipliers, read_units
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.graph import ActivationNode
 from lipcert.network.linear import size

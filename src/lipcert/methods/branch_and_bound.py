@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.branch_tree import LEAF, Slopes, branchable
-from lipcert.certificates.quadratic import DenseForm, Weights
+from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
 from lipcert.methods.base import Method, Run, method

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.blocks import dense
-from lipcert.certificates.quadratic import DenseForm
+from lipcert.certificates.dense_form import DenseForm
 from lipcert.certificates.segments import Segment
 from lipcert.network.graph import ActivationNode, AffineNode
 from lipcert.network.linear import size

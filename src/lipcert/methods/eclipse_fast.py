@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.quadratic import DenseForm, Weights
+from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import MAX_SIDE, cuts
 from lipcert.errors import CertificateError, InputError, MethodError
 from lipcert.methods.base import Method, Run, method

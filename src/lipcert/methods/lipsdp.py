@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.quadratic import FLOOR, NORMS, DenseForm, ScaledMap, Weights
+from lipcert.certificates.dense_form import DenseForm, Weights
+from lipcert.certificates.quadratic import NORMS, ScaledMap
 from lipcert.certificates.segments import cheapest_segments
+from lipcert.certificates.statement import FLOOR
 from lipcert.errors import CertificateError, InputError, NumericsError
 from lipcert.methods.base import Method, Run, method
 from lipcert.methods.vector_neuron import VectorNeuron

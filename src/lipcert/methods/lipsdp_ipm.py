@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.quadratic import DenseForm, Weights
+from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
 from lipcert.methods.base import Method, Run, method
 from lipcert.network.linear import size

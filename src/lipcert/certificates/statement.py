@@ -1,0 +1,195 @@
+"""One segment of a quadratic form as a statement about stored matrices, and its proof, rounding included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.blocks import Block, Tracked, congruence, plus, transposed
+from lipcert.certificates.segments import TINY, Segment, SegmentMatrices
+from lipcert.errors import CertificateError
+from lipcert.network.loop_transform import Cell
+from lipcert.numerics.psd import is_positive_definite_scaled
+from lipcert.numerics.rounding import gamma
+from lipcert.numerics.spectral import estimate_lambda_max
+
+#: Least ρ worth proving; a network whose ρ is below counts as having this one.
+FLOOR = 1e-250
+
+
+def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor, Tensor]:
+    """λ on w and λ on v as vectors; a neuron with d = 0 has no w and needs no multiplier."""
+    if cell.block:
+        value = float(multiplier[0])
+        return torch.full((cell.size,), value, dtype=torch.float64), torch.full((v_size,), value, dtype=torch.float64)
+    idle = cell.d.reshape(-1) == 0
+    return torch.where(idle, torch.ones_like(multiplier), multiplier), torch.where(
+        idle, torch.zeros_like(multiplier), multiplier
+    )
+
+
+def least_lift(side: int) -> float:
+    """Relative lift of a form's diagonal that covers the rounding of a proof of this size.
+
+    Not in proportion to the margin p: a form may have an eigenvalue of order 1/p, and a lift of order p of its
+    diagonal would then cost a constant.
+    """
+    return 2e-13 * side
+
+
+class Radius:
+    """An entrywise error bound E = Σ γ |V|ᵀ|M̂||V| + diag, kept as code: only products E d are ever needed."""
+
+    def __init__(self, relation: SegmentMatrices) -> None:
+        self.places, self.side = relation.places, relation.side
+        self.terms: list[tuple[Mapping[int, Block], Block, float]] = []
+        self.diagonal = torch.zeros(self.side, dtype=torch.float64)
+
+    def include(self, v: Tracked, form: Block, terms: float = 0.0) -> None:
+        """Add the error of ``congruence(v.parts, form)`` against the exact VᵀM̂V."""
+        factor = 4.0 * gamma(2.0 * v.rounding + 2.0 * v.rows + terms + 8.0)
+        self.terms.append((v.absolute, form.abs(), factor))
+
+    def times(self, d: Tensor) -> Tensor:
+        """An upper bound of E d for d ≥ 0; the factor 1 + 1e-9 is more than the rounding of these sums."""
+        total = self.diagonal * d + TINY**2 * d.sum()
+        for absolute, form, factor in self.terms:
+            image: Tensor | None = None
+            for i, part in absolute.items():
+                image = plus(image, _apply(part, d[self.places[i]]))
+            if image is None:
+                continue
+            image = factor * _apply(form, image)
+            for i, part in absolute.items():
+                total[self.places[i]] += _apply(transposed(part), image)
+        return total * (1.0 + 1e-9)
+
+
+def _apply(block: Block, vector: Tensor) -> Tensor:
+    return block * vector if block.dim() == 1 else block @ vector
+
+
+class Statement:
+    """One segment: blkdiag(M_start, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell ⪰ 0, with M_start still open."""
+
+    def __init__(self, matrix: Tensor, radius: Radius | None, entry: int) -> None:
+        self.matrix, self.radius, self.entry = matrix, radius, entry
+
+    @classmethod
+    def build(
+        cls,
+        segment: Segment,
+        relation: SegmentMatrices,
+        form: Block,
+        multipliers: Mapping[int, Tensor],
+        prove: bool,
+    ) -> Statement:
+        """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound if ``prove``."""
+        radius = Radius(relation) if prove else None
+        matrix = congruence(relation.output.parts, form, relation.places, relation.side).neg_()
+        if radius is not None:
+            radius.include(relation.output, form, 2.0 * len(segment.cells))
+        on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
+        for cell, v in zip(segment.cells, relation.preactivations, strict=True):
+            lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.rows)
+            on_w.append(lam_w)
+            matrix -= congruence(v.parts, lam_v, relation.places, relation.side)
+            if radius is not None:
+                radius.include(v, lam_v, 2.0 * len(segment.cells))
+        diagonal = torch.cat(on_w)
+        matrix.diagonal().add_(diagonal)
+        if radius is not None:
+            radius.diagonal = diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0))
+        return cls(matrix, radius, relation.entry)
+
+    def schur(self, shift: float = 0.0) -> Tensor:
+        """The float matrix that M_start has to exceed: B C⁻¹ Bᵀ − A for the blocks of the statement.
+
+        With ``shift``, C has its diagonal lowered by this relative amount. That leaves the whole statement a margin on
+        the neurons, at a cost only where C is nearly singular; lifting the start by as much would not do: there the
+        start's own share of the null vectors is as small as C's least eigenvalue.
+        """
+        n = self.entry
+        a, b, c = self.matrix[:n, :n], self.matrix[:n, n:], self.matrix[n:, n:]
+        factor, info = torch.linalg.cholesky_ex(c - torch.diag(shift * c.diagonal()))
+        if int(info):
+            raise CertificateError("the multipliers do not make the form positive on a layer's neurons.")
+        half = torch.linalg.solve_triangular(factor, b.T, upper=False)
+        result = half.T @ half - a
+        return (result + result.T) / 2
+
+    def proves(self, start: Tensor) -> bool:
+        """Whether blkdiag(start, ·) makes the statement true, rounding included."""
+        n, radius = self.entry, self.radius
+        if radius is None:
+            raise ValueError("a statement built without error bounds proves nothing")
+        matrix = self.matrix.clone()
+        matrix[:n, :n] += start
+        added = (start.abs() + matrix[:n, :n].abs()) * gamma(4.0)
+
+        def errors(d: Tensor) -> Tensor:
+            total = radius.times(d)
+            total[:n] += (added @ d[:n]) * (1.0 + 1e-9)
+            return total
+
+        # The block at the start is a small difference; errors are those of its terms, so these set the scale.
+        scale = torch.cat([start.diagonal(), matrix.diagonal()[n:]])
+        return is_positive_definite_scaled(matrix, errors, scale) or is_positive_definite_scaled(matrix, errors)
+
+    def lifted(self, slack: float) -> Tensor:
+        """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
+        least = least_lift(self.matrix.shape[0])
+        for attempt in range(6):
+            shift = least * 16.0**attempt
+            schur, lift = self.schur(shift), max(slack, shift)
+            diagonal = schur.diagonal().clamp(min=0.0)
+            positive = diagonal[diagonal > 0]  # entries without curvature get a little, next to the least that has some
+            floor = max(1e-12 * 16.0**attempt * float(positive.min()), FLOOR) if positive.numel() else FLOOR
+            start = schur + torch.diag(lift * diagonal + floor)
+            if self.proves(start):
+                return start
+        raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
+
+    def least_rho(self, start: Tensor, claim: float) -> float:
+        """The claim if it can be proved, else the least ρ that can, with M_start = ρ diag(start)."""
+        weights = torch.diag(start)
+        if math.isfinite(claim) and self.proves(claim * weights):
+            return claim
+        rho = greatest_ratio(self.schur(least_lift(self.matrix.shape[0])), start)
+        lift = 1e-10
+        while lift < 1e-2:
+            candidate = rho * (1.0 + lift) + FLOOR
+            if self.proves(candidate * weights):
+                return candidate
+            lift *= 10.0
+        raise CertificateError("no ρ near the computed one is provable at these multipliers.")
+
+
+def greatest_eigenvalue(form: Tensor) -> float:
+    """λ_max in plain floating point.
+
+    Raises:
+        CertificateError: the form overflowed.
+    """
+    if not bool(torch.isfinite(form).all()):
+        raise CertificateError("the form overflows at these multipliers.")
+    scale = float(form.abs().max()) if form.numel() else 0.0
+    if scale == 0.0:
+        return 0.0
+    if form.shape[0] <= 300:
+        return max(float(torch.linalg.eigvalsh(form)[-1]), 0.0)
+    return scale * estimate_lambda_max(form / scale)
+
+
+def greatest_ratio(form: Tensor, weights: Tensor) -> float:
+    """The largest eigenvalue of diag(weights)^{-1/2} form diag(weights)^{-1/2}, in floating point."""
+    scale = weights.rsqrt()
+    return greatest_eigenvalue(form * scale[:, None] * scale)
+
+
+def row_sums(radius: Tensor) -> Tensor:
+    """Row sums of a non-negative matrix, rounded up."""
+    return radius.sum(dim=1) * (1.0 + 4.0 * gamma(radius.shape[0] + 4.0)) + 1e-300
