@@ -212,7 +212,7 @@ class _Dense(_Finish):
     def witness(self) -> Witness:
         """Passes in geometric batches; between them the best lifts and their gaps."""
         best: list[Lift | None] = [None] * self.search.problems
-        count = 30 if self.options.start is None else 10
+        count = FEWEST if self.options.start is None else 10
         while True:
             began = time.perf_counter()
             going = self.passes(count)

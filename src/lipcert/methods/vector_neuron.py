@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -57,7 +58,7 @@ class VectorNeuron:
         self._momentum = torch.zeros(self.problems, dtype=dtype, device=device)
         self._previous = torch.full((self.problems,), -1.0, dtype=dtype, device=device)
         self._best = torch.full((self.problems,), -1.0, dtype=dtype, device=device)
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[int, tuple[_Strength, Tensor]] = {}
         self._kept_g: Tensor | None = None
         self._kept_y: Tensor | None = None
 
@@ -197,16 +198,14 @@ class VectorNeuron:
 
         for cell, h in zip(self.transformed.cells, gradients[1:], strict=True):
             length = lengths[cell.node].reshape(self.problems, -1)
-            if h is None:
-                strength = torch.zeros_like(length)
-            else:
-                strength = torch.linalg.vector_norm(self._d[cell.node] * h, dim=_axes(h, cell)).reshape(length.shape)
-            if cell.node in self._kept:
+            strength = _Strength(h, self._d[cell.node], cell)
+            dead = length <= self.dead
+            if cell.node in self._kept and not (whole and not bool(dead.any())):
                 # Where v has vanished its last ratio stands: often λ is needed exactly although v = 0 at the optimum.
-                dead = length <= self.dead
-                before = self._kept[cell.node]
-                strength, length = torch.where(dead, before[0], strength), torch.where(dead, before[1], length)
-                strength, length = update(before[0], strength), update(before[1], length)
+                old, before = self._kept[cell.node]
+                merged = torch.where(dead, old.value(length), strength.value(length))
+                strength.known = update(old.value(length), merged)
+                length = update(before, torch.where(dead, before, length))
             self._kept[cell.node] = strength, length
         if gradients[0] is not None:
             self._kept_g = update(self._kept_g, gradients[0])
@@ -219,7 +218,7 @@ class VectorNeuron:
         A block has one entry.
         """
         return {
-            node: torch.where(length <= self.dead, DEAD, strength / length).double().cpu()
+            node: torch.where(length <= self.dead, DEAD, strength.value(length) / length).double().cpu()
             for node, (strength, length) in self._kept.items()
         }
 
@@ -242,6 +241,27 @@ class VectorNeuron:
         if self._kept_y is None:
             return torch.full((1, m), float(m), dtype=torch.float64)
         return 1.0 / _shares(self._kept_y.square().sum(dim=1).sqrt()).cpu()
+
+
+@dataclass
+class _Strength:
+    """‖d h‖ per neuron or block, worked out when it is asked for."""
+
+    h: Tensor | None
+    d: Tensor
+    cell: Cell
+    known: Tensor | None = None
+
+    def value(self, like: Tensor) -> Tensor:
+        """In the shape of ``like``, (problems, neurons)."""
+        if self.known is None:
+            if self.h is None:
+                self.known = torch.zeros_like(like)
+            else:
+                length = torch.linalg.vector_norm(self.d * self.h, dim=_axes(self.h, self.cell))
+                self.known = length.reshape(like.shape)
+            self.h = None
+        return self.known
 
 
 class _VectorNeurons(torch.autograd.Function):
