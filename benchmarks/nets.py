@@ -110,7 +110,7 @@ NETS: tuple[Net, ...] = (
         (3, 224, 224),
         ("autolip", "lipsdp"),
         "alexnet",
-        budget=800.0,
+        budget=400.0,
         limit=1800.0,
     ),
 )

@@ -120,6 +120,8 @@ class VectorNeuron:
 
     def _each(self, values: Tensor, like: Tensor) -> Tensor:
         """(problems,) values shaped to broadcast against ``like``."""
+        if self.problems == 1:
+            return values
         return values.reshape(-1, *([1] * (like.dim() - 1)))
 
     def step(self) -> None:
@@ -163,13 +165,12 @@ class VectorNeuron:
         lengths: dict[int, Tensor] = {}
 
         def output(cell: Cell, flat: Tensor) -> Tensor:
-            v = flat.reshape(self.problems, self.columns, *flat.shape[1:])
             unit = self._units[cell.node].detach().requires_grad_(True)
             units.append(unit)
             z, lengths[cell.node] = _VectorNeurons.apply(
-                v, unit, self._c[cell.node], self._d[cell.node], cell.block, self.tiny
+                flat, unit, self._c[cell.node], self._d[cell.node], cell.block, self.tiny
             )
-            return z.reshape(-1, *cell.out_shape)
+            return z
 
         with torch.enable_grad():
             y = self.transformed.spread(x.reshape(-1, *x.shape[2:]), output)[-1]
@@ -258,7 +259,7 @@ class _Strength:
             if self.h is None:
                 self.known = torch.zeros_like(like)
             else:
-                length = torch.linalg.vector_norm(self.d * self.h, dim=_axes(self.h, self.cell))
+                length = _length(self.d * self.h, _axes(self.h, self.cell))
                 self.known = length.reshape(like.shape)
             self.h = None
         return self.known
@@ -268,9 +269,10 @@ class _VectorNeurons(torch.autograd.Function):
     """z = c v + d ‖v‖ u and ‖v‖; the gradient for u is the bare h = ∂/∂z, that for v is c h + d ⟨h, u⟩ v/‖v‖."""
 
     @staticmethod
-    def forward(ctx, v, unit, c, d, block, tiny):  # type: ignore[no-untyped-def]
+    def forward(ctx, flat, unit, c, d, block, tiny):  # type: ignore[no-untyped-def]
+        v = flat.reshape(*unit.shape[:2], *flat.shape[1:])  # (problems, columns, ...) for (problems · columns, ...)
         axes = tuple(range(1, v.dim())) if block else (1,)
-        length = torch.linalg.vector_norm(v, dim=axes, keepdim=True).clamp_(min=tiny**0.5)
+        length = _length(v, axes).clamp_(min=tiny**0.5)
         if block:
             length = length.reshape(-1, *([1] * (unit.dim() - 1)))
         z = unit * (d * length)
@@ -280,19 +282,20 @@ class _VectorNeurons(torch.autograd.Function):
         ctx.save_for_backward(v, unit, c, d, length)
         ctx.block, ctx.same = block, same
         ctx.mark_non_differentiable(length)
-        return z, length
+        return z.flatten(0, 1), length
 
     @staticmethod
     def backward(ctx, h, _):  # type: ignore[no-untyped-def]
         v, unit, c, d, length = ctx.saved_tensors
+        h = h.reshape(unit.shape)
         if ctx.block:
             inner = (h * unit * d).flatten(1).sum(dim=1) / length.flatten()
             back = v * inner.reshape(-1, *([1] * (v.dim() - 1)))
         else:
-            back = v * ((h * unit).sum(dim=1, keepdim=True) * d / length)
+            back = v * (torch.linalg.vecdot(h, unit, dim=1).unsqueeze(1) * d / length)
         if ctx.same:
             back.addcmul_(c, h)
-        return back, h, None, None, None, None
+        return back.flatten(0, 1), h, None, None, None, None
 
 
 def _shares(strength: Tensor) -> Tensor:
@@ -314,9 +317,14 @@ def _unit(h: Tensor, otherwise: Tensor | None, cell: Cell) -> Tensor:
     return _scaled_to_unit(h, otherwise, _axes(h, cell))
 
 
+def _length(h: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Euclidean length over ``axes``, kept as axes of size 1; torch's vector_norm is many times slower there."""
+    return h.square().sum(dim=axes, keepdim=True).sqrt()
+
+
 def _scaled_to_unit(h: Tensor, otherwise: Tensor | None, axes: tuple[int, ...]) -> Tensor:
     """h divided by its length over ``axes``; ``otherwise`` where that length is (nearly) zero."""
-    length = torch.linalg.vector_norm(h, dim=axes, keepdim=True)
+    length = _length(h, axes)
     if otherwise is None:
         return h / length
     return torch.where(length > torch.finfo(h.dtype).tiny ** 0.5 * 1e-2, h / length, otherwise)

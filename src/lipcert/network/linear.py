@@ -158,6 +158,8 @@ class Dense(LinearMap):
     rounding: float = math.inf
 
     def apply(self, x: Tensor) -> Tensor:
+        if len(self.in_shape) == 2 == len(self.out_shape) and self.in_shape[0] == 1 == self.out_shape[0]:
+            return torch.nn.functional.linear(x, self.constants[0])
         return (x.reshape(len(x), -1) @ self.constants[0].T).reshape(len(x), *self.out_shape)
 
     def transpose(self, y: Tensor) -> Tensor:
