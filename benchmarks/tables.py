@@ -133,16 +133,14 @@ def write(results: Results, folder: Path) -> None:
         "over this row's seconds. Peers' values carry no guarantee: they hold up to the solver's tolerance.",
         "",
     ]
-    setups = sorted(
-        {
-            f"{r['machine']}; {r['threads']} thread(s); {r['date']}; {r.get('version', '')}"
-            for r in results.rows.values()
-        }
-    )
+    setups = sorted({f"{r['machine']}; {r['threads']} thread(s)" for r in results.rows.values()})
+    dates = sorted({r["date"] for r in results.rows.values()})
+    versions = sorted({r.get("version", "").removesuffix("-dirty") for r in results.rows.values()})
     loads = [r["load"] for r in results.rows.values() if "load" in r]
     if loads:
         lines += [
-            f"Machine: {' / '.join(setups)}. Load average when a row began: {min(loads):g} to {max(loads):g} "
+            f"Machine: {' / '.join(setups)}; {' / '.join(dates)}; commits {', '.join(versions)}, each row's own in the "
+            f"CSV. Load average when a row began: {min(loads):g} to {max(loads):g} "
             "(column `load`; above the number of cores seconds are too long, CPU seconds less so).",
             "",
         ]

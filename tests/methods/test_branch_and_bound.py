@@ -179,7 +179,7 @@ def random_graph(n: int, density: float, seed: int, weighted: bool = False) -> l
 GRAPHS = [
     (7, complete(7), 12.0), (8, complete(8), 16.0), (9, cycle(9), 8.0), (12, cycle(12), 12.0),
     (9, bipartite(4, 5), 20.0), (12, random_graph(12, 0.5, 0), None), (14, random_graph(14, 0.4, 1, True), None),
-    (20, random_graph(20, 0.3, 2), None),
+    (20, random_graph(20, 0.3, 2), None), (20, random_graph(20, 0.2, 0), None),  # the last has a node without edges
 ]  # fmt: skip
 
 

@@ -29,6 +29,9 @@ from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up
 from lipcert.numerics.spectral import sigma_max_upper
 from lipcert.problem import Norm
 
+#: Multiplier, relative to the curvatures of its layer, of a neuron whose v depends on nothing: it costs nothing.
+BLIND = 1e8
+
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -125,7 +128,7 @@ class DenseForm:
             first = segment.start == 0
             if segment.cells:
                 if repair is not None:
-                    _repair(segment, relation, form, *repair)
+                    _repair(segment, relation, form, *repair, self.transformed.blind)
                 statement = Statement.build(segment, relation, form, multipliers, prove)
                 if first:
                     if prove:
@@ -151,7 +154,12 @@ class DenseForm:
 
 
 def _repair(
-    segment: Segment, relation: SegmentMatrices, form: Block, multipliers: dict[int, Tensor], margin: float
+    segment: Segment,
+    relation: SegmentMatrices,
+    form: Block,
+    multipliers: dict[int, Tensor],
+    margin: float,
+    blind: Mapping[int, Tensor],
 ) -> None:
     """Raise the multipliers of a segment's cells where a single neuron's curvature demands it, last cell first."""
     for number in range(len(segment.cells) - 1, -1, -1):
@@ -175,10 +183,12 @@ def _repair(
             continue
         c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
         best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
-        floor = 1e-30 * float(current.max()) if current.numel() else 0.0
+        floor = 1e-30 * float(curvature.max()) if current.numel() else 0.0
         low = current <= curvature * (1.0 + 0.5 * margin) + floor
         chosen = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
-        multipliers[cell.node] = torch.where(dead, 1e4 * curvature.clamp(min=max(floor, 1e-250)), chosen)
+        chosen = torch.where(dead, 1e4 * curvature.clamp(min=max(floor, 1e-250)), chosen)
+        free = BLIND * max(float(curvature.max()) if curvature.numel() else 0.0, 1e-250)
+        multipliers[cell.node] = torch.where(blind[cell.node], free, chosen)
 
 
 def _curvature(part: Block | None, form: Block, width: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.blocks import dense
-from lipcert.certificates.dense_form import DenseForm
+from lipcert.certificates.dense_form import BLIND, DenseForm
 from lipcert.certificates.segments import Segment
 from lipcert.network.graph import ActivationNode, AffineNode
 from lipcert.network.linear import size
@@ -204,7 +204,8 @@ class Climber:
         ]
         strength = force * length
         cosine = torch.cat(products, dim=1) / strength.clamp(min=_TINY)
-        multipliers = force / length.clamp(min=1e-150)
+        # v = 0: nothing is known of λ_j, and the repair gives it what it needs
+        multipliers = torch.where(length > 1e-140, force / length.clamp(min=1e-150), 0.0)
         point = Ascent(Vectors(x, units), value.detach(), multipliers, strength, cosine, y.detach())
         return g, h, point
 
@@ -379,10 +380,12 @@ class BatchForm:
                 continue
             ratio = c[cell.node].abs() / d[cell.node].clamp(min=_TINY)
             best = curvature * torch.maximum(1.0 + ratio, 1.0 + 2.0 * margin).clamp(max=4.0)
-            floor = 1e-30 * current.max(dim=1, keepdim=True).values if current.shape[1] else 0.0
+            floor = 1e-30 * curvature.max(dim=1, keepdim=True).values if current.shape[1] else 0.0
             low = current <= curvature * (1.0 + 0.5 * margin) + floor
             raised = torch.maximum(torch.maximum(best, current), torch.as_tensor(floor)).clamp(min=1e-250)
-            lam[cell.node] = torch.where(low, raised, current)
+            free = BLIND * curvature.max(dim=1, keepdim=True).values.clamp(min=1e-250)
+            blind = self.form.transformed.blind[cell.node]
+            lam[cell.node] = torch.where(blind, free, torch.where(low, raised, current))
 
 
 def _widened(a: Tensor, width: int) -> Tensor:

@@ -142,6 +142,26 @@ class LoopTransformed:
             if isinstance(node, AffineNode)
         }
 
+    @cached_property
+    def blind(self) -> Mapping[int, Tensor]:
+        """Position of a nonlinear node → which entries of its v no input reaches: v = 0 there whatever x is."""
+        reached: list[Tensor] = []
+        result: dict[int, Tensor] = {}
+        for k, node in enumerate(self.network.nodes):
+            if isinstance(node, InputNode):
+                value = torch.ones(node.shape, dtype=torch.float64)
+            elif isinstance(node, AffineNode):
+                value = torch.zeros(node.shape, dtype=torch.float64)
+                for linear, parent in zip(self.exact_maps[k], node.parents, strict=True):
+                    with torch.no_grad():
+                        value = value + linear.absolute().apply(reached[parent][None])[0]
+            else:
+                v = reached[self.cell_at[k].parent]
+                result[k] = (v == 0).reshape(-1)
+                value = v.max().expand(node.shape) if isinstance(node, GainNode) else v
+            reached.append((value > 0).double())
+        return result
+
     def _scaled(self, linear: LinearMap, exponent: int) -> LinearMap:
         scaled = _in_units(linear, exponent)
         if isinstance(scaled, Identity):
