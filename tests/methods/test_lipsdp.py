@@ -17,6 +17,8 @@ from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness, check
 from lipcert.errors import CertificateError, InputError
 from lipcert.methods.base import Run
+from lipcert.methods.vector_neuron import VectorNeuron
+from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Problem
 from tests.zoo import ZOO, Residual, difference_quotients, linear_weights, mlp, random_network, vertex_maximum, zoo_case
 
@@ -231,6 +233,38 @@ def test_too_few_columns_are_noticed_and_more_are_added(monkeypatch):
 def test_float32_search_gives_a_valid_bound():
     weights = linear_weights(recipe(5, 40))
     assert lipsdp(chain(*weights), 4, precision="float32").value >= 0.0178039737 * (1 - 2e-7)
+
+
+@pytest.mark.parametrize("norm", [(2, 2), (2, 1), (2, INF)])
+@pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
+def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
+    case = zoo_case(name)
+    network = Problem(capture(case.model, case.example)).expanded
+    transformed = LoopTransformed(network, natural_exponents(network))
+    search = VectorNeuron(transformed, norm, 3, torch.Generator().manual_seed(1))
+    value, found, _, _ = search._evaluate()
+    x = search._x.clone().requires_grad_()
+    at_z = {}
+
+    def output(cell, flat):
+        v = flat.reshape(search.problems, 3, *flat.shape[1:])
+        length = v.flatten(1).norm(dim=1) if cell.block else v.norm(dim=1, keepdim=True)
+        unit = search._units[cell.node]
+        z = cell.d * length.reshape(-1, *([1] * (unit.dim() - 1))) * unit if cell.block else cell.d * length * unit
+        at_z[cell.node] = z if v.shape != z.shape else z + cell.c * v
+        return at_z[cell.node].reshape(-1, *cell.out_shape)
+
+    y = transformed.spread(x.reshape(-1, *x.shape[2:]), output)[-1].reshape(search.problems, 3, -1)
+    squares = y.square().sum(dim=1)
+    expected = {2: squares.sum(dim=1), 1: squares.sqrt().sum(dim=1).square(), INF: squares.diagonal()}[norm[1]]
+    assert torch.allclose(value, expected, rtol=1e-12)
+    if expected.requires_grad:
+        wanted = [x, *(at_z[cell.node] for cell in transformed.cells)]
+        gradients = torch.autograd.grad(0.5 * expected.sum(), wanted, allow_unused=True)
+        for mine, theirs in zip(found, gradients, strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12 * float(theirs.abs().max()))
 
 
 def test_a_warm_start_needs_fewer_passes_and_proves_as_much(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipcert.errors import InputError
 from lipcert.network.linear import Shape, size
-from lipcert.network.loop_transform import Cell, LoopTransformed
+from lipcert.network.loop_transform import Cell, LoopTransformed, Pull
 from lipcert.problem import Norm
 
 #: Stands for the multiplier of a neuron whose v is zero: free of cost, so as large as one likes.
@@ -159,35 +159,55 @@ class VectorNeuron:
         back = self._each(fell, new)
         return torch.where(back, last, ahead), torch.where(back, last, new)
 
+    @torch.no_grad()
     def _evaluate(self) -> tuple[Tensor, list[Tensor | None], dict[int, Tensor], Tensor]:
-        x = self._x.detach().requires_grad_(True)
-        units: list[Tensor] = []
+        """The value; the gradients of half of it for X and every z; the lengths ‖v‖; Y."""
         lengths: dict[int, Tensor] = {}
+        at_z: dict[int, Tensor] = {}
 
-        def output(cell: Cell, flat: Tensor) -> Tensor:
-            unit = self._units[cell.node].detach().requires_grad_(True)
-            units.append(unit)
-            z, lengths[cell.node] = _VectorNeurons.apply(
-                flat, unit, self._c[cell.node], self._d[cell.node], cell.block, self.tiny
-            )
-            return z
+        def output(cell: Cell, flat: Tensor) -> tuple[Tensor, Pull]:
+            unit, c, d = self._units[cell.node], self._c[cell.node], self._d[cell.node]
+            v = flat.reshape(self.problems, self.columns, *flat.shape[1:])
+            length = _length(v, tuple(range(1, v.dim())) if cell.block else (1,)).clamp_(min=self.tiny**0.5)
+            if cell.block:
+                length = length.reshape(-1, *([1] * (unit.dim() - 1)))
+            lengths[cell.node] = length
+            z = unit * (d * length)
+            same = v.shape == z.shape
+            if same:
+                z.addcmul_(c.expand(v.shape[2:]), v)
 
-        with torch.enable_grad():
-            y = self.transformed.spread(x.reshape(-1, *x.shape[2:]), output)[-1]
-            y = y.reshape(self.problems, self.columns, -1)
-            value = self._value(y)
-            wanted = [x, *units]
-            if not value.requires_grad:
-                return value, [None] * len(wanted), lengths, y
-            gradients = torch.autograd.grad(0.5 * value.sum(), wanted, allow_unused=True)
-        return value.detach(), list(gradients), lengths, y.detach()
+            def pull(h: Tensor) -> Tensor:
+                """c h + d ⟨h, u⟩ v/‖v‖."""
+                at_z[cell.node] = h = h.reshape(unit.shape)
+                if cell.block:
+                    inner = (h * unit * d).flatten(1).sum(dim=1) / length.flatten()
+                    back = v * inner.reshape(-1, *([1] * (v.dim() - 1)))
+                else:
+                    back = v * (torch.linalg.vecdot(h, unit, dim=1).unsqueeze(1) * d / length)
+                if same:
+                    back.addcmul_(c, h)
+                return back.flatten(0, 1)
 
-    def _value(self, y: Tensor) -> Tensor:
+            return z.flatten(0, 1), pull
+
+        out, pull_back = self.transformed.spread_both_ways(self._x.flatten(0, 1), output)
+        y = out.reshape(self.problems, self.columns, -1)
+        value, slope = self._value(y)
+        g = pull_back(slope.reshape(out.shape))
+        gradients = [None if g is None else g.reshape(self._x.shape)]
+        return value, [*gradients, *(at_z.get(cell.node) for cell in self.transformed.cells)], lengths, y
+
+    def _value(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The squared output norm per problem, and half its gradient."""
         if self.norm[1] == 1:
-            return (y.square().sum(dim=1) + self.tiny).sqrt().sum(dim=1).square()
+            sizes = (y.square().sum(dim=1, keepdim=True) + self.tiny).sqrt()
+            total = sizes.sum(dim=2, keepdim=True)
+            return total.reshape(-1).square(), total * y / sizes
         if self.norm[1] == 2:
-            return y.square().sum(dim=(1, 2))
-        return y.square().sum(dim=1).diagonal()
+            return y.square().sum(dim=(1, 2)), y
+        own = torch.eye(self.problems, dtype=y.dtype, device=y.device)[:, None]
+        return (y * own).square().sum(dim=(1, 2)), y * own
 
     def _remember(self, better: Tensor, gradients: list[Tensor | None], lengths: dict[int, Tensor], y: Tensor) -> None:
         """Keep what the multipliers are made of, for the problems that got better."""
@@ -263,39 +283,6 @@ class _Strength:
                 self.known = length.reshape(like.shape)
             self.h = None
         return self.known
-
-
-class _VectorNeurons(torch.autograd.Function):
-    """z = c v + d ‖v‖ u and ‖v‖; the gradient for u is the bare h = ∂/∂z, that for v is c h + d ⟨h, u⟩ v/‖v‖."""
-
-    @staticmethod
-    def forward(ctx, flat, unit, c, d, block, tiny):  # type: ignore[no-untyped-def]
-        v = flat.reshape(*unit.shape[:2], *flat.shape[1:])  # (problems, columns, ...) for (problems · columns, ...)
-        axes = tuple(range(1, v.dim())) if block else (1,)
-        length = _length(v, axes).clamp_(min=tiny**0.5)
-        if block:
-            length = length.reshape(-1, *([1] * (unit.dim() - 1)))
-        z = unit * (d * length)
-        same = v.shape == z.shape
-        if same:
-            z.addcmul_(c.expand(v.shape[2:]), v)
-        ctx.save_for_backward(v, unit, c, d, length)
-        ctx.block, ctx.same = block, same
-        ctx.mark_non_differentiable(length)
-        return z.flatten(0, 1), length
-
-    @staticmethod
-    def backward(ctx, h, _):  # type: ignore[no-untyped-def]
-        v, unit, c, d, length = ctx.saved_tensors
-        h = h.reshape(unit.shape)
-        if ctx.block:
-            inner = (h * unit * d).flatten(1).sum(dim=1) / length.flatten()
-            back = v * inner.reshape(-1, *([1] * (v.dim() - 1)))
-        else:
-            back = v * (torch.linalg.vecdot(h, unit, dim=1).unsqueeze(1) * d / length)
-        if ctx.same:
-            back.addcmul_(c, h)
-        return back.flatten(0, 1), h, None, None, None, None
 
 
 def _shares(strength: Tensor) -> Tensor:

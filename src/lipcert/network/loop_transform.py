@@ -8,7 +8,7 @@ With α ≤ slope ≤ β, c = (α + β)/2 and d = (β − α)/2, a slope-restric
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,6 +18,9 @@ from torch import Tensor
 from lipcert.errors import UnsupportedNormError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network
 from lipcert.network.linear import Dense, Identity, LinearMap, Shape, compose, size
+
+#: From a gradient at a value to the gradient at what it was computed from.
+Pull = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +202,55 @@ class LoopTransformed:
                 cell = self.cell_at[k]
                 values.append(cell_output(cell, values[cell.parent]))
         return values
+
+    def spread_both_ways(
+        self, inputs: Tensor, cell_output: Callable[[Cell, Tensor], tuple[Tensor, Pull]]
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor | None]]:
+        """As ``spread``, with the way back.
+
+        Args:
+            inputs: (B, *in_shape).
+            cell_output: function (cell, v) → z and the pull-back of a gradient from z to v.
+
+        Returns:
+            The output, and a function to call once: from a gradient there to the gradient at the input, or None where
+            the output does not depend on it.
+        """
+        values: list[Tensor] = []
+        ways: list[list[tuple[int, Pull]]] = []
+        for k, node in enumerate(self.network.nodes):
+            back: list[tuple[int, Pull]] = []
+            if isinstance(node, InputNode):
+                values.append(inputs)
+            elif isinstance(node, AffineNode):
+                total = None
+                for linear, parent in zip(self.maps[k], node.parents, strict=True):
+                    image, pull = linear.with_transpose(values[parent])
+                    total = image if total is None else total + image
+                    back.append((parent, pull))
+                values.append(inputs.new_zeros(len(inputs), *node.shape) if total is None else total)
+            else:
+                cell = self.cell_at[k]
+                z, pull = cell_output(cell, values[cell.parent])
+                values.append(z)
+                back.append((cell.parent, pull))
+            ways.append(back)
+
+        def pull_back(gradient: Tensor) -> Tensor | None:
+            pending = {len(ways) - 1: gradient}
+            at_input: Tensor | None = None
+            for k in range(len(ways) - 1, -1, -1):
+                g = pending.pop(k, None)
+                if g is None:
+                    continue
+                if isinstance(self.network.nodes[k], InputNode):
+                    at_input = g
+                for parent, pull in ways[k]:
+                    part = pull(g)
+                    pending[parent] = pending[parent] + part if parent in pending else part
+            return at_input
+
+        return values[-1], pull_back
 
 
 def _in_units(linear: LinearMap, exponent: int) -> LinearMap:
