@@ -45,7 +45,7 @@ def read_sequential(module: nn.Module, example: Tensor) -> Network | None:
     """The Network of a plain ``nn.Sequential`` for an example with batch size 1.
 
     None for everything that is not exactly a Sequential of the layers of ``_LAYERS``: subclasses, hooks, replaced
-    methods, shared or special parameters, inputs that do not fit.
+    methods, parameters that are not plain tensors, inputs that do not fit.
     """
     if type(module) is not nn.Sequential or not _plain(module) or _watched():
         return None
