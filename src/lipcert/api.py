@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,7 @@ def estimate(
     k: int | None = None,
     steps: int = 100,
     seed: int = 0,
+    pools: Literal["factor", "through"] = "factor",
 ) -> Estimate:
     """A number of the 2018 paper that is neither an upper nor a lower bound; kept for comparison.
 
@@ -176,10 +177,11 @@ def estimate(
         k: singular triplets per layer for ``seqlip_rank_k``.
         steps: power iterations per layer.
         seed: seed of the random starts.
+        pools: ``through`` puts max-pools and sorts inside the pairs (greedy and rank k); ``factor`` ends chains there.
     """
     problem = _problem(model, example_input, norm, None, select)
     with torch.random.fork_rng(devices=[]):
-        return estimates.estimate(problem, method, k, steps, _generator(seed))
+        return estimates.estimate(problem, method, k, steps, _generator(seed), pools)
 
 
 @torch.inference_mode(False)  # maps are transposed by autograd

@@ -7,7 +7,8 @@ from torch import nn
 
 import lipcert
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
-from lipcert.methods.estimates import METHODS, maximise_greedily, maximise_lbfgs
+from lipcert.methods.estimates import METHODS
+from lipcert.methods.pair_ascent import Slopes, Stage, maximise_greedily, maximise_lbfgs
 from tests.methods.test_seqlip import chain, trained
 from tests.zoo import ZOO, Residual, linear_weights, mlp, vertex_maximum, zoo_case
 
@@ -60,7 +61,7 @@ def test_large_pairs_flip_many_neurons_at_once(maximise: object) -> None:
     a = torch.randn(700, 40, generator=generator).double()
     b = torch.randn(40, 700, generator=generator).double()
     low, high = torch.zeros(700).double(), torch.ones(700).double()
-    value = maximise(b, a, low, high)  # type: ignore[operator]
+    value = maximise(b, a, Stage([Slopes(low, high)]))  # type: ignore[operator]
     norms = [float(torch.linalg.matrix_norm(w, 2)) for w in (a, b)]
     assert float(torch.linalg.matrix_norm(b @ a, 2)) <= value <= norms[0] * norms[1]
 

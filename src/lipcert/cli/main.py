@@ -156,13 +156,16 @@ def estimate(
         str, typer.Option("--method", help="seqlip_greedy, seqlip_lbfgs, seqlip_rank_k or power_iteration")
     ] = "seqlip_greedy",
     k: Annotated[int | None, typer.Option("--k", help="singular vectors per layer, for seqlip_rank_k")] = None,
+    pools: Annotated[str, typer.Option("--pools", help="max-pools end a chain (factor) or join a pair (through)")] = (
+        "factor"
+    ),
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """A number of the 2018 paper that is no bound: it may lie below the constant or above."""
     with _guard(as_json):
         built, example = load(model, input_shape)
-        result = lipcert.estimate(built, example, method=method, k=k, seed=seed)
+        result = lipcert.estimate(built, example, method=method, k=k, seed=seed, pools=pools)  # type: ignore[arg-type]
     if as_json:
         row = {"estimate": _finite(result.value), "method": result.method, "seconds": result.seconds}
         typer.echo(json.dumps(row))

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lipcert.certificates.chains import Chain, Place, needed_chains, stage_gains
 from lipcert.certificates.map_norm import Stacked, writable
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Node
+from lipcert.methods.pair_ascent import PairMaximiser, Stage, maximise_greedily, maximise_lbfgs
+from lipcert.network.graph import AffineNode, GainNode, InputNode, Node
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.lanczos import power_method, top_singular_triplets
 from lipcert.problem import Problem
@@ -27,18 +27,17 @@ from lipcert.result import Estimate
 #: Number of triplets ``seqlip_rank_k`` keeps unless told (the paper's).
 PAPERS_RANK = 200
 
-#: Work (neurons² × rows × columns × shorter side) up to which greedy flips neurons one by one.
-ONE_BY_ONE = 2e9
-
 #: Relative residual of the singular triplets of layers too large to write down: enough for an estimate.
 RESIDUAL = 1e-3
 
-#: max over σ in [low, high] of ‖B diag(σ) A‖ for B (m, n), A (n, k), approached from below.
-PairMaximiser = Callable[[Tensor, Tensor, Tensor, Tensor], float]
-
 
 def estimate(
-    problem: Problem, method: str, k: int | None = None, steps: int = 100, generator: torch.Generator | None = None
+    problem: Problem,
+    method: str,
+    k: int | None = None,
+    steps: int = 100,
+    generator: torch.Generator | None = None,
+    pools: Literal["factor", "through"] = "factor",
 ) -> Estimate:
     """One of ``METHODS``.
 
@@ -48,6 +47,8 @@ def estimate(
         k: singular triplets per layer for ``seqlip_rank_k`` (a layer with fewer keeps all).
         steps: power iterations of ``power_iteration``.
         generator: random starts.
+        pools: as for ``SeqLip``: a max-pool ends a chain and counts by its own constant (``factor``), or stands inside
+            a pair, where the search also chooses among the inputs of every window (``through``; greedy only).
 
     Raises:
         InputError: unknown method or unusable option; UnsupportedNormError: norms other than (2, 2).
@@ -63,13 +64,17 @@ def estimate(
     for name, number in (("k", k), ("steps", steps)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise InputError(f"{name} must be a positive integer, not {number!r}.")
+    if pools not in ("factor", "through"):
+        raise InputError(f"pools is factor or through, not {pools!r}.")
+    if pools == "through" and method not in ("seqlip_greedy", "seqlip_rank_k"):
+        raise InputError(f"pools='through' belongs to seqlip_greedy and seqlip_rank_k, not to {method}.")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     if method == "power_iteration":
-        value = _Products(problem, generator, steps, None, None).value()
+        value = _Products(problem, generator, steps).value()
     else:
         maximiser = maximise_lbfgs if method == "seqlip_lbfgs" else maximise_greedily
         rank = (k or PAPERS_RANK) if method == "seqlip_rank_k" else None
-        products = _Products(problem, generator, steps, maximiser, rank)
+        products = _Products(problem, generator, steps, maximiser, rank, pools == "through")
         if k is not None:
             products.require_rank(k)
         value = products.value()
@@ -97,12 +102,13 @@ class _Products:
         problem: Problem,
         generator: torch.Generator,
         steps: int,
-        maximiser: PairMaximiser | None,
-        rank: int | None,
+        maximiser: PairMaximiser | None = None,
+        rank: int | None = None,
+        through_pools: bool = False,
     ) -> None:
         self.network, self.generator, self.steps = problem.network, generator, steps
         self.maximiser, self.rank = maximiser, rank
-        self.chains: dict[Place, Chain] = needed_chains(self.network, False) if maximiser else {}
+        self.chains: dict[Place, Chain] = needed_chains(self.network, through_pools) if maximiser else {}
         self._known: dict[int, float] = {}
         self._triplets: dict[int, tuple[LinearMap, Triplets]] = {}
 
@@ -150,7 +156,7 @@ class _Products:
             a, b = self._factors(chain.maps[i]), self._factors(chain.maps[i + 1])
             left = a.u * (a.s if i == 0 else a.s.sqrt())
             right = b.v * (b.s if i == len(chain.maps) - 2 else b.s.sqrt())
-            value *= self.maximiser(right.T.contiguous(), left, *_slopes(chain.stages[i]))
+            value *= self.maximiser(right.T.contiguous(), left, Stage.of(chain.stages[i]))
         return value
 
     def _norm(self, linear: LinearMap) -> float:
@@ -190,96 +196,3 @@ class _Products:
             generator=self.generator, dtype=torch.float32, tol=RESIDUAL,
         )  # fmt: skip
         return Triplets(u.double(), s.double(), v.double())
-
-
-def _slopes(stage: tuple[Node, ...]) -> tuple[Tensor, Tensor]:
-    """The interval of slopes of a stage of activations, neuron by neuron."""
-    low = high = torch.ones((), dtype=torch.float64)
-    for node in stage:
-        assert isinstance(node, ActivationNode)
-        a, b = node.function.slopes(node.shape)
-        corners = torch.stack(torch.broadcast_tensors(low * a, low * b, high * a, high * b))
-        low, high = corners.amin(0), corners.amax(0)
-    return low.reshape(-1), high.reshape(-1)
-
-
-def maximise_greedily(b: Tensor, a: Tensor, low: Tensor, high: Tensor) -> float:
-    """Greedy SeqLip: from σ = high, flip the neuron that raises the norm most to its other slope, until none does.
-
-    Up to ``ONE_BY_ONE`` of work one by one, as in the paper; beyond, all neurons at once whose flip gains to first
-    order, (u·b_j)(a_j·v) at the leading singular vectors u, v, which cannot lower the norm either.
-    """
-    if not b.numel() or not a.numel():
-        return 0.0
-    sigma = high.clone()
-    n, side = len(sigma), min(b.shape[0], a.shape[1])
-    if float(n) ** 2 * b.shape[0] * a.shape[1] * side <= ONE_BY_ONE:
-        return _one_by_one(b, a, low, high, sigma)
-    best, v = 0.0, torch.ones(a.shape[1], dtype=torch.float64)
-    while True:
-        u, value, v = _leading(b, sigma, a, v)
-        if value <= best * (1.0 + 1e-10):
-            return max(value, best)
-        best = value
-        sigma = torch.where((u @ b) * (a @ v) > 0, high, low)
-
-
-def _one_by_one(b: Tensor, a: Tensor, low: Tensor, high: Tensor, sigma: Tensor) -> float:
-    """Flip the neuron whose flip gains most, until none gains."""
-    matrix = (b * sigma) @ a
-    best = float(torch.linalg.matrix_norm(matrix, 2))
-    while True:
-        steps = low + high - 2.0 * sigma
-        changed = matrix + steps[:, None, None] * (b.T[:, :, None] * a[:, None, :])
-        small = changed @ changed.mT if b.shape[0] <= a.shape[1] else changed.mT @ changed
-        squares = torch.linalg.eigvalsh(small)[:, -1]
-        j = int(squares.argmax())
-        value = float(squares[j].clamp(min=0.0).sqrt())
-        if value <= best * (1.0 + 1e-10):
-            return best
-        best, matrix = value, changed[j]
-        sigma[j] = low[j] + high[j] - sigma[j]
-
-
-def _leading(b: Tensor, sigma: Tensor, a: Tensor, start: Tensor) -> tuple[Tensor, float, Tensor]:
-    """The leading singular triplet of B diag(σ) A by the power method on the factors, from a warm start."""
-    v = start / start.norm()
-    value = 0.0
-    for _ in range(2000):
-        image = b @ (sigma * (a @ v))
-        back = a.T @ (sigma * (b.T @ image))
-        length = float(back.norm())
-        if length == 0.0:
-            return image, 0.0, v
-        new = math.sqrt(length)
-        v = back / length
-        if abs(new - value) <= 1e-10 * new:
-            break
-        value = new
-    image = b @ (sigma * (a @ v))
-    value = float(image.norm())
-    return image / max(value, 1e-300), value, v
-
-
-def maximise_lbfgs(b: Tensor, a: Tensor, low: Tensor, high: Tensor) -> float:
-    """L-BFGS-B on σ in [low, high] from the middle of the box, gradient (u·b_j)(a_j·v)."""
-    from scipy.optimize import minimize
-
-    if not b.numel() or not a.numel():
-        return 0.0
-    last = torch.ones(a.shape[1], dtype=torch.float64)
-
-    def negative(sigma: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal last
-        if min(b.shape[0], a.shape[1]) <= 300:
-            left, values, right = torch.linalg.svd((b * torch.from_numpy(sigma)) @ a, full_matrices=False)
-            u, value, v = left[:, 0], float(values[0]), right[0]
-        else:
-            u, value, v = _leading(b, torch.from_numpy(sigma), a, last)
-            last = v
-        return -value, -((u @ b) * (a @ v)).numpy()
-
-    middle = ((low + high) / 2).numpy()
-    bounds = list(zip(low.tolist(), high.tolist(), strict=True))
-    result = minimize(negative, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000})
-    return -float(result.fun)
