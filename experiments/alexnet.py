@@ -36,7 +36,7 @@ from experiments.common import (
 NET = "alexnet"
 
 #: What ``--skip`` takes, in the order of the rows.
-STEPS = ("autolip", "power", "estimate", "seqlip", "pairs", "lipsdp", "attack")
+STEPS = ("autolip", "power", "estimate", "estimate-pools", "seqlip", "pairs", "pairs-pools", "lipsdp", "attack")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -84,10 +84,16 @@ def study(
         "autolip": lambda: upper(NET, model, x, "autolip", budget=budget),
         "power": lambda: estimate(NET, model, x, "power_iteration", "autolip, 10 power iterations", steps=10),
         "estimate": lambda: estimate(NET, model, x, "seqlip_rank_k", f"seqlip rank {rank}, estimate", k=rank),
+        "estimate-pools": lambda: estimate(
+            NET, model, x, "seqlip_rank_k", f"seqlip rank {rank} through pools, estimate", k=rank, pools="through"
+        ),
         "seqlip": lambda: upper(
             NET, model, x, lipcert.SeqLip(pairs=lipcert.RankKPairs(k=rank)), f"seqlip rank {rank}, bound", budget
         ),
         "pairs": lambda: upper(NET, model, x, "seqlip", "seqlip, certified pairs", budget),
+        "pairs-pools": lambda: upper(
+            NET, model, x, lipcert.SeqLip(pools="through"), "seqlip, certified pairs through pools", budget
+        ),
         "lipsdp": lambda: upper(NET, model, x, lipsdp, "lipsdp", budget),
         "attack": lambda: lower(NET, model, x, budget=min(budget, 60.0)),
     }

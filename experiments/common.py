@@ -64,7 +64,7 @@ def lower(net: str, model: nn.Module, x: Tensor, inputs: Tensor | None = None, b
     return Row(net, "attack", "lower", found.value, "witness", found.seconds)
 
 
-def estimate(net: str, model: nn.Module, x: Tensor, method: str, label: str | None = None, **options: int) -> Row:
+def estimate(net: str, model: nn.Module, x: Tensor, method: str, label: str | None = None, **options: object) -> Row:
     """The row of one of the 2018 paper's numbers."""
     try:
         found = lipcert.estimate(model, x, method, **options)  # type: ignore[arg-type]

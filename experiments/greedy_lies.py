@@ -20,7 +20,7 @@ from torch import nn
 
 import lipcert
 from experiments.common import RESULTS, Row, estimate, lower, number, table, upper, verdict, write_csv, write_page
-from lipcert.methods.estimates import maximise_greedily, maximise_lbfgs
+from lipcert.methods.pair_ascent import Slopes, Stage, maximise_greedily, maximise_lbfgs
 
 Weights = tuple[np.ndarray, ...]
 
@@ -111,7 +111,7 @@ def heuristic(weights: Weights, lbfgs: bool) -> float:
         a = torch.from_numpy(u * (s if k == 0 else np.sqrt(s)))
         b = torch.from_numpy((t if k == len(weights) - 2 else np.sqrt(t))[:, None] * v)
         ones = torch.ones(len(a), dtype=torch.float64)
-        value *= (maximise_lbfgs if lbfgs else maximise_greedily)(b, a, 0 * ones, ones)
+        value *= (maximise_lbfgs if lbfgs else maximise_greedily)(b, a, Stage([Slopes(0 * ones, ones)]))
     return value
 
 

@@ -92,7 +92,7 @@ def test_pools_inside_pairs() -> None:
     below = lipcert.lower_bound(model, x, budget=2.0).value
     through = lipcert.estimate(model, x, pools="through").value
     certified = lipcert.bound(model, x, lipcert.SeqLip(pools="through")).value
-    assert 0.95 * below <= through <= certified * (1 + 1e-9)
+    assert 0.9 * below <= through <= certified * (1 + 1e-9)
     assert through < lipcert.estimate(model, x).value
     ranks = [lipcert.estimate(model, x, "seqlip_rank_k", k=k, pools="through").value for k in (1, 4, 8)]
     assert ranks[0] < ranks[1] < ranks[2] <= certified * (1 + 1e-9)

@@ -139,6 +139,31 @@ def test_rank_k_is_sharp_where_the_spectrum_ends() -> None:
     assert low == pytest.approx(bound(model, 6, CERTIFIED).value, rel=1e-3)
 
 
+def test_truncation_that_cannot_gain_is_left_alone() -> None:
+    """A flat spectrum: what is discarded counts in full, so no pair is solved and the product of norms comes out."""
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(30, 30, generator=generator).double()).Q
+    first, last = (torch.randn(*shape, generator=generator).double() for shape in ((30, 6), (2, 30)))
+    for rank in (5, 28):
+        for scale in (1e-180, 1.0, 1e200):
+            model = chain([first.numpy() * scale, turn.numpy(), last.numpy()])
+            found = bound(model, 6, SeqLip(pairs=RankKPairs(k=rank)))
+            assert found.value == pytest.approx(bound(model, 6, AutoLip()).value, rel=1e-9)
+            assert found.certificate.witness.settings["pairs"] == {}  # type: ignore[union-attr]
+            assert found.breakdown[0].remark == "product of norms"
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_chains_without_certified_pairs_are_products_of_norms(seed: int) -> None:
+    case = random_network(seed)
+    product = lipcert.bound(case.model, case.example, "autolip").value
+    for pools in ("factor", "through"):
+        witness = lipcert.bound(case.model, case.example, SeqLip(pools=pools)).certificate.witness  # type: ignore
+        empty = Witness("layer_pairs", witness.arrays, {**witness.settings, "rank": 3, "pairs": {}})
+        problem = Problem(capture(case.model, case.example))
+        assert check(problem, empty, "seqlip", torch.Generator()).value == pytest.approx(product, rel=1e-9)
+
+
 def test_residual_network_counts_its_skip() -> None:
     inner = mlp((3, 6, 3), 0)
     value = bound(Residual(inner), 3, EXACT).value

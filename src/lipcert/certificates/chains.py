@@ -21,6 +21,9 @@ from lipcert.problem import Problem
 #: (node, term): the linear map of an affine node at which a chain ends.
 Place = tuple[int, int]
 
+#: Relative residual at which leading singular vectors of layers too large to write down are good enough.
+RESIDUAL = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
@@ -213,6 +216,9 @@ def _balanced(matrix: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _leading(linear: LinearMap, rank: int) -> tuple[Tensor, Tensor]:
+    """A B = U Uᵀ W for the leading left singular vectors U, whose errors thus count only to second order."""
+    linear = linear.to(torch.float64, "cpu")
+
     def apply(x: Tensor) -> Tensor:
         with torch.no_grad():
             return linear.apply(x.reshape(len(x), *linear.in_shape)).reshape(len(x), -1)
@@ -220,13 +226,11 @@ def _leading(linear: LinearMap, rank: int) -> tuple[Tensor, Tensor]:
     def transpose(y: Tensor) -> Tensor:
         return linear.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
 
-    linear = linear.to(torch.float64, "cpu")
-    generator = torch.Generator().manual_seed(0)
-    u, s, v, _ = top_singular_triplets(
-        apply, transpose, linear.in_size, linear.out_size, rank, generator=generator, tol=1e-5
+    u, s, _, _ = top_singular_triplets(
+        apply, transpose, linear.in_size, linear.out_size, rank, generator=torch.Generator().manual_seed(0), tol=RESIDUAL
     )
     roots = s.clamp(min=1e-280).sqrt()
-    return (u * roots).contiguous(), (v * roots).T.contiguous()
+    return (u * roots).contiguous(), transpose(u.T) / roots[:, None]
 
 
 def most_rank(chain: Chain) -> int:

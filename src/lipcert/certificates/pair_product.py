@@ -193,11 +193,32 @@ class _Recursion:
             claim = self.claims[place] if linear is node.maps[place[1]] else math.nan
             norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.delta, self.generator)
             return norm.magnitude * start, weakest([sure, norm.guarantee])
+        if not any(slot(place, i) in self.pairs for i in range(len(chain.maps) - 1)):
+            return self._unpaired(place, chain, start, sure)
         factored = FactoredChain(chain, self.rank)
         step = _Step(start, (sure,))
         for i in range(len(chain.maps) - 1):
             step = self._next(step, place, factored, i)
         return step.value, weakest(list(step.used))
+
+    def _unpaired(self, place: Place, chain: Chain, start: Magnitude, sure: Guarantee) -> Known:
+        """The product of the norms of a chain without certified pairs."""
+        value, used = start, [sure]
+        positions = [stage[0].parents[0] for stage in chain.stages] + [place[0]]
+        for i, linear in enumerate(chain.maps):
+            term = place[1] if i == len(chain.maps) - 1 else -1 if isinstance(linear, Stacked) else 0
+            node = self.network.nodes[positions[i]]
+            assert isinstance(node, AffineNode)
+            own = isinstance(linear, Stacked) or linear is node.maps[term]
+            claim = self.claims.get((positions[i], term), math.nan) if own else math.nan
+            norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.delta, self.generator)
+            value = value * norm.magnitude
+            used.append(norm.guarantee)
+            for gain in stage_gains(chain.stages[i]) if i < len(chain.stages) else ():
+                value = value * Magnitude.of(gain)
+        name = f"{self._name(chain, place, 0)} → … → {self._name(chain, place, len(chain.maps) - 1)}"
+        self.rows.append(BreakdownRow(name, "chain", float(value), float(value), weakest(used), "product of norms"))
+        return value, weakest(used)
 
     def _next(self, step: _Step, place: Place, factored: FactoredChain, i: int) -> _Step:
         """b_{i+1} from b_i."""

@@ -23,8 +23,12 @@ ONE_BY_ONE = 2e9
 #: Shorter side up to which leading singular vectors come from the whole decomposition of B T A.
 WHOLE = 400
 
-#: Singular vectors on either side from which the search with selections starts.
-STARTS = 3
+#: Singular vectors on either side that are paired to start the search with selections; of all pairs the best starts.
+ALIGNED = 3
+STARTS = 2
+
+#: Relative gain of an ascent below which it ends.
+GAIN = 1e-8
 
 
 class Slopes:
@@ -177,20 +181,26 @@ def maximise_greedily(b: Tensor, a: Tensor, stage: Stage) -> float:
     slopes, side = stage.slopes, min(b.shape[0], a.shape[1])
     if slopes is not None and float(b.shape[1]) ** 2 * b.shape[0] * a.shape[1] * side <= ONE_BY_ONE:
         return _one_by_one(b, a, slopes)
-    best = _ascend(b, a, stage)
-    if slopes is None:
-        for u, v in _aligned(b, a):
-            stage.improve(u @ b, a @ v)
-            best = max(best, _ascend(b, a, stage))
+    start = torch.ones(a.shape[1], dtype=torch.float64)
+    if slopes is not None:
+        return _ascend(b, a, stage, start)
+    tried = []
+    for u, v in _aligned(b, a):
+        stage.improve(u @ b, a @ v)
+        tried.append((_leading(b, stage, a, start)[1], stage.parts))
+    best = 0.0
+    for _, parts in sorted(tried, key=lambda attempt: -attempt[0])[:STARTS]:
+        stage.parts = parts
+        best = max(best, _ascend(b, a, stage, start))
     return best
 
 
-def _ascend(b: Tensor, a: Tensor, stage: Stage) -> float:
+def _ascend(b: Tensor, a: Tensor, stage: Stage, v: Tensor) -> float:
     """The norm where improving T at the leading singular vectors ends."""
-    best, v = 0.0, torch.ones(a.shape[1], dtype=torch.float64)
+    best = 0.0
     while True:
         u, value, v = _leading(b, stage, a, v)
-        if value <= best * (1.0 + 1e-10):
+        if value <= best * (1.0 + GAIN):
             return max(value, best)
         best = value
         stage.improve(u @ b, a @ v)
@@ -198,7 +208,7 @@ def _ascend(b: Tensor, a: Tensor, stage: Stage) -> float:
 
 def _aligned(b: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Left singular vectors of B with right ones of A, leading ones first, with both signs: starts for the ascent."""
-    left, right = (torch.linalg.eigh(gram).eigenvectors.T.flip(0)[:STARTS] for gram in (b @ b.T, a.T @ a))
+    left, right = (torch.linalg.eigh(gram).eigenvectors.T.flip(0)[:ALIGNED] for gram in (b @ b.T, a.T @ a))
     for u, v, sign in itertools.product(left, right, (1.0, -1.0)):
         yield u, sign * v
 

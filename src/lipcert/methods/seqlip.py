@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
+
 from lipcert.certificates.base import Witness
 from lipcert.certificates.chains import FactoredChain, most_rank, needed_chains
+from lipcert.certificates.map_norm import scaled
 from lipcert.certificates.pair_product import PAIR_KINDS, pack, slot
 from lipcert.certificates.vertices import MAX_NEURONS, free_neurons
 from lipcert.errors import CertificateError, InputError, MethodError
@@ -15,6 +19,8 @@ from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Method, Run, method
 from lipcert.methods.lipsdp import LipSDP
 from lipcert.methods.vertex_search import best_vertex, likely_vertex
+from lipcert.network.linear import LinearMap, compose
+from lipcert.numerics.lanczos import power_method
 from lipcert.problem import Norm, Problem
 
 
@@ -152,6 +158,8 @@ class SeqLip(Method):
         todo = []
         for place, chain in chains.items():
             factored = FactoredChain(chain, solver.rank)
+            if solver.rank is not None and not _may_gain(factored, run.generator):
+                continue
             todo += [(slot(place, i), factored, i) for i in range(len(chain.maps) - 1)]
         found: dict[str, Witness] = {}
         for number, (name, factored, i) in enumerate(todo):
@@ -175,3 +183,27 @@ class SeqLip(Method):
             return self._packed({name: w for name, w in weaker.items() if w is not None}, norms, rank)
 
         return replace(witness, fallback=fallback)
+
+
+def _may_gain(factored: FactoredChain, generator: torch.Generator) -> bool:
+    """Whether the check's sum of pairs and discarded parts may be below the product of norms; all from below."""
+    chain, factors = factored.chain, factored.factors
+    value = reach = 1.0
+    for i, linear in enumerate(chain.maps[:-1]):
+        left, residual, right = factors[i].left, factors[i].residual, factors[i + 1].right
+        assert left is not None and right is not None
+        pair = _from_below(compose(left, right), generator) if left.out_shape == right.in_shape else 0.0
+        missed = 0.0 if residual is None else _from_below(residual, generator)
+        value = chain.gain(i) * (pair * value + _from_below(right, generator) * missed * reach)
+        reach *= chain.gain(i) * _from_below(linear, generator)
+    return value <= reach * _from_below(chain.maps[-1], generator)
+
+
+def _from_below(linear: LinearMap, generator: torch.Generator) -> float:
+    """The norm by a few steps of the power method."""
+    here = scaled(linear.to(torch.float64, "cpu"))
+    unit, size = here.map, linear.in_size
+    if not size:
+        return 0.0
+    value = power_method(lambda x: unit.gram(x.reshape(1, *unit.in_shape)).reshape(-1), size, 20, generator)
+    return math.ldexp(value, here.exponent)
