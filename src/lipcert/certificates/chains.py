@@ -226,8 +226,9 @@ def _leading(linear: LinearMap, rank: int) -> tuple[Tensor, Tensor]:
     def transpose(y: Tensor) -> Tensor:
         return linear.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
 
+    generator = torch.Generator().manual_seed(0)
     u, s, _, _ = top_singular_triplets(
-        apply, transpose, linear.in_size, linear.out_size, rank, generator=torch.Generator().manual_seed(0), tol=RESIDUAL
+        apply, transpose, linear.in_size, linear.out_size, rank, generator=generator, tol=RESIDUAL
     )
     roots = s.clamp(min=1e-280).sqrt()
     return (u * roots).contiguous(), transpose(u.T) / roots[:, None]

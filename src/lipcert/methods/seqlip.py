@@ -191,7 +191,8 @@ def _may_gain(factored: FactoredChain, generator: torch.Generator) -> bool:
     value = reach = 1.0
     for i, linear in enumerate(chain.maps[:-1]):
         left, residual, right = factors[i].left, factors[i].residual, factors[i + 1].right
-        assert left is not None and right is not None
+        assert left is not None
+        assert right is not None
         pair = _from_below(compose(left, right), generator) if left.out_shape == right.in_shape else 0.0
         missed = 0.0 if residual is None else _from_below(residual, generator)
         value = chain.gain(i) * (pair * value + _from_below(right, generator) * missed * reach)
