@@ -28,7 +28,7 @@ ALIGNED = 3
 STARTS = 2
 
 #: Relative gain of an ascent below which it ends.
-GAIN = 1e-8
+GAIN = 1e-6
 
 
 class Slopes:
