@@ -1,6 +1,6 @@
-"""The 200 leading singular triplets of AlexNet's largest convolution by the library's own map, with their residuals.
+"""The leading singular triplets of AlexNet's layers by the library's own maps: time, spectrum and residuals.
 
-.venv/bin/python benchmarks/bench_triplets.py [--rank 200]
+.venv/bin/python benchmarks/bench_triplets.py [--rank 200] [--layers conv1]
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from torch import Tensor
 from lipcert.capture.torch_export import capture
 from lipcert.methods.estimates import RESIDUAL
 from lipcert.network.graph import AffineNode
+from lipcert.network.linear import LinearMap
 from lipcert.numerics.triplets import top_singular_triplets
 
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+HEAD = ("layer", "outputs × inputs", "s", "s_1", "s_k", "s_k / s_1", "largest residual / s_1")
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rank", type=int, default=200)
-    args = parser.parse_args()
-    net = nets.find("alexnet")
-    network = capture(net.build(), nets.example(net))
-    maps = [m for node in network.nodes if isinstance(node, AffineNode) for m in node.maps]
-    linear = max(maps, key=lambda m: m.out_size).to(torch.float32, "cpu")
+
+def row(name: str, linear: LinearMap, rank: int) -> tuple[str, ...]:
+    """The triplets of one layer, timed."""
+    linear = linear.to(torch.float32, "cpu")
 
     def apply(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -37,20 +36,33 @@ def main() -> None:
     def transpose(y: Tensor) -> Tensor:
         return linear.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
 
-    load, began = os.getloadavg()[0], time.perf_counter()
+    began = time.perf_counter()
     _, s, _, residuals = top_singular_triplets(
-        apply, transpose, linear.in_size, linear.out_size, args.rank,
+        apply, transpose, linear.in_size, linear.out_size, rank,
         generator=torch.Generator().manual_seed(0), dtype=torch.float32, tol=RESIDUAL,
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    line = (
-        f"{args.rank} triplets of {linear.out_size} × {linear.in_size}: {seconds:.0f} s, s_1 = {s[0]:.5f}, "
-        f"s_{args.rank} = {s[-1]:.5f}, largest residual {float(residuals.max() / s[0]):.1e} s_1. {tables.machine()}, "
-        f"{torch.get_num_threads()} thread(s), load {load:.1f}, {time.strftime('%Y-%m-%d')}, {tables.version()}."
-    )
-    print(line)
+    numbers = (f"{seconds:.0f}", f"{s[0]:.5f}", f"{s[-1]:.5f}", f"{s[-1] / s[0]:.3f}", f"{residuals.max() / s[0]:.1e}")
+    return (name, f"{linear.out_size} × {linear.in_size}", *numbers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rank", type=int, default=200, help="k, triplets per layer")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS)
+    args = parser.parse_args()
+    net = nets.find("alexnet")
+    network = capture(net.build(), nets.example(net))
+    maps = [m for node in network.nodes if isinstance(node, AffineNode) for m in node.maps]
+    machine = f"{tables.machine()}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f} at the start"
+    lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD))]
+    for name, linear in zip(LAYERS, maps, strict=True):
+        if name in args.layers:
+            lines.append(f"| {' | '.join(row(name, linear, args.rank))} |")
+            print(lines[-1], flush=True)
+    made = f"Made by `bench_triplets.py`, k = {args.rank}; {machine}, {time.strftime('%Y-%m-%d')}, {tables.version()}."
     (Path(__file__).parent / "triplets.md").write_text(
-        f"# Singular triplets\n\nMade by `bench_triplets.py`.\n\n{line}\n"
+        "\n".join(["# Singular triplets of AlexNet's layers", "", made, "", *lines]) + "\n"
     )
 
 
