@@ -31,8 +31,8 @@ def chain_weights(model: nn.Module) -> list[np.ndarray]:
 def eclipse_nn(model: nn.Module, variant: str) -> Outcome:
     """eclipse-nn's ``ECLipsE`` or ``ECLipsE_Fast`` on the weights.
 
-    ``ECLipsE`` (0.1.7) falls back to Fast on the networks here: it solves a layer by SCS at ``eps=1e-6`` and then refuses
-    a solution whose least eigenvalue is below −1e-8; SCS leaves −5.6e-7 on recipe-2x20, −1.2e-6 on recipe-5x20.
+    ``ECLipsE`` (0.1.7) falls back to Fast on the networks here: it solves a layer by SCS at ``eps=1e-6`` and then
+    refuses a solution whose least eigenvalue is below −1e-8; SCS leaves −5.6e-7 on recipe-2x20, −1.2e-6 on recipe-5x20.
     """
     from eclipse_nn.LipConstEstimator import LipConstEstimator
 
