@@ -152,6 +152,16 @@ def test_degenerate_weights(name):
     assert bound.value >= vertex_maximum(weights) * (1 - 1e-13)
 
 
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_constant_networks_have_the_constant_zero(place):
+    model = mlp((4, 6, 5, 3), 0)
+    torch.nn.init.zeros_(model[place].weight)
+    found = lipcert.bound(model, torch.zeros(1, 4), "lipsdp")
+    assert (found.value, found.guarantee) == (0.0, "rigorous")
+    mixed = lipcert.bound(model, torch.zeros(1, 4), "lipsdp", norm=(math.inf, 2))
+    assert 0.0 <= mixed.value < 1e-100
+
+
 @pytest.mark.parametrize("power", [-6, 6])
 def test_a_hundred_layers_of_extreme_scale(power):
     weights = [randn(4, 4, seed=k) * 10.0**power for k in range(100)]

@@ -17,6 +17,7 @@ from lipcert.certificates.quadratic import NORMS, ScaledMap
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.certificates.statement import FLOOR
 from lipcert.errors import CertificateError, InputError, NumericsError
+from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Method, Run, method
 from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.network.loop_transform import LoopTransformed, natural_exponents
@@ -83,6 +84,8 @@ class LipSDP(Method):
         network = problem.expanded
         exponents = natural_exponents(network)
         exact = LoopTransformed(network, exponents, self.layerwise)
+        if problem.norm in AutoLip.norms and not bool(exact.reached[-1].any()):
+            return AutoLip().solve(problem, run)  # a constant output: 0, which no positive multiplier proves
         neurons = sum(cell.size for cell in exact.cells)
         if self.precision == "auto":
             dtype = torch.float64 if neurons <= 20_000 else torch.float32

@@ -146,10 +146,9 @@ class LoopTransformed:
         }
 
     @cached_property
-    def blind(self) -> Mapping[int, Tensor]:
-        """Position of a nonlinear node → which entries of its v no input reaches: v = 0 there whatever x is."""
+    def reached(self) -> tuple[Tensor, ...]:
+        """For every node, 1.0 at entries that may depend on the input and 0.0 at those that do not, whatever x is."""
         reached: list[Tensor] = []
-        result: dict[int, Tensor] = {}
         for k, node in enumerate(self.network.nodes):
             if isinstance(node, InputNode):
                 value = torch.ones(node.shape, dtype=torch.float64)
@@ -159,11 +158,15 @@ class LoopTransformed:
                     with torch.no_grad():
                         value = value + linear.absolute().apply(reached[parent][None])[0]
             else:
-                v = reached[self.cell_at[k].parent]
-                result[k] = (v == 0).reshape(-1)
-                value = v.max().expand(node.shape) if isinstance(node, GainNode) else v
+                value = reached[self.cell_at[k].parent]
+                value = value.max().expand(node.shape) if isinstance(node, GainNode) else value
             reached.append((value > 0).double())
-        return result
+        return tuple(reached)
+
+    @cached_property
+    def blind(self) -> Mapping[int, Tensor]:
+        """Position of a nonlinear node → which entries of its v no input reaches: v = 0 there whatever x is."""
+        return {cell.node: (self.reached[cell.parent] == 0).reshape(-1) for cell in self.cells}
 
     def _scaled(self, linear: LinearMap, exponent: int) -> LinearMap:
         scaled = _in_units(linear, exponent)
