@@ -13,13 +13,12 @@ from pathlib import Path
 import nets
 import tables
 import torch
-from torch import Tensor
 
 from lipcert.capture.torch_export import capture
-from lipcert.methods.estimates import RESIDUAL
+from lipcert.certificates.chains import RESIDUAL
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import LinearMap
-from lipcert.numerics.triplets import top_singular_triplets
+from lipcert.network.spectrum import leading_triplets
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 HEAD = ("layer", "outputs × inputs", "s", "s_1", "s_k", "s_k / s_1", "largest residual / s_1")
@@ -27,22 +26,11 @@ HEAD = ("layer", "outputs × inputs", "s", "s_1", "s_k", "s_k / s_1", "largest r
 
 def row(name: str, linear: LinearMap, rank: int) -> tuple[str, ...]:
     """The triplets of one layer, timed."""
-    linear = linear.to(torch.float32, "cpu")
-
-    def apply(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return linear.apply(x.reshape(len(x), *linear.in_shape)).reshape(len(x), -1)
-
-    def transpose(y: Tensor) -> Tensor:
-        return linear.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
-
     began = time.perf_counter()
-    _, s, _, residuals = top_singular_triplets(
-        apply, transpose, linear.in_size, linear.out_size, rank,
-        generator=torch.Generator().manual_seed(0), dtype=torch.float32, tol=RESIDUAL,
-    )  # fmt: skip
+    found = leading_triplets(linear, rank, RESIDUAL, torch.Generator().manual_seed(0), torch.float32)
     seconds = time.perf_counter() - began
-    numbers = (f"{seconds:.0f}", f"{s[0]:.5f}", f"{s[-1]:.5f}", f"{s[-1] / s[0]:.3f}", f"{residuals.max() / s[0]:.1e}")
+    first, last, residual = float(found.s[0]), float(found.s[-1]), float(found.residuals.max())
+    numbers = (f"{seconds:.0f}", f"{first:.5f}", f"{last:.5f}", f"{last / first:.3f}", f"{residual / first:.1e}")
     return (name, f"{linear.out_size} × {linear.in_size}", *numbers)
 
 

@@ -18,6 +18,7 @@ from lipcert.certificates.vertices import Pair
 from lipcert.errors import CertificateError, InputError, LipcertError, MethodError, UnsupportedNormError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
+from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
 from lipcert.problem import Problem
@@ -307,6 +308,12 @@ def test_no_two_consecutive_linear_layers() -> None:
     assert "SeqLip = AutoLip" in found.breakdown[0].remark
 
 
+def test_pairs_by_autolip_are_the_product_of_norms() -> None:
+    model = mlp((4, 7, 5, 3), 0)
+    value = bound(model, 4, SeqLip(pairs=AutoLip())).value
+    assert value == pytest.approx(bound(model, 4, AutoLip()).value, rel=1e-9)
+
+
 def test_bad_input() -> None:
     wide = mlp((4, 30, 3), 0)
     with pytest.raises(MethodError, match=r"30 neurons.*2\^30.*CertifiedPairs"):
@@ -314,7 +321,7 @@ def test_bad_input() -> None:
     with pytest.raises(MethodError, match="k = 9 is more than"):
         bound(mlp((4, 5, 5, 3), 0), 4, SeqLip(pairs=RankKPairs(k=9)))
     with pytest.raises(MethodError, match="do not bound a pair"):
-        bound(wide, 4, SeqLip(pairs=AutoLip()))
+        bound(wide, 4, SeqLip(pairs=LipLT()))
     with pytest.raises(UnsupportedNormError):
         bound(wide, 4, norm=(1, 1))
     for wrong in (lambda: RankKPairs(k=0), lambda: ExactPairs(max_neurons=99), lambda: SeqLip(pools="no"),  # type: ignore[arg-type]

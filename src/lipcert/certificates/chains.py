@@ -15,13 +15,13 @@ from lipcert.network.builder import NetworkBuilder
 from lipcert.network.graph import ActivationNode, AffineNode, Network, Node, SelectionNode
 from lipcert.network.linear import Dense, LinearMap, add, compose
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.numerics.lanczos import top_singular_triplets
+from lipcert.network.spectrum import leading_triplets
 from lipcert.problem import Problem
 
 #: (node, term): the linear map of an affine node at which a chain ends.
 Place = tuple[int, int]
 
-#: Relative residual at which leading singular vectors of layers too large to write down are good enough.
+#: Relative residual of the singular triplets of layers too large to write down: enough for factors and estimates.
 RESIDUAL = 1e-3
 
 
@@ -217,21 +217,10 @@ def _balanced(matrix: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
 
 def _leading(linear: LinearMap, rank: int) -> tuple[Tensor, Tensor]:
     """A B = U Uᵀ W for the leading left singular vectors U, whose errors thus count only to second order."""
-    linear = linear.to(torch.float64, "cpu")
-
-    def apply(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return linear.apply(x.reshape(len(x), *linear.in_shape)).reshape(len(x), -1)
-
-    def transpose(y: Tensor) -> Tensor:
-        return linear.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
-
-    generator = torch.Generator().manual_seed(0)
-    u, s, _, _ = top_singular_triplets(
-        apply, transpose, linear.in_size, linear.out_size, rank, generator=generator, tol=RESIDUAL
-    )
-    roots = s.clamp(min=1e-280).sqrt()
-    return (u * roots).contiguous(), transpose(u.T) / roots[:, None]
+    found = leading_triplets(linear, rank, RESIDUAL, torch.Generator().manual_seed(0))
+    roots = found.s.clamp(min=1e-280).sqrt()
+    images = linear.to(torch.float64, "cpu").transpose(found.u.T.reshape(rank, *linear.out_shape))
+    return (found.u * roots).contiguous(), images.reshape(rank, -1) / roots[:, None]
 
 
 def most_rank(chain: Chain) -> int:

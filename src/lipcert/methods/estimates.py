@@ -14,21 +14,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lipcert.certificates.chains import Chain, Place, needed_chains, stage_gains
+from lipcert.certificates.chains import RESIDUAL, Chain, Place, needed_chains, stage_gains
 from lipcert.certificates.map_norm import Stacked, writable
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
 from lipcert.methods.pair_ascent import PairMaximiser, Stage, maximise_greedily, maximise_lbfgs
 from lipcert.network.graph import AffineNode, GainNode, InputNode, Node
 from lipcert.network.linear import LinearMap
-from lipcert.numerics.lanczos import power_method, top_singular_triplets
+from lipcert.network.spectrum import leading_triplets
+from lipcert.numerics.lanczos import power_method
 from lipcert.problem import Problem
 from lipcert.result import Estimate
 
 #: Number of triplets ``seqlip_rank_k`` keeps unless told (the paper's).
 PAPERS_RANK = 200
-
-#: Relative residual of the singular triplets of layers too large to write down: enough for an estimate.
-RESIDUAL = 1e-3
 
 
 def estimate(
@@ -86,7 +84,7 @@ METHODS = ("seqlip_greedy", "seqlip_lbfgs", "seqlip_rank_k", "power_iteration")
 
 
 @dataclass(frozen=True, eq=False)
-class Triplets:
+class Factors:
     """W ≈ U diag(s) Vᵀ: u (m, r), s (r,), v (n, r)."""
 
     u: Tensor
@@ -110,7 +108,7 @@ class _Products:
         self.maximiser, self.rank = maximiser, rank
         self.chains: dict[Place, Chain] = needed_chains(self.network, through_pools) if maximiser else {}
         self._known: dict[int, float] = {}
-        self._triplets: dict[int, tuple[LinearMap, Triplets]] = {}
+        self._triplets: dict[int, tuple[LinearMap, Factors]] = {}
 
     def require_rank(self, k: int) -> None:
         """Raise if no layer has k singular values."""
@@ -167,12 +165,12 @@ class _Products:
 
         return power_method(gram, linear.in_size, self.steps, self.generator) if linear.in_size else 0.0
 
-    def _factors(self, linear: LinearMap) -> Triplets:
+    def _factors(self, linear: LinearMap) -> Factors:
         if id(linear) not in self._triplets:
             self._triplets[id(linear)] = (linear, self._decomposed(linear))
         return self._triplets[id(linear)][1]
 
-    def _decomposed(self, linear: LinearMap) -> Triplets:
+    def _decomposed(self, linear: LinearMap) -> Factors:
         most = min(linear.in_size, linear.out_size)
         rank = most if self.rank is None else min(self.rank, most)
         if self.rank is None and not writable(linear):
@@ -181,18 +179,6 @@ class _Products:
             )
         if writable(linear) and (rank > most // 4 or most <= 256):
             u, s, vh = torch.linalg.svd(linear.matrix(), full_matrices=False)
-            return Triplets(u[:, :rank], s[:rank], vh[:rank].T)
-        here = linear.to(torch.float32, "cpu")
-
-        def apply(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return here.apply(x.reshape(len(x), *linear.in_shape)).reshape(len(x), -1)
-
-        def transpose(y: Tensor) -> Tensor:
-            return here.transpose(y.reshape(len(y), *linear.out_shape)).reshape(len(y), -1)
-
-        u, s, v, _ = top_singular_triplets(
-            apply, transpose, linear.in_size, linear.out_size, rank,
-            generator=self.generator, dtype=torch.float32, tol=RESIDUAL,
-        )  # fmt: skip
-        return Triplets(u.double(), s.double(), v.double())
+            return Factors(u[:, :rank], s[:rank], vh[:rank].T)
+        found = leading_triplets(linear, rank, RESIDUAL, self.generator, torch.float32)
+        return Factors(found.u.double(), found.s.double(), found.v.double())
