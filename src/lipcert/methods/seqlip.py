@@ -164,10 +164,11 @@ class SeqLip(Method):
                 continue
             todo += [(slot(place, i), factored, i) for i in range(len(chain.maps) - 1)]
         found: dict[str, Witness] = {}
+        weights = [factored.chain.maps[i].out_size ** 2 for _, factored, i in todo]  # shares of the budget
         for number, (name, factored, i) in enumerate(todo):
             run.report(number / len(todo), f"pair {number + 1} of {len(todo)}")
             pair = factored.pair(i)
-            share = max(run.left, 1.0) / (len(todo) - number)
+            share = max(run.left, 1.0) * weights[number] / max(1, sum(weights[number:]))
             own = Run(run.generator, run.device, share, run.report)
             witness = None if pair is None else solver.solve(pair, own)
             if witness is not None:
