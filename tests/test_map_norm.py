@@ -266,3 +266,40 @@ def test_a_bound_is_a_magnitude() -> None:
     found = map_norm(dense(torch.eye(2) * 3), INF)
     assert isinstance(found, NormBound)
     assert close(found.value, 3.0, 1e-12)
+
+
+def large_maps() -> dict[str, LinearMap]:
+    """Maps of more than 400 rows and columns with many kinds of spectra."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    turn = torch.linalg.qr(randn(450, 450)).Q
+    torch.manual_seed(0)
+    conv = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)).double()
+    (node,) = (n for n in capture(conv, torch.zeros(1, 3, 14, 14)).nodes if isinstance(n, AffineNode))
+    return {
+        "gaussian": dense(randn(450, 500)),
+        "tall": dense(randn(900, 420)),
+        "wide": dense(randn(420, 900) * 1e80),
+        "orthogonal": dense(turn),
+        "two close values": dense(turn * torch.tensor([1.0, 1.0 - 1e-7, *[0.5] * 448])),
+        "flat top": dense(turn * torch.linspace(1.0, 1.0 - 1e-4, 450, dtype=torch.float64)),
+        "rank one": dense(torch.outer(randn(450), randn(500)) * 1e-90),
+        "one entry": dense(torch.nn.functional.pad(torch.ones(1, 1, dtype=torch.float64), (0, 449, 449, 0))),
+        "positive": dense(randn(450, 450).abs()),
+        "convolution": node.maps[0],
+        "composition": compose(dense(randn(450, 500)), dense(randn(420, 450))),
+        "stacked": Stacked((dense(randn(300, 450)), dense(randn(300, 450)))),
+    }
+
+
+@pytest.mark.parametrize("name", list(large_maps()))
+def test_proposals_from_passes_can_be_proved_and_are_tight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = large_maps()[name]
+    claim = module.propose_norm(linear, 2.0)
+    truth = float(torch.linalg.matrix_norm(linear.matrix(), 2))
+    assert truth * (1 - 1e-12) <= claim <= truth * (1 + 1e-8)
+    monkeypatch.setattr(module, "sigma_max_upper", lambda *arguments: pytest.fail("the claim was not proved"))
+    assert map_norm(linear, 2.0, claim).value <= claim * (1 + 1e-12)

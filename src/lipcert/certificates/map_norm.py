@@ -10,14 +10,16 @@ from torch import Tensor
 
 from lipcert.errors import NumericsError
 from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum, add, compose, size
-from lipcert.numerics.lanczos import certify_sigma_max_probabilistic, lambda_max_ritz, sigma_max_probabilistic
+from lipcert.numerics.lanczos import Gram, certify_sigma_max_probabilistic, lambda_max_ritz, sigma_max_probabilistic
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import add_up, gamma, ldexp_down, ldexp_up, mul_up, sqrt_up
 from lipcert.numerics.spectral import (
+    DENSE_EIGENVALUES,
     certify_sigma_max,
     norm_1_upper,
     norm_inf_upper,
     propose_sigma_max,
+    propose_sigma_max_of_map,
     sigma_max_upper,
 )
 from lipcert.result import Guarantee
@@ -227,7 +229,12 @@ def propose_norm(linear: LinearMap, p: float, delta: float = 1e-9, generator: to
     unit = scaled(linear)
     rows, columns = absolute_sums(unit)
     schur = mul_up(sqrt_up(_greatest(rows)), sqrt_up(_greatest(columns)))
-    value = min(schur, propose_sigma_max(*_written(unit, schur)))
+    shape = linear.out_size, linear.in_size
+    if min(shape) <= DENSE_EIGENVALUES:
+        value = propose_sigma_max(*_written(unit, schur))
+    else:
+        value = propose_sigma_max_of_map(_short_gram(unit.map), shape, schur, _written_error(unit, schur))
+    value = min(schur, value)
     return ldexp_up(value * (1.0 + 1e-12), unit.exponent)
 
 
@@ -271,8 +278,11 @@ def _unit_norm(
 
 def _written(unit: Scaled, schur: float) -> tuple[Tensor, float]:
     """The dense matrix of ``unit.map`` and how far it may be from the exact map in the 2-norm."""
-    error = add_up(mul_up(2.0 * gamma(_terms(unit.map) + 8.0), schur), unit.underflow)
-    return unit.map.matrix(), error
+    return unit.map.matrix(), _written_error(unit, schur)
+
+
+def _written_error(unit: Scaled, schur: float) -> float:
+    return add_up(mul_up(2.0 * gamma(_terms(unit.map) + 8.0), schur), unit.underflow)
 
 
 def writable(linear: LinearMap) -> bool:
@@ -309,10 +319,23 @@ def _summed(unit: Scaled, pass_bound: float, by_rows: bool) -> float:
     return min(pass_bound, add_up(exact, error))
 
 
-def _gram(linear: LinearMap):  # type: ignore[no-untyped-def]
+def _gram(linear: LinearMap) -> Gram:
     """x ↦ WᵀW x on flat float64 vectors."""
     here = linear.to(torch.float64, "cpu")
     return lambda x: here.gram(x.reshape(1, *linear.in_shape)).reshape(-1)
+
+
+def _short_gram(linear: LinearMap) -> Gram:
+    """WᵀW or WWᵀ on flat float64 vectors, whichever is smaller."""
+    if linear.in_size <= linear.out_size:
+        return _gram(linear)
+    here = linear.to(torch.float64, "cpu")
+
+    def gram(y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return here.apply(here.transpose(y.reshape(1, *linear.out_shape))).reshape(-1)
+
+    return gram
 
 
 def _attained(linear: LinearMap, schur: float, columns: Tensor) -> bool:

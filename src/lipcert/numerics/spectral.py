@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lipcert.numerics import psd
-from lipcert.numerics.lanczos import lanczos_ritz
+from lipcert.numerics.lanczos import Gram, lanczos_ritz
 from lipcert.numerics.rounding import (
     UNDERFLOW,
     add_up,
@@ -31,7 +31,8 @@ from lipcert.numerics.rounding import (
     sqrt_up,
 )
 
-_DENSE_EIGENVALUES = 400
+DENSE_EIGENVALUES = 400
+_STEPS = 500  # of Lanczos, at most
 _EXACT_SUM_ENTRIES = 300_000
 _EXACT_NORM_ENTRIES = 1_000_000
 _SLACK = 1.0 + 1e-12
@@ -82,6 +83,26 @@ def propose_sigma_max(w: Tensor, error: float = 0.0) -> float:
     ceiling, x = _elementary_upper(scaled, _SLACK), _short_side(scaled)
     value = ceiling if x.shape[0] == 1 else min(ceiling, mul_up(_proposal(_gram(x), gram_radius(x))[0], _SLACK))
     return mul_up(add_up(ldexp_up(add_up(value, _scaling_loss(matrix, scaled)), exponent), error), 1.0 + 2e-15)
+
+
+def propose_sigma_max_of_map(gram: Gram, shape: tuple[int, int], size: float, error: float) -> float:
+    """As :func:`propose_sigma_max` for a large W of norm about 1, from passes alone: W is not written down.
+
+    Args:
+        gram: ``x -> W^T W x`` or ``y -> W W^T y``, float64, on vectors of W's shorter side.
+        shape: (m, n) of W.
+        size: at least ``sqrt(||W||_1 ||W||_inf)``.
+        error: spectral-norm radius that :func:`certify_sigma_max` will be told.
+
+    Raises:
+        ValueError: the map returns NaN or infinity, or leaves the range of float64.
+    """
+    n = min(shape)
+    ritz = lanczos_ritz(gram, n, min(n, _STEPS), torch.Generator().manual_seed(0), tol=1e-9)
+    estimate = ritz.value + ritz.uncertainty
+    radius = 1.1 * gamma(psd.product_terms(max(shape))) * size * size
+    value = sqrt_up(max(0.0, estimate) + _provable(n, estimate, 0.0, radius))
+    return mul_up(add_up(mul_up(value, _SLACK), error), 1.0 + 2e-15)
 
 
 def certify_sigma_max(w: Tensor, error: float, claim: float) -> bool:
@@ -230,9 +251,14 @@ def _proposal(gram: Tensor, radius: float) -> tuple[float, float, float]:
     """A value that is probably provable; the estimate of the largest eigenvalue behind it; what it adds to that."""
     n = gram.shape[0]
     estimate = estimate_lambda_max(gram)
-    cost = psd.proof_cost(n, max(0.0, n * estimate - float(gram.diagonal().sum())) + estimate)
-    extra = 1.1 * (radius + cost) + 1e-13 * estimate
+    extra = _provable(n, estimate, float(gram.diagonal().sum()), radius)
     return sqrt_up(max(0.0, estimate) + extra), estimate, extra
+
+
+def _provable(n: int, estimate: float, trace: float, radius: float) -> float:
+    """What a proof needs above the largest eigenvalue of an (n, n) Gram matrix of at least this trace."""
+    cost = psd.proof_cost(n, max(0.0, n * estimate - trace) + estimate)
+    return 1.1 * (radius + cost) + 1e-13 * estimate
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -261,10 +287,10 @@ def _proves(gram: Tensor, radius: float, goal: float) -> bool:
 def estimate_lambda_max(gram: Tensor) -> float:
     """Largest eigenvalue of a dense symmetric matrix, unproved; Lanczos above order 400."""
     n = gram.shape[0]
-    if n <= _DENSE_EIGENVALUES:
+    if n <= DENSE_EIGENVALUES:
         return float(torch.linalg.eigvalsh(gram)[-1])
     generator = torch.Generator().manual_seed(0)
-    ritz = lanczos_ritz(gram.mv, n, min(n, 500), generator, tol=1e-9)
+    ritz = lanczos_ritz(gram.mv, n, min(n, _STEPS), generator, tol=1e-9)
     return ritz.value + ritz.uncertainty
 
 
