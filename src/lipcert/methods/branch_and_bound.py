@@ -18,7 +18,8 @@ from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
 from lipcert.methods.base import Method, Run, method
-from lipcert.methods.branch_relaxation import FREE, Ascent, BatchForm, Climber, Vectors
+from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
+from lipcert.methods.branch_form import BatchForm
 from lipcert.methods.lipsdp import steps_to_output
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import LoopTransformed, natural_exponents

@@ -1,4 +1,4 @@
-"""The relaxation of many branch-and-bound nodes at once: vector-neuron ascent and dense forms, batched.
+"""The vector-neuron ascent for many branch-and-bound nodes at once: what a relaxation's value is at least.
 
 The nodes of a batch differ in their slopes only: c and d carry a leading axis of nodes, the maps are shared.
 Untrusted: everything here is plain floating point, and the branch-tree certificate proves again what is used.
@@ -6,16 +6,12 @@ Untrusted: everything here is plain floating point, and the branch-tree certific
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import dense
-from lipcert.certificates.dense_form import BLIND, DenseForm
-from lipcert.certificates.segments import Segment
-from lipcert.network.graph import ActivationNode, AffineNode
+from lipcert.network.graph import ActivationNode
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import Cell, LoopTransformed
 
@@ -226,190 +222,3 @@ def _better(old: Ascent, new: Ascent) -> Ascent:
     vectors = Vectors(chosen(old.vectors.x, new.vectors.x), chosen(old.vectors.units, new.vectors.units))
     names = ("rho", "multipliers", "strength", "cosine", "y")
     return Ascent(vectors, *(chosen(getattr(old, name), getattr(new, name)) for name in names))
-
-
-@dataclass(eq=False)
-class BatchForm:
-    """``DenseForm`` for a batch of nodes, in plain floating point: the least ρ for given multipliers."""
-
-    form: DenseForm
-    neurons: Neurons
-    _maps: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    _wide: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        network, transformed = self.form.transformed.network, self.form.transformed
-        for k, maps in transformed.exact_maps.items():
-            for parent, linear in zip(network.nodes[k].parents, maps, strict=True):
-                self._maps[k, parent] = linear.matrix()
-        first, relation = self.form.segments[0], self.form.relations[0]
-        if not first.cells and relation.entry > relation.output.rows:
-            image = dense(relation.output.parts[0])
-            self._wide = image @ image.T
-
-    def least_rho(
-        self, patterns: Tensor, multipliers: Tensor, slack: Tensor, margin: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """ρ (B,), ``inf`` where infeasible, and the multipliers (B, count), repaired if ``margin`` (B,) is given.
-
-        Args:
-            patterns: (B, count).
-            multipliers: (B, count) λ.
-            slack: (B,) relative lift of the intermediate forms.
-            margin: as in ``DenseForm.repaired``.
-        """
-        c, d = (self.neurons.split(rows) for rows in self.neurons.slopes(patterns))
-        lam = {node: rows.clone() for node, rows in self.neurons.split(multipliers).items()}
-        m = size(self.form.transformed.network.out_shape)
-        matrix = torch.eye(m, dtype=torch.float64).expand(len(patterns), m, m)
-        failed = torch.zeros(len(patterns), dtype=torch.bool)
-        rho: Tensor | None = None
-        for number in range(len(self.form.segments) - 1, -1, -1):
-            segment, relation = self.form.segments[number], self.form.relations[number]
-            if segment.cells:
-                matrix, bad = self._schur(segment, matrix, c, d, lam, margin)
-                failed |= bad
-            elif segment.start == 0 and self._wide is not None:
-                rho = _wide_rho(self._wide, matrix)
-            else:
-                constant = dense(relation.output.parts[0])
-                matrix = constant.T @ matrix @ constant
-            if segment.start:
-                diagonal = matrix.diagonal(dim1=1, dim2=2)
-                matrix = matrix + torch.diag_embed(slack[:, None] * diagonal.clamp(min=0.0))
-        if rho is None:
-            rho = _largest(matrix)
-        repaired = torch.cat([lam[cell.node] for cell in self.neurons.cells], dim=1) if lam else multipliers
-        return torch.where(failed | rho.isnan(), torch.inf, rho.clamp(min=0.0)), repaired
-
-    def _schur(
-        self,
-        segment: Segment,
-        form: Tensor,
-        c: Mapping[int, Tensor],
-        d: Mapping[int, Tensor],
-        lam: dict[int, Tensor],
-        margin: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        preactivations, output, entry = self._relation(segment, c, d)
-        if margin is not None:
-            self._repair(segment, preactivations, output, form, c, d, lam, margin)
-        matrix = -(output.mT @ (form @ output))
-        on_w = []
-        for cell, v in zip(segment.cells, preactivations, strict=True):
-            idle = (d[cell.node] == 0) & torch.tensor(not cell.block)
-            own = torch.where(idle, 0.0, lam[cell.node])
-            on_w.append(torch.where(idle, 1.0, lam[cell.node]))
-            on_v = own[:, :1].expand(-1, v.shape[1]) if cell.block else own
-            used = v.shape[2]
-            matrix[:, :used, :used] -= v.mT @ (on_v[:, :, None] * v)
-        corner = matrix[:, entry:, entry:]
-        corner.diagonal(dim1=1, dim2=2).add_(torch.cat(on_w, dim=1))
-        a, b = matrix[:, :entry, :entry], matrix[:, :entry, entry:]
-        factor, info = torch.linalg.cholesky_ex(corner)
-        bad = info != 0
-        if bool(bad.any()):
-            factor = torch.where(bad[:, None, None], torch.eye(factor.shape[1], dtype=torch.float64), factor)
-        half = torch.linalg.solve_triangular(factor, b.mT, upper=False)
-        return half.mT @ half - (a + a.mT) / 2, bad
-
-    def _relation(
-        self, segment: Segment, c: Mapping[int, Tensor], d: Mapping[int, Tensor]
-    ) -> tuple[list[Tensor], Tensor, int]:
-        """Pre-activations and output of a segment as matrices (B, rows, columns so far)."""
-        transformed = self.form.transformed
-        nodes = transformed.network.nodes
-        entry = size(nodes[segment.start].shape)
-        known = {segment.start: torch.eye(entry, dtype=torch.float64)[None]}
-        width = entry
-        preactivations = []
-        for k in range(segment.start + 1, segment.stop + 1):
-            node = nodes[k]
-            if isinstance(node, AffineNode):
-                total = torch.zeros(1, size(node.shape), width, dtype=torch.float64)
-                for parent in node.parents:
-                    total = _plus(total, self._maps[k, parent] @ known[parent])
-                known[k] = total
-                continue
-            cell = transformed.cell_at[k]
-            v = known[cell.parent]
-            preactivations.append(v)
-            z = torch.zeros(len(d[k]), cell.size, width + cell.size, dtype=torch.float64)
-            if v.shape[1] == cell.size:
-                z[:, :, : v.shape[2]] = c[k][:, :, None] * v
-            z[:, :, width:] = torch.diag_embed(d[k])
-            width += cell.size
-            known[k] = z
-        return preactivations, _widened(known[segment.stop], width), entry
-
-    def _repair(
-        self,
-        segment: Segment,
-        preactivations: list[Tensor],
-        output: Tensor,
-        form: Tensor,
-        c: Mapping[int, Tensor],
-        d: Mapping[int, Tensor],
-        lam: dict[int, Tensor],
-        margin: Tensor,
-    ) -> None:
-        """``DenseForm.repaired`` for a batch: raise λ where the curvature on a single w_j demands it."""
-        ends = [0]
-        for cell in segment.cells:
-            ends.append(ends[-1] + cell.size)
-        entry = output.shape[2] - ends[-1]
-        margin = margin[:, None]
-        for number in range(len(segment.cells) - 1, -1, -1):
-            cell = segment.cells[number]
-            place = slice(entry + ends[number], entry + ends[number + 1])
-            part = output[:, :, place]
-            curvature = (part * (form @ part)).sum(dim=1)
-            for later in range(number + 1, len(segment.cells)):
-                other = segment.cells[later]
-                v = preactivations[later][:, :, place]
-                if v.shape[2] == 0:  # a parallel branch: it does not depend on this cell
-                    continue
-                weight = torch.where((d[other.node] == 0) & torch.tensor(not other.block), 0.0, lam[other.node])
-                weight = weight[:, :1].expand(-1, v.shape[1]) if other.block else weight
-                curvature = curvature + (weight[:, :, None] * v.square()).sum(dim=1)
-            current = lam[cell.node]
-            if cell.block:
-                least = curvature.max(dim=1, keepdim=True).values
-                low = current <= least * (1.0 + 0.5 * margin)
-                lam[cell.node] = torch.where(low, torch.maximum(current, 2.0 * least), current)
-                continue
-            ratio = c[cell.node].abs() / d[cell.node].clamp(min=_TINY)
-            best = curvature * torch.maximum(1.0 + ratio, 1.0 + 2.0 * margin).clamp(max=4.0)
-            floor = 1e-30 * curvature.max(dim=1, keepdim=True).values if current.shape[1] else 0.0
-            low = current <= curvature * (1.0 + 0.5 * margin) + floor
-            raised = torch.maximum(torch.maximum(best, current), torch.as_tensor(floor)).clamp(min=1e-250)
-            free = BLIND * curvature.max(dim=1, keepdim=True).values.clamp(min=1e-250)
-            blind = self.form.transformed.blind[cell.node]
-            lam[cell.node] = torch.where(blind, free, torch.where(low, raised, current))
-
-
-def _widened(a: Tensor, width: int) -> Tensor:
-    return a if a.shape[2] == width else torch.nn.functional.pad(a, (0, width - a.shape[2]))
-
-
-def _plus(a: Tensor, b: Tensor) -> Tensor:
-    width = max(a.shape[2], b.shape[2])
-    return _widened(a, width) + _widened(b, width)
-
-
-def _largest(form: Tensor) -> Tensor:
-    """The largest eigenvalue of each matrix; NaN where one is not finite."""
-    finite = torch.isfinite(form).all(dim=2).all(dim=1)
-    safe = torch.where(finite[:, None, None], form, 0.0)
-    if form.shape[1] == 0:
-        return torch.zeros(len(form), dtype=torch.float64)
-    return torch.where(finite, torch.linalg.eigvalsh((safe + safe.mT) / 2)[:, -1], torch.nan)
-
-
-def _wide_rho(gram: Tensor, form: Tensor) -> Tensor:
-    """λ_max(VᵀMV) from VVᵀ and a Cholesky factor of M, on V's shorter side."""
-    diagonal = form.diagonal(dim1=1, dim2=2).clamp(min=0.0)
-    scale = diagonal.max(dim=1, keepdim=True).values if diagonal.shape[1] else diagonal
-    factor, info = torch.linalg.cholesky_ex(form + torch.diag_embed(1e-13 * diagonal + 1e-15 * scale + 1e-290))
-    value = _largest(factor.mT @ gram @ factor)
-    return torch.where(info == 0, value, torch.nan)
