@@ -128,6 +128,8 @@ def test_estimate(here: Path) -> None:
     assert code == 0
     assert value["estimate"] == pytest.approx(3.0, rel=1e-6)
     assert run("estimate", "cli_models:good", *SHAPE, "--method", "lipsdp").exit_code == 2
+    assert run("estimate", "cli_models:good", *SHAPE, "--pools", "through").exit_code == 0
+    assert run("estimate", "cli_models:good", *SHAPE, "--pools", "no").exit_code == 2
 
 
 def test_save_and_verify(here: Path) -> None:
