@@ -56,7 +56,7 @@ ALEXNET ?= --skip lipsdp
 
 experiments: setup ## the 2018 paper's experiments, into experiments/results (docs/paper.md)
 	$(BIN)/python -m pip install --quiet -e '.[report,examples]'
-	@set -e; for name in greedy_lies gaussian_process ideal_spectra mnist_cnn; do \
+	@set -e; for name in greedy_lies gaussian_process ideal_spectra mnist_cnn trained_imagenet; do \
 		echo "== $$name"; $(BIN)/python -m experiments.$$name; \
 	done
 	$(BIN)/python -m experiments.alexnet $(ALEXNET)

