@@ -19,6 +19,7 @@ from lipcert.certificates.chains import RESIDUAL
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import LinearMap
 from lipcert.network.spectrum import leading_triplets
+from lipcert.problem import Problem
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 HEAD = ("layer", "outputs × inputs", "s", "s_1", "s_k", "s_k / s_1", "largest residual / s_1")
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS)
     args = parser.parse_args()
     net = nets.find("alexnet")
-    network = capture(net.build(), nets.example(net))
+    network = Problem(capture(net.build(), nets.example(net))).network  # affine neighbours merged
     maps = [m for node in network.nodes if isinstance(node, AffineNode) for m in node.maps]
     machine = f"{tables.machine()}, {torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f} at the start"
     lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD))]
