@@ -209,6 +209,20 @@ def test_random_networks_stay_above_samples_and_below_autolip(seed: int) -> None
     assert value <= lipcert.bound(case.model, case.example, method="autolip").value * (1 + 2e-3)
 
 
+@pytest.mark.parametrize("seed", range(5000, 5012))
+def test_truncated_pairs_stay_above_the_attack_and_below_autolip(seed: int) -> None:
+    case = random_network(seed)
+    low = lipcert.lower_bound(case.model, case.example, budget=0.2).value
+    product = lipcert.bound(case.model, case.example, method="autolip").value
+    for k, pools in itertools.product((1, 2, 3), ("factor", "through")):
+        method = SeqLip(pairs=RankKPairs(k=k), pools=pools)  # type: ignore[arg-type]
+        try:
+            value = lipcert.bound(case.model, case.example, method).value
+        except MethodError:  # no layer has k singular values
+            continue
+        assert low <= value * (1 + 1e-9) <= product * (1 + 1e-8)
+
+
 def test_factors_and_residuals_add_up() -> None:
     model = mlp((3, 7, 4, 6, 2), 3)
     (found,) = needed_chains(capture(model, torch.zeros(1, 3)), False).values()
