@@ -158,6 +158,9 @@ def test_constant_networks_have_the_constant_zero(place):
     torch.nn.init.zeros_(model[place].weight)
     found = lipcert.bound(model, torch.zeros(1, 4), "lipsdp")
     assert (found.value, found.guarantee) == (0.0, "rigorous")
+    again = mlp((4, 6, 5, 3), 0)
+    warm = lipcert.bound(again, torch.zeros(1, 4), lipcert.LipSDP(start=found))  # training from a layer of zeros
+    assert warm.value == pytest.approx(lipcert.bound(again, torch.zeros(1, 4), "lipsdp").value, rel=1e-3)
     mixed = lipcert.bound(model, torch.zeros(1, 4), "lipsdp", norm=(math.inf, 2))
     assert 0.0 <= mixed.value < 1e-100
 

@@ -223,6 +223,44 @@ def test_truncated_pairs_stay_above_the_attack_and_below_autolip(seed: int) -> N
         assert low <= value * (1 + 1e-9) <= product * (1 + 1e-8)
 
 
+def awkward(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """Networks that a wrong factor, claim or shortcut would show up on."""
+    torch.manual_seed(0)
+    if name == "odd stride":
+        layers = [nn.Conv2d(1, 2, 3, stride=3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 1), nn.Conv2d(2, 3, 2), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2)).eval(), (1, 11, 14)
+    model = mlp((4, 6, 6, 6, 3), 0, {"alpha = beta": lambda: nn.LeakyReLU(1.0)}.get(name, nn.ReLU))
+    if name == "dead neurons":
+        model[0].weight.data[2] = 0.0
+        model[4].weight.data[:, 1] = 0.0
+    elif name == "zero layer":
+        model[2].weight.data.zero_()
+    elif name == "flat, then nothing":
+        u, _, vh = torch.linalg.svd(model[2].weight.data)
+        model[2].weight.data = u * torch.tensor([1.0, 1.0, 1.0, 1e-9, 0.0, 0.0]) @ vh
+    elif name == "small float32":
+        model = model.float()
+        for parameter in model.parameters():
+            parameter.data.mul_(1e-6)
+    return model.eval(), (4,)
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(
+    "name", ["dead neurons", "alpha = beta", "zero layer", "flat, then nothing", "small float32", "odd stride"]
+)
+def test_awkward_networks(name: str, write: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = awkward(name)
+    x = torch.zeros(1, *shape, dtype=next(model.parameters()).dtype)
+    low = lipcert.lower_bound(model, x, budget=0.3).value
+    product = lipcert.bound(model, x, "autolip").value
+    if not write:
+        monkeypatch.setattr("lipcert.certificates.chains.writable", lambda linear: False)
+    for pairs, pools in itertools.product((CertifiedPairs(), RankKPairs(k=1), RankKPairs(k=3)), ("factor", "through")):
+        value = lipcert.bound(model, x, SeqLip(pairs=pairs, pools=pools)).value  # type: ignore[arg-type]
+        assert low * (1 - 1e-9) <= value <= product * (1 + 1e-6)
+
+
 def test_factors_and_residuals_add_up() -> None:
     model = mlp((3, 7, 4, 6, 2), 3)
     (found,) = needed_chains(capture(model, torch.zeros(1, 3)), False).values()

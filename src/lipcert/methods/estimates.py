@@ -18,10 +18,10 @@ from lipcert.certificates.chains import RESIDUAL, Chain, Place, needed_chains, s
 from lipcert.certificates.map_norm import Stacked, writable
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
 from lipcert.methods.pair_ascent import PairMaximiser, Stage, maximise_greedily, maximise_lbfgs
+from lipcert.methods.power_iteration import norm_from_below
 from lipcert.network.graph import AffineNode, GainNode, InputNode, Node
 from lipcert.network.linear import LinearMap
 from lipcert.network.spectrum import leading_triplets
-from lipcert.numerics.lanczos import power_method
 from lipcert.problem import Problem
 from lipcert.result import Estimate
 
@@ -158,12 +158,7 @@ class _Products:
         return value
 
     def _norm(self, linear: LinearMap) -> float:
-        here = linear.to(torch.float64, "cpu")
-
-        def gram(x: Tensor) -> Tensor:
-            return here.gram(x.reshape(1, *linear.in_shape)).reshape(-1)
-
-        return power_method(gram, linear.in_size, self.steps, self.generator) if linear.in_size else 0.0
+        return norm_from_below(linear, self.steps, self.generator)
 
     def _factors(self, linear: LinearMap) -> Factors:
         if id(linear) not in self._triplets:

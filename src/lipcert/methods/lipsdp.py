@@ -75,7 +75,7 @@ class LipSDP(Method):
             "matrix_free",
         ):
             raise InputError("precision is auto, float32 or float64; route is auto, dense or matrix_free.")
-        if self.start is not None and not _state(self.start):
+        if self.start is not None and not _state(self.start) and not _constant(self.start):
             raise InputError("start= must be a Bound that LipSDP computed in this process.")
 
     def solve(self, problem: Problem, run: Run) -> Witness:
@@ -127,6 +127,12 @@ class LipSDPLayer(LipSDP):
 def _state(start: Bound | None) -> Mapping[str, Tensor] | None:
     certificate = getattr(start, "certificate", None)
     return getattr(getattr(certificate, "witness", None), "state", None)
+
+
+def _constant(start: Bound) -> bool:
+    """Whether this method proved 0 by norms alone, for a constant network: there is no point to go on from."""
+    witness = getattr(start.certificate, "witness", None)
+    return start.value == 0.0 and start.method in ("lipsdp", "lipsdp_layer") and witness is not None
 
 
 def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:

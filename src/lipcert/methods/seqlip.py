@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -11,17 +10,19 @@ import torch
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.chains import FactoredChain, most_rank, needed_chains
-from lipcert.certificates.map_norm import scaled
 from lipcert.certificates.pair_product import PAIR_KINDS, pack, slot
 from lipcert.certificates.vertices import MAX_NEURONS, free_neurons
 from lipcert.errors import CertificateError, InputError, MethodError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Method, Run, method
 from lipcert.methods.lipsdp import LipSDP
+from lipcert.methods.power_iteration import norm_from_below
 from lipcert.methods.vertex_search import best_vertex, likely_vertex
-from lipcert.network.linear import LinearMap, compose
-from lipcert.numerics.lanczos import power_method
+from lipcert.network.linear import compose
 from lipcert.problem import Norm, Problem
+
+#: Power iterations behind the guess whether a truncation can gain.
+STEPS = 20
 
 
 class PairSolver(ABC):
@@ -196,18 +197,8 @@ def _may_gain(factored: FactoredChain, generator: torch.Generator) -> bool:
         left, residual, right = factors[i].left, factors[i].residual, factors[i + 1].right
         assert left is not None
         assert right is not None
-        pair = _from_below(compose(left, right), generator) if left.out_shape == right.in_shape else 0.0
-        missed = 0.0 if residual is None else _from_below(residual, generator)
-        value = chain.gain(i) * (pair * value + _from_below(right, generator) * missed * reach)
-        reach *= chain.gain(i) * _from_below(linear, generator)
-    return value <= reach * _from_below(chain.maps[-1], generator)
-
-
-def _from_below(linear: LinearMap, generator: torch.Generator) -> float:
-    """The norm by a few steps of the power method."""
-    here = scaled(linear.to(torch.float64, "cpu"))
-    unit, size = here.map, linear.in_size
-    if not size:
-        return 0.0
-    value = power_method(lambda x: unit.gram(x.reshape(1, *unit.in_shape)).reshape(-1), size, 20, generator)
-    return math.ldexp(value, here.exponent)
+        pair = norm_from_below(compose(left, right), STEPS, generator) if left.out_shape == right.in_shape else 0.0
+        missed = 0.0 if residual is None else norm_from_below(residual, STEPS, generator)
+        value = chain.gain(i) * (pair * value + norm_from_below(right, STEPS, generator) * missed * reach)
+        reach *= chain.gain(i) * norm_from_below(linear, STEPS, generator)
+    return value <= reach * norm_from_below(chain.maps[-1], STEPS, generator)
