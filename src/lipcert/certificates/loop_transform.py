@@ -93,7 +93,7 @@ def _as_gain(node: Node) -> Node:
         return node
     gains = {p: node.function.gain(p) for p in (1.0, 2.0, math.inf)}
     function = GainFunction(node.name, lambda x: node.function(x[None])[0], gains, "selection")
-    return GainNode(node.parents, node.shape, node.name, node.where, function)
+    return GainNode(parents=node.parents, shape=node.shape, name=node.name, origin=node.origin, function=function)
 
 
 def is_dense(network: Network) -> bool:
