@@ -23,7 +23,7 @@ from lipcert.certificates.statement import (
     row_sums,
 )
 from lipcert.errors import CertificateError
-from lipcert.network.loop_transform import LoopTransformed
+from lipcert.increments import ScaledIncrements
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up
 from lipcert.numerics.spectral import sigma_max_upper
@@ -62,7 +62,7 @@ class DenseForm:
         CertificateError: a layer is too wide to factor.
     """
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         segments = cheapest_segments(transformed)
         if segments is None:
             raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
@@ -75,10 +75,8 @@ class DenseForm:
         """The form of the network with these slopes fixed; what does not depend on them is shared.
 
         Args:
-            fixed: as in ``LoopTransformed``; ``self`` must be of a network without fixed slopes.
+            fixed: position of a cell → slopes, NaN where a neuron stays free.
         """
-        if self.transformed.fixed:
-            raise ValueError("this form has fixed slopes already")
         result = copy(self)
         result.transformed = self.transformed.fixing(fixed)
         cell_at = result.transformed.cell_at
@@ -128,7 +126,7 @@ class DenseForm:
             first = segment.start == 0
             if segment.cells:
                 if repair is not None:
-                    _repair(segment, relation, form, *repair, self.transformed.blind)
+                    _repair(segment, relation, form, *repair, self.transformed.increments.unreached)
                 statement = Statement.build(segment, relation, form, multipliers, prove)
                 if first:
                     if prove:

@@ -13,8 +13,9 @@ from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.statement import multiplier_pair
 from lipcert.certificates.tame import require_tame
 from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.increments import Cell, ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import div_up, mul_up, sqrt_up
@@ -59,7 +60,7 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator, delta:
     if problem.norm not in NORMS:
         raise UnsupportedNormError(f"no quadratic certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
     transformed, multipliers, weights = _read(problem, witness)
-    exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
+    exact = all(math.isfinite(m.rounding) for maps in transformed.maps.values() for m in maps)
     route = str(witness.settings.get("route", "dense"))
     claims, slacks = (_numbers(witness, key, len(weights)) for key in ("rho", "slack"))
     guarantee: Guarantee = ("rigorous" if route == "dense" else "probabilistic") if exact else "numerical"
@@ -91,25 +92,27 @@ def _numbers(witness: Witness, key: str, count: int) -> list[float]:
     return result
 
 
-def _read(problem: Problem, witness: Witness) -> tuple[LoopTransformed, dict[int, Tensor], list[Weights]]:
+def _read(problem: Problem, witness: Witness) -> tuple[ScaledIncrements, dict[int, Tensor], list[Weights]]:
     transformed = read_units(problem, witness)
     weights = _read_weights(problem, witness, transformed)
     return transformed, read_multipliers(witness, transformed, len(weights)), weights
 
 
-def read_units(problem: Problem, witness: Witness) -> LoopTransformed:
+def read_units(problem: Problem, witness: Witness) -> ScaledIncrements:
     """The loop-transformed network in the witness's units.
 
     Raises:
         CertificateError: ``exponents`` are not units of this network.
     """
-    network = problem.expanded
+    increments = problem.expanded_increments
     exponents = witness.arrays.get("exponents")
-    if exponents is None or exponents.shape != (len(network.nodes),):
+    if exponents is None or exponents.shape != (len(increments.relations),):
         raise CertificateError("the certificate's exponents do not fit the network.")
     values = [int(e) for e in exponents]
-    transformed = LoopTransformed(network, tuple(values), bool(witness.settings.get("layerwise", False)))
-    steps = [values[p] - values[k] for k, node in enumerate(network.nodes) for p in node.parents]
+    transformed = ScaledIncrements(
+        increments.layerwise() if witness.settings.get("layerwise", False) else increments, tuple(values)
+    )
+    steps = [values[p] - values[k] for k, relation in enumerate(increments.relations) for p in relation.parents]
     if (
         values[0] != 0
         or any(abs(step) > MAX_STEP for step in steps)
@@ -119,7 +122,7 @@ def read_units(problem: Problem, witness: Witness) -> LoopTransformed:
     return transformed
 
 
-def read_multipliers(witness: Witness, transformed: LoopTransformed, forms: int) -> dict[int, Tensor]:
+def read_multipliers(witness: Witness, transformed: ScaledIncrements, forms: int) -> dict[int, Tensor]:
     """``multipliers.K`` of every nonlinear node K, (forms, neurons), or (forms, 1) for a block.
 
     Raises:
@@ -135,10 +138,10 @@ def read_multipliers(witness: Witness, transformed: LoopTransformed, forms: int)
     return multipliers
 
 
-def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransformed) -> list[Weights]:
+def _read_weights(problem: Problem, witness: Witness, transformed: ScaledIncrements) -> list[Weights]:
     """One pair of weights per quadratic form; those a norm fixes are made here, the others are the witness's."""
     p, q = problem.norm
-    n, m = size(transformed.network.in_shape), size(transformed.network.out_shape)
+    n, m = size(transformed.increments.in_shape), size(transformed.increments.out_shape)
     count = m if q == math.inf else 1
 
     def free(key: str, width: int) -> Tensor:
@@ -159,15 +162,15 @@ class ScaledMap:
     """G = D_out^{1/2} H D_in^{-1/2} with H: (x, w) ↦ (v, y); the form is non-negative exactly if ‖G‖ ≤ 1."""
 
     def __init__(
-        self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor], weights: Weights, rho: float
+        self, transformed: ScaledIncrements, multipliers: Mapping[int, Tensor], weights: Weights, rho: float
     ) -> None:
-        self.transformed = transformed
-        self.output = weights.output.reshape(transformed.network.out_shape)
-        self.sizes = [size(transformed.network.in_shape), *(c.size for c in transformed.cells)]
+        self.transformed, self.maps = transformed, transformed.written()
+        self.output = weights.output.reshape(transformed.increments.out_shape)
+        self.sizes = [size(transformed.increments.in_shape), *(c.size for c in transformed.cells)]
         scale = [(rho * weights.input).rsqrt()]
         self.out: dict[int, Tensor] = {}
         for cell in transformed.cells:
-            v_shape = transformed.network.nodes[cell.parent].shape
+            v_shape = transformed.increments.relations[cell.parent].shape
             on_w, on_v = multiplier_pair(cell, multipliers[cell.node], size(v_shape))
             scale.append(on_w.rsqrt())
             self.out[cell.node] = on_v.sqrt().reshape(v_shape)
@@ -183,23 +186,23 @@ class ScaledMap:
         with torch.enable_grad():
             leaf = vector.detach().clone().requires_grad_(True)
             pieces = torch.split(leaf * self.scale, self.sizes)
-            shape = self.transformed.network.in_shape
+            shape = self.transformed.increments.in_shape
             order = {c.node: i + 1 for i, c in enumerate(self.transformed.cells)}
             squares = []
 
             def output(cell: Cell, v: Tensor) -> Tensor:
                 squares.append((v * self.out[cell.node]).square().sum())
-                w = pieces[order[cell.node]].reshape(1, *cell.out_shape)
+                w = pieces[order[cell.node]].reshape(1, *cell.shape)
                 return cell.d * w if v.shape[1:] != w.shape[1:] else cell.c * v + cell.d * w
 
-            values = self.transformed.spread(pieces[0].reshape(1, *shape), output)
+            values = self.transformed.run(pieces[0].reshape(1, *shape), output, self.maps)
             squares.append((self.output * values[-1].square()).sum())
             (gradient,) = torch.autograd.grad(0.5 * sum(squares[1:], squares[0]), leaf)
         return gradient
 
 
 def _matrix_free(
-    transformed: LoopTransformed,
+    transformed: ScaledIncrements,
     multipliers: Mapping[int, Tensor],
     weights: Weights,
     rho: float,
@@ -212,7 +215,7 @@ def _matrix_free(
     least = min(rho, float((rho * weights.input).min()), float(weights.output[weights.output > 0].min()))
     if not least >= 1e-290 or any(bool(((m < 1e-290) | (m > 1e290)).any()) for m in multipliers.values()):
         raise CertificateError("the matrix-free route needs multipliers, weights and a rho between 1e-290 and 1e290.")
-    usual = natural_exponents(transformed.network)
+    usual = natural_exponents(transformed.increments)
     if any(abs(a - b) > UNITS_APART for a, b in zip(usual, transformed.exponents, strict=True)):
         raise CertificateError("the certificate's units are far from the network's own; numbers might underflow.")
     require_tame(transformed)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lipcert.certificates.blocks import Block, Tracked, congruence, plus, transposed
 from lipcert.certificates.segments import TINY, Segment, SegmentMatrices
 from lipcert.errors import CertificateError
-from lipcert.network.loop_transform import Cell
+from lipcert.increments import Cell
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import gamma
 from lipcert.numerics.spectral import estimate_lambda_max

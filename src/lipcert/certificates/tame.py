@@ -6,23 +6,23 @@ import math
 
 from lipcert.certificates.map_norm import _exponent
 from lipcert.errors import NumericsError
+from lipcert.increments import ScaledIncrements
 from lipcert.network.linear import Composition, Identity, LinearMap, Sum
-from lipcert.network.loop_transform import LoopTransformed
 
 #: Most powers of two that the factors of one map may have, up and down together.
 MOST = 500
 
 
-def require_tame(transformed: LoopTransformed) -> None:
+def require_tame(transformed: ScaledIncrements) -> None:
     """Layers of norm 1e-170, 1e-170 and 1e300 fused into one map would be computed as zero: no probability covers that.
 
     Raises:
         NumericsError: the factors of a map lie too far from 1.
     """
-    for k, maps in transformed.exact_maps.items():
+    for k, maps in transformed.maps.items():
         for linear in maps:
             if _reach(linear) > MOST:
-                node = transformed.network.nodes[k]
+                node = transformed.increments.relations[k]
                 raise NumericsError(
                     f"the layers fused into {node.name} at {node.where or f'node {k}'} have norms too far from 1 "
                     f"(2^±{MOST}) to be multiplied as code; rescale their weights."

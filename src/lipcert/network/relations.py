@@ -113,12 +113,12 @@ class EntryCell(Cell):
 
     Attributes:
         lower, upper: float64, of the node's shape.
-        layerwise: use ‖δw‖ ≤ ‖δv‖ for the layer as a whole only (weaker, one multiplier).
+        whole: use ‖δw‖ ≤ ‖δv‖ for the layer as a whole only (weaker, one multiplier).
     """
 
     lower: Tensor
     upper: Tensor
-    layerwise: bool = False
+    whole: bool = False
 
     @cached_property
     def c(self) -> Tensor:
@@ -134,7 +134,7 @@ class EntryCell(Cell):
     @property
     def block(self) -> bool:
         """Only on request."""
-        return self.layerwise
+        return self.whole
 
     @property
     def kind(self) -> str:
