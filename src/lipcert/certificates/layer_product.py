@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.map_norm import NormBound, map_norm
 from lipcert.certificates.product_rule import Step, product_rule, rows
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import ONE, Magnitude
 from lipcert.problem import Problem
-from lipcert.result import Bound, weakest
-
-#: Total probability of error of one Bound, shared equally by its probabilistic norms.
-DELTA = 1e-9
+from lipcert.result import weakest
 
 
 def claim_slots(increments: Increments, p: float) -> list[tuple[int, int]]:
@@ -31,7 +27,7 @@ def claim_slots(increments: Increments, p: float) -> list[tuple[int, int]]:
 
 
 @certificate("layer_product")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_k = Σ_i ‖A_{k←i}‖ L_i over the DAG, L_input = 1 (AutoLip: Scaman & Virmaux 2018, Algorithm 1).
 
     ``witness.arrays["norms"]`` holds one claimed norm per slot of ``claim_slots`` (NaN: none, find it here, or for a
@@ -46,36 +42,29 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     if p != q:
         raise UnsupportedNormError(f"the layer product needs equal norms on both sides, not l{p:g} → l{q:g}.")
     increments = problem.increments if witness.settings.get("fuse", True) else problem.unfused_increments
-    steps = recursion(increments, p, witness, DELTA, generator)
-    final = steps[-1].constant
-    return Bound(
-        float(final), weakest([step.guarantee for step in steps]), "", problem.norm, problem.domain,
-        breakdown=rows(increments, steps), log10=final.log10,
-    )  # fmt: skip
+    steps = recursion(increments, p, witness, chance)
+    return Proof(steps[-1].constant, weakest([step.guarantee for step in steps]), rows(increments, steps))
 
 
-def recursion(
-    increments: Increments, p: float, witness: Witness, delta: float, generator: torch.Generator
-) -> list[Step]:
+def recursion(increments: Increments, p: float, witness: Witness, chance: Chance) -> list[Step]:
     """L_k of every node with the guarantee of its last step (see ``check``).
 
     Args:
         increments: of the network, fused or not.
         p: the norm on both sides.
         witness: may claim norms in ``arrays["norms"]``.
-        delta: probability of error that all norms share.
-        generator: random starts.
+        chance: the norms share one draw of it.
     """
     slots = claim_slots(increments, p)
     claims = read_claims(witness, slots)
-    share = delta / max(1, len(slots))
+    share = chance.group(2 * len(slots))
 
     def linear(position: int, relation: Linear, before: list[Step]) -> Step:
         def norm(map_: LinearMap, term: int) -> NormBound | None:
             claim = claims[position, term]
             if math.isnan(claim):
-                return None if term < 0 else map_norm(map_, p, None, share, generator)
-            return map_norm(map_, p, claim, share, generator)
+                return None if term < 0 else map_norm(map_, p, None, share)
+            return map_norm(map_, p, claim, share)
 
         return product_rule(relation, [step.constant for step in before], p, norm)
 

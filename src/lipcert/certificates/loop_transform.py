@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.map_norm import MOST_ROUNDINGS, TARGET, NormBound, map_norm
 from lipcert.certificates.map_path import Pathway, reachable
 from lipcert.certificates.map_written import Block, identity, scaled_rows, spike, total, written
@@ -18,13 +17,12 @@ from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation, ScaledIncrements, Start
 from lipcert.increments.units import natural_exponents
 from lipcert.network.linear import LinearMap, size
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.lanczos import sigma_max_probabilistic
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.problem import Problem
-from lipcert.result import Bound, Guarantee, weakest
+from lipcert.result import Guarantee, weakest
 
-#: Total probability of error of one Bound, shared equally by its probabilistic norms.
-DELTA = 1e-9
 #: A network is worked on with dense matrices up to this side and this many floating-point operations.
 MAX_SIDE, MAX_WORK = 4_000, 4e11
 #: A source whose cheap bound adds less than this part of the sum so far is not bounded more sharply.
@@ -32,7 +30,7 @@ NEGLIGIBLE = 1e-6
 
 
 @certificate("loop_transform")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """ℓ_j ≤ ‖A_{j←0}‖ + Σ_{i<j} ‖A_{j←i} diag(d_i)‖ ℓ_i (LipLT: Fazlyab et al. 2023), p → p for p in {1, 2, ∞}.
 
     The witness carries no numbers. ``settings["window"]`` (matrix-free work only) limits how many nonlinear nodes a
@@ -54,19 +52,12 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
         raise CertificateError(f"the certificate's window must be a positive integer, not {window!r}.")
     best: list[Step] = []
     shown = problem.increments
-    networks = views(problem)
-    for increments in networks:
-        recursion = (DenseRecursion if is_dense(increments) else FreeRecursion)(
-            increments, p, DELTA / len(networks), generator, window
-        )
+    for increments in views(problem):
+        recursion = (DenseRecursion if is_dense(increments) else FreeRecursion)(increments, p, chance, window)
         steps = recursion.run()
         if not best or steps[-1].constant < best[-1].constant:
             best, shown = steps, increments
-    final = best[-1].constant
-    return Bound(
-        float(final), weakest([step.guarantee for step in best]), "", problem.norm, problem.domain,
-        breakdown=rows(shown, best), log10=final.log10,
-    )  # fmt: skip
+    return Proof(best[-1].constant, weakest([step.guarantee for step in best]), rows(shown, best))
 
 
 def views(problem: Problem) -> list[Increments]:
@@ -93,13 +84,11 @@ def is_dense(increments: Increments) -> bool:
 class Recursion(ABC):
     """Constants ℓ of all nodes, in topological order; subclasses say what the sources contribute to a linear node."""
 
-    def __init__(
-        self, increments: Increments, p: float, delta: float, generator: torch.Generator, window: int | None
-    ) -> None:
-        self.increments, self.p, self.generator, self.window = increments, p, generator, window
+    def __init__(self, increments: Increments, p: float, chance: Chance, window: int | None) -> None:
+        self.increments, self.p, self.window = increments, p, window
         linears = increments.linears.values()
         norms = sum(len(node.maps) + 1 for node in linears) + len(linears) * (len(increments.cells) + 1)
-        self.delta = delta / max(1, norms)
+        self.share = chance.group(norms)
         self.constants: list[Magnitude] = []
 
     def run(self) -> list[Step]:
@@ -127,7 +116,7 @@ class Recursion(ABC):
         return step
 
     def _norm_of(self, linear: LinearMap, term: int) -> NormBound:
-        return map_norm(linear, self.p, None, self.delta, self.generator)
+        return map_norm(linear, self.p, None, self.share)
 
     @abstractmethod
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
@@ -217,7 +206,7 @@ class FreeRecursion(Recursion):
 
     def _norm(self, pathway: Pathway) -> tuple[Magnitude, Guarantee]:
         if self.p != 2:
-            norm = map_norm(pathway, self.p, None, self.delta, self.generator)
+            norm = map_norm(pathway, self.p, None, self.share)
             return norm.magnitude, norm.guarantee
         kind: Guarantee = "probabilistic" if pathway.rounding <= MOST_ROUNDINGS else "numerical"
 
@@ -225,9 +214,11 @@ class FreeRecursion(Recursion):
             return pathway.gram(x.reshape(1, *pathway.in_shape)).reshape(-1)
 
         try:
-            value, _ = sigma_max_probabilistic(gram, pathway.in_size, self.delta, TARGET, 1000, self.generator)
-        except ValueError as problem:
-            raise NumericsError(f"the norm of a map over several layers cannot be bounded: {problem}.") from problem
+            value, _ = sigma_max_probabilistic(
+                gram, pathway.in_size, self.share.draw(), TARGET, 1000, self.share.generator
+            )
+        except ValueError as error:
+            raise NumericsError(f"the norm of a map over several layers cannot be bounded: {error}.") from error
         return Magnitude.of(value), kind
 
     def _first(self, k: int) -> int:

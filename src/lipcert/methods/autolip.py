@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.layer_product import DELTA, claim_slots
+from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
 from lipcert.increments import Linear
-from lipcert.methods.base import EQUAL_NORMS, Method, Run, method
+from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.problem import Norm, Problem
 
 
@@ -33,32 +33,31 @@ class AutoLip(Method):
 
     fuse: bool = True
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Propose the norm of every linear map."""
         self.require_norm(problem.norm)
         p = problem.norm[0]
         increments = problem.increments if self.fuse else problem.unfused_increments
         slots = claim_slots(increments, p)
-        delta = DELTA / max(1, len(slots))
         norms: dict[tuple[int, int], float] = {}
 
         def propose(position: int, relation: Linear, before: list[float]) -> float:
             run.report(position / len(increments.relations), relation.name)
             total = 0.0
             for term, linear in enumerate(relation.maps):
-                norms[position, term] = propose_norm(linear, p, delta, run.generator)
+                norms[position, term] = propose_norm(linear, p, run.generator)
                 total += norms[position, term] * before[term]
             if p == 2 and len(relation.maps) > 1:
                 norms[position, -1] = math.nan
                 length = math.hypot(*before)
                 if math.isfinite(length) and _worth_stacking(relation, length, total):
-                    norms[position, -1] = propose_norm(Stacked(relation.maps), p, delta, run.generator)
+                    norms[position, -1] = propose_norm(Stacked(relation.maps), p, run.generator)
                     total = min(total, norms[position, -1] * length)
             return total
 
         increments.walk(lambda *_: 1.0, propose, lambda _, cell, before: before * cell.gain(p))
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
-        return Witness("layer_product", {"norms": values}, {"fuse": self.fuse})
+        return Found(Witness("layer_product", {"norms": values}, {"fuse": self.fuse}))
 
 
 def _worth_stacking(relation: Linear, length: float, total: float) -> bool:
