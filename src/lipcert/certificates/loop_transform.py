@@ -12,7 +12,7 @@ from lipcert.certificates.map_norm import MOST_ROUNDINGS, TARGET, NormBound, map
 from lipcert.certificates.map_path import Pathway, reachable
 from lipcert.certificates.map_written import Block, identity, scaled_rows, spike, total, written
 from lipcert.certificates.product_rule import Step, growth, product_rule, rows
-from lipcert.certificates.tame import require_tame
+from lipcert.certificates.range_guard import Amplification
 from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation, ScaledIncrements, Start
 from lipcert.increments.units import natural_exponents
@@ -178,7 +178,7 @@ class FreeRecursion(Recursion):
     def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments)
         self.transformed = ScaledIncrements(self.increments, natural_exponents(self.increments))
-        require_tame(self.transformed)
+        self.lost = Amplification(self.transformed).between_nodes()
         self.cells = {cell.node: cell for cell in self.increments.cells if isinstance(cell, EntryCell)}
         self.nonlinear = [cell.node for cell in self.increments.cells]
 
@@ -197,6 +197,7 @@ class FreeRecursion(Recursion):
             length = self.constants[cell.parent if cell is not None else source]
             pathway = Pathway(self.transformed, source, k, cell is not None)
             norm, kind = self._norm(pathway)
+            norm = norm + self.lost
             exponents = self.transformed.exponents
             value = value + norm.times_power(exponents[k] - exponents[source]) * length
             guarantee = weakest([guarantee, kind])

@@ -129,6 +129,7 @@ def _scaled(linear: LinearMap, worst: list[int]) -> tuple[LinearMap, int]:
         shifted = tuple(_shifted(m, e - top) for m, e in pieces)
         return (Stacked(shifted) if isinstance(linear, Stacked) else add(*shifted)), top
     exponent = _exponent(linear)
+    worst[0] = max(worst[0], math.ceil(inner_reach(linear)))
     if abs(exponent) <= DRIFT:
         return linear, 0
     return _scaled_composition(Composition((linear,)), worst)
@@ -141,7 +142,7 @@ def _scaled_composition(linear: Composition, worst: list[int]) -> tuple[LinearMa
         here, inner = _scaled(factor, worst) if isinstance(factor, (Sum, Composition)) else (factor, 0)
         taken += inner
         exponent = _exponent(here)
-        worst[0] = max(worst[0], abs(exponent))
+        worst[0] = max(worst[0], abs(exponent), math.ceil(inner_reach(here)))
         drift += exponent
         if abs(drift) <= DRIFT:
             parts.append(here)
@@ -163,12 +164,25 @@ def _shifted(linear: LinearMap, shift: int) -> LinearMap:
     return linear
 
 
+def inner_reach(linear: LinearMap) -> float:
+    """Powers of two by which a number, and with it an error of underflow, may grow between two factors of a map."""
+    if isinstance(linear, Composition):
+        return sum(max(inner_reach(m), abs(_exponent(m))) for m in linear.maps)
+    if isinstance(linear, (Sum, Stacked)):
+        return max(inner_reach(m) for m in linear.maps)
+    constants = getattr(linear, "constants", ())
+    return sum(_size_in_powers(c) for c in constants) if len(constants) > 1 else 0.0
+
+
+def _size_in_powers(constant: Tensor) -> float:
+    greatest = float(constant.abs().max()) if constant.numel() else 0.0
+    return abs(math.log2(greatest)) if 0.0 < greatest < math.inf else 0.0
+
+
 def _exponent(linear: LinearMap) -> int:
     """e with ‖|W|‖_2 ≤ 2^e, by √(‖W‖_1 ‖W‖_∞), and hardly less."""
-    if isinstance(linear, OpMap):
-        sizes = [float(c.abs().max()) for c in linear.constants if c.numel() and bool(c.any())]
-        if sum(abs(math.log2(v)) for v in sizes if math.isfinite(v)) > REACH and len(sizes) > 1:
-            raise NumericsError(f"the constants of {linear.label} are too far from 1 in size; rescale the weights.")
+    if isinstance(linear, OpMap) and inner_reach(linear) > REACH:
+        raise NumericsError(f"the constants of {linear.label} are too far from 1 in size; rescale the weights.")
     rows, columns = _sums(linear)
     bound = math.sqrt(_greatest(rows)) * math.sqrt(_greatest(columns))
     exponent = math.frexp(bound)[1] if bound else 0
