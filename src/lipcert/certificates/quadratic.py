@@ -116,7 +116,7 @@ class ScaledMap:
     def __init__(
         self, transformed: ScaledIncrements, multipliers: Mapping[int, Tensor], weights: Weights, rho: float
     ) -> None:
-        self.transformed, self.maps = transformed, transformed.written()
+        self.transformed = transformed
         self.output = weights.output.reshape(transformed.increments.out_shape)
         self.sizes = [size(transformed.increments.in_shape), *(c.size for c in transformed.cells)]
         scale = [(rho * weights.input).rsqrt()]
@@ -165,7 +165,7 @@ class ScaledMap:
                 w = pieces[order[cell.node]].reshape(1, *cell.shape)
                 return cell.d * w if v.shape[1:] != w.shape[1:] else cell.c * v + cell.d * w
 
-            values = self.transformed.run(pieces[0].reshape(1, *shape), output, self.maps)
+            values = self.transformed.run(pieces[0].reshape(1, *shape), output, self.transformed.matrices)
             squares.append((self.output * values[-1].square()).sum())
             (gradient,) = torch.autograd.grad(0.5 * sum(squares[1:], squares[0]), leaf)
         return gradient
