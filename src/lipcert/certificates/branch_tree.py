@@ -8,24 +8,25 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.quadratic import read_multipliers, read_units
-from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
 from lipcert.network.graph import ActivationNode
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import LoopTransformed
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import sqrt_up
 from lipcert.problem import Problem
-from lipcert.result import Bound, BreakdownRow, Guarantee
+from lipcert.result import BreakdownRow, Guarantee
 
 #: Mark of a leaf in ``tree``.
 LEAF = -1
 
 
 @certificate("branch_tree")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_{2,2} ≤ √(max over the leaves of ρ): every leaf a quadratic form with some neurons' slopes fixed.
 
     ``witness.arrays``: ``exponents`` as in the quadratic certificate; ``tree``, the nodes of a binary tree in preorder,
@@ -66,16 +67,15 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
         own = {node: values[place] for node, values in multipliers.items()}
         proved = form.fixing(slopes.fixed(fixings)).least_rho(own, slack[place], weights, claim)
         if not proved >= 0.0:
-            raise CertificateError("a leaf's ρ is not a number.")
+            raise NotProved("a leaf's ρ is not a number.")
         rho = max(rho, proved)
-    root = Magnitude.of(sqrt_up(rho))
-    value = Magnitude(root.mantissa, root.exponent + transformed.exponents[-1]) if root.mantissa else root
+    value = Magnitude.of(sqrt_up(rho)).times_power(transformed.exponents[-1])
     exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
     guarantee: Guarantee = "rigorous" if exact else "numerical"
     depth = max(len(fixings) for fixings in leaves)
     remark = f"{len(leaves)} leaves, up to {depth} of {int(branchable(transformed).sum())} neurons fixed"
     row = BreakdownRow("branch tree", "dense", float(value), float(value), guarantee, remark)
-    return Bound(float(value), guarantee, "", problem.norm, problem.domain, breakdown=(row,), log10=value.log10)
+    return Proof(value, guarantee, (row,))
 
 
 def branchable(transformed: LoopTransformed) -> Tensor:

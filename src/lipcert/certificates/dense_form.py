@@ -22,7 +22,7 @@ from lipcert.certificates.statement import (
     multiplier_pair,
     row_sums,
 )
-from lipcert.errors import CertificateError
+from lipcert.errors import NotProved
 from lipcert.network.loop_transform import LoopTransformed
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up
@@ -59,13 +59,13 @@ class DenseForm:
     """The quadratic form of a network cut into factorable segments; the segments' matrices are made once.
 
     Raises:
-        CertificateError: a layer is too wide to factor.
+        NotProved: a layer is too wide to factor.
     """
 
     def __init__(self, transformed: LoopTransformed) -> None:
         segments = cheapest_segments(transformed)
         if segments is None:
-            raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
+            raise NotProved("a layer is too wide to factor; the certificate needs the matrix-free route.")
         self.transformed = transformed
         self.segments = segments
         self._written: dict[tuple[int, int], Written] = {}
@@ -102,7 +102,7 @@ class DenseForm:
         v is zero: its λ is free and made large. For searches.
 
         Raises:
-            CertificateError: still infeasible.
+            NotProved: still infeasible.
         """
         chosen = dict(multipliers)
         rho = self.least_rho(chosen, 0.0, weights, prove=False, repair=(chosen, margin))
@@ -120,7 +120,7 @@ class DenseForm:
         """ρ for given multipliers, every step proved (``prove``) or in plain floating point (for searches).
 
         Raises:
-            CertificateError: no ρ is provable at these multipliers.
+            NotProved: no ρ is provable at these multipliers.
         """
         form: Block = weights.output
         start = weights.input
@@ -210,7 +210,7 @@ def _largest_ratio(form: Tensor, weights: Tensor, claim: float) -> float:
         rounding = torch.diag((rho * weights + form.diagonal().abs()) * (4.0 * gamma(4.0)))
         if is_positive_definite_scaled(matrix, rounding):
             return rho
-    raise CertificateError("the largest eigenvalue of the last form cannot be enclosed.")
+    raise NotProved("the largest eigenvalue of the last form cannot be enclosed.")
 
 
 def _wide_input(v: Tracked, form: Tensor, weights: Tensor, prove: bool) -> float:
@@ -220,7 +220,7 @@ def _wide_input(v: Tracked, form: Tensor, weights: Tensor, prove: bool) -> float
     lifted = form + torch.diag(1e-13 * diagonal + max(1e-15 * float(diagonal.max()), FLOOR))
     factor, info = torch.linalg.cholesky_ex(lifted)
     if int(info):
-        raise CertificateError("the form on the first layer is not positive.")
+        raise NotProved("the form on the first layer is not positive.")
     image = dense(times(times(factor.T, v.parts[0]), scale))
     if not prove:
         return greatest_eigenvalue(image @ image.T)

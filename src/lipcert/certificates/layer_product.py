@@ -6,17 +6,15 @@ import math
 
 import torch
 
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.map_norm import Stacked, absolute_sums, map_norm, scaled
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.numerics.rounding import add_up, ldexp_up, mul_up
 from lipcert.problem import Problem
-from lipcert.result import Bound, BreakdownRow, Guarantee, weakest
-
-#: Total probability of error of one Bound, shared equally by its probabilistic norms.
-DELTA = 1e-9
+from lipcert.result import BreakdownRow, Guarantee, weakest
 
 
 def claim_slots(network: Network, p: float) -> list[tuple[int, int]]:
@@ -31,7 +29,7 @@ def claim_slots(network: Network, p: float) -> list[tuple[int, int]]:
 
 
 @certificate("layer_product")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_k = Σ_i ‖A_{k←i}‖ L_i over the DAG, L_input = 1 (AutoLip: Scaman & Virmaux 2018, Algorithm 1).
 
     ``witness.arrays["norms"]`` holds one claimed norm per slot of ``claim_slots`` (NaN: none, find it here, or for a
@@ -46,15 +44,12 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     if p != q:
         raise UnsupportedNormError(f"the layer product needs equal norms on both sides, not l{p:g} → l{q:g}.")
     network = problem.network if witness.settings.get("fuse", True) else problem.unfused
-    constants, used, rows = recursion(network, p, witness, DELTA, generator)
-    final = constants[-1]
-    return Bound(
-        float(final), weakest(used), "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10
-    )
+    constants, used, rows = recursion(network, p, witness, chance)
+    return Proof(constants[-1], weakest(used), tuple(rows))
 
 
 def recursion(
-    network: Network, p: float, witness: Witness, delta: float, generator: torch.Generator
+    network: Network, p: float, witness: Witness, chance: Chance
 ) -> tuple[list[Magnitude], list[Guarantee], list[BreakdownRow]]:
     """L_k of every node with the guarantee of its last step, and the rows that explain them (see ``check``).
 
@@ -62,12 +57,11 @@ def recursion(
         network: fused or not.
         p: the norm on both sides.
         witness: may claim norms in ``arrays["norms"]``.
-        delta: probability of error that all norms share.
-        generator: random starts.
+        chance: the norms share one draw of it.
     """
     slots = claim_slots(network, p)
     claims = read_claims(witness, slots)
-    delta = delta / max(1, len(slots))
+    share = chance.group(2 * len(slots))
     constants: list[Magnitude] = []
     rows: list[BreakdownRow] = []
     used: list[Guarantee] = []
@@ -80,7 +74,7 @@ def recursion(
         elif isinstance(node, AffineNode):
             kind = "linear"
             inputs = [constants[i] for i in node.parents]
-            total, guarantee, remark = _affine(position, node, inputs, claims, p, delta, generator)
+            total, guarantee, remark = _affine(position, node, inputs, claims, p, share)
             own = _ratio(total, inputs)
         else:
             before = constants[node.parents[0]]
@@ -120,13 +114,12 @@ def _affine(
     inputs: list[Magnitude],
     claims: dict[tuple[int, int], float],
     p: float,
-    delta: float,
-    generator: torch.Generator,
+    share: Share,
 ) -> tuple[Magnitude, Guarantee, str]:
     total, used = ZERO, []
     for term, (linear, before) in enumerate(zip(node.maps, inputs, strict=True)):
         claim = claims[position, term]
-        norm = map_norm(linear, p, None if math.isnan(claim) else claim, delta, generator)
+        norm = map_norm(linear, p, None if math.isnan(claim) else claim, share)
         used.append(norm.guarantee)
         total = total + norm.magnitude * before
     remark = "" if len(node.maps) == 1 else f"sum of {len(node.maps)}"
@@ -136,7 +129,7 @@ def _affine(
             total, remark = stacked, "rows of the sum"
     claim = claims.get((position, -1), math.nan)
     if p == 2 and not math.isnan(claim):
-        norm = map_norm(Stacked(node.maps), p, claim, delta, generator)
+        norm = map_norm(Stacked(node.maps), p, claim, share)
         length = inputs[0]
         for before in inputs[1:]:
             length = length.hypot(before)

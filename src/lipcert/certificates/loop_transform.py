@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.layer_product import _row_sums
 from lipcert.certificates.map_norm import MOST_ROUNDINGS, TARGET, Stacked, map_norm
 from lipcert.certificates.map_path import Pathway, reachable
@@ -29,13 +28,12 @@ from lipcert.network.graph import (
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import Cell, LoopTransformed, _cell, natural_exponents
 from lipcert.network.nonlinearity import GainFunction
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.lanczos import sigma_max_probabilistic
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.problem import Problem
-from lipcert.result import Bound, BreakdownRow, Guarantee, weakest
+from lipcert.result import BreakdownRow, Guarantee, weakest
 
-#: Total probability of error of one Bound, shared equally by its probabilistic norms.
-DELTA = 1e-9
 #: A network is worked on with dense matrices up to this side and this many floating-point operations.
 MAX_SIDE, MAX_WORK = 4_000, 4e11
 #: A source whose cheap bound adds less than this part of the sum so far is not bounded more sharply.
@@ -43,7 +41,7 @@ NEGLIGIBLE = 1e-6
 
 
 @certificate("loop_transform")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """ℓ_j ≤ ‖A_{j←0}‖ + Σ_{i<j} ‖A_{j←i} diag(d_i)‖ ℓ_i (LipLT: Fazlyab et al. 2023), p → p for p in {1, 2, ∞}.
 
     The witness carries no numbers. ``settings["window"]`` (matrix-free work only) limits how many nonlinear nodes a
@@ -64,20 +62,13 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     if window is not None and (not isinstance(window, int) or window < 1):
         raise CertificateError(f"the certificate's window must be a positive integer, not {window!r}.")
     best: Recursion | None = None
-    networks = views(problem)
-    for network in networks:
-        recursion = (DenseRecursion if is_dense(network) else FreeRecursion)(
-            network, p, DELTA / len(networks), generator, window
-        )
+    for network in views(problem):
+        recursion = (DenseRecursion if is_dense(network) else FreeRecursion)(network, p, chance, window)
         recursion.run()
         if best is None or recursion.final < best.final:
             best = recursion
     assert best is not None
-    final = best.final
-    return Bound(
-        float(final), weakest(best.used), "", problem.norm, problem.domain,
-        breakdown=tuple(best.rows), log10=final.log10,
-    )  # fmt: skip
+    return Proof(best.final, weakest(best.used), tuple(best.rows))
 
 
 def views(problem: Problem) -> list[Network]:
@@ -115,14 +106,12 @@ def is_dense(network: Network) -> bool:
 class Recursion:
     """Constants ℓ of all nodes, in topological order; subclasses say what the sources contribute to an affine node."""
 
-    def __init__(
-        self, network: Network, p: float, delta: float, generator: torch.Generator, window: int | None
-    ) -> None:
-        self.network, self.p, self.generator, self.window = network, p, generator, window
+    def __init__(self, network: Network, p: float, chance: Chance, window: int | None) -> None:
+        self.network, self.p, self.window = network, p, window
         affine = [node for node in network.nodes if isinstance(node, AffineNode)]
         nonlinear = sum(isinstance(node, (ActivationNode, GainNode)) for node in network.nodes)
         norms = sum(len(node.maps) + 1 for node in affine) + len(affine) * (nonlinear + 1)
-        self.delta = delta / max(1, norms)
+        self.share = chance.group(norms)
         self.constants: list[Magnitude] = []
         self.rows: list[BreakdownRow] = []
         self.used: list[Guarantee] = []
@@ -173,7 +162,7 @@ class Recursion:
         inputs = [self.constants[i] for i in node.parents]
         value, used = ZERO, []
         for linear, before in zip(node.maps, inputs, strict=True):
-            norm = map_norm(linear, self.p, None, self.delta, self.generator)
+            norm = map_norm(linear, self.p, None, self.share)
             value = value + norm.magnitude * before
             used.append(norm.guarantee)
         guarantee = weakest(used)
@@ -182,7 +171,7 @@ class Recursion:
             if rows is not None and rows < value:
                 value = rows
         if len(node.maps) > 1 and self.p == 2:
-            norm = map_norm(Stacked(node.maps), self.p, None, self.delta, self.generator)
+            norm = map_norm(Stacked(node.maps), self.p, None, self.share)
             length = inputs[0]
             for before in inputs[1:]:
                 length = length.hypot(before)
@@ -294,7 +283,7 @@ class FreeRecursion(Recursion):
 
     def _norm(self, pathway: Pathway) -> tuple[Magnitude, Guarantee]:
         if self.p != 2:
-            norm = map_norm(pathway, self.p, None, self.delta, self.generator)
+            norm = map_norm(pathway, self.p, None, self.share)
             return norm.magnitude, norm.guarantee
         kind: Guarantee = "probabilistic" if pathway.rounding <= MOST_ROUNDINGS else "numerical"
 
@@ -302,9 +291,11 @@ class FreeRecursion(Recursion):
             return pathway.gram(x.reshape(1, *pathway.in_shape)).reshape(-1)
 
         try:
-            value, _ = sigma_max_probabilistic(gram, pathway.in_size, self.delta, TARGET, 1000, self.generator)
-        except ValueError as problem:
-            raise NumericsError(f"the norm of a map over several layers cannot be bounded: {problem}.") from problem
+            value, _ = sigma_max_probabilistic(
+                gram, pathway.in_size, self.share.draw(), TARGET, 1000, self.share.generator
+            )
+        except ValueError as error:
+            raise NumericsError(f"the norm of a map over several layers cannot be bounded: {error}.") from error
         return Magnitude.of(value), kind
 
     def _start(self, k: int) -> int:

@@ -8,25 +8,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.statement import multiplier_pair
 from lipcert.certificates.tame import require_tame
-from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
+from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
-from lipcert.numerics.magnitude import Magnitude
+from lipcert.numerics.magnitude import ZERO, Magnitude
 from lipcert.numerics.rounding import div_up, mul_up, sqrt_up
 from lipcert.problem import Norm, Problem
-from lipcert.result import Bound, BreakdownRow, Guarantee
-
-DELTA = 1e-9
+from lipcert.result import BreakdownRow, Guarantee
 
 #: Pairs of norms (p, q) this kind of certificate covers.
 NORMS: tuple[Norm, ...] = tuple((p, q) for p in (2.0, math.inf) for q in (2.0, 1.0, math.inf))
 
-#: Most Lanczos steps of a matrix-free check; each of its at most four attempts spends a quarter of DELTA.
+#: Most Lanczos steps of a matrix-free check; each of its at most four attempts draws a chance of its own.
 MOST_STEPS = 800
 
 #: Largest change of unit, in powers of two, between neighbouring nodes: beyond it scaling might underflow unseen.
@@ -37,7 +36,7 @@ UNITS_APART = 64
 
 
 @certificate("quadratic")
-def check(problem: Problem, witness: Witness, generator: torch.Generator, delta: float = DELTA) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_{p,q} ≤ √ρ, p in {2, ∞}, from multipliers λ ≥ 0.
 
     LipSDP-Neuron (Fazlyab et al. 2019) on any DAG, in loop-transformed form.
@@ -65,21 +64,21 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator, delta:
     guarantee: Guarantee = ("rigorous" if route == "dense" else "probabilistic") if exact else "numerical"
     form = DenseForm(transformed) if route == "dense" else None
     rows = []
-    values = [Magnitude.of(0.0)]
+    final = ZERO
+    share = chance.group(len(weights))
     for place, weight in enumerate(weights):
         own = {node: values_of[place] for node, values_of in multipliers.items()}
         if form is not None:
             rho = form.least_rho(own, slacks[place], weight, claims[place])
         else:
-            rho = _matrix_free(transformed, own, weight, claims[place], delta / len(weights), generator)
+            rho = _matrix_free(transformed, own, weight, claims[place], share)
         root = Magnitude.of(sqrt_up(mul_up(rho, weight.factor(problem.norm))))
-        value = Magnitude(root.mantissa, root.exponent + transformed.exponents[-1]) if root.mantissa else root
-        values.append(value)
+        value = root.times_power(transformed.exponents[-1])
+        final = max(final, value)
         name = "quadratic form" if len(weights) == 1 else f"output {place}"
         remark = f"{sum(c.size for c in transformed.cells)} neurons in {len(transformed.cells)} layers"
         rows.append(BreakdownRow(name, route, float(value), float(value), guarantee, remark))
-    final = max(values, key=lambda m: (m.mantissa > 0, m.log10))
-    return Bound(float(final), guarantee, "", problem.norm, problem.domain, breakdown=tuple(rows), log10=final.log10)
+    return Proof(final, guarantee, tuple(rows))
 
 
 def _numbers(witness: Witness, key: str, count: int) -> list[float]:
@@ -203,8 +202,7 @@ def _matrix_free(
     multipliers: Mapping[int, Tensor],
     weights: Weights,
     rho: float,
-    delta: float,
-    generator: torch.Generator,
+    share: Share,
 ) -> float:
     """The claimed ρ, proved: multipliers and ρ enter as claimed, ‖G‖² ≤ θ/(1 − ε) must come out at most 1."""
     if not 0.0 < rho < math.inf:
@@ -220,14 +218,15 @@ def _matrix_free(
     steps = 100 if scaled.size <= 300_000 else 240
     while True:
         steps = min(steps, scaled.size)
-        ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, generator)
+        ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, share.generator)
         if ritz > 1.0:
-            raise CertificateError("the multipliers are not feasible.")
-        epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 4)
+            raise NotProved("the multipliers are not feasible.")
+        delta = share.draw()
+        epsilon = 0.0 if steps == scaled.size else kuczynski_wozniakowski_epsilon(scaled.size, steps, delta)
         if epsilon < 1.0 and div_up(mul_up(ritz, 1.0 + 1e-12), 1.0 - epsilon) <= 1.0:
             return rho
         if steps >= min(MOST_STEPS, scaled.size):
-            raise CertificateError("the form's margin is too small for the matrix-free check.")
+            raise NotProved("the form's margin is too small for the matrix-free check.")
         steps *= 2
-        while steps < MOST_STEPS and ritz > 1.0 - kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 8):
+        while steps < MOST_STEPS and ritz > 1.0 - kuczynski_wozniakowski_epsilon(scaled.size, steps, delta / 2):
             steps += 20  # the Ritz value will not fall: fewer steps than these cannot succeed

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipcert.certificates.blocks import Block, Tracked, congruence, plus, transposed
 from lipcert.certificates.segments import TINY, Segment, SegmentMatrices
-from lipcert.errors import CertificateError
+from lipcert.errors import NotProved
 from lipcert.network.loop_transform import Cell
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import gamma
@@ -116,7 +116,7 @@ class Statement:
         a, b, c = self.matrix[:n, :n], self.matrix[:n, n:], self.matrix[n:, n:]
         factor, info = torch.linalg.cholesky_ex(c - torch.diag(shift * c.diagonal()))
         if int(info):
-            raise CertificateError("the multipliers do not make the form positive on a layer's neurons.")
+            raise NotProved("the multipliers do not make the form positive on a layer's neurons.")
         half = torch.linalg.solve_triangular(factor, b.T, upper=False)
         result = half.T @ half - a
         return (result + result.T) / 2
@@ -151,7 +151,7 @@ class Statement:
             start = schur + torch.diag(lift * diagonal + floor)
             if self.proves(start):
                 return start
-        raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
+        raise NotProved("a segment's form is not provably non-negative at these multipliers.")
 
     def least_rho(self, start: Tensor, claim: float) -> float:
         """The claim if it can be proved, else the least ρ that can, with M_start = ρ diag(start)."""
@@ -165,17 +165,17 @@ class Statement:
             if self.proves(candidate * weights):
                 return candidate
             lift *= 10.0
-        raise CertificateError("no ρ near the computed one is provable at these multipliers.")
+        raise NotProved("no ρ near the computed one is provable at these multipliers.")
 
 
 def greatest_eigenvalue(form: Tensor) -> float:
     """λ_max in plain floating point.
 
     Raises:
-        CertificateError: the form overflowed.
+        NotProved: the form overflowed.
     """
     if not bool(torch.isfinite(form).all()):
-        raise CertificateError("the form overflows at these multipliers.")
+        raise NotProved("the form overflows at these multipliers.")
     scale = float(form.abs().max()) if form.numel() else 0.0
     if scale == 0.0:
         return 0.0

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.layer_product import DELTA, claim_slots
+from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
-from lipcert.methods.base import EQUAL_NORMS, Method, Run, method
+from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, SelectionNode
 from lipcert.problem import Norm, Problem
 
@@ -33,13 +33,12 @@ class AutoLip(Method):
 
     fuse: bool = True
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Propose the norm of every linear map."""
         self.require_norm(problem.norm)
         p = problem.norm[0]
         network = problem.network if self.fuse else problem.unfused
         slots = claim_slots(network, p)
-        delta = DELTA / max(1, len(slots))
         norms: dict[tuple[int, int], float] = {}
         rough: list[float] = []
         for position, node in enumerate(network.nodes):
@@ -48,13 +47,13 @@ class AutoLip(Method):
                 inputs = [rough[i] for i in node.parents]
                 total = 0.0
                 for term, linear in enumerate(node.maps):
-                    norms[position, term] = propose_norm(linear, p, delta, run.generator)
+                    norms[position, term] = propose_norm(linear, p, run.generator)
                     total += norms[position, term] * inputs[term]
                 if p == 2 and len(node.maps) > 1:
                     norms[position, -1] = math.nan
                     length = math.hypot(*inputs)
                     if math.isfinite(length) and _worth_stacking(node, length, total):
-                        norms[position, -1] = propose_norm(Stacked(node.maps), p, delta, run.generator)
+                        norms[position, -1] = propose_norm(Stacked(node.maps), p, run.generator)
                         total = min(total, norms[position, -1] * length)
                 rough.append(total)
             elif isinstance(node, ActivationNode):
@@ -66,7 +65,7 @@ class AutoLip(Method):
             else:
                 rough.append(1.0)
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
-        return Witness("layer_product", {"norms": values}, {"fuse": self.fuse})
+        return Found(Witness("layer_product", {"norms": values}, {"fuse": self.fuse}))
 
 
 def _worth_stacking(node: AffineNode, length: float, total: float) -> bool:

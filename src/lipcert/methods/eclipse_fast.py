@@ -13,8 +13,8 @@ from torch import Tensor
 from lipcert.certificates.base import Witness
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import MAX_SIDE, cuts
-from lipcert.errors import CertificateError, InputError, MethodError
-from lipcert.methods.base import Method, Run, method
+from lipcert.errors import InputError, MethodError, NotProved
+from lipcert.methods.base import Found, Method, Run, method
 from lipcert.network.graph import ActivationNode
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
@@ -52,7 +52,7 @@ class EclipseFast(Method):
         if self.direction not in ("best", "input", "output"):
             raise InputError(f"direction is best, input or output, not {self.direction!r}.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Multipliers from one or both ends; the better ones are returned."""
         self.require_norm(problem.norm)
         network = problem.expanded
@@ -61,7 +61,7 @@ class EclipseFast(Method):
         form = DenseForm(transformed)
         weights = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
         recursions = {"input": _from_input, "output": _from_output}
-        best: _Found | None = None
+        best: _Feasible | None = None
         settings: dict[str, Any] = {"route": "dense", "layerwise": False}
         for direction, recursion in recursions.items():
             if self.direction not in ("best", direction):
@@ -73,11 +73,11 @@ class EclipseFast(Method):
                 best = found
                 settings["direction"] = direction
         if best is None:
-            raise CertificateError("the closed-form multipliers are not feasible in floats; try method 'lipsdp'.")
+            raise NotProved("the closed-form multipliers are not feasible in floats; try method 'lipsdp'.")
         arrays = {f"multipliers.{k}": m.reshape(1, -1) for k, m in best.multipliers.items()}
         arrays["exponents"] = torch.tensor(transformed.exponents, dtype=torch.int64)
         settings |= {"rho": best.rho * (1.0 + 1e-12), "slack": best.slack}
-        return Witness("quadratic", arrays, settings)
+        return Found(Witness("quadratic", arrays, settings))
 
 
 def _root(rho: float, transformed: LoopTransformed) -> float:
@@ -89,7 +89,7 @@ def _root(rho: float, transformed: LoopTransformed) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class _Feasible:
     rho: float
     slack: float
     multipliers: dict[int, Tensor]
@@ -97,14 +97,14 @@ class _Found:
 
 def _feasible(
     transformed: LoopTransformed, form: DenseForm, weights: Weights, multipliers: list[Tensor]
-) -> _Found | None:
+) -> _Feasible | None:
     """The best of the lifts that the check accepts; None if there is none."""
     nodes = [cell.node for cell in transformed.cells]
     values: dict[float, float] = {}
     for p in LIFTS:
         try:
             values[p] = form.least_rho(_lifted(nodes, multipliers, p), SLACK, weights, prove=False)
-        except CertificateError:
+        except NotProved:
             continue
         if len(values) > 1 and values[p] > 1.05 * min(values.values()):
             break
@@ -113,9 +113,9 @@ def _feasible(
         for slack in (SLACK, 1e3 * SLACK):
             try:
                 rho = form.least_rho(chosen, slack, weights, values[p] * (1.0 + 1e-8))
-            except CertificateError:
+            except NotProved:
                 continue
-            return _Found(rho, slack, chosen)
+            return _Feasible(rho, slack, chosen)
     return None
 
 
@@ -240,5 +240,5 @@ def _near_one(form: Tensor) -> tuple[Tensor, float]:
 
 def _greatest(form: Tensor) -> float:
     if not bool(torch.isfinite(form).all()):
-        raise CertificateError("the recursion overflows; rescale the network's weights.")
+        raise NotProved("the recursion overflows; rescale the network's weights.")
     return max(float(torch.linalg.eigvalsh((form + form.T) / 2)[-1]), 0.0) if form.numel() else 0.0

@@ -11,7 +11,7 @@ import torch
 from lipcert.certificates.base import Witness
 from lipcert.certificates.loop_transform import is_dense, views
 from lipcert.errors import InputError
-from lipcert.methods.base import EQUAL_NORMS, Method, Run, method
+from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network
 from lipcert.problem import Norm, Problem
 
@@ -42,15 +42,16 @@ class LipLT(Method):
         if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
             raise InputError(f"window must be a positive integer or None, not {self.window!r}.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Choose how far sums reach back; the check finds every norm itself."""
         self.require_norm(problem.norm)
         if self.window is not None:
-            return Witness("loop_transform", {}, {"window": self.window})
+            return Found(Witness("loop_transform", {}, {"window": self.window}))
         wide = [network for network in views(problem) if not is_dense(network)]
         if not wide:
-            return Witness("loop_transform")
-        return Witness("loop_transform", {}, {"window": min(_affordable(network, run.left) for network in wide)})
+            return Found(Witness("loop_transform"))
+        window = min(_affordable(network, run.left) for network in wide)
+        return Found(Witness("loop_transform", {}, {"window": window}))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Without matrices every norm is a few hundred passes; is there time for the least of them?"""

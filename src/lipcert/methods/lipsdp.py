@@ -16,9 +16,9 @@ from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.quadratic import NORMS, ScaledMap
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.certificates.statement import FLOOR
-from lipcert.errors import CertificateError, InputError, NumericsError
+from lipcert.errors import InputError, NotProved, NumericsError
 from lipcert.methods.autolip import AutoLip
-from lipcert.methods.base import Method, Run, method
+from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
@@ -78,7 +78,7 @@ class LipSDP(Method):
         if self.start is not None and not _state(self.start) and not _constant(self.start):
             raise InputError("start= must be a Bound that LipSDP computed in this process.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Search multipliers until the gap closes or the budget ends."""
         self.require_norm(problem.norm)
         network = problem.expanded
@@ -95,7 +95,7 @@ class LipSDP(Method):
         search = VectorNeuron(transformed, problem.norm, self.columns, run.generator, _state(self.start))
         dense = self.route == "dense" or (self.route == "auto" and cheapest_segments(exact) is not None)
         finish = _Dense(exact, self, search, run) if dense else _MatrixFree(exact, self, search, run)
-        return finish.witness()
+        return finish.found()
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Without factorable layers the check is a few hundred passes; is there time for them?"""
@@ -125,14 +125,12 @@ class LipSDPLayer(LipSDP):
 
 
 def _state(start: Bound | None) -> Mapping[str, Tensor] | None:
-    certificate = getattr(start, "certificate", None)
-    return getattr(getattr(certificate, "witness", None), "state", None)
+    return start.state or None if isinstance(start, Bound) else None
 
 
 def _constant(start: Bound) -> bool:
     """Whether this method proved 0 by norms alone, for a constant network: there is no point to go on from."""
-    witness = getattr(start.certificate, "witness", None)
-    return start.value == 0.0 and start.method in ("lipsdp", "lipsdp_layer") and witness is not None
+    return isinstance(start, Bound) and start.value == 0.0 and start.method in ("lipsdp", "lipsdp_layer")
 
 
 def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:
@@ -192,8 +190,8 @@ class _Finish:
         rho: list[float],
         slack: list[float],
         route: str,
-        fallback: Callable[[], Witness | None] | None = None,
-    ) -> Witness:
+        weaker: Callable[[], Found | None],
+    ) -> Found:
         """The witness for the multipliers of every form."""
         arrays = {
             f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers]).double().cpu().contiguous()
@@ -206,7 +204,7 @@ class _Finish:
             "rho": rho, "slack": slack, "route": route, "layerwise": self.options.layerwise,
             "dual_value": math.sqrt(float(self.search.rho.max())), "passes": self.search.passes,
         }  # fmt: skip
-        return Witness("quadratic", arrays, settings, fallback, self.search.state)
+        return Found(Witness("quadratic", arrays, settings), weaker, self.search.state)
 
 
 @dataclass(eq=False)
@@ -218,7 +216,7 @@ class _Dense(_Finish):
         place = min(range(len(LIFTS)), key=lambda i: abs(math.log(LIFTS[i] / wanted)))
         self.places = [place] * self.search.problems
 
-    def witness(self) -> Witness:
+    def found(self) -> Found:
         """Passes in geometric batches; between them the best lifts and their gaps."""
         best: list[Lift | None] = [None] * self.search.problems
         count = FEWEST if self.options.start is None else 10
@@ -244,17 +242,17 @@ class _Dense(_Finish):
                 count = int(count * min(10.0, spent / max(searched, 1e-3)))
         return self.packaged([lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)])
 
-    def packaged(self, lifts: list[Lift]) -> Witness:
-        """The witness of a lift per form; its fallback is the next coarser lifts."""
+    def packaged(self, lifts: list[Lift]) -> Found:
+        """The witness of a lift per form; weaker are the next coarser lifts."""
 
-        def fallback() -> Witness | None:
+        def weaker() -> Found | None:
             places = [min(lift.place + 2, len(LIFTS)) for lift in lifts]
             if max(places) >= len(LIFTS):
                 return None
             return self.packaged([self.cautious(form, place) for form, place in enumerate(places)])
 
         claims = [lift.rho * (1.0 + max(1e-9, 1e-3 * lift.p)) + FLOOR for lift in lifts]
-        return self.package([lift.multipliers for lift in lifts], claims, [0.0] * len(lifts), "dense", fallback)
+        return self.package([lift.multipliers for lift in lifts], claims, [0.0] * len(lifts), "dense", weaker)
 
     def cautious(self, form: int, place: int) -> Lift:
         """The finest feasible lift from ``place`` on."""
@@ -262,14 +260,14 @@ class _Dense(_Finish):
             lift = self.lift(form, coarser)
             if lift is not None:
                 return lift
-        raise CertificateError("LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip.")
+        raise NotProved("LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip.")
 
     def lift(self, form: int, place: int) -> Lift | None:
         """The multipliers lifted by LIFTS[place] and their ρ; None if they are not feasible."""
         p = LIFTS[place]
         try:
             multipliers, rho = self.form.repaired(self.lifted(form, p), p, self.weights(form))
-        except CertificateError:
+        except NotProved:
             return None
         return Lift(rho, p, place, multipliers)
 
@@ -305,7 +303,7 @@ class _MatrixFree(_Finish):
         self.steps = 400 if size <= 300_000 else 240
         self.margin = 1.05 * kuczynski_wozniakowski_epsilon(size, self.steps, 1e-10 / self.search.problems)
 
-    def witness(self) -> Witness:
+    def found(self) -> Found:
         """Passes, with more columns while few prove too few, for 60 % of the budget; then the least lift that holds."""
         forms = range(self.search.problems)
         while self._settled() and self.search.columns < MOST_COLUMNS:
@@ -317,7 +315,7 @@ class _MatrixFree(_Finish):
                 break
             self.search.widen(2 * self.search.columns)
         if not bool((self.search.rho > 0).all()):
-            raise CertificateError("the network looks constant in float arithmetic; use autolip.")
+            raise NotProved("the network looks constant in float arithmetic; use autolip.")
         return self._packaged([self._place(form) for form in forms])
 
     def _short(self) -> bool:
@@ -356,8 +354,8 @@ class _MatrixFree(_Finish):
             place = min((i for i, q in enumerate(FREE_LIFTS) if i > place and q >= needed), default=len(FREE_LIFTS) - 1)
         return place
 
-    def _packaged(self, places: list[int]) -> Witness:
-        def fallback() -> Witness | None:
+    def _packaged(self, places: list[int]) -> Found:
+        def weaker() -> Found | None:
             coarser = [place + 1 for place in places]
             return self._packaged(coarser) if max(coarser) < len(FREE_LIFTS) else None
 
@@ -365,7 +363,7 @@ class _MatrixFree(_Finish):
         return self.package(
             [self._positive(form, p) for form, p in enumerate(lifts)],
             [self._rho(form, p) for form, p in enumerate(lifts)],
-            [0.0] * len(lifts), "matrix_free", fallback,
+            [0.0] * len(lifts), "matrix_free", weaker,
         )  # fmt: skip
 
     def _rho(self, form: int, p: float) -> float:

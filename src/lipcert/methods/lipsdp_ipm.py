@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
-from lipcert.methods.base import Method, Run, method
+from lipcert.errors import InputError, MethodError, NotProved, NumericsError
+from lipcert.methods.base import Found, Method, Run, method
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
 from lipcert.numerics.interior_point import Program, Solution, solve
@@ -57,7 +57,7 @@ class LipSDPInteriorPoint(Method):
         if not 0 < self.tolerance < 1 or self.max_iterations < 1 or self.max_size < 1:
             raise InputError("LipSDPInteriorPoint needs 0 < tolerance < 1, max_iterations ≥ 1 and max_size ≥ 1.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Solve the program, then lift its multipliers as little as the check allows."""
         self.require_norm(problem.norm)
         network = problem.expanded
@@ -88,7 +88,7 @@ class LipSDPInteriorPoint(Method):
                 "dual_value": 10.0**log10 if abs(log10) < 300 else 0.0, "gap": solution.gap,
                 "infeasibility": solution.infeasibility, "iterations": solution.iterations,
             }  # fmt: skip
-        return Witness(witness.kind, witness.arrays, settings)
+        return Found(Witness(witness.kind, witness.arrays, settings))
 
     def _require_size(self, transformed: LoopTransformed) -> None:
         neurons = sum(cell.size for cell in transformed.cells)
@@ -115,12 +115,12 @@ class LipSDPInteriorPoint(Method):
             try:
                 chosen, _ = form.repaired(lifted, min(p, 0.1), weights)
                 rho = form.least_rho(chosen, 0.0, weights)
-            except CertificateError:
+            except NotProved:
                 continue
             if best is None or rho < best[0]:
                 best = (rho, chosen)
         if best is None:
-            raise CertificateError("the interior point's multipliers cannot be made feasible; try method 'lipsdp'.")
+            raise NotProved("the interior point's multipliers cannot be made feasible; try method 'lipsdp'.")
         rho, chosen = best
         arrays = {f"multipliers.{k}": m.double().reshape(1, -1) for k, m in chosen.items()}
         arrays["exponents"] = torch.tensor(transformed.exponents, dtype=torch.int64)
