@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.quadratic import read_multipliers, read_units
+from lipcert.certificates.multipliers import Notation, in_own_units, read_multipliers
 from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
 from lipcert.network.graph import ActivationNode
 from lipcert.network.linear import size
@@ -32,7 +32,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     ``witness.arrays``: ``exponents`` as in the quadratic certificate; ``tree``, the nodes of a binary tree in preorder,
     each the number of the neuron it splits (neurons counted through the nonlinear nodes in order) or −1 for a leaf, the
     child of the lower slope first; ``multipliers.K``, a row per leaf in the same order; ``slack``, one per leaf.
-    ``witness.settings``: ``rho``, a claim for the largest ρ, in the output's units.
+    ``witness.settings``: ``rho``, a claim for the largest ρ.
 
     Why this is an upper bound. (1) An increment of an activation is δz_j = s_j δv_j with some s_j in [α_j, β_j], so
     δy = A(s) δx for a point s of the box B = Π [α_j, β_j] (a gain block contributes a factor of its own, any linear
@@ -51,12 +51,13 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         raise UnsupportedNormError(
             f"no branch-tree certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}, only l2 → l2."
         )
-    transformed = read_units(problem, witness)
-    if transformed.layerwise:
+    if witness.settings.get("layerwise"):
         raise CertificateError("a branch tree has one multiplier per neuron.")
+    transformed = in_own_units(problem)
+    notation = Notation.of(witness, transformed)
     leaves = list(leaf_fixings(_tree(witness), branchable(transformed)))
-    multipliers = read_multipliers(witness, transformed, len(leaves))
-    slack, claim = _slack(witness, len(leaves)), _claim(witness)
+    multipliers = read_multipliers(witness, transformed, notation, len(leaves))
+    slack, claim = _slack(witness, len(leaves)), notation.rho(_claim(witness))
     form, slopes = DenseForm(transformed), Slopes(transformed)
     weights = Weights(
         torch.ones(size(transformed.network.in_shape), dtype=torch.float64),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +21,11 @@ from lipcert.certificates.statement import (
     greatest_ratio,
     least_lift,
     multiplier_pair,
-    row_sums,
 )
 from lipcert.errors import NotProved
 from lipcert.network.loop_transform import LoopTransformed
 from lipcert.numerics.psd import is_positive_definite_scaled
-from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up
+from lipcert.numerics.rounding import UNDERFLOW, add_up, div_up, gamma, ldexp_up, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
 from lipcert.problem import Norm
 
@@ -207,7 +207,7 @@ def _largest_ratio(form: Tensor, weights: Tensor, claim: float) -> float:
     candidates += [estimate * (1.0 + 10.0**-e) + FLOOR for e in range(12, 2, -1)]
     for rho in candidates:
         matrix = torch.diag(rho * weights) - form
-        rounding = torch.diag((rho * weights + form.diagonal().abs()) * (4.0 * gamma(4.0)))
+        rounding = torch.diag((rho * weights + form.diagonal().abs()) * (4.0 * gamma(4.0)) + UNDERFLOW)
         if is_positive_definite_scaled(matrix, rounding):
             return rho
     raise NotProved("the largest eigenvalue of the last form cannot be enclosed.")
@@ -224,13 +224,30 @@ def _wide_input(v: Tracked, form: Tensor, weights: Tensor, prove: bool) -> float
     image = dense(times(times(factor.T, v.parts[0]), scale))
     if not prove:
         return greatest_eigenvalue(image @ image.T)
-    n = form.shape[0]
+    n, columns = form.shape[0], len(scale)
+    lost = 8.0 * (n + 1) * UNDERFLOW  # by underflow in an entry of a product
     bound = factor.abs() @ factor.abs().T + form.abs()
-    residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0))
-    left = float(row_sums(torch.maximum(residual, residual.T)).max())
+    residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0)) + lost
+    left = mul_up(float(torch.maximum(residual, residual.T).sum(dim=1).max()), 1.0 + 4.0 * gamma(n + 4.0))
     absolute = times(v.absolute[0], scale)
     wide = dense(times(factor.abs().T, absolute))
-    error = mul_up(4.0 * gamma(v.rounding + n + 16.0), 1.0 + 1e-9, float(wide.norm()))
+    root, spread = sqrt_up(float(n)), _length(scale)  # ‖1‖ on either side
+    around = mul_up(add_up(mul_up(2.0, _length(factor), v.floor, root), mul_up(lost, root)), spread)
+    error = add_up(mul_up(4.0 * gamma(v.rounding + n + 16.0), _length(wide)), around, mul_up(lost, root, columns))
     sigma = sigma_max_upper(image, error)
-    plain = mul_up(1.0 + 1e-9, float(absolute.norm()))
+    plain = add_up(_length(absolute), mul_up(2.0 * v.floor + lost, root, spread), mul_up(lost, root, columns))
     return add_up(mul_up(sigma, sigma), mul_up(left, plain, plain))
+
+
+def _length(x: Tensor) -> float:
+    """The Frobenius norm, rounded up; a power of two is taken out, so that no square vanishes.
+
+    Raises:
+        NotProved: it overflows.
+    """
+    greatest = float(x.abs().max()) if x.numel() else 0.0
+    if not math.isfinite(greatest):
+        raise NotProved("the form on the first layer overflows.")
+    power = math.frexp(greatest)[1]
+    unit = torch.from_numpy(np.ldexp(x.numpy(), -power))
+    return ldexp_up(mul_up(1.0 + 1e-9, float(unit.norm()) + 1e-100), power)

@@ -13,8 +13,8 @@ from lipcert.certificates.layer_product import _row_sums
 from lipcert.certificates.map_norm import MOST_ROUNDINGS, TARGET, Stacked, map_norm
 from lipcert.certificates.map_path import Pathway, reachable
 from lipcert.certificates.map_written import Block, identity, scaled_rows, spike, total, written
+from lipcert.certificates.range_guard import Amplification
 from lipcert.certificates.segments import cuts
-from lipcert.certificates.tame import require_tame
 from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
 from lipcert.network.graph import (
     ActivationNode,
@@ -252,7 +252,7 @@ class FreeRecursion(Recursion):
     def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments)
         self.transformed = LoopTransformed(self.network, natural_exponents(self.network))
-        require_tame(self.transformed)
+        self.lost = Amplification(self.transformed).between_nodes()
         self.cells: Mapping[int, Cell] = {
             k: _cell(k, node) for k, node in enumerate(self.network.nodes) if isinstance(node, ActivationNode)
         }
@@ -274,6 +274,7 @@ class FreeRecursion(Recursion):
             length = self.constants[cell.parent if cell is not None else source]
             pathway = Pathway(self.transformed, self.cells, source, k, cell is not None)
             norm, kind = self._norm(pathway)
+            norm = norm + self.lost
             exponents = self.transformed.exponents
             value = value + norm.times_power(exponents[k] - exponents[source]) * length
             guarantee = weakest([guarantee, kind])
