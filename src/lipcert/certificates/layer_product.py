@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.map_norm import Stacked, absolute_sums, map_norm, scaled
+from lipcert.certificates.map_norm import TARGET, NormBound, Route, Stacked, absolute_sums, map_norm, scaled
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.network.linear import LinearMap
 from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.numerics.rounding import add_up, ldexp_up, mul_up
@@ -33,7 +37,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_k = Σ_i ‖A_{k←i}‖ L_i over the DAG, L_input = 1 (AutoLip: Scaman & Virmaux 2018, Algorithm 1).
 
     ``witness.arrays["norms"]`` holds one claimed norm per slot of ``claim_slots`` (NaN: none, find it here, or for a
-    stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused.
+    stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused, ``["routes"]`` by what
+    work each norm is bounded (``Route``; absent: ``written`` for all) and ``["target"]`` how tight passes are to be.
 
     Why this is an upper bound: by induction ‖δz_k‖_p ≤ L_k ‖δx‖_p for every increment δx. A sum of images obeys the
     triangle inequality with certified norms; the stacked map [A_1 … A_k] applied to the stacked increments gives
@@ -61,7 +66,7 @@ def recursion(
     """
     slots = claim_slots(network, p)
     claims = read_claims(witness, slots)
-    share = chance.group(2 * len(slots))
+    norms = _Norms(p, claims, read_routes(witness, slots), _read_target(witness), chance.group(2 * len(slots)))
     constants: list[Magnitude] = []
     rows: list[BreakdownRow] = []
     used: list[Guarantee] = []
@@ -74,7 +79,7 @@ def recursion(
         elif isinstance(node, AffineNode):
             kind = "linear"
             inputs = [constants[i] for i in node.parents]
-            total, guarantee, remark = _affine(position, node, inputs, claims, p, share)
+            total, guarantee, remark = _affine(position, node, inputs, norms)
             own = _ratio(total, inputs)
         else:
             before = constants[node.parents[0]]
@@ -108,18 +113,50 @@ def read_claims(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[in
     return dict(zip(slots, (float(v) for v in values), strict=True))
 
 
+def read_routes(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[int, int], Route]:
+    """The route of every slot."""
+    routes = witness.settings.get("routes")
+    if routes is None:
+        return dict.fromkeys(slots, "written")
+    known = get_args(Route)
+    if not isinstance(routes, list) or len(routes) != len(slots) or any(route not in known for route in routes):
+        raise CertificateError(f"the certificate's routes must be {len(slots)} of {', '.join(known)}.")
+    return dict(zip(slots, routes, strict=True))
+
+
+def _read_target(witness: Witness) -> float:
+    target = witness.settings.get("target", TARGET)
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0.0 < target <= 10.0:
+        raise CertificateError("the certificate's target must be a number between 0 and 10.")
+    return float(target)
+
+
+@dataclass(frozen=True, eq=False)
+class _Norms:
+    """Norms of maps by what the witness claims of them."""
+
+    p: float
+    claims: Mapping[tuple[int, int], float]
+    routes: Mapping[tuple[int, int], Route]
+    target: float
+    share: Share
+
+    def of(self, slot: tuple[int, int], linear: LinearMap) -> NormBound:
+        claim = self.claims[slot]
+        known = None if math.isnan(claim) else claim
+        return map_norm(linear, self.p, known, self.share, self.routes[slot], self.target)
+
+
 def _affine(
     position: int,
     node: AffineNode,
     inputs: list[Magnitude],
-    claims: dict[tuple[int, int], float],
-    p: float,
-    share: Share,
+    norms: _Norms,
 ) -> tuple[Magnitude, Guarantee, str]:
+    p = norms.p
     total, used = ZERO, []
     for term, (linear, before) in enumerate(zip(node.maps, inputs, strict=True)):
-        claim = claims[position, term]
-        norm = map_norm(linear, p, None if math.isnan(claim) else claim, share)
+        norm = norms.of((position, term), linear)
         used.append(norm.guarantee)
         total = total + norm.magnitude * before
     remark = "" if len(node.maps) == 1 else f"sum of {len(node.maps)}"
@@ -127,9 +164,8 @@ def _affine(
         stacked = _row_sums(node, inputs)
         if stacked is not None and stacked < total:
             total, remark = stacked, "rows of the sum"
-    claim = claims.get((position, -1), math.nan)
-    if p == 2 and not math.isnan(claim):
-        norm = map_norm(Stacked(node.maps), p, claim, share)
+    if p == 2 and not math.isnan(norms.claims.get((position, -1), math.nan)):
+        norm = norms.of((position, -1), Stacked(node.maps))
         length = inputs[0]
         for before in inputs[1:]:
             length = length.hypot(before)
