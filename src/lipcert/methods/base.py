@@ -31,6 +31,8 @@ class Run:
         device: where heavy searches may run; checks stay on the CPU.
         budget: seconds an anytime method may use.
         report: called with (fraction done, what is being done) now and then.
+        checked: whether the check has to fit in the budget too (else only the search does).
+        rigorous: whether only a rigorous bound is wanted.
     """
 
     generator: torch.Generator
@@ -38,6 +40,8 @@ class Run:
     budget: float = 60.0
     report: Report = lambda fraction, text: None
     started: float = field(default_factory=time.perf_counter)
+    checked: bool = False
+    rigorous: bool = False
 
     @property
     def left(self) -> float:
