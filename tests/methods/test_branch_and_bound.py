@@ -509,7 +509,7 @@ def test_networks_with_pools_get_a_proved_tree(kind: int) -> None:
     model, x = pooled(kind, kind)
     bound = lipcert.bound(model, x, method=lipcert.BranchAndBound(max_nodes=20), budget=5)
     assert record(bound).kind == "branch_tree"
-    assert "1 leaves" not in bound.breakdown[0].remark
+    assert not bound.breakdown[0].remark.startswith("1 leaves")
     assert bound.value <= lipcert.bound(model, x, method="lipsdp").value * (1 + 1e-3)
     assert bound.value >= lipcert.lower_bound(model, x, budget=0.2).value
 
