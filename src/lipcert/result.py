@@ -40,7 +40,17 @@ class Saveable(Protocol):
 
 @dataclass(frozen=True)
 class BreakdownRow:
-    """One step of a bound: the node, what was used for it and the constant accumulated up to it."""
+    """One step of a bound.
+
+    Attributes:
+        name: the operations of the node (``conv2d+flatten``).
+        kind: ``linear``, ``activation``, ``gain``, ``selection``, or what a method's own rows are about.
+        constant: what was used for the node itself.
+        cumulative: the constant accumulated up to it.
+        guarantee: how sure the two are.
+        remark: where they come from.
+        module: paths of the modules the node comes from (``features.0 + features.1``), empty if unknown.
+    """
 
     name: str
     kind: str
@@ -48,6 +58,12 @@ class BreakdownRow:
     cumulative: float
     guarantee: Guarantee
     remark: str = ""
+    module: str = ""
+
+    @property
+    def label(self) -> str:
+        """Module path and operations, for tables."""
+        return f"{self.module}: {self.name}" if self.module else self.name
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,7 @@ class Bound:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(r.name)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
+            f"<tr><td>{html.escape(r.label)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
             f"<td>{r.cumulative:.6g}</td><td>{r.guarantee}</td><td>{html.escape(r.remark)}</td></tr>"
             for r in self.breakdown
         )

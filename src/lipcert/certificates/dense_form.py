@@ -27,7 +27,7 @@ from lipcert.certificates.statement import (
     room,
 )
 from lipcert.errors import NotProved
-from lipcert.network.loop_transform import LoopTransformed
+from lipcert.increments import ScaledIncrements
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import UNDERFLOW, add_up, div_up, gamma, ldexp_up, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
@@ -66,7 +66,7 @@ class DenseForm:
         NotProved: a layer is too wide to factor.
     """
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         segments = cheapest_segments(transformed)
         if segments is None:
             raise NotProved("a layer is too wide to factor; the certificate needs the matrix-free route.")
@@ -79,10 +79,8 @@ class DenseForm:
         """The form of the network with these slopes fixed; what does not depend on them is shared.
 
         Args:
-            fixed: as in ``LoopTransformed``; ``self`` must be of a network without fixed slopes.
+            fixed: position of a cell → slopes, NaN where a neuron stays free.
         """
-        if self.transformed.fixed:
-            raise ValueError("this form has fixed slopes already")
         result = copy(self)
         result.transformed = self.transformed.fixing(fixed)
         cell_at = result.transformed.cell_at
@@ -132,7 +130,7 @@ class DenseForm:
             first = segment.start == 0
             if segment.cells:
                 if repair is not None:
-                    _repair(segment, relation, form, *repair, self.transformed.blind)
+                    _repair(segment, relation, form, *repair, self.transformed.increments.unreached)
                 statement = Statement.build(segment, relation, form, multipliers, prove)
                 if first:
                     if prove:

@@ -13,9 +13,8 @@ from torch import Tensor
 from lipcert.certificates.blocks import Block, Tracked, plus, times
 from lipcert.certificates.map_norm import scaled
 from lipcert.errors import NotProved
-from lipcert.network.graph import AffineNode
+from lipcert.increments import Cell, Linear, ScaledIncrements
 from lipcert.network.linear import Dense, Identity, LinearMap, size
-from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.numerics.rounding import UNDERFLOW, add_up, ldexp_up, mul_up
 
 #: Largest side of a matrix that is factored.
@@ -65,23 +64,10 @@ class SegmentMatrices:
         return int(self.places[-1].stop)
 
 
-def cuts(transformed: LoopTransformed) -> list[int]:
-    """Nodes through which every path from input to output passes, input and output included."""
-    nodes = transformed.network.nodes
-    reach = 0
-    result = []
-    furthest = [max(c, default=k) for k, c in enumerate(transformed.network.consumers)]
-    for k in range(len(nodes)):
-        if reach <= k:
-            result.append(k)
-        reach = max(reach, furthest[k])
-    return result
-
-
-def cheapest_segments(transformed: LoopTransformed) -> list[Segment] | None:
+def cheapest_segments(transformed: ScaledIncrements) -> list[Segment] | None:
     """The cheapest way to cut the network into factorable segments, from input to output; None if there is none."""
-    places = cuts(transformed)
-    nodes = transformed.network.nodes
+    places = transformed.increments.cuts
+    nodes = transformed.increments.relations
     best: list[tuple[float, int]] = [(0.0, -1)]
     for j in range(1, len(places)):
         choice = (math.inf, -1)
@@ -106,7 +92,7 @@ def cheapest_segments(transformed: LoopTransformed) -> list[Segment] | None:
     return result[::-1]
 
 
-def _cost(entry: int, exit_: int, cells: list[Cell], transformed: LoopTransformed, first: bool) -> float:
+def _cost(entry: int, exit_: int, cells: list[Cell], transformed: ScaledIncrements, first: bool) -> float:
     if exit_ > MAX_SIDE:
         return math.inf
     if not cells:
@@ -114,12 +100,12 @@ def _cost(entry: int, exit_: int, cells: list[Cell], transformed: LoopTransforme
             return float(exit_) ** 2 * entry + exit_**3
         return math.inf if entry > MAX_SIDE else 2.0 * float(exit_) * entry * (entry + exit_)
     side = entry + sum(c.size for c in cells)
-    rows = exit_ + sum(size(transformed.network.nodes[c.parent].shape) for c in cells)
+    rows = exit_ + sum(transformed.increments.relations[c.parent].size for c in cells)
     return math.inf if side > MAX_SIDE else 2.0 * float(side) ** 3 + 2.0 * float(side) ** 2 * rows + 1e5
 
 
 def matrices(
-    transformed: LoopTransformed, segment: Segment, written: dict[tuple[int, int], Written] | None = None
+    transformed: ScaledIncrements, segment: Segment, written: dict[tuple[int, int], Written] | None = None
 ) -> SegmentMatrices:
     """The segment's relation as float64 blocks with entrywise error bounds; ``written`` keeps maps for a next time.
 
@@ -127,15 +113,16 @@ def matrices(
         NotProved: it overflows.
     """
     written = {} if written is None else written
-    nodes = transformed.network.nodes
+    nodes = transformed.increments.relations
     entry = size(nodes[segment.start].shape)
     places = [slice(0, entry)]
     ones = torch.ones(entry, dtype=torch.float64)
     known: dict[int, Tracked] = {segment.start: Tracked({0: ones}, {0: ones}, entry, 0.0, 0.0)}
     preactivations = []
     for k in range(segment.start + 1, segment.stop + 1):
-        if isinstance(nodes[k], AffineNode):
-            known[k] = _affine(transformed, k, known, written)
+        relation = nodes[k]
+        if isinstance(relation, Linear):
+            known[k] = _linear(transformed, k, relation, known, written)
             continue
         cell = transformed.cell_at[k]
         v = known[cell.parent]
@@ -159,15 +146,17 @@ def _activate(cell: Cell, v: Tracked, block: int) -> Tracked:
     return Tracked(parts, absolute, cell.size, v.rounding + 1.0, floor)
 
 
-def _affine(
-    transformed: LoopTransformed, k: int, known: Mapping[int, Tracked], written: dict[tuple[int, int], Written]
+def _linear(
+    transformed: ScaledIncrements,
+    k: int,
+    relation: Linear,
+    known: Mapping[int, Tracked],
+    written: dict[tuple[int, int], Written],
 ) -> Tracked:
-    node = transformed.network.nodes[k]
-    rows = size(node.shape)
     parts: dict[int, Tensor] = {}
     absolute: dict[int, Tensor] = {}
     rounding = floor = 0.0
-    for linear, parent in zip(transformed.exact_maps[k], node.parents, strict=True):
+    for linear, parent in zip(transformed.maps[k], relation.parents, strict=True):
         if (k, parent) not in written:
             written[k, parent] = _written(linear)
         own_map, inner = written[k, parent], known[parent]
@@ -177,7 +166,7 @@ def _affine(
         floor = add_up(floor, _product_floor(own_map, inner))
         own = linear.rounding if math.isfinite(linear.rounding) else float(linear.in_size + linear.out_size)
         rounding = max(rounding, inner.rounding + own + linear.in_size + 2.0)
-    return Tracked(parts, absolute, rows, rounding + 2.0 * len(node.parents), floor)
+    return Tracked(parts, absolute, relation.size, rounding + 2.0 * len(relation.parents), floor)
 
 
 def _product_floor(linear: Written, inner: Tracked) -> float:

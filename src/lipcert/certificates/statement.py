@@ -11,7 +11,7 @@ from torch import Tensor
 from lipcert.certificates.blocks import Block, Tracked, congruence, transposed
 from lipcert.certificates.segments import Segment, SegmentMatrices
 from lipcert.errors import NotProved
-from lipcert.network.loop_transform import Cell
+from lipcert.increments import Cell
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import UNDERFLOW, gamma
 from lipcert.numerics.spectral import estimate_lambda_max

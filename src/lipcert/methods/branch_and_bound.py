@@ -17,13 +17,15 @@ from lipcert.certificates.branch_tree import LEAF, Slopes, branchable
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, fork, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
 from lipcert.methods.branch_form import BatchForm
-from lipcert.methods.lipsdp import LipSDP, steps_to_output
+from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
+from lipcert.search.passes import steps_to_output
 
 #: Geometric lifts tried for every node, finest first.
 LIFTS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -69,8 +71,8 @@ class BranchAndBound(Method):
             MethodError: a layer is too wide for the dense certificate.
         """
         self.require_norm(problem.norm)
-        network = problem.expanded
-        transformed = LoopTransformed(network, natural_exponents(network))
+        increments = problem.expanded_increments
+        transformed = ScaledIncrements(increments, natural_exponents(increments))
         if cheapest_segments(transformed) is None:
             raise MethodError(
                 "branch_and_bound needs layers that can be factored densely, and one of this network is too wide; "
@@ -104,7 +106,7 @@ class _Node:
 @dataclass(eq=False)
 class _Search:
     options: BranchAndBound
-    transformed: LoopTransformed
+    transformed: ScaledIncrements
     run: Run
     vertex: float = 0.0
     nodes: int = 1
@@ -284,8 +286,8 @@ class _Search:
         return time.perf_counter() - began
 
     def _weights(self) -> Weights:
-        network = self.transformed.network
-        n, m = size(network.in_shape), size(network.out_shape)
+        increments = self.transformed.increments
+        n, m = size(increments.in_shape), size(increments.out_shape)
         return Weights(torch.ones(n, dtype=torch.float64), torch.ones(m, dtype=torch.float64))
 
     def _by_node(self, multipliers: Tensor) -> dict[int, Tensor]:

@@ -17,13 +17,15 @@ from lipcert.certificates.quadratic import NORMS, ScaledMap
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.certificates.statement import FLOOR
 from lipcert.errors import InputError, NotProved, NumericsError
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.vector_neuron import VectorNeuron
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.problem import Norm, Problem
 from lipcert.result import Bound
+from lipcert.search.passes import Passes, steps_to_output
 
 #: Geometric lifts tried, finest first.
 LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
@@ -81,29 +83,33 @@ class LipSDP(Method):
     def solve(self, problem: Problem, run: Run) -> Found:
         """Search multipliers until the gap closes or the budget ends."""
         self.require_norm(problem.norm)
-        network = problem.expanded
-        exponents = natural_exponents(network)
-        exact = LoopTransformed(network, exponents, self.layerwise)
-        if problem.norm in AutoLip.norms and not bool(exact.reached[-1].any()):
+        exact = self._increments(problem)
+        if problem.norm in AutoLip.norms and not bool(exact.increments.reached[-1].any()):
             return AutoLip().solve(problem, run)  # a constant output: 0, which no positive multiplier proves
         neurons = sum(cell.size for cell in exact.cells)
         if self.precision == "auto":
             dtype = torch.float64 if neurons <= 20_000 else torch.float32
         else:
             dtype = getattr(torch, self.precision)
-        transformed = LoopTransformed(network, exponents, self.layerwise, dtype, run.device)
-        search = VectorNeuron(transformed, problem.norm, self.columns, run.generator, _state(self.start))
+        search = VectorNeuron(
+            Passes(exact, dtype, run.device), problem.norm, self.columns, run.generator, _state(self.start)
+        )
         dense = self.route == "dense" or (self.route == "auto" and cheapest_segments(exact) is not None)
         finish = _Dense(exact, self, search, run) if dense else _MatrixFree(exact, self, search, run)
         return finish.found()
 
+    def _increments(self, problem: Problem) -> ScaledIncrements:
+        """What the search and the check work on."""
+        increments = problem.expanded_increments.layerwise() if self.layerwise else problem.expanded_increments
+        return ScaledIncrements(increments, natural_exponents(increments))
+
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Without factorable layers the check is a few hundred passes; is there time for them?"""
-        exact = LoopTransformed(problem.expanded, natural_exponents(problem.expanded), self.layerwise)
+        exact = self._increments(problem)
         if self.route != "matrix_free" and cheapest_segments(exact) is not None:
             return None
         ones = {c.node: torch.ones(1 if c.block else c.size, dtype=torch.float64) for c in exact.cells}
-        sizes = (math.prod(problem.expanded.in_shape), math.prod(problem.expanded.out_shape))
+        sizes = (math.prod(exact.increments.in_shape), math.prod(exact.increments.out_shape))
         plain = Weights(*(torch.ones(n, dtype=torch.float64) for n in sizes))
         scaled = ScaledMap(exact, ones, plain, 1.0)
         began = time.perf_counter()
@@ -133,15 +139,6 @@ def _constant(start: Bound) -> bool:
     return isinstance(start, Bound) and start.value == 0.0 and start.method in ("lipsdp", "lipsdp_layer")
 
 
-def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:
-    """For each nonlinear node: how many lie on the longest path from it to the output, itself included."""
-    depth = [0] * len(transformed.network.nodes)
-    for k in range(len(depth) - 1, -1, -1):
-        own = 1 if k in transformed.cell_at else 0
-        depth[k] = own + max((depth[c] for c in transformed.network.consumers[k]), default=0)
-    return {cell.node: depth[cell.node] for cell in transformed.cells}
-
-
 @dataclass(frozen=True, eq=False)
 class Lift:
     """Feasible multipliers of one form, lifted by p = LIFTS[place], and their ρ in plain floating point."""
@@ -156,7 +153,7 @@ class Lift:
 class _Finish:
     """Common part of the two routes: run passes, now and then look at the certified gap."""
 
-    exact: LoopTransformed
+    exact: ScaledIncrements
     options: LipSDP
     search: VectorNeuron
     run: Run
