@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -66,6 +67,7 @@ class NetworkBuilder:
         offset: Tensor | None = None,
         name: str = "affine",
         where: str = "",
+        offset_rounding: float = math.inf,
     ) -> Var:
         """``Σ map(var) + offset``; terms on the same variable are merged."""
         merged: dict[int, LinearMap] = {}
@@ -77,7 +79,8 @@ class NetworkBuilder:
         for linear in merged.values():
             if linear.out_shape != shape:
                 raise CaptureError(f"{name}: a map gives shape {linear.out_shape}, expected {shape} ({where})")
-        return self._append(AffineNode(tuple(merged), shape, name, where, tuple(merged.values()), offset))
+        maps = tuple(merged.values())
+        return self._append(AffineNode(tuple(merged), shape, name, where, maps, offset, offset_rounding))
 
     def activation(self, var: Var, function: Nonlinearity, where: str = "") -> Var:
         """An elementwise activation of ``var``."""

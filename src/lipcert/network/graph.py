@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,10 +35,15 @@ class InputNode(Node):
 
 @dataclass(frozen=True, eq=False)
 class AffineNode(Node):
-    """``Σ_i maps[i](parent_i) + offset``; the parents are distinct."""
+    """``Σ_i maps[i](parent_i) + offset``; the parents are distinct.
+
+    ``offset_rounding`` counts the units of relative rounding error in each entry of the offset: 0 for a stored one,
+    infinite when nothing is known. Offsets matter to no bound, only to what an expression is recognised as.
+    """
 
     maps: tuple[LinearMap, ...] = ()
     offset: Tensor | None = None
+    offset_rounding: float = math.inf
 
 
 @dataclass(frozen=True, eq=False)

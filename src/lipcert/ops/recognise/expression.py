@@ -1,12 +1,15 @@
-"""Look through scalings and offsets: a value as a polynomial, or as a diagonal scaling, of an earlier value.
+"""The reader of expressions: a value as a polynomial, or as a diagonal scaling, of an earlier value.
 
-Pattern rules compare coefficients as exact rationals: a match is a proof, never a coincidence of rounding.
+Coefficients are exact rationals, or enclosed between two where a constant was computed with a known rounding count:
+what holds for them is a proof, never a coincidence of rounding, and nothing under- or overflows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,10 +17,11 @@ from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, UnresolvedNode, Var
 from lipcert.network.graph import ActivationNode, AffineNode, Node
-from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Sum
+from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ops.context import Constant
-from lipcert.ops.rational import Real, exactly
+from lipcert.ops.rational import OutOfRange, Real, exactly
+from lipcert.ops.recognise.facts import kind
 
 Polynomial = Mapping[int, Real]
 #: Degrees beyond this are never part of a pattern.
@@ -29,6 +33,11 @@ _MAX_DEPTH = 40
 def times(x: Tensor, constant: Tensor) -> Tensor:
     """The function of the maps that multiply by a constant, by which they are recognised."""
     return x * constant
+
+
+def constant_of(linear: OpMap) -> Constant:
+    """The constant of a map made with ``times``; one unit of the map's count is its own product."""
+    return Constant(linear.constants[0], max(0.0, linear.rounding - 1.0))
 
 
 def handle(builder: NetworkBuilder, position: int) -> Var:
@@ -48,9 +57,7 @@ def scalar_of(linear: LinearMap) -> Real | None:
     if isinstance(linear, Identity):
         return Real.of(linear.scale)
     if isinstance(linear, OpMap):
-        if linear.function is times and linear.constants[0].numel() == 1:
-            return Real.of(float(linear.constants[0].reshape(()).item()), linear.rounding)
-        return None
+        return uniform(constant_of(linear)) if linear.function is times else None
     if isinstance(linear, (Composition, Sum)):
         parts = [scalar_of(part) for part in linear.maps]
         total = exactly(0 if isinstance(linear, Sum) else 1)
@@ -62,24 +69,48 @@ def scalar_of(linear: LinearMap) -> Real | None:
     return None
 
 
-def diagonal_of(linear: LinearMap) -> float | Tensor | None:
-    """The factor of an elementwise scaling x ↦ d ⊙ x, as doubles; None for any other map."""
-    scalar = scalar_of(linear)
-    if scalar is not None:
-        return scalar.middle
+def multiple(shape: Shape, factor: Real) -> LinearMap:
+    """x ↦ c·x as a map: exact if c is a double, else with the rounding count that covers what is known of c."""
+    c = factor.middle
+    if factor.is_(Fraction(c)):
+        return Identity(shape, c)
+    error = max(abs(factor.high - Fraction(c)), abs(factor.low - Fraction(c)))
+    if not c or error > abs(Fraction(c)) / 2**20:
+        raise OutOfRange("one of its factors is not known well enough.")
+    units = math.ceil(error / abs(Fraction(c)) * 2**53)
+    constant = torch.tensor(c, dtype=torch.float64)
+    return OpMap("times", times, shape, shape, (constant,), "multiple", units + 1.0)
+
+
+def is_diagonal(linear: LinearMap) -> bool:
+    """Whether the map is an elementwise scaling x ↦ d ⊙ x."""
     if linear.in_shape != linear.out_shape:
-        return None
-    if isinstance(linear, OpMap) and linear.function is times:
-        return linear.constants[0].double()
+        return False
     if isinstance(linear, Composition):
-        total: float | Tensor = 1.0
-        for part in linear.maps:
-            factor = diagonal_of(part)
-            if factor is None:
-                return None
-            total = total * factor
-        return total
-    return None
+        return all(is_diagonal(part) for part in linear.maps)
+    return scalar_of(linear) is not None or (isinstance(linear, OpMap) and linear.function is times)
+
+
+def _diagonal(linear: LinearMap) -> Tensor:
+    """The factors d of an elementwise scaling, as doubles."""
+    if isinstance(linear, Composition):
+        return _product_of([_diagonal(part) for part in linear.maps])
+    if isinstance(linear, OpMap):
+        return linear.constants[0].double()
+    scalar = scalar_of(linear)
+    assert scalar is not None
+    return torch.tensor(scalar.middle, dtype=torch.float64)
+
+
+def _product_of(factors: list[Tensor]) -> Tensor:
+    """Their product entry by entry; ``OutOfRange`` where it leaves the normal doubles."""
+    total = torch.ones((), dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.bool)
+    for factor in factors:
+        total, zero = total * factor, zero | (factor == 0)
+    if bool((~zero & ((total.abs() < 2.0**-1022) | ~torch.isfinite(total))).any()):
+        raise OutOfRange("the product of its factors leaves the range of doubles; rescale them.")
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +120,11 @@ class Scaled:
     var: Var
     maps: tuple[LinearMap, ...] = ()
 
-    def factor(self) -> float | Tensor:
-        """The product of the scalings."""
-        total: float | Tensor = 1.0
-        for linear in self.maps:
-            factor = diagonal_of(linear)
-            assert factor is not None
-            total = total * factor
-        return total
+    def rates(self, like: Var) -> Tensor | None:
+        """The product of the scalings as a tensor that broadcasts to the shape of ``like``; None if it does not."""
+        factor = _product_of([_diagonal(linear) for linear in self.maps])
+        fits = tuple(torch.broadcast_shapes(tuple(factor.shape), like.shape)) == like.shape
+        return factor if fits else None
 
 
 def scalings(builder: NetworkBuilder, var: Var) -> list[Scaled]:
@@ -107,7 +135,7 @@ def scalings(builder: NetworkBuilder, var: Var) -> list[Scaled]:
         node = builder.node(here.var)
         if not isinstance(node, AffineNode) or node.offset is not None or len(node.parents) != 1:
             break
-        if diagonal_of(node.maps[0]) is None:
+        if not is_diagonal(node.maps[0]):
             break
         chain.append(Scaled(parent(builder, node), (node.maps[0], *here.maps)))
     return chain
@@ -121,10 +149,12 @@ def core(builder: NetworkBuilder, var: Var) -> Var:
     return var
 
 
-def activation_of(builder: NetworkBuilder, var: Var) -> tuple[Nonlinearity, Var] | None:
-    """(φ, v) if ``var`` is φ(v), seen through identities."""
+def activation_of(builder: NetworkBuilder, var: Var, *kinds: str) -> tuple[Nonlinearity, Var] | None:
+    """(φ, v) if ``var`` is φ(v) with φ of one of the ``kinds`` (of any without them), seen through identities."""
     node = builder.node(core(builder, var))
-    return (node.function, parent(builder, node)) if isinstance(node, ActivationNode) else None
+    if not isinstance(node, ActivationNode) or (kinds and kind(node.function) not in kinds):
+        return None
+    return node.function, parent(builder, node)
 
 
 def open_op(builder: NetworkBuilder, var: Any, *ops: str) -> UnresolvedNode | None:
@@ -138,12 +168,22 @@ def open_op(builder: NetworkBuilder, var: Any, *ops: str) -> UnresolvedNode | No
 def uniform(x: Any) -> Real | None:
     """The number behind a Python number, or a constant whose entries are all the same."""
     if isinstance(x, Constant):
-        if not x.value.numel() or not bool((x.value == x.value.reshape(-1)[0]).all()):
+        value = x.value.reshape(-1)
+        if not value.numel() or value.is_complex() or not bool((value == value[0]).all()):
             return None
-        return Real.of(float(x.value.reshape(-1)[0].item()), x.rounding)
-    if isinstance(x, (int, float)) and not isinstance(x, bool):
-        return Real.of(float(x)) if float(x) == x else None
-    return None
+        if not value.is_floating_point():
+            return exactly(int(value[0].item())) if not x.rounding else None
+        return Real.of(float(value[0].item()), x.rounding)
+    if isinstance(x, int) and not isinstance(x, bool):
+        return exactly(x)
+    return Real.of(x) if isinstance(x, float) else None
+
+
+def offset_of(node: AffineNode) -> Real | None:
+    """The offset of an affine node if all its entries are one number, exact or enclosed."""
+    if node.offset is None:
+        return exactly(0)
+    return uniform(Constant(node.offset, node.offset_rounding))
 
 
 def affine_in(builder: NetworkBuilder, var: Var) -> tuple[dict[int, Real], Real] | None:
@@ -157,12 +197,23 @@ def affine_in(builder: NetworkBuilder, var: Var) -> tuple[dict[int, Real], Real]
         if scalar is None:
             return None
         coefficients[position] = scalar
-    offset: Real | None = exactly(0)
-    if node.offset is not None:
-        # The sums of ``arithmetic`` keep an offset 0-dimensional only if it is a number without rounding.
-        exact = node.offset.dim() == 0 and node.name in ("add", "sub", "rsub")
-        offset = Real.of(float(node.offset.item())) if exact else None
+    offset = offset_of(node)
     return None if offset is None else (coefficients, offset)
+
+
+def one_term(builder: NetworkBuilder, var: Var) -> tuple[Real, Var, Real] | None:
+    """(c, v, o) with var = c·v + o and v no such expression itself; None if var is not affine in one value.
+
+    The way back ends before an offset that is not one number.
+    """
+    scale, offset = exactly(1), exactly(0)
+    here: Var = var
+    while True:
+        affine = affine_in(builder, here)
+        if not affine or len(affine[0]) != 1:
+            return None if here is var else (scale, here, offset)
+        ((position, factor),) = affine[0].items()
+        scale, offset, here = scale * factor, offset + scale * affine[1], handle(builder, position)
 
 
 def polynomial(builder: NetworkBuilder, x: Any, base: Var) -> Polynomial | None:
@@ -269,13 +320,3 @@ def ancestors(builder: NetworkBuilder, x: Any) -> Iterator[Var]:
         open_ = affine_in(builder, var) is not None or isinstance(node, (ActivationNode, UnresolvedNode))
         if open_:
             waiting += [handle(builder, p) for p in node.parents if builder.nodes[p].shape == var.shape]
-
-
-def tensor_rate(scaled: Scaled, like: Var) -> Tensor | None:
-    """A per-entry factor as a tensor that broadcasts against the node's shape, or None."""
-    factor = scaled.factor()
-    if not isinstance(factor, Tensor):
-        return None
-    if tuple(torch.broadcast_shapes(tuple(factor.shape), like.shape)) != like.shape:
-        return None
-    return factor
