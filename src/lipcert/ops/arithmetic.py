@@ -43,18 +43,29 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
         if isinstance(x, Var):
             parts.append((x, broadcast(ctx, x, shape, scale)))
         else:
-            constant = exact_double(ctx.constant(x))
+            constant = exact_double(ctx, x)
             value = constant.value * scale
             ctx.require_finite(value)
-            # A constant that is not ±1 times what is stored is rounded; two never meet here, they fold.
-            rounding = constant.rounding if abs(scale) == 1.0 and offset is None else math.inf
+            rounding = _product_rounding(constant, scale, value) if offset is None else math.inf
             offset = value if offset is None else offset + value
     return ctx.builder.affine(parts, shape, offset, ctx.op, ctx.where, rounding)
 
 
-def exact_double(constant: Constant) -> Constant:
-    """The constant in float64; whole numbers that float64 does not hold count as rounded."""
+def _product_rounding(constant: Constant, scale: float, value: Tensor) -> float:
+    """Rounding count of ``value``, the product of a constant with a number."""
+    if abs(scale) == 1.0 or not bool(constant.value.any()):
+        return constant.rounding
+    least = float(value[constant.value != 0].abs().min())
+    exact = abs(math.frexp(scale)[0]) == 0.5  # a power of two
+    return constant.rounding + (0.0 if exact else 1.0) if least >= 2.0**-900 else math.inf
+
+
+def exact_double(ctx: Context, x: Any) -> Constant:
+    """``x`` as a constant in float64; whole numbers that float64 does not hold count as rounded."""
+    constant = ctx.constant(x)
     value = constant.value.double()
+    if isinstance(x, int) and int(float(x)) != x:
+        return Constant(value, 1.0)
     if constant.value.is_floating_point() or not value.numel() or float(value.abs().max()) < 2.0**53:
         return Constant(value, constant.rounding)
     return Constant(value, constant.rounding + 1.0)
@@ -90,7 +101,7 @@ def neg(ctx: Context, x: Any) -> Var:
 
 def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     """x times a number or a constant tensor (broadcast both ways)."""
-    constant = exact_double(ctx.constant(factor))
+    constant = exact_double(ctx, factor)
     ctx.require_finite(constant.value)
     shape = tuple(torch.broadcast_shapes(x.shape, constant.shape))
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
@@ -119,7 +130,7 @@ def div(ctx: Context, a: Any, b: Any) -> Var:
     """Quotient by a constant c: max 1/|c|; by a variable only as a known pattern (F.normalize)."""
     if isinstance(b, Var):
         return quotient(ctx, a, b)
-    divisor = exact_double(ctx.constant(b))
+    divisor = exact_double(ctx, b)
     ctx.require_finite(divisor.value)
     if bool((divisor.value == 0).any()):
         raise ctx.not_lipschitz("division by a constant that holds a zero.")

@@ -30,7 +30,7 @@ def radial_gains(n: int, eps: float, kind: str, numerator: float = 1.0) -> dict[
     * ``root``: r = √(w‖x‖² + ε²); ε/r = √(1 − t): g(t) = √(1 − t)(a(1 − t) + bt).
 
     ``numerator`` is a: with x centred first (layer norm), I is the centring matrix and a = 2(n − 1)/n.
-    ``eps`` may err by a relative 1e-13; k, w > 0 do not matter.
+    ``eps`` may err by a relative 5e-13; k, w > 0 do not matter.
 
     Raises:
         OutOfRange: 1/ε is beyond the range of doubles.

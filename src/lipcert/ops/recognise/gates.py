@@ -51,7 +51,7 @@ def joint_shape(a: Any, b: Any) -> Shape:
     return tuple(torch.broadcast_shapes(*(x.shape for x in (a, b) if isinstance(x, (Var, Constant)))))
 
 
-def _gated(ctx: Context, a: Var, b: Var, gate: Gate) -> Var | None:
+def gated(ctx: Context, a: Var, b: Var, gate: Gate) -> Var | None:
     """``a · b`` with either factor as x and the other as its gate, scalings taken off both."""
     if a.shape != b.shape:
         return None
@@ -81,7 +81,7 @@ def swish(ctx: Context, a: Var, b: Var) -> Var | None:
         plain = known.tanh_gelu(odd[0] * half, odd[1] * half) if odd else plain
         return (plain, ()) if plain else None
 
-    return _gated(ctx, a, b, gate)
+    return gated(ctx, a, b, gate)
 
 
 def swish_of(ctx: Context, base: Var, inner: Var) -> Nonlinearity | None:
@@ -105,7 +105,7 @@ def gelu_by_erfc(ctx: Context, a: Var, b: Var) -> Var | None:
         rate = proportional(ctx.builder, found[1], base) if found else None
         return (known.erf_gelu(-rate.middle), (Identity(base.shape, 2.0),)) if rate and rate.sign else None
 
-    return _gated(ctx, a, b, gate)
+    return gated(ctx, a, b, gate)
 
 
 @pattern("mish", "mul", 50, "x·tanh(softplus(kx))")
@@ -118,7 +118,7 @@ def mish(ctx: Context, a: Var, b: Var) -> Var | None:
         rate = proportional(ctx.builder, smooth[1], base) if smooth else None
         return (known.scaled_mish(rate.middle), ()) if rate and rate.sign else None
 
-    return _gated(ctx, a, b, gate)
+    return gated(ctx, a, b, gate)
 
 
 @pattern("product with a clamp", "mul", 60, "x·clamp(kx + o)")
@@ -138,13 +138,13 @@ def times_clamp(ctx: Context, a: Var, b: Var) -> Var | None:
             return None
         return known.times_clamp(rate, offset, between[0], between[1]), ()
 
-    return _gated(ctx, a, b, gate)
+    return gated(ctx, a, b, gate)
 
 
 @pattern("product with a shifted gate", "mul", 70, "x·(1 + erf(kx))", "x·(1 + tanh(kx))", "the tanh GELU")
 def times_shifted(ctx: Context, a: Var, b: Var) -> Var | None:
     """x·(c ± c·φ(v)): GELU in both forms, swish written with tanh or with 1 − sigmoid."""
-    return _gated(ctx, a, b, _shifted_gate)
+    return gated(ctx, a, b, _shifted_gate)
 
 
 def _shifted_gate(ctx: Context, base: Var, other: Var) -> Found | None:

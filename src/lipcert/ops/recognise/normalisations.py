@@ -16,12 +16,15 @@ from lipcert.network.linear import LinearMap, OpMap, size
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.context import Context
 from lipcert.ops.radial import radial_gains
-from lipcert.ops.rational import Real, above, below, root_above
+from lipcert.ops.rational import OutOfRange, Real, above, below, root_above
 from lipcert.ops.recognise.expression import activation_of, core, handle, one_term, open_op, parent, uniform
 from lipcert.ops.recognise.facts import floor, kind, vector_norm
 from lipcert.ops.recognise.registry import pattern
 from lipcert.ops.recognise.roots import RootFunction, even_power, key_of
 from lipcert.ops.recognise.sums import affine_image, nonnegative, partition
+
+#: A relative error of ε or of the weights that ``radial_gains`` covers.
+_ABSORBED = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +173,7 @@ def _under_root(ctx: Context, root: Var, ops: tuple[str, ...], power: Fraction, 
 
 def _radicand(linear: LinearMap | None, level: Real | None, x: Var, narrow: Var) -> Radicand | None:
     """The radicand if the map adds up, with weights > 0, just the entries that share one entry of ``narrow``."""
-    if linear is None or level is None or level.sign <= 0 or not _fits(narrow, x):
+    if linear is None or (level is not None and level.sign <= 0) or not _fits(narrow, x):
         return None
     if linear.in_shape != x.shape or linear.out_shape != narrow.shape or not nonnegative(linear):
         return None
@@ -178,6 +181,8 @@ def _radicand(linear: LinearMap | None, level: Real | None, x: Var, narrow: Var)
     expected = torch.arange(size(narrow.shape)).reshape(narrow.shape).expand(x.shape)
     if owned is None or not torch.equal(owned.owner, expected):
         return None
+    if level is None:
+        raise OutOfRange("the constant under its root differs by entry or has an unknown rounding error; store one.")
     spread = root_above(owned.high / owned.low, 2)
     return Radicand(size(x.shape) // size(narrow.shape), spread, linear, level)
 
@@ -189,7 +194,7 @@ def _radial(
     ctx: Context, x: Var, n: int, eps: float, kind: str, settings: str, function: Any, spread: float = 1.0
 ) -> Var:
     gains = radial_gains(n, eps, kind)
-    if spread != 1.0:
+    if spread > 1.0 + _ABSORBED:
         gains = {p: above(Fraction(gain) * Fraction(spread)) for p, gain in gains.items()}
     source = f"x/r(‖x‖) over {n} entries: Jacobian (I − t uuᵀ)/r, r ≥ {eps:.3g}; loose away from 0"
     return ctx.gain(x, GainFunction(f"normalize ({kind})", function, gains, source, (), settings))
@@ -202,5 +207,6 @@ def _root_quotient(ctx: Context, x: Var, found: Radicand) -> Var:
     def function(v: Tensor) -> Tensor:
         return v / torch.sqrt(linear.to(v.dtype, v.device).apply((v * v)[None])[0] + c)
 
-    eps = math.sqrt(c) if found.level.exact else math.sqrt(below(found.level.low))
+    known = Fraction(c) - found.level.low <= found.level.low * Fraction(_ABSORBED)
+    eps = math.sqrt(c) if known else math.sqrt(below(found.level.low))
     return _radial(ctx, x, found.n, eps, "root", f"c {c} {key_of(linear)}", function, found.spread)

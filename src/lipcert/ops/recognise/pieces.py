@@ -30,7 +30,7 @@ from lipcert.ops.recognise.expression import (
     uniform,
 )
 from lipcert.ops.recognise.facts import ends
-from lipcert.ops.recognise.gates import apply
+from lipcert.ops.recognise.gates import Found, gated
 from lipcert.ops.recognise.registry import pattern
 
 COMPARISONS = ("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal")
@@ -44,18 +44,17 @@ Line = tuple[Real, Real]
 @pattern("product with a mask", "mul", 80, "x·(x > 0)")
 def times_mask(ctx: Context, a: Var, b: Var) -> Var | None:
     """x·(x > 0) and its mirror images."""
-    if a.shape != b.shape:
-        return None
-    for factor, gate in ((a, b), (b, a)):
-        mask = open_op(ctx.builder, gate, *COMPARISONS)
-        for base in scalings(ctx.builder, factor) if mask else []:
-            side = half_line(ctx, base.var, mask.op, *mask.settings) if mask else None
-            if side and side[0] == 0:
-                zero, one = (exactly(0), exactly(0)), (exactly(1), exactly(0))
-                left, right = (zero, one) if side[1] else (one, zero)
-                name = "relu" if side[1] else "min(x, 0)"
-                return apply(ctx, base.var, known.two_slopes(left, right, Fraction(0), name), base.maps)
-    return None
+
+    def gate(ctx: Context, base: Var, other: Var) -> Found | None:
+        mask = open_op(ctx.builder, other, *COMPARISONS)
+        side = half_line(ctx, base, mask.op, *mask.settings) if mask else None
+        if not side or side[0] != 0:
+            return None
+        zero, one = (exactly(0), exactly(0)), (exactly(1), exactly(0))
+        left, right = (zero, one) if side[1] else (one, zero)
+        return known.two_slopes(left, right, Fraction(0), "relu" if side[1] else "min(x, 0)"), ()
+
+    return gated(ctx, a, b, gate)
 
 
 @pattern(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, UnresolvedNode, Var
-from lipcert.network.linear import Dense, Identity, LinearMap, OpMap, Sum, add, compose
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, add, compose
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
@@ -140,13 +140,13 @@ def window_root(ctx: Context, x: Var, p: int) -> Var | None:
 def root_gains(linear: LinearMap, p: int) -> dict[float, float]:
     """q → the gain of (linear · z^p + c)^(1/p) in l_q, rounded up; empty if none can be given.
 
-    A map that gives every input to one output has exact gains. Any other is first bounded by a number times a map
-    of moderate size, whose sums are then taken in doubles with their rounding and underflow added.
+    A map that gives every input to one output, all with one weight, has exact gains. Any other is first bounded by a
+    number times a map of moderate size, whose sums are then taken in doubles with their rounding and underflow added.
     """
     if not linear.in_size or not linear.out_size:
         return dict.fromkeys((1.0, 2.0, math.inf), 0.0)
     owned = partition(linear)
-    if owned is not None:
+    if owned is not None and owned.high <= owned.low * Fraction(1.0 + 1e-13):
         one = root_above(owned.high, p)
         return {1.0: one, 2.0: one, math.inf: root_above(owned.high * owned.largest, p)}
     scale, rest = bounded(linear)
@@ -161,17 +161,29 @@ def root_gains(linear: LinearMap, p: int) -> dict[float, float]:
 def _greatest_sums(rest: LinearMap, p: int) -> dict[float, float]:
     n, m = rest.in_size, rest.out_size
     slack = 1.0 + 2.0**-51 * (rest.rounding + n + m + 64.0)  # the map's own, those of a sum, powers and roots
-    rows = float(rest.apply(torch.ones(1, *rest.in_shape, dtype=torch.float64)).max()) * slack + n * _LOST
-    gains = {math.inf: rows ** (1.0 / p) * slack}
     if n * m <= ENTRIES:
-        matrix = rest.matrix()
-        for q, share in ((2.0, 2.0 / p), (1.0, 1.0 / p)):
-            columns = float((matrix**share).sum(0).max()) * slack + m * (2.0 * _LOST**share)
-            gains[q] = columns ** (1.0 / q) * slack
-    elif p == 2:
-        columns = float(rest.transpose(torch.ones(1, *rest.out_shape, dtype=torch.float64)).max())
-        gains[2.0] = math.sqrt(columns * slack + m * _LOST) * slack
+        matrix = torch.where(_pattern(rest).matrix() > 0, rest.matrix() + _LOST, 0.0)
+        gains = {math.inf: float(matrix.sum(1).max() * slack) ** (1.0 / p) * slack}
+        for q in (2.0, 1.0):
+            gains[q] = (float((matrix ** (q / p)).sum(0).max()) * slack) ** (1.0 / q) * slack
+        return gains
+    ones = [torch.ones(1, *shape, dtype=torch.float64) for shape in (rest.in_shape, rest.out_shape)]
+    gains = {math.inf: (float(rest.apply(ones[0]).max()) * slack + n * _LOST) ** (1.0 / p) * slack}
+    if p == 2:
+        gains[2.0] = math.sqrt(float(rest.transpose(ones[1]).max()) * slack + m * _LOST) * slack
     return gains
+
+
+def _pattern(linear: LinearMap) -> LinearMap:
+    """A map of moderate entries that are 0 just where those of ``linear`` (all ≥ 0) are: constants 0 or 1."""
+    if isinstance(linear, Composition):
+        return Composition(tuple(_pattern(part) for part in linear.maps))
+    if isinstance(linear, Sum):
+        return Sum(tuple(_pattern(part) for part in linear.maps))
+    if isinstance(linear, Identity):
+        return Identity(linear.in_shape, float(linear.scale > 0))
+    constants = tuple((c > 0).double() for c in getattr(linear, "constants", ()))
+    return replace(linear, constants=constants) if constants else linear  # type: ignore[type-var]
 
 
 def bounded(linear: LinearMap) -> tuple[Fraction, LinearMap]:

@@ -30,8 +30,9 @@ _COPIES = frozenset(
 )
 #: Ops whose entries are products of one constant each, or equal shares (pools), added up.
 WEIGHTED = frozenset(
-    "linear mm bmm matmul mv dot addmm conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "  # noqa: SIM905
-    "adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d".split()
+    "linear mm bmm matmul mv dot addmm einsum convolution conv1d conv2d conv3d avg_pool1d avg_pool2d "  # noqa: SIM905
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d".split()
 )
 #: A weight below this may be the rest of an underflow.
 _LEAST_WEIGHT = 2.0**-900
