@@ -437,7 +437,7 @@ def test_reals_enclose():
 
 def test_scalings_are_read_only_from_multiplications():
     """An op map with one constant that is not a multiplication is never taken for a scaling."""
-    from lipcert.ops.recognise.expression import is_diagonal, scalar_of
+    from lipcert.ops.recognise.scalings import is_diagonal, scalar_of
 
     fake = OpMap("mul", lambda v, c: v.flip(-1) * c, (1, 4), (1, 4), (torch.tensor(2.0),))
     assert scalar_of(fake) is None

@@ -21,8 +21,8 @@ from lipcert.network.linear import Dense, Identity, OpMap, compose
 from lipcert.ops.context import Context
 from lipcert.ops.rational import OutOfRange, Real, above, below, exactly, nearest, root_above
 from lipcert.ops.recognise import registry
-from lipcert.ops.recognise.expression import constant_of, multiple
 from lipcert.ops.recognise.roots import root_gains
+from lipcert.ops.recognise.scalings import constant_of, multiple
 from lipcert.ops.recognise.sums import partition
 
 D = torch.float64

@@ -10,21 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Tracked, plus, times
+from lipcert.certificates.blocks import Block, Tracked, plus, times
 from lipcert.certificates.map_norm import scaled
-from lipcert.network.graph import AffineNode
+from lipcert.errors import NotProved
+from lipcert.increments import Cell, Linear, ScaledIncrements
 from lipcert.network.linear import Dense, Identity, LinearMap, size
-from lipcert.network.loop_transform import Cell, LoopTransformed
-
-#: Added to bounds of absolute values, so that γ times it covers underflow; not so small as to slow products down.
-TINY = 1e-140
+from lipcert.numerics.rounding import UNDERFLOW, add_up, ldexp_up, mul_up
 
 #: Largest side of a matrix that is factored.
 MAX_SIDE = 6_500
 
 
-#: A linear map as a block, and the block that dominates it.
-Written = tuple[Tensor, Tensor]
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A linear map as a block, the block that dominates it, and what underflow may have taken from any entry."""
+
+    block: Block
+    dominant: Block
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,10 @@ class SegmentMatrices:
         return int(self.places[-1].stop)
 
 
-def cuts(transformed: LoopTransformed) -> list[int]:
-    """Nodes through which every path from input to output passes, input and output included."""
-    nodes = transformed.network.nodes
-    reach = 0
-    result = []
-    furthest = [max(c, default=k) for k, c in enumerate(transformed.network.consumers)]
-    for k in range(len(nodes)):
-        if reach <= k:
-            result.append(k)
-        reach = max(reach, furthest[k])
-    return result
-
-
-def cheapest_segments(transformed: LoopTransformed) -> list[Segment] | None:
+def cheapest_segments(transformed: ScaledIncrements) -> list[Segment] | None:
     """The cheapest way to cut the network into factorable segments, from input to output; None if there is none."""
-    places = cuts(transformed)
-    nodes = transformed.network.nodes
+    places = transformed.increments.cuts
+    nodes = transformed.increments.relations
     best: list[tuple[float, int]] = [(0.0, -1)]
     for j in range(1, len(places)):
         choice = (math.inf, -1)
@@ -102,7 +92,7 @@ def cheapest_segments(transformed: LoopTransformed) -> list[Segment] | None:
     return result[::-1]
 
 
-def _cost(entry: int, exit_: int, cells: list[Cell], transformed: LoopTransformed, first: bool) -> float:
+def _cost(entry: int, exit_: int, cells: list[Cell], transformed: ScaledIncrements, first: bool) -> float:
     if exit_ > MAX_SIDE:
         return math.inf
     if not cells:
@@ -110,24 +100,29 @@ def _cost(entry: int, exit_: int, cells: list[Cell], transformed: LoopTransforme
             return float(exit_) ** 2 * entry + exit_**3
         return math.inf if entry > MAX_SIDE else 2.0 * float(exit_) * entry * (entry + exit_)
     side = entry + sum(c.size for c in cells)
-    rows = exit_ + sum(size(transformed.network.nodes[c.parent].shape) for c in cells)
+    rows = exit_ + sum(transformed.increments.relations[c.parent].size for c in cells)
     return math.inf if side > MAX_SIDE else 2.0 * float(side) ** 3 + 2.0 * float(side) ** 2 * rows + 1e5
 
 
 def matrices(
-    transformed: LoopTransformed, segment: Segment, written: dict[tuple[int, int], Written] | None = None
+    transformed: ScaledIncrements, segment: Segment, written: dict[tuple[int, int], Written] | None = None
 ) -> SegmentMatrices:
-    """The segment's relation as float64 blocks with entrywise error bounds; ``written`` keeps maps for a next time."""
+    """The segment's relation as float64 blocks with entrywise error bounds; ``written`` keeps maps for a next time.
+
+    Raises:
+        NotProved: it overflows.
+    """
     written = {} if written is None else written
-    nodes = transformed.network.nodes
+    nodes = transformed.increments.relations
     entry = size(nodes[segment.start].shape)
     places = [slice(0, entry)]
     ones = torch.ones(entry, dtype=torch.float64)
-    known: dict[int, Tracked] = {segment.start: Tracked({0: ones}, {0: ones}, entry, 0.0)}
+    known: dict[int, Tracked] = {segment.start: Tracked({0: ones}, {0: ones}, entry, 0.0, 0.0)}
     preactivations = []
     for k in range(segment.start + 1, segment.stop + 1):
-        if isinstance(nodes[k], AffineNode):
-            known[k] = _affine(transformed, k, known, written)
+        relation = nodes[k]
+        if isinstance(relation, Linear):
+            known[k] = _linear(transformed, k, relation, known, written)
             continue
         cell = transformed.cell_at[k]
         v = known[cell.parent]
@@ -142,45 +137,75 @@ def _activate(cell: Cell, v: Tracked, block: int) -> Tracked:
     c, d = cell.c.reshape(-1), cell.d.reshape(-1)
     parts: dict[int, Tensor] = {}
     absolute: dict[int, Tensor] = {}
+    floor = 0.0
     if v.rows == cell.size and bool(c.any()):  # a gain block may change the shape; its c is zero
         parts = {i: times(c, part) for i, part in v.parts.items()}
         absolute = {i: times(c.abs(), part) for i, part in v.absolute.items()}
-    parts[block] = absolute[block] = d
-    return Tracked(parts, absolute, cell.size, v.rounding + 1.0)
+        floor = add_up(mul_up(float(c.abs().max()), v.floor), 4.0 * UNDERFLOW)
+    parts[block], absolute[block] = d, d.abs()
+    return Tracked(parts, absolute, cell.size, v.rounding + 1.0, floor)
 
 
-def _affine(
-    transformed: LoopTransformed, k: int, known: Mapping[int, Tracked], written: dict[tuple[int, int], Written]
+def _linear(
+    transformed: ScaledIncrements,
+    k: int,
+    relation: Linear,
+    known: Mapping[int, Tracked],
+    written: dict[tuple[int, int], Written],
 ) -> Tracked:
-    node = transformed.network.nodes[k]
-    rows = size(node.shape)
     parts: dict[int, Tensor] = {}
     absolute: dict[int, Tensor] = {}
-    rounding = 0.0
-    for linear, parent in zip(transformed.exact_maps[k], node.parents, strict=True):
+    rounding = floor = 0.0
+    for linear, parent in zip(transformed.maps[k], relation.parents, strict=True):
         if (k, parent) not in written:
-            written[k, parent] = _written(linear, transformed.exponents[parent] - transformed.exponents[k])
-        matrix, dominant = written[k, parent]
-        inner = known[parent]
+            written[k, parent] = _written(linear)
+        own_map, inner = written[k, parent], known[parent]
         for i, part in inner.parts.items():
-            parts[i] = plus(parts.get(i), times(matrix, part))
-            absolute[i] = plus(absolute.get(i), times(dominant, inner.absolute[i]))
+            parts[i] = plus(parts.get(i), times(own_map.block, part))
+            absolute[i] = plus(absolute.get(i), times(own_map.dominant, inner.absolute[i]))
+        floor = add_up(floor, _product_floor(own_map, inner))
         own = linear.rounding if math.isfinite(linear.rounding) else float(linear.in_size + linear.out_size)
         rounding = max(rounding, inner.rounding + own + linear.in_size + 2.0)
-    return Tracked(parts, absolute, rows, rounding + 2.0 * len(node.parents))
+    return Tracked(parts, absolute, relation.size, rounding + 2.0 * len(relation.parents), floor)
 
 
-def _written(linear: LinearMap, gap: int) -> Written:
-    """The map as a block and one that dominates |W| and, times γ, whatever underflow took in units 2^gap apart."""
+def _product_floor(linear: Written, inner: Tracked) -> float:
+    """What underflow may take from an entry of the product of a map and a block row, beyond relative errors.
+
+    With W' = W + A, |A| ≤ γD + w, |W| ≤ D + w and P' = P + B, |B| ≤ γ|P| + f: |WP − W'P'| is at most a multiple of
+    γ D|P|, which is counted as rounding, plus D f + w |P| + w f summed over n inner entries, plus what the n products
+    and sums lose themselves. The factors 2 are more than γ and the rounding of these norms.
+    """
+    n = linear.block.shape[-1]
+    rows = linear.dominant if linear.dominant.dim() == 1 else linear.dominant.sum(dim=1)
+    columns = [part if part.dim() == 1 else part.sum(dim=0) for part in inner.absolute.values()]
+    return add_up(
+        mul_up(2.0, _greatest(rows), inner.floor),
+        mul_up(2.0, linear.floor, max((_greatest(sums) for sums in columns), default=0.0)),
+        mul_up(2.0 * n, linear.floor, inner.floor),
+        mul_up(8.0 * (n + 1), UNDERFLOW),
+    )
+
+
+def _greatest(values: Tensor) -> float:
+    greatest = float(values.max()) if values.numel() else 0.0
+    if not greatest < math.inf:
+        raise NotProved("the relation of a segment overflows.")
+    return greatest
+
+
+def _written(linear: LinearMap) -> Written:
+    """The map as a block, one that dominates |W| but for rounding, and what underflow may have taken."""
     if isinstance(linear, Identity):
         diagonal = torch.full((linear.in_size,), linear.scale, dtype=torch.float64)
-        return diagonal, diagonal.abs() + TINY * (1.0 + 2.0 ** max(0, gap))
+        return Written(diagonal, diagonal.abs(), 0.0)
     # Factor by factor: layers of norm 1e-170, 1e-170 and 1e300 fused into one map would vanish on the way.
     unit = scaled(linear)
     matrix = unit.map.matrix()
     single = len(unit.map.leaves()) == 1 and isinstance(unit.map, Dense)
     dominant = matrix.abs() if single else unit.map.absolute().matrix()
-    dominant = dominant + unit.underflow * 2.0**54  # at least the underflow once multiplied by γ_1
+    floor = 0.0 if single else unit.underflow
     if unit.exponent:
         matrix, dominant = (torch.from_numpy(np.ldexp(m.numpy(), unit.exponent)) for m in (matrix, dominant))
-    return matrix, dominant + TINY * (1.0 + 2.0 ** max(0, gap))
+        floor = add_up(ldexp_up(floor, unit.exponent), UNDERFLOW)
+    return Written(matrix, dominant, floor)

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.layer_product import DELTA, claim_slots
+from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
-from lipcert.methods.base import EQUAL_NORMS, Method, Run, method
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, SelectionNode
+from lipcert.increments import Linear
+from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.problem import Norm, Problem
 
 
@@ -33,45 +33,36 @@ class AutoLip(Method):
 
     fuse: bool = True
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Propose the norm of every linear map."""
         self.require_norm(problem.norm)
         p = problem.norm[0]
-        network = problem.network if self.fuse else problem.unfused
-        slots = claim_slots(network, p)
-        delta = DELTA / max(1, len(slots))
+        increments = problem.increments if self.fuse else problem.unfused_increments
+        slots = claim_slots(increments, p)
         norms: dict[tuple[int, int], float] = {}
-        rough: list[float] = []
-        for position, node in enumerate(network.nodes):
-            run.report(position / len(network.nodes), node.name)
-            if isinstance(node, AffineNode):
-                inputs = [rough[i] for i in node.parents]
-                total = 0.0
-                for term, linear in enumerate(node.maps):
-                    norms[position, term] = propose_norm(linear, p, delta, run.generator)
-                    total += norms[position, term] * inputs[term]
-                if p == 2 and len(node.maps) > 1:
-                    norms[position, -1] = math.nan
-                    length = math.hypot(*inputs)
-                    if math.isfinite(length) and _worth_stacking(node, length, total):
-                        norms[position, -1] = propose_norm(Stacked(node.maps), p, delta, run.generator)
-                        total = min(total, norms[position, -1] * length)
-                rough.append(total)
-            elif isinstance(node, ActivationNode):
-                rough.append(rough[node.parents[0]] * node.function.greatest_slope)
-            elif isinstance(node, GainNode):
-                rough.append(rough[node.parents[0]] * node.function.gains.get(p, math.inf))
-            elif isinstance(node, SelectionNode):
-                rough.append(rough[node.parents[0]] * node.function.gain(p))
-            else:
-                rough.append(1.0)
+
+        def propose(position: int, relation: Linear, before: list[float]) -> float:
+            run.report(position / len(increments.relations), relation.name)
+            total = 0.0
+            for term, linear in enumerate(relation.maps):
+                norms[position, term] = propose_norm(linear, p, run.generator)
+                total += norms[position, term] * before[term]
+            if p == 2 and len(relation.maps) > 1:
+                norms[position, -1] = math.nan
+                length = math.hypot(*before)
+                if math.isfinite(length) and _worth_stacking(relation, length, total):
+                    norms[position, -1] = propose_norm(Stacked(relation.maps), p, run.generator)
+                    total = min(total, norms[position, -1] * length)
+            return total
+
+        increments.walk(lambda *_: 1.0, propose, lambda _, cell, before: before * cell.gain(p))
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
-        return Witness("layer_product", {"norms": values}, {"fuse": self.fuse})
+        return Found(Witness("layer_product", {"norms": values}, {"fuse": self.fuse}))
 
 
-def _worth_stacking(node: AffineNode, length: float, total: float) -> bool:
+def _worth_stacking(relation: Linear, length: float, total: float) -> bool:
     """Whether a few power steps leave hope that ‖[A_1 … A_k]‖ √(Σ L²) is below Σ ‖A_i‖ L_i."""
-    stacked = Stacked(node.maps)
+    stacked = Stacked(relation.maps)
     vector = torch.ones(1, *stacked.in_shape, dtype=torch.float64)
     below = 0.0
     for _ in range(6):

@@ -11,8 +11,8 @@ from torch import Tensor
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity, LinearMap, Shape, compose
 from lipcert.ops.context import Constant, Context, number
-from lipcert.ops.recognise.expression import times
 from lipcert.ops.recognise.registry import forms, recognise
+from lipcert.ops.recognise.scalings import times
 from lipcert.ops.registry import rule
 
 #: Divisors between 2^−this and 2^this have a normal reciprocal.

@@ -14,6 +14,7 @@ from lipcert.errors import CaptureError, NotLipschitzError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
+from lipcert.network.origin import Origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Context:
     def __init__(self, builder: NetworkBuilder) -> None:
         self.builder = builder
         self.op = ""
-        self.where = ""
+        self.where = Origin()
         self.signature = ""
         self.dtype: torch.dtype | None = None
 

@@ -10,8 +10,8 @@ import torch
 from lipcert.network.builder import Var
 from lipcert.ops.arithmetic import quotient
 from lipcert.ops.context import Constant, Context, is_number, number
-from lipcert.ops.recognise.expression import uniform
 from lipcert.ops.recognise.registry import recognise
+from lipcert.ops.recognise.scalings import uniform
 from lipcert.ops.registry import rule
 
 _DISCONTINUOUS = (

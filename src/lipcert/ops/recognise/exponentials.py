@@ -9,14 +9,13 @@ from lipcert.ops.recognise.expression import (
     activation_of,
     ancestors,
     coefficients,
-    core,
     one_term,
     open_op,
-    parent,
     polynomial,
     proportional,
 )
 from lipcert.ops.recognise.registry import pattern
+from lipcert.ops.recognise.scalings import core, parent
 
 
 @pattern("softplus by log1p", "log1p", 10, "log1p(exp(v))")

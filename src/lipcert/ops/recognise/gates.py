@@ -17,20 +17,10 @@ from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.rational import Real, exactly
-from lipcert.ops.recognise.expression import (
-    activation_of,
-    coefficients,
-    multiple,
-    one_term,
-    open_op,
-    parent,
-    polynomial,
-    proportional,
-    scalings,
-    uniform,
-)
+from lipcert.ops.recognise.expression import activation_of, coefficients, one_term, open_op, polynomial, proportional
 from lipcert.ops.recognise.facts import ends, kind
 from lipcert.ops.recognise.registry import pattern
+from lipcert.ops.recognise.scalings import multiple, parent, scalings, uniform
 
 #: φ and the scalings that follow it.
 Found = tuple[Nonlinearity, tuple[LinearMap, ...]]

@@ -17,10 +17,11 @@ from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.context import Context
 from lipcert.ops.radial import radial_gains
 from lipcert.ops.rational import OutOfRange, Real, above, below, root_above
-from lipcert.ops.recognise.expression import activation_of, core, handle, one_term, open_op, parent, uniform
+from lipcert.ops.recognise.expression import activation_of, one_term, open_op
 from lipcert.ops.recognise.facts import floor, kind, vector_norm
 from lipcert.ops.recognise.registry import pattern
 from lipcert.ops.recognise.roots import RootFunction, even_power, key_of
+from lipcert.ops.recognise.scalings import core, handle, parent, uniform
 from lipcert.ops.recognise.sums import affine_image, nonnegative, partition
 
 #: A relative error of ε or of the weights that ``radial_gains`` covers.

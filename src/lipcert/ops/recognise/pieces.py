@@ -18,20 +18,15 @@ from lipcert.ops.recognise.expression import (
     affine_in,
     ancestors,
     coefficients,
-    core,
-    handle,
     one_term,
     open_op,
-    parent,
     polynomial,
     proportional,
-    scalar_of,
-    scalings,
-    uniform,
 )
 from lipcert.ops.recognise.facts import ends
 from lipcert.ops.recognise.gates import Found, gated
 from lipcert.ops.recognise.registry import pattern
+from lipcert.ops.recognise.scalings import core, handle, parent, scalar_of, scalings, uniform
 
 COMPARISONS = ("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal")
 #: Slope and offset of c·x + d.

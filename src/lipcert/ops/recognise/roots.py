@@ -16,17 +16,9 @@ from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
 from lipcert.ops.rational import OutOfRange, Real, above, exactly, root_above
-from lipcert.ops.recognise.expression import (
-    ancestors,
-    coefficients,
-    core,
-    handle,
-    polynomial,
-    scalar_of,
-    times,
-    uniform,
-)
+from lipcert.ops.recognise.expression import ancestors, coefficients, polynomial
 from lipcert.ops.recognise.registry import pattern
+from lipcert.ops.recognise.scalings import core, handle, scalar_of, times, uniform
 from lipcert.ops.recognise.sums import ENTRIES, WEIGHTED, affine_image, nonnegative, partition, steps
 
 #: What underflow can take from one entry of a product of maps of moderate size.

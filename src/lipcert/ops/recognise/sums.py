@@ -17,7 +17,8 @@ from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, compose
 from lipcert.ops.rational import Real, exactly
-from lipcert.ops.recognise.expression import constant_of, offset_of, scalar_of, times, uniform
+from lipcert.ops.recognise.expression import offset_of
+from lipcert.ops.recognise.scalings import constant_of, scalar_of, times, uniform
 from lipcert.ops.structure import Reduction
 
 #: Largest matrix that is written out to read its entries.
