@@ -85,13 +85,15 @@ class Context:
         constants: Sequence[Constant] = (),
         rounding: float = 0.0,
         offset: Tensor | None = None,
+        offset_rounding: float = math.inf,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
-        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms.
+        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms, ``offset_rounding``
+        the count of the offset (see ``AffineNode``).
         """
         linear = self.map(x.shape, function, constants, rounding)
-        return self.builder.affine([(x, linear)], linear.out_shape, offset, self.op, self.where)
+        return self.builder.affine([(x, linear)], linear.out_shape, offset, self.op, self.where, offset_rounding)
 
     def map(
         self,
