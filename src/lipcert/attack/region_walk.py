@@ -267,7 +267,9 @@ def _centre(problem: Problem, region: Region, rows: np.ndarray, ends: np.ndarray
 def _pieces(node: ActivationNode) -> Pieces | None:
     """The pieces of an activation, read off its values; None if it bends between its kinks."""
     function, n = node.function, size(node.shape)
-    positions = [torch.as_tensor(k.position, dtype=torch.float64).expand(node.shape).reshape(-1) for k in function.kinks]
+    positions = [
+        torch.as_tensor(k.position, dtype=torch.float64).expand(node.shape).reshape(-1) for k in function.kinks
+    ]
     kinks = torch.stack(positions).sort(0).values if positions else torch.zeros(0, n, dtype=torch.float64)
     first = kinks[:1] if len(kinks) else torch.zeros(1, n, dtype=torch.float64)
     last = kinks[-1:] if len(kinks) else first

@@ -183,9 +183,7 @@ def _search(
     return True
 
 
-def _walk(
-    problem: Problem, data: Tensor | None, pool: Pool, generator: torch.Generator, deadline: float
-) -> bool:
+def _walk(problem: Problem, data: Tensor | None, pool: Pool, generator: torch.Generator, deadline: float) -> bool:
     """The walk over activation regions, from the best points so far, data and random points; False if not for it."""
     region = Region.of(problem.domain, problem.network.in_shape, data, torch.zeros((), dtype=torch.float64))
     starts = [region.sample(8, generator), region.patterned(6, generator)]

@@ -206,8 +206,8 @@ def image(linear: LinearMap, x: Enclosure) -> Enclosure:
 
 
 def _gamma(count: float) -> float:
-    """γ of one rounding more than counted; the extra one covers |W||x| rounded to |W| fl(γ|x|)."""
-    k = (count + 1.0) * UNIT
+    """γ of one rounding more than counted, which covers the product γ|x|; 0 for a map that only moves entries."""
+    k = (count + 1.0) * UNIT if count else 0.0
     return k / (1.0 - k) * (1.0 + 4.0 * UNIT) if k < 0.25 else math.inf
 
 
@@ -472,7 +472,7 @@ def leaky_relu(x: Enclosure, negative_slope: float = 0.01, inplace: bool = False
     return where(greater(x, 0), x, mul(x, negative_slope))
 
 
-def elu(x: Enclosure, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Enclosure:
+def elu(x: Enclosure, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, **_: Any) -> Enclosure:
     """scale·x, or scale·α·(exp(input_scale·x) − 1)."""
     left = mul(expm1(mul(clamp(x, None, 0.0), input_scale)), alpha)
     return mul(where(greater(x, 0), x, left), scale)
@@ -541,18 +541,27 @@ def logsumexp(x: Enclosure, dim: Any, keepdim: bool = False) -> Enclosure:
 
 def softmax(x: Enclosure, dim: int, dtype: Any = None, **_: Any) -> Enclosure:
     """exp x/Σ exp x, of derivative p_i (t_i − Σ p_k t_k)."""
-    axes = _axes(x, dim)
-    weights = (x - _exact(_peak(x, axes))).value.exp()
-    p = weights * weights.sum(axes, True).reciprocal()
-    average = (p * x.tangent).sum(axes, True)
-    return Enclosure(p, p * (x.tangent - average))
+    p, change = _probabilities(x, dim)
+    return Enclosure(p, p * change)
 
 
 def log_softmax(x: Enclosure, dim: int, dtype: Any = None, **_: Any) -> Enclosure:
     """x − log Σ exp x."""
-    p = softmax(x, dim).value
-    average = (p * x.tangent).sum(_axes(x, dim), True)
-    return Enclosure((x - logsumexp(x, dim, True)).value, x.tangent - average)
+    return Enclosure((x - logsumexp(x, dim, True)).value, _probabilities(x, dim)[1])
+
+
+def _probabilities(x: Enclosure, dim: int) -> tuple[Range, Range]:
+    """p, and t_i − Σ p_k t_k: unchanged if all t are moved together, so they are taken relative to the largest entry's.
+
+    That entry's own difference is then exactly 0, and the sum is as small as the other probabilities are.
+    """
+    axes = _axes(x, dim)
+    weights = (x - _exact(_peak(x, axes))).value.exp()
+    p = weights * weights.sum(axes, True).reciprocal()
+    top = x.value.mid.argmax(dim, keepdim=True)
+    moved = x.tangent - x.tangent.map(lambda t: t.gather(dim, top))
+    moved = moved.map(lambda t: t.scatter(dim, top, 0.0))
+    return p, moved - (p * moved).sum(axes, True)
 
 
 def vector_norm(x: Enclosure, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Enclosure:
@@ -576,7 +585,9 @@ def layer_norm(x: Enclosure, shape: Any, weight: Any = None, bias: Any = None, e
     centred = x - mean(x, axes, True)
     scale = rsqrt(mean(square(centred), axes, True) + eps)
     # d(cs) = s t_c − c s³ mean(c t_c)
-    coupling = (centred.value * centred.tangent).sum(_axes(x, axes), True) * Range.literal(math.prod(shape)).reciprocal()
+    coupling = (centred.value * centred.tangent).sum(_axes(x, axes), True) * Range.literal(
+        math.prod(shape)
+    ).reciprocal()
     unit = centred.value * scale.value
     return Enclosure(unit, scale.value * (centred.tangent - unit * (scale.value * coupling)))
 

@@ -133,7 +133,10 @@ def _affine(node: AffineNode, inputs: list[Enclosure]) -> Enclosure:
     for linear, x in zip(node.maps, inputs, strict=True):
         total = add(total, image(linear, x))
     if node.offset is not None:
-        total = Enclosure(total.value + Range.exact(node.offset.expand(node.shape)[None]), total.tangent)
+        offset = Range.literal(node.offset.to(torch.float64).expand(node.shape)[None])
+        if node.offset_error is not None:
+            offset = offset.widened(node.offset_error.expand(node.shape)[None])
+        total = Enclosure(total.value + offset, total.tangent)
     return total
 
 

@@ -66,6 +66,7 @@ class NetworkBuilder:
         offset: Tensor | None = None,
         name: str = "affine",
         where: str = "",
+        offset_error: Tensor | None = None,
     ) -> Var:
         """``Σ map(var) + offset``; terms on the same variable are merged."""
         merged: dict[int, LinearMap] = {}
@@ -77,7 +78,7 @@ class NetworkBuilder:
         for linear in merged.values():
             if linear.out_shape != shape:
                 raise CaptureError(f"{name}: a map gives shape {linear.out_shape}, expected {shape} ({where})")
-        return self._append(AffineNode(tuple(merged), shape, name, where, tuple(merged.values()), offset))
+        return self._append(AffineNode(tuple(merged), shape, name, where, tuple(merged.values()), offset, offset_error))
 
     def activation(self, var: Var, function: Nonlinearity, where: str = "") -> Var:
         """An elementwise activation of ``var``."""

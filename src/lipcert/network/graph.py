@@ -34,10 +34,15 @@ class InputNode(Node):
 
 @dataclass(frozen=True, eq=False)
 class AffineNode(Node):
-    """``Σ_i maps[i](parent_i) + offset``; the parents are distinct."""
+    """``Σ_i maps[i](parent_i) + offset``; the parents are distinct.
+
+    ``offset`` stands for a real number within four units of roundoff of it, and within ``offset_error`` more, entry by
+    entry: bounds from above do not read it, the proof that a point is off a kink does.
+    """
 
     maps: tuple[LinearMap, ...] = ()
     offset: Tensor | None = None
+    offset_error: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,13 +84,15 @@ class Context:
         constants: Sequence[Constant] = (),
         rounding: float = 0.0,
         offset: Tensor | None = None,
+        offset_error: Tensor | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
-        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms.
+        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms, ``offset_error`` how
+        far the offset may be from the real number it stands for (see ``AffineNode``).
         """
         linear = self.map(x.shape, function, constants, rounding)
-        return self.builder.affine([(x, linear)], linear.out_shape, offset, self.op, self.where)
+        return self.builder.affine([(x, linear)], linear.out_shape, offset, self.op, self.where, offset_error)
 
     def map(
         self,
