@@ -8,6 +8,7 @@ the machine (timings on a busy machine are upper limits).
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -27,7 +28,7 @@ def fitted(widths: tuple[int, ...], inputs: Tensor, targets: Tensor, steps: int 
     """A ReLU MLP fitted by Adam to (inputs, targets); the same on every run."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).double()
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -333,7 +334,7 @@ def test_boxes_one_unit_wide(function, where):
     with mp.workdps(60):
         f = SCALARS[name][1]
         grid = [mp.mpf(low) + (mp.mpf(high) - mp.mpf(low)) * k / 64 for k in range(65)]
-        steepest = max(abs((f(b) - f(a)) / (b - a)) for a, b in zip(grid[:-1], grid[1:], strict=True))
+        steepest = max(abs((f(b) - f(a)) / (b - a)) for a, b in itertools.pairwise(grid))
         for x in (low, high):
             value = at(p, torch.tensor([x], dtype=D), torch.ones(1, dtype=D))
             assert value <= steepest + 2 * (grid[1] - grid[0]) + mp.mpf(10) ** -25
@@ -380,7 +381,10 @@ def test_the_enclosure_holds_the_exact_derivative_of_a_deep_rational_network():
     for layer in layers:
         if isinstance(layer, nn.Linear):
             W = [[Fraction(float(w)) for w in row] for row in layer.weight.detach()]
-            z = [sum(w * a for w, a in zip(r, z, strict=True)) + Fraction(b) for r, b in zip(W, layer.bias.tolist())]
+            z = [
+                sum(w * a for w, a in zip(r, z, strict=True)) + Fraction(b)
+                for r, b in zip(W, layer.bias.tolist(), strict=True)
+            ]
             t = [sum(w * a for w, a in zip(r, t, strict=True)) for r in W]
         else:
             t = [s if a > 0 else s / 4 for a, s in zip(z, t, strict=True)]

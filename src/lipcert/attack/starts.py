@@ -104,7 +104,7 @@ def _coarse(shape: torch.Size, cells: int, smooth: bool, generator: torch.Genera
     others = math.prod(shape) // (rows * columns)
     noise = torch.randn(1, others, min(cells, rows), min(cells, columns), generator=generator, dtype=torch.float64)
     mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
-    return torch.nn.functional.interpolate(noise, (rows, columns), **mode).reshape(shape)  # type: ignore[arg-type]
+    return torch.nn.functional.interpolate(noise, (rows, columns), **mode).reshape(shape)
 
 
 def inside(domain: Domain, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What the witness of a lower bound proves: the derivative at a point, enclosed with all roundings.
 
-This file, ``enclosure.py`` and ``numerics/midrad.py`` are all that a LowerBound rests on, beside the network itself.
+This file, ``enclosure.py``, ``enclosed_functions.py`` and ``numerics/midrad.py`` are all that a LowerBound rests on,
+beside the network itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from lipcert.certificates import enclosed_functions as _rules  # noqa: F401  registers what enclosures can do
 from lipcert.certificates.enclosure import Enclosure, add, image
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
