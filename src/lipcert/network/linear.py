@@ -140,6 +140,8 @@ class OpMap(LinearMap):
     rounding: float = 0.0
 
     def apply(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
+            return x.through(self)
         return torch.vmap(lambda example: self.function(example, *self.constants))(x)
 
     def absolute(self) -> LinearMap:
@@ -169,6 +171,8 @@ class Dense(LinearMap):
     rounding: float = math.inf
 
     def apply(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            return x.through(self)
         if len(self.in_shape) == 2 == len(self.out_shape) and self.in_shape[0] == 1 == self.out_shape[0]:
             return torch.nn.functional.linear(x, self.constants[0])
         return (x.reshape(len(x), -1) @ self.constants[0].T).reshape(len(x), *self.out_shape)

@@ -86,6 +86,7 @@ class Context:
         rounding: float = 0.0,
         offset: Tensor | None = None,
         offset_rounding: float = math.inf,
+        offset_error: Tensor | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
@@ -93,7 +94,9 @@ class Context:
         the count of the offset (see ``AffineNode``).
         """
         linear = self.map(x.shape, function, constants, rounding)
-        return self.builder.affine([(x, linear)], linear.out_shape, offset, self.op, self.where, offset_rounding)
+        return self.builder.affine(
+            [(x, linear)], linear.out_shape, offset, self.op, self.where, offset_rounding, offset_error
+        )
 
     def map(
         self,
