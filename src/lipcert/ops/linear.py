@@ -28,7 +28,11 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
     return ctx.builder.affine(
-        [(x, Dense((matrix,), x.shape, out_shape, terms + weight.rounding))], out_shape, offset, ctx.op, ctx.where
+        [(x, Dense((matrix,), x.shape, out_shape, terms + weight.rounding, weight.rounding == 0))],
+        out_shape,
+        offset,
+        ctx.op,
+        ctx.where,
     )
 
 
