@@ -158,7 +158,9 @@ class Problem:
             return self.model
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64)
         shape = (1, matrix.shape[0])
-        return then(self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1))))
+        return then(
+            self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), True)
+        )
 
     @cached_property
     def expanded(self) -> Network:

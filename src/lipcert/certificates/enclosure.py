@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
-from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Sum
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range, choose, hull
+from lipcert.numerics.slices import bilinear
 
 #: What is run in place of a torch function, by the name under which torch hands it on.
 RULES: dict[str, Callable[..., Any]] = {}
@@ -104,6 +105,15 @@ class Enclosure:
                 f"the derivative at the witness cannot be enclosed: no rule for {getattr(func, '__name__', func)}."
             )
         return rule(*args, **(kwargs or {}))
+
+    @property
+    def digits(self) -> int:
+        """Further digits beyond float64 that are carried."""
+        return max(len(self.value.tail), len(self.tangent.tail))
+
+    def to_digits(self, count: int) -> Enclosure:
+        """The same with room for ``count`` further digits, or without any."""
+        return Enclosure(*(part.to_digits(count) for part in (self.value, self.tangent)))
 
     def through(self, linear: LinearMap) -> Enclosure:
         """The image of a batch (B, *in_shape) under a linear map."""
@@ -200,6 +210,11 @@ def image(linear: LinearMap, x: Enclosure) -> Enclosure:
         return total
     if isinstance(linear, Identity):
         return x if linear.scale == 1.0 else -x if linear.scale == -1.0 else mul(x, linear.scale)
+    if x.digits:
+        value, tangent = (_long_image(linear, part) for part in (x.value, x.tangent))
+        if value is not None and tangent is not None:
+            return Enclosure(value, tangent)
+        return image(linear, x.to_digits(0)).to_digits(x.digits)
     if not math.isfinite(linear.rounding):
         label = linear.label if isinstance(linear, OpMap) else "linear"
         raise NumericsError(
@@ -213,6 +228,25 @@ def image(linear: LinearMap, x: Enclosure) -> Enclosure:
     rad = torch.where(rad > 0, rad + TINY * _factor(linear) * linear.in_size, rad)
     values, tangents = Range(mid, rad).halves()
     return Enclosure(values, tangents)
+
+
+def _long_image(linear: LinearMap, x: Range) -> Range | None:
+    """The image to as many digits as x has, where the constants are stored ones; else None.
+
+    Without constants, sums of one term that map 1 to 0 or 1 move entries and do nothing else.
+    """
+    if not isinstance(linear, (OpMap, Dense)) or not linear.stored or len(linear.constants) > 1:
+        return None
+    if linear.constants:
+
+        def apply(constant: Tensor, batch: Tensor) -> Tensor:
+            return replace(linear, constants=(constant,)).apply(batch)
+
+        return bilinear(apply, linear.constants[0], x, linear.rounding + 1.0)
+    moved = linear.apply(torch.ones_like(x.mid[:1]))
+    if linear.rounding > 1.0 or not bool(((moved == 0) | (moved == 1)).all()):
+        return None
+    return x.map(linear.apply)
 
 
 def _gamma(count: float) -> float:

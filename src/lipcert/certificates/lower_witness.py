@@ -17,12 +17,15 @@ from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
-from lipcert.numerics.midrad import UNIT, Range, require_subnormals
+from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
 from lipcert.problem import Ball, Box, Domain, Problem
 from lipcert.result import LowerWitness
 
 #: Entries of the (groups, K, K) comparison of a sort that are formed at a time.
 _COMPARED = 1 << 24
+#: Doubles carried beyond the first, in turn, until the radius is below this share of the value: an enclosure in float64
+#: widens by about the root of the width per layer, so that deep networks need more.
+_DIGITS, _LOSS = (0, 1, 3, 5), 1e-9
 #: Covers the roundings of a norm: scaling, squares, exact sum, root.
 _NORM = 32.0 * UNIT
 
@@ -63,14 +66,24 @@ def evaluate(problem: Problem, witness: LowerWitness) -> float:
     if length == 0.0:
         return 0.0
     shape = (1, *network.in_shape)
-    with torch.no_grad():
-        tangent = derivative(network, x.reshape(shape), v.reshape(shape))
-    if not bool((torch.isfinite(tangent.mid) & torch.isfinite(tangent.rad)).all()):
+    best, finite, width = 0.0, False, math.inf
+    for digits in _DIGITS:
+        with torch.no_grad():
+            tangent = derivative(network, x.reshape(shape), v.reshape(shape), digits).plain
+        if not bool((torch.isfinite(tangent.mid) & torch.isfinite(tangent.rad)).all()):
+            continue
+        finite = True
+        gap = tangent.mid.abs() - tangent.rad
+        least = torch.clamp(torch.nextafter(gap, torch.full_like(gap, -math.inf)), min=0.0)
+        best = max(best, norm(least, q))
+        before, width = width, norm(tangent.rad, q)
+        if width <= _LOSS * best or width > 0.1 * before:  # narrow, or no narrower than before: further digits are idle
+            break
+    if not finite:
         raise NumericsError(
             "the derivative at the witness cannot be enclosed: it overflows, or does not exist; no lower bound."
         )
-    least = torch.clamp(torch.nextafter(tangent.mid.abs() - tangent.rad, torch.full_like(tangent.mid, -1.0)), min=0.0)
-    value = norm(least, q) * (1.0 - _NORM) / length
+    value = best * (1.0 - _NORM) / length
     if not math.isfinite(value):
         raise NumericsError("the value at the witness overflows float64; no lower bound.")
     return max(0.0, math.nextafter(value, -math.inf))
@@ -96,11 +109,14 @@ def movable(domain: Domain, shape: Shape) -> Tensor:
     return torch.ones(shape, dtype=torch.float64)
 
 
-def derivative(network: Network, x: Tensor, v: Tensor) -> Range:
-    """An enclosure of the limits of f'(x'; v) for x' → x; x and v are batches (1, *in_shape)."""
+def derivative(network: Network, x: Tensor, v: Tensor, digits: int = 0) -> Range:
+    """An enclosure of the limits of f'(x'; v) for x' → x; x and v are batches (1, *in_shape).
+
+    ``digits`` more doubles are carried through sums, choices and linear maps of stored constants.
+    """
     known: dict[int, Enclosure] = {}
     last_use = [max(c, default=len(network.nodes)) for c in network.consumers]
-    result = Enclosure(Range.exact(x), Range.exact(v))
+    result = Enclosure(Range.exact(x), Range.exact(v)).to_digits(digits)
     for position, node in enumerate(network.nodes):
         inputs = [known[p] for p in node.parents]
         if not isinstance(node, InputNode):
@@ -147,8 +163,12 @@ def _largest(selection: MaxSelection, x: Enclosure) -> Enclosure:
     windows = x.map(lambda t: t.reshape(-1)[selection.index])
     low, high = windows.value.low, windows.value.high
     bottom, top = low.amax(-1, keepdim=True), high.amax(-1, keepdim=True)
-    tangent = _spanned(windows.tangent, ~(high < bottom))
-    value = Range.between(bottom[..., 0], top[..., 0])
+    can = ~(high < bottom)
+    winner = can.double().argmax(-1, keepdim=True)
+    alone = windows.map(lambda t: t.gather(-1, winner)[..., 0])
+    sure = can.sum(-1) == 1
+    value = choose(sure, alone.value, Range.between(bottom[..., 0], top[..., 0]))
+    tangent = choose(sure, alone.tangent, _spanned(windows.tangent, can))
     return Enclosure(value, tangent).map(lambda t: t.reshape(1, *selection.out_shape))
 
 
@@ -173,6 +193,7 @@ def _sorted(selection: SortSelection, x: Enclosure) -> Enclosure:
         result[selection.index.reshape(-1)] = ordered.reshape(-1)
         return result.reshape(1, *selection.in_shape)
 
+    flat = flat.to_digits(0)
     value = Range(put(flat.value.mid, chosen.value.mid), put(flat.value.rad, chosen.value.rad))
     tangent = Range(put(flat.tangent.mid, chosen.tangent.mid), put(flat.tangent.rad, chosen.tangent.rad))
     return Enclosure(value, tangent)

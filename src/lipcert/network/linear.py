@@ -128,7 +128,9 @@ class OpMap(LinearMap):
     """A linear operation given as code: ``function(x, *constants)`` on one example of shape ``in_shape``.
 
     ``function`` is linear in x, closes over nothing that carries a dtype or a device, and dominates itself
-    in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
+    in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|. ``stored`` says that the
+    constants are the model's own, without error, and that the function is linear in each of them: ``rounding`` then
+    counts the terms of the longest sum and nothing else.
     """
 
     label: str
@@ -138,6 +140,7 @@ class OpMap(LinearMap):
     constants: tuple[Tensor, ...] = ()
     attributes: str = ""
     rounding: float = 0.0
+    stored: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
@@ -163,12 +166,16 @@ class OpMap(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Dense(LinearMap):
-    """A linear map given by its (out_size, in_size) matrix; its rounding is unknown unless told."""
+    """A linear map given by its (out_size, in_size) matrix; its rounding is unknown unless told.
+
+    ``stored``: as for ``OpMap``.
+    """
 
     constants: tuple[Tensor]
     in_shape: Shape
     out_shape: Shape
     rounding: float = math.inf
+    stored: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):

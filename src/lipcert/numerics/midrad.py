@@ -29,13 +29,37 @@ Number = float | int | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Range:
-    """Real numbers known to lie in [mid − rad, mid + rad], entry by entry.
+    """Real numbers known to lie in [mid − rad, mid + rad] + Σ tail, entry by entry.
 
-    A radius of ``inf`` means that nothing is known but that the number is finite; a NaN midpoint that it may not exist.
+    ``tail`` holds further digits (doubles, ever smaller) where more than float64 is asked for: sums, choices and moves
+    keep them, ``numerics/slices.py`` maps them; every other operation counts them to the radius. A radius of ``inf``
+    means that nothing is known but that the number is finite; a NaN midpoint that it may not exist.
     """
 
     mid: Tensor
     rad: Tensor
+    tail: tuple[Tensor, ...] = ()
+
+    @property
+    def reach(self) -> Tensor:
+        """The radius around ``mid`` alone, tail included."""
+        if not self.tail:
+            return self.rad
+        total = self.rad
+        for part in self.tail:
+            total = total + part.abs()
+        return total * UP
+
+    @property
+    def plain(self) -> Range:
+        """The same without further digits."""
+        return Range(self.mid, self.reach) if self.tail else self
+
+    def to_digits(self, count: int) -> Range:
+        """The same with ``count`` further digits; those dropped count to the radius."""
+        if count == 0:
+            return self.plain
+        return Range(self.mid, self.rad, tuple(_padded(self, count))) if len(self.tail) < count else self
 
     @classmethod
     def exact(cls, x: Tensor) -> Range:
@@ -62,35 +86,42 @@ class Range:
     @property
     def low(self) -> Tensor:
         """The lower ends, rounded down."""
-        return torch.where(self.rad == 0, self.mid, _below(self.mid - self.rad))
+        reach = self.reach
+        return torch.where(reach == 0, self.mid, _below(self.mid - reach))
 
     @property
     def high(self) -> Tensor:
         """The upper ends, rounded up."""
-        return torch.where(self.rad == 0, self.mid, _above(self.mid + self.rad))
+        reach = self.reach
+        return torch.where(reach == 0, self.mid, _above(self.mid + reach))
 
     @property
     def mag(self) -> Tensor:
         """The largest absolute value, rounded up."""
-        return torch.where(self.rad == 0, self.mid.abs(), _above(self.mid.abs() + self.rad))
+        reach = self.reach
+        return torch.where(reach == 0, self.mid.abs(), _above(self.mid.abs() + reach))
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Range:
         """Entries moved, copied or dropped by ``move``."""
-        return Range(move(self.mid), move(self.rad))
+        return Range(move(self.mid), move(self.rad), tuple(move(t) for t in self.tail))
 
     def halves(self) -> tuple[Range, Range]:
         """The first and the second half of the entries along the leading axis."""
-        (a, b), (r, s) = self.mid.chunk(2), self.rad.chunk(2)
-        return Range(a, r), Range(b, s)
+        return self.map(lambda t: t.chunk(2)[0]), self.map(lambda t: t.chunk(2)[1])
 
     def widened(self, amount: Tensor) -> Range:
         """The radius increased by ``amount`` ≥ 0."""
-        return Range(self.mid, torch.where(amount > 0, (self.rad + amount) * UP, self.rad))
+        return Range(self.mid, torch.where(amount > 0, (self.rad + amount) * UP, self.rad), self.tail)
 
     def __neg__(self) -> Range:
-        return Range(-self.mid, self.rad)
+        return Range(-self.mid, self.rad, tuple(-t for t in self.tail))
 
     def __add__(self, other: Range) -> Range:
+        if self.tail or other.tail:
+            rad = (self.rad + other.rad) * UP
+            return renormalised(
+                [self.mid, other.mid, *self.tail, *other.tail], rad, max(len(self.tail), len(other.tail))
+            )
         mid = self.mid + other.mid
         exact = (self.mid == 0) | (other.mid == 0)
         own = torch.where(exact, 0.0, UNIT * mid.abs())
@@ -100,6 +131,8 @@ class Range:
         return self + (-other)
 
     def __mul__(self, other: Range) -> Range:
+        if self.tail or other.tail:
+            return self.plain * other.plain
         mid = self.mid * other.mid
         spread = self.mid.abs() * other.rad + self.rad * other.mid.abs() + self.rad * other.rad
         rad = (spread + UNIT * mid.abs()) * UP + TINY
@@ -111,6 +144,8 @@ class Range:
 
     def reciprocal(self) -> Range:
         """1/x; unknown where 0 is not excluded."""
+        if self.tail:
+            return self.plain.reciprocal()
         away = _below(self.mid.abs() - self.rad)
         mid = 1.0 / self.mid
         rad = (self.rad / away * mid.abs() * (1.0 + 4.0 * UNIT) + 2.0 * UNIT * mid.abs()) * UP + TINY
@@ -119,10 +154,12 @@ class Range:
     @property
     def is_zero(self) -> Tensor:
         """Where the number is exactly 0."""
-        return (self.mid == 0) & (self.rad == 0)
+        return (self.mid == 0) & (self.reach == 0)
 
     def sum(self, axes: tuple[int, ...], keepdim: bool) -> Range:
         """Sums over axes: γ_n Σ|mid| of rounding for n terms in any order."""
+        if self.tail:
+            return self.plain.sum(axes, keepdim)
         n = math.prod(self.mid.shape[a] for a in axes)
         gamma = n * UNIT * (1.0 + 2.0 * n * UNIT)
         mid = self.mid.sum(axes, keepdim)
@@ -170,7 +207,41 @@ def hull(first: Range, second: Range) -> Range:
 
 def choose(condition: Tensor, yes: Range, no: Range) -> Range:
     """``yes`` where a (certain) condition holds, else ``no``."""
-    return Range(torch.where(condition, yes.mid, no.mid), torch.where(condition, yes.rad, no.rad))
+    digits = max(len(yes.tail), len(no.tail))
+    tails = zip(*(_padded(x, digits) for x in (yes, no)), strict=True)
+    return Range(
+        torch.where(condition, yes.mid, no.mid),
+        torch.where(condition, yes.rad, no.rad),
+        tuple(torch.where(condition, a, b) for a, b in tails),
+    )
+
+
+def _padded(x: Range, digits: int) -> list[Tensor]:
+    return [*x.tail, *[torch.zeros_like(x.mid)] * (digits - len(x.tail))]
+
+
+def renormalised(parts: list[Tensor], rad: Tensor, digits: int) -> Range:
+    """Σ parts ± rad as a midpoint and ``digits`` further ones, what is left over counted to the radius.
+
+    Why this is exact: the error of a sum of two doubles is a double (Knuth's TwoSum, no underflow in sums), so a sweep
+    from the last to the first part changes none of the total.
+    """
+    parts = list(torch.broadcast_tensors(*parts))
+    for _ in range(digits + 2):
+        for i in range(len(parts) - 2, -1, -1):
+            parts[i], parts[i + 1] = _two_sum(parts[i], parts[i + 1])
+    left = rad
+    for part in parts[digits + 1 :]:
+        left = left + part.abs()
+    tail = parts[1 : digits + 1]
+    tail += [torch.zeros_like(parts[0])] * (digits - len(tail))
+    return Range(parts[0], torch.where(left > 0, left * UP, left).expand(parts[0].shape), tuple(tail))
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    total = a + b
+    shadow = total - a
+    return total, (a - (total - shadow)) + (b - shadow)
 
 
 def require_subnormals() -> None:
@@ -185,7 +256,7 @@ def require_subnormals() -> None:
 
 
 def _is_unit(x: Range) -> Tensor:
-    return (x.mid.abs() == 1) & (x.rad == 0)
+    return (x.mid.abs() == 1) & (x.reach == 0)
 
 
 def _below(x: Tensor) -> Tensor:

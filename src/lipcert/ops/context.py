@@ -113,7 +113,8 @@ class Context:
         with torch.no_grad():
             out_shape = tuple(function(torch.zeros(in_shape, dtype=torch.float64), *values).shape)
         total = rounding + sum(c.rounding for c in constants)
-        return OpMap(self.op, function, in_shape, out_shape, values, self.signature + extra, float(total))
+        stored = all(c.rounding == 0 for c in constants)
+        return OpMap(self.op, function, in_shape, out_shape, values, self.signature + extra, float(total), stored)
 
     def jointly_linear(self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float = 0.0) -> Var:
         """``function(list of tensors)``, linear in all its tensors together with non-negative entries (cat, stack)."""
