@@ -25,8 +25,8 @@ class AutoLip(Method):
 
     L_k = Σ_i ‖∂_i g_k‖ L_i in topological order, L_input = 1.
 
-    Norms that the budget has no time for (a direct call: three times the budget) are bounded by less work: passes instead
-    of a factorisation, then row and column sums; see ``norm_effort``.
+    Norms that the budget has no time for (a direct call: three times the budget) are bounded by less work: passes
+    instead of a factorisation, then row and column sums; see ``norm_effort``.
 
     Attributes:
         fuse: merge affine neighbours first (never worse); False gives the paper's op-by-op recursion.

@@ -20,7 +20,6 @@ from lipcert.errors import InputError, MethodError, NotProved, NumericsError
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
 from lipcert.methods.branch_form import BatchForm
-from lipcert.methods.lipsdp import steps_to_output
 from lipcert.network.linear import size
 from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
@@ -110,7 +109,7 @@ class _Search:
         self.exact = DenseForm(self.transformed)
         self.form = BatchForm(self.exact, self.neurons)
         self.allowed = branchable(self.transformed)
-        steps = steps_to_output(self.transformed)
+        steps = self.transformed.steps_to_output
         self.steps = torch.cat(
             [torch.full((cell.size,), float(steps[cell.node]), dtype=torch.float64) for cell in self.transformed.cells]
             or [torch.zeros(0, dtype=torch.float64)]

@@ -108,7 +108,7 @@ class LipSDPInteriorPoint(Method):
         form = DenseForm(transformed)
         network = transformed.network
         weights = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
-        steps = _steps(transformed)
+        steps = transformed.steps_to_output
         best: tuple[float, dict[int, Tensor]] | None = None
         for p in lifts:
             lifted = {k: m * (1.0 + p) ** min(steps[k], 350.0 / math.log10(10.0 + p)) for k, m in multipliers.items()}
@@ -126,15 +126,6 @@ class LipSDPInteriorPoint(Method):
         arrays["exponents"] = torch.tensor(transformed.exponents, dtype=torch.int64)
         settings = {"rho": rho * (1.0 + 1e-12), "slack": 0.0, "route": "dense", "layerwise": self.layerwise}
         return Witness("quadratic", arrays, settings)
-
-
-def _steps(transformed: LoopTransformed) -> dict[int, int]:
-    """For each nonlinear node: how many lie on the longest path from it to the output, itself included."""
-    depth = [0] * len(transformed.network.nodes)
-    for k in range(len(depth) - 1, -1, -1):
-        own = 1 if k in transformed.cell_at else 0
-        depth[k] = own + max((depth[c] for c in transformed.network.consumers[k]), default=0)
-    return {cell.node: depth[cell.node] for cell in transformed.cells}
 
 
 def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tensor]:

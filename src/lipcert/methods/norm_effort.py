@@ -44,7 +44,8 @@ def plan_norms(maps: Mapping[Slot, LinearMap], seconds: float, rigorous: bool) -
         total = sum(prices[slot].seconds(ladder[0], target) for slot, ladder in ladders.items())
         while total > seconds:
             savings = {
-                slot: prices[slot].seconds(ladder[at[slot]], target) - prices[slot].seconds(ladder[at[slot] + 1], target)
+                slot: prices[slot].seconds(ladder[at[slot]], target)
+                - prices[slot].seconds(ladder[at[slot] + 1], target)
                 for slot, ladder in ladders.items()
                 if at[slot] + 1 < len(ladder)
             }

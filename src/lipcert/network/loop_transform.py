@@ -122,6 +122,15 @@ class LoopTransformed:
         return {cell.node: cell for cell in self.cells}
 
     @cached_property
+    def steps_to_output(self) -> Mapping[int, int]:
+        """For each nonlinear node: how many lie on the longest path from it to the output, itself included."""
+        depth = [0] * len(self.network.nodes)
+        for k in range(len(depth) - 1, -1, -1):
+            own = 1 if k in self.cell_at else 0
+            depth[k] = own + max((depth[c] for c in self.network.consumers[k]), default=0)
+        return {cell.node: depth[cell.node] for cell in self.cells}
+
+    @cached_property
     def maps(self) -> Mapping[int, tuple[LinearMap, ...]]:
         """Position of an affine node → its maps in the units of both sides, small ones as matrices."""
         result: dict[int, tuple[LinearMap, ...]] = {}
