@@ -89,18 +89,23 @@ def _as_gain(node: Node) -> Node:
 
 def is_dense(network: Network) -> bool:
     """Whether all maps from sources to nodes can be written down at a moderate price."""
+    return operations(network) <= MAX_WORK
+
+
+def operations(network: Network) -> float:
+    """About how many floating-point operations the dense recursion takes; infinite where a node is too wide."""
     work, columns = 0.0, float(size(network.in_shape))
     if size(network.in_shape) > 10 * MAX_SIDE:
-        return False
+        return math.inf
     for node in network.nodes:
         rows = size(node.shape)
         if rows > MAX_SIDE and not isinstance(node, InputNode):
-            return False
+            return math.inf
         if isinstance(node, AffineNode):
             work += sum(2.0 * rows * linear.in_size for linear in node.maps) * columns + 3.0 * rows**2 * columns
         elif not isinstance(node, InputNode):
             columns += rows
-    return work <= MAX_WORK
+    return work
 
 
 class Recursion:

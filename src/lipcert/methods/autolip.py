@@ -12,8 +12,8 @@ from lipcert.certificates.base import Witness
 from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
-from lipcert.methods.norm_effort import Effort, Slot, plan_norms
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network, SelectionNode
+from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, SelectionNode
 from lipcert.network.linear import LinearMap
 from lipcert.problem import Norm, Problem
 
@@ -36,6 +36,8 @@ class AutoLip(Method):
     norms: ClassVar[tuple[Norm, ...]] = EQUAL_NORMS
     summary: ClassVar[str] = "product of layer norms along the graph; cheap, any network, loose when deep"
 
+    fallback: ClassVar[str | None] = None
+
     fuse: bool = True
 
     def solve(self, problem: Problem, run: Run) -> Found:
@@ -44,7 +46,11 @@ class AutoLip(Method):
         p = problem.norm[0]
         network = problem.network if self.fuse else problem.unfused
         slots = claim_slots(network, p)
-        effort = self._effort(network, slots, run) if p == 2 else Effort(dict.fromkeys(slots, "written"))
+        # A direct call has three times the budget: nobody waits there for more than this bound.
+        seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0)
+        effort = (
+            plan_norms(maps_of(network), seconds, run.rigorous) if p == 2 else Effort(dict.fromkeys(slots, "written"))
+        )
         norms: dict[Slot, float] = {}
         rough: list[float] = []
 
@@ -74,15 +80,6 @@ class AutoLip(Method):
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
         settings = {"fuse": self.fuse, "routes": [effort.routes[slot] for slot in slots], "target": effort.target}
         return Found(Witness("layer_product", {"norms": values}, settings))
-
-    def _effort(self, network: Network, slots: list[Slot], run: Run) -> Effort:
-        """Routes for the seconds there are: those of the budget, or three times as many where nobody waits for more."""
-        maps = {}
-        for position, term in slots:
-            node = network.nodes[position]
-            assert isinstance(node, AffineNode)
-            maps[position, term] = node.maps[term] if term >= 0 else Stacked(node.maps)
-        return plan_norms(maps, (1.0 if run.checked else 3.0) * max(run.left, 0.0), run.rigorous)
 
 
 def _worth_stacking(node: AffineNode, length: float, total: float) -> bool:

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.loop_transform import is_dense, views
+from lipcert.certificates.loop_transform import is_dense, operations, views
 from lipcert.errors import InputError
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
+from lipcert.methods.cost import operations_per_second
+from lipcert.methods.norm_effort import maps_of, seconds_at_best
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network
 from lipcert.problem import Norm, Problem
 
@@ -54,12 +56,21 @@ class LipLT(Method):
         return Found(Witness("loop_transform", {}, {"window": window}))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
-        """Without matrices every norm is a few hundred passes; is there time for the least of them?"""
-        wide = [network for network in views(problem) if not is_dense(network)]
-        needed = sum(_seconds_per_layer(network) * _layers_crossed(network, 1) for network in wide) * _PASSES
-        if needed <= run.left:
-            return None
-        return f"its matrix-free norms would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
+        """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
+        needed = sum(_least_seconds(network, problem.norm[0]) for network in views(problem))
+        if needed > run.left:
+            return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
+        if run.rigorous and not all(is_dense(network) for network in views(problem)):
+            return "its norms here are probabilistic"
+        return None
+
+
+def _least_seconds(network: Network, p: float) -> float:
+    """About what LipLT takes: every matrix, or the norms over two layers and those of the product rule."""
+    if is_dense(network):
+        return 2.0 * operations(network) / operations_per_second()
+    passes = _seconds_per_layer(network) * _layers_crossed(network, 1) * _PASSES
+    return passes + (seconds_at_best(maps_of(network)) if p == 2 else 0.0)
 
 
 def _layers_crossed(network: Network, window: int) -> float:

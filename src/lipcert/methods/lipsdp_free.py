@@ -21,7 +21,28 @@ from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_
 from lipcert.problem import Norm
 
 #: Geometric lifts tried on top of the check's own margin: they make up for an iteration that has not converged.
-LIFTS = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 4e-3, 6e-3, 1e-2, 1.5e-2, 2e-2, 3e-2, 4e-2, 6e-2, 0.1, 0.2, 0.5, 1.0)
+LIFTS = (
+    1e-4,
+    3e-4,
+    1e-3,
+    2e-3,
+    3e-3,
+    4e-3,
+    6e-3,
+    1e-2,
+    1.5e-2,
+    2e-2,
+    3e-2,
+    4e-2,
+    6e-2,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    9.0,
+)
 
 #: Where multipliers need a larger lift than this when the iteration has settled, it goes on with twice the columns,
 #: up to MOST_COLUMNS; lifts are tried from FINEST on. It has settled when 20 passes gain less than SETTLED.
@@ -29,6 +50,9 @@ FINEST, FINE, MOST_COLUMNS, SETTLED = 3e-4, 1e-3, 128, 3e-4
 
 #: ‖G‖² beyond which single neurons are looked at, and a search in float32 is taken on in float64.
 GROSS = 1.1
+
+#: Squared norm of a row or column of G, by random probes, beyond which its neuron's multiplier is set anew.
+STANDS_OUT = 1.2
 
 #: Lanczos steps of a look at one lift; most and fewest steps of the check.
 LOOK, MOST, LEAST = 30, 400, 60
@@ -161,15 +185,16 @@ class FreeFinish(Finish):
                 if self.short() and self.search.passes >= passes + 5:
                     break
         for form in range(self.search.problems):
-            for _ in range(4):
+            for _ in range(8):
                 if self._ritz(form, FINE) <= GROSS:
                     break
                 self._mend(form)
 
     def _mend(self, form: int) -> None:
-        """Multipliers of single neurons that alone make ‖G‖ > 1, raised or lowered to where they do not.
+        """Multipliers of single neurons that alone make ‖G‖ > 1 are set where they stick out least.
 
-        Column w_j of G has squared norm (what the network makes of w_j)/λ_j, row v_j has λ_j (what makes v_j up).
+        Column w_j of G has squared norm (what the network makes of w_j)/λ_j, row v_j has λ_j (what makes v_j up): λ_j
+        has to lie between the two, and its geometric middle makes them equal.
         """
         scaled = self._scaled(form, FINE)
         rows, columns = squared_norms(scaled, self.run.generator)
@@ -178,13 +203,10 @@ class FreeFinish(Finish):
             above, below = columns[cell.node], rows[cell.node]
             if cell.block:
                 above, below = (t.max().reshape(1) if t.numel() else t.new_ones(1) for t in (above, below))
-            raised = torch.where(above > 1.5, 2.0 * above, 1.0)
-            lowered = torch.where(below > 1.5, 0.5 / below.clamp(min=1e-300), 1.0)
-            both = (above > 1.5) & (below > 1.5)
-            between = (above / below.clamp(min=1e-300)).sqrt()
-            known[cell.node] = known.get(cell.node, torch.ones_like(above)) * torch.where(
-                both, between, raised * lowered
-            )
+            outside = torch.maximum(above, below) > STANDS_OUT
+            middle = (above.clamp(min=1e-100) / below.clamp(min=1e-100)).sqrt()
+            factor = torch.where(outside, middle, 1.0)
+            known[cell.node] = known.get(cell.node, torch.ones_like(above)) * factor
 
     def _scaled(self, form: int, p: float) -> ScaledMap:
         return ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))

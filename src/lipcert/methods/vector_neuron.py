@@ -24,8 +24,8 @@ class VectorNeuron:
 
     The generalised power method (u ← h/‖h‖, X ← G/‖G‖ with h, G the gradients of the value) with Nesterov
     extrapolation on the spheres and a restart whenever the value falls. Input norm 2: ‖X‖_F = 1; ∞: every input row a
-    unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖; ∞: one problem per output, all in one batch. With ``growth`` every d
-    is so many times larger: its multipliers leave a check that margin.
+    unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖; ∞: one problem per output, all in one batch. With ``growth``
+    every d is so many times larger: its multipliers leave a check that margin.
     """
 
     def __init__(
