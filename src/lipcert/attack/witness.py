@@ -12,6 +12,7 @@ from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network, Node, SelectionNode
 from lipcert.network.linear import LinearMap, Shape, size
 from lipcert.network.nonlinearity import MaxSelection
+from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Ball, Box, Domain, Problem
 from lipcert.result import LowerWitness
 
@@ -32,6 +33,7 @@ _NEGLIGIBLE = 1e-10
 _LEAST, _MOST = 1e-12, 1e-6
 
 
+@ordinary()
 def evaluate(problem: Problem, witness: LowerWitness) -> float:
     """The lower bound ‖J(x)v‖_q / ‖v‖_p that a witness (x, v) proves, rounded down.
 

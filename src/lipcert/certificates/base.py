@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import CertificateError
+from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Domain, Norm, Problem
 from lipcert.result import Bound
 
@@ -85,6 +86,7 @@ def certificate(kind: str) -> Callable[[Check], Check]:
     return register
 
 
+@ordinary()
 def check(
     problem: Problem, witness: Witness, method: str, generator: torch.Generator, started: float | None = None
 ) -> Bound:
