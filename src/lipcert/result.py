@@ -22,6 +22,11 @@ def weakest(guarantees: list[Guarantee]) -> Guarantee:
     return min(guarantees, key=_STRENGTH.index, default="rigorous")
 
 
+def _input(shape: tuple[int, ...]) -> str:
+    """The shape of one example for a report: a batch dimension that was forgotten shows here."""
+    return f"; input {'×'.join(map(str, shape))}" if shape else ""
+
+
 class Saveable(Protocol):
     """What a Bound carries as its certificate."""
 
@@ -76,6 +81,7 @@ class Bound:
         breakdown: rows that explain the value.
         log10: decimal logarithm of the value, for values that overflow or underflow a float.
         tried: what ``method="auto"`` tried, this bound's method included.
+        input_shape: shape of one example, as it was understood.
     """
 
     value: float
@@ -88,6 +94,7 @@ class Bound:
     breakdown: tuple[BreakdownRow, ...] = ()
     log10: float | None = None
     tried: tuple[Attempt, ...] = ()
+    input_shape: tuple[int, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write the certificate to ``path`` (atomically); raises CertificateError if it cannot be written."""
@@ -101,7 +108,7 @@ class Bound:
         where = "everywhere" if self.domain is None else f"on the {self.domain.describe()}"
         return (
             f"Lipschitz constant ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}, {where}; "
-            f"{self.guarantee}, {self.method}, {self.seconds:.2f} s)"
+            f"{self.guarantee}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
     def _repr_html_(self) -> str:
@@ -135,11 +142,12 @@ class LowerBound:
     domain: Domain = None
     seconds: float = 0.0
     history: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    input_shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"Lipschitz constant ≥ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}; "
-            f"derivative at a point, {self.seconds:.2f} s)"
+            f"derivative at a point, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
 
@@ -177,4 +185,6 @@ class Comparison:
             times = "-" if ratio is None else f"{ratio:.4g}"
             lines.append(f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}")
         lines.append(f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness")
+        if self.lower.input_shape:
+            lines.append(f"input {'×'.join(map(str, self.lower.input_shape))}")
         return "\n".join(lines)

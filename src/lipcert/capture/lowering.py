@@ -139,7 +139,9 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
         return token, apply_rule(ctx, target, tuple(args), kwargs)
     if node.target in _SCALAR_OPS:
         ctx.dtype = torch.float64
-        operands = (a if isinstance(a, (Var, Constant)) else Constant(torch.tensor(a).double()) for a in args)
+        operands = (
+            a if isinstance(a, (Var, Constant)) else Constant(torch.tensor(a, dtype=torch.float64)) for a in args
+        )
         return apply_rule(ctx, _SCALAR_OPS[node.target], tuple(operands), kwargs)
     ctx.dtype = value.dtype if isinstance(value, Tensor) else None
     if isinstance(value, Tensor) and value.is_complex():
@@ -211,8 +213,8 @@ def _folded(ctx: Context, target: Any, args: Any, kwargs: Any) -> Any:
     except Exception as problem:
         raise CaptureError(
             f"aten.{ctx.op} at {ctx.where}, applied to parameters only, cannot be evaluated "
-            f"({type(problem).__name__}: {str(problem)[:200]}). Evaluate it once outside forward and keep the result in "
-            "a buffer."
+            f"({type(problem).__name__}: {str(problem)[:200]}). Evaluate it once outside forward and keep the result "
+            "in a buffer."
         ) from problem
 
 
@@ -233,7 +235,10 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
     for spec, leaf in zip(program.graph_signature.output_specs, tree_leaves(node.args[0]), strict=True):
         if spec.kind == OutputKind.USER_OUTPUT:
             outputs.append(env[leaf] if isinstance(leaf, FxNode) else leaf)
-        elif spec.kind not in (OutputKind.USER_INPUT_MUTATION, OutputKind.TOKEN):  # an input written in place changes no parameter
+        elif spec.kind not in (
+            OutputKind.USER_INPUT_MUTATION,
+            OutputKind.TOKEN,
+        ):  # an input written in place changes no parameter
             raise TrainModeError(
                 f"forward changes {spec.target!r}; a certified bound needs a fixed function. Call model.eval()."
             )

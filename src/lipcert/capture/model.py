@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,13 +26,16 @@ def as_module(model: Any) -> nn.Module:
         InputError: no module, TorchScript, or parameters that hold no numbers yet (lazy, on the meta device).
         CaptureError: parameters that are not plain real tensors (complex, sparse, quantised, nested).
     """
-    module = model.module() if isinstance(model, ExportedProgram) else model
+    module: Any = model.module() if isinstance(model, ExportedProgram) else model
     if not isinstance(module, nn.Module):
+        weights = isinstance(module, Mapping) and any(isinstance(v, Tensor) for v in module.values())
         raise InputError(
             f"model must be a torch.nn.Module or a torch.export.ExportedProgram, not {type(model).__name__}."
+            + (" This one holds weights without the network: load them into the module and pass that." * weights)
         )
     while isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _compiled(module):
         module = module._orig_mod if _compiled(module) else module.module
+    assert isinstance(module, nn.Module)
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             place = f"its part {path!r}" if path else "it"

@@ -82,12 +82,9 @@ def _check_activation(node: Node, function: Nonlinearity, reached: Tensor, gener
         quotient = (fb - fa) / (b - a)
         outside = (quotient > high + granted) | (quotient < low - granted)
         if bool(outside.any()):
-            place = tuple(outside.nonzero()[0].tolist())
-            entry = place[1:]
-            raise _bug(
-                node, f"slope {float(quotient[place])!r} between {float(a[place])!r} and {float(b[place])!r}",
-                f"slopes in [{float(low[entry])!r}, {float(high[entry])!r}]",
-            )  # fmt: skip
+            at = tuple(outside.nonzero()[0].tolist())
+            found = f"slope {float(quotient[at])!r} between {float(a[at])!r} and {float(b[at])!r}"
+            raise _bug(node, found, f"slopes in [{float(low[at[1:]])!r}, {float(high[at[1:]])!r}]")
 
 
 def _pairs(reached: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

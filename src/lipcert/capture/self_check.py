@@ -25,9 +25,9 @@ def check_shapes(network: Network) -> None:
     """Raise CaptureError unless a batch of one gives a batch of one."""
     if not network.out_shape or network.out_shape[0] != 1:
         raise CaptureError(
-            f"for one example, read as shape {network.in_shape[1:]}, the model returns shape {network.out_shape}, which "
-            "has no leading batch dimension of 1: either the example was given without its batch dimension, or the "
-            "model reduces over the batch or drops the batch axis. Return one output row per example."
+            f"for one example, read as shape {network.in_shape[1:]}, the model returns shape {network.out_shape}, "
+            "which has no leading batch dimension of 1: either the example was given without its batch dimension, or "
+            "the model reduces over the batch or drops the batch axis. Return one output row per example."
         )
 
 

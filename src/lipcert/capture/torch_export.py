@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,16 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
         CaptureError: the export failed, examples of a batch influence each other, or a self-check failed.
         NumericsError: the process does not compute in ordinary IEEE arithmetic and cannot be made to.
     """
-    with ordinary(dtype=None), _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        with private(as_module(model)) as module:
-            example = check_example(example_input, module)
-            network = read_sequential(module, example[:1]) or _exported(module, example[:1])
-            check_shapes(network)
-            self_check(network, module, example)
-            check_examples_independent(network, module, example)
-            check_quotients(network, example)
+    with ExitStack() as stack:
+        for one in (ordinary(dtype=None), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad()):
+            stack.enter_context(one)
+        module = stack.enter_context(private(as_module(model)))
+        example = check_example(example_input, module)
+        network = read_sequential(module, example[:1]) or _exported(module, example[:1])
+        check_shapes(network)
+        self_check(network, module, example)
+        check_examples_independent(network, module, example)
+        check_quotients(network, example)
     return network
 
 
@@ -80,7 +82,7 @@ def _lowered(program: ExportedProgram) -> Network:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No warnings and no log lines of torch.export: what goes wrong is told by the error raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

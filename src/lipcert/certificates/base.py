@@ -118,4 +118,5 @@ def check(
         replace(witness, fallback=None), method, problem.model.fingerprint, problem.norm, problem.domain,
         problem.select, bound.value, bound.log10, bound.guarantee, __version__,
     )  # fmt: skip
-    return replace(bound, method=method, seconds=time.perf_counter() - started, certificate=record)
+    shape, seconds = problem.model.in_shape[1:], time.perf_counter() - started
+    return replace(bound, method=method, seconds=seconds, certificate=record, input_shape=shape)

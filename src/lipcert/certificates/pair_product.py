@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -107,7 +109,8 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
         raise UnsupportedNormError(f"SeqLip bounds l2 → l2 only, not l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
     through_pools, rank = options(witness)
     recursion = _Recursion(problem.network, witness, through_pools, rank, generator)
-    value, guarantee = recursion.constant(len(problem.network.nodes) - 1)
+    with _deep(4 * len(problem.network.nodes)):
+        value, guarantee = recursion.constant(len(problem.network.nodes) - 1)
     rows = recursion.rows or [
         BreakdownRow("no pairs", "chain", 1.0, float(value), guarantee,
                      "no two consecutive linear layers: SeqLip = AutoLip")
@@ -121,6 +124,17 @@ class _Step:
 
     value: Magnitude
     used: tuple[Guarantee, ...]
+
+
+@contextmanager
+def _deep(frames: int) -> Iterator[None]:
+    """Room for a recursion of ``frames`` calls: networks may be deeper than Python's own limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + frames)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 class _Recursion:

@@ -135,7 +135,7 @@ def _refuse_transforms() -> None:
         what = "a torch.func transform (vmap, grad, jvp …)"
     elif torch.autograd.forward_ad._current_level >= 0:
         what = "a forward-mode level (torch.autograd.forward_ad.dual_level)"
-    elif torch.compiler.is_compiling() or torch.jit.is_tracing():
+    elif torch.compiler.is_compiling() or torch._C._is_tracing():
         what = "a trace (torch.compile, torch.export, torch.jit.trace)"
     if what is not None:
         raise NumericsError(f"lipcert was called inside {what}, where tensors hold no fixed numbers; call it outside.")
@@ -196,7 +196,11 @@ def _precisions() -> list[Any]:
     Those of a GPU stay: what runs there is search in any precision, and reading them raises once they disagree.
     """
     mkldnn = torch.backends.mkldnn
-    return [torch.backends, mkldnn, *(getattr(mkldnn, part) for part in ("matmul", "conv", "rnn") if hasattr(mkldnn, part))]
+    return [
+        torch.backends,
+        mkldnn,
+        *(getattr(mkldnn, part) for part in ("matmul", "conv", "rnn") if hasattr(mkldnn, part)),
+    ]
 
 
 @contextmanager
@@ -224,6 +228,6 @@ def _warnings_stay_warnings() -> Iterator[None]:
         yield
         return
     with warnings.catch_warnings():
-        warnings.filters[:] = [("default", *row[1:]) if strict(row) else row for row in warnings.filters]  # type: ignore[index, misc]
+        warnings.filters[:] = [("default", *row[1:]) if strict(row) else row for row in warnings.filters]  # type: ignore[index]
         warnings._filters_mutated()  # type: ignore[attr-defined]
         yield
