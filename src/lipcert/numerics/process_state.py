@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils import parametrize
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -24,6 +25,9 @@ _GRAIN = 32768
 _UNIT, _NORMAL = 2.0**-53, 2.0**-1022
 #: Devices whose autocast mode could cast the maps of a network.
 _AUTOCAST = ("cpu", "cuda", "xpu", "mps")
+#: Where newer versions of PyTorch keep the precision of float32 on the CPU; a part inherits from the whole before it.
+#: Those of a GPU stay: only searches run there, and reading them raises once they disagree.
+_PRECISIONS = (("generic", "all"), ("mkldnn", "all"), ("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"))
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def ordinary(dtype: torch.dtype | None = torch.float32) -> Iterator[None]:
     Neutralised: flush-to-zero of this thread, and of the threads of PyTorch's pool (the block then runs on one
     thread); default device and any other function or dispatch mode; default dtype; autocast; inference mode and
     ``no_grad``; float32 matmul precision; deterministic algorithms; anomaly detection; hooks on saved tensors;
-    NumPy's error state; warnings turned into errors.
+    NumPy's error state; cached parametrisations; warnings turned into errors.
 
     Args:
         dtype: default dtype inside; None leaves the caller's, for running the caller's model.
@@ -177,30 +181,25 @@ def _settings(dtype: torch.dtype | None) -> Iterator[None]:
             warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
             torch.use_deterministic_algorithms(False)
             stack.callback(torch.use_deterministic_algorithms, True, warn_only=warn_only)
+        cached = parametrize._cache_enabled  # parametrize.cached() would hand a trace's tensors to the next run
+        if cached:
+            parametrize._cache_enabled = 0
+            stack.callback(setattr, parametrize, "_cache_enabled", cached)
         if torch.is_anomaly_enabled():
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        for place in _precisions():
-            if getattr(place, "fp32_precision", "ieee") not in ("ieee", "none"):  # a part may inherit from the whole
-                stack.callback(setattr, place, "fp32_precision", place.fp32_precision)
-                place.fp32_precision = "ieee"
-        precision = torch.get_float32_matmul_precision()
+        for place in _PRECISIONS if hasattr(torch._C, "_get_fp32_precision_getter") else ():
+            before = torch._C._get_fp32_precision_getter(*place)
+            if before not in ("none", "ieee") or (before != "none" and place[1] == "all"):
+                torch._C._set_fp32_precision_setter(*place, "none")
+                stack.callback(torch._C._set_fp32_precision_setter, *place, before)
+        try:
+            precision = torch.get_float32_matmul_precision()
+        except RuntimeError:  # set by the newer interface, and so undone above
+            precision = "highest"
         if precision != "highest":
             torch.set_float32_matmul_precision("highest")
             stack.callback(torch.set_float32_matmul_precision, precision)
         yield
-
-
-def _precisions() -> list[Any]:
-    """The places where newer versions of PyTorch keep the precision of float32 on the CPU, the whole before its parts.
-
-    Those of a GPU stay: what runs there is search in any precision, and reading them raises once they disagree.
-    """
-    mkldnn = torch.backends.mkldnn
-    return [
-        torch.backends,
-        mkldnn,
-        *(getattr(mkldnn, part) for part in ("matmul", "conv", "rnn") if hasattr(mkldnn, part)),
-    ]
 
 
 @contextmanager
