@@ -120,7 +120,6 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "warnings are errors": strict_warnings,
     "a function mode": Doubled,
     "a dispatch mode": Zeroed,
-    "cached parametrisations": lambda: nn.utils.parametrize.cached(),
     "all at once": lambda: _all(
         "flush to zero", "default device", "bfloat16 by default", "deterministic", "inference mode", "autocast",
         "numpy raises", "warnings are errors", "a function mode",
@@ -160,11 +159,11 @@ def tiny() -> nn.Module:
 
 
 def mixed() -> nn.Module:
-    """Through torch.export: convolution, batch norm, pooling, a parametrised layer, clamps, a residual sum."""
+    """Through torch.export: convolution, batch norm, pooling, activations, layer norm."""
     generator = torch.Generator().manual_seed(4)
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Hardswish(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.utils.parametrizations.weight_norm(nn.Linear(12, 6)), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 2),
+        nn.Linear(12, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 2),
     )  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
@@ -229,6 +228,15 @@ def test_nor_in_another_thread(name: str, reference: tuple[Path, list[Any]]) -> 
     thread.start()
     thread.join()
     assert found == [*expected, True]
+
+
+def test_cached_parametrisations() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2).double()).eval()
+    example = torch.zeros(1, 3, dtype=torch.float64)
+    expected = lipcert.bound(layer, example, method="autolip").value
+    with nn.utils.parametrize.cached():
+        layer(example)
+        assert lipcert.bound(layer, example, method="autolip").value == expected
 
 
 def test_a_model_made_in_inference_mode() -> None:
