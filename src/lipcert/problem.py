@@ -143,8 +143,12 @@ class Problem:
         if self.select is not None:
             if self.select.dim() != 2 or self.select.shape[1] != m:
                 raise InputError(f"select must be a (k, {m}) matrix for this model, not {tuple(self.select.shape)}.")
+            if not len(self.select):
+                raise InputError("select has no rows: nothing is left to bound. Give a (k, m) matrix with k ≥ 1.")
             if not bool(torch.isfinite(self.select).all()):
                 raise InputError("select holds NaN or infinity.")
+        if m == 0 and self.norm[0] != self.norm[1]:
+            raise InputError("the model's output has no entries: its constant is 0 in every norm.")
 
     @cached_property
     def network(self) -> Network:
@@ -156,7 +160,7 @@ class Problem:
         """The network op by op, with the selection appended."""
         if self.select is None:
             return self.model
-        matrix = self.select.detach().to(device="cpu", dtype=torch.float64)
+        matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
         shape = (1, matrix.shape[0])
         return then(
             self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), True)
