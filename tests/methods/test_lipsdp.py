@@ -31,8 +31,6 @@ INF = math.inf
 RECIPE = [(2, 20, 0.3839808046), (2, 80, 0.1587430659), (5, 40, 0.0178039737), (10, 60, 0.006984286)]
 
 lipsdp_free = importlib.import_module("lipcert.methods.lipsdp_free")  # lipcert.methods is also a function
-    "lipcert.methods.lipsdp_free"
-)  # the name lipcert.methods is taken by the function
 
 
 def recipe(length: int, width: int) -> nn.Module:
