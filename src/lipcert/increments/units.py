@@ -64,7 +64,7 @@ class ScaledIncrements:
         Args:
             inputs: (B, *in_shape).
             cell_output: function (cell, v) → z, both (B, *shape).
-            maps: what to use for ``maps``, in another dtype perhaps (``written``).
+            maps: what to use for ``maps``, ``matrices`` perhaps.
 
         Returns:
             List of node values, (B, *shape) each.
@@ -77,10 +77,13 @@ class ScaledIncrements:
 
         return self.increments.walk(lambda *_: inputs, linear, lambda _, cell, v: cell_output(cell, v))
 
-    def written(
-        self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-    ) -> dict[int, tuple[LinearMap, ...]]:
-        """``maps`` for speed: small ones as matrices, constants in ``dtype`` on ``device``, rounding not counted."""
+    @cached_property
+    def matrices(self) -> Mapping[int, tuple[LinearMap, ...]]:
+        """``maps`` for speed, in float64: small ones as matrices, their roundings not counted."""
+        return self.written(torch.float64, "cpu")
+
+    def written(self, dtype: torch.dtype, device: torch.device | str) -> dict[int, tuple[LinearMap, ...]]:
+        """As ``matrices``, with constants in ``dtype`` on ``device``."""
 
         def one(linear: LinearMap) -> LinearMap:
             if isinstance(linear, Identity) or linear.in_size * linear.out_size > DENSE_ENTRIES:

@@ -154,7 +154,7 @@ def _chain(transformed: ScaledIncrements) -> list[Tensor]:
 def _between(transformed: ScaledIncrements, start: int, stop: int) -> Tensor:
     """The matrix of the affine nodes between two nodes, in the network's units."""
     nodes = transformed.increments.relations
-    maps = transformed.written()
+    maps = transformed.matrices
     known = {start: torch.eye(size(nodes[start].shape), dtype=torch.float64)}
     for k in range(start + 1, stop + 1):
         total = torch.zeros(size(nodes[k].shape), known[start].shape[1], dtype=torch.float64)

@@ -29,7 +29,7 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     ctx.require_finite(weight.value)
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
-    dense = Dense((matrix,), x.shape, out_shape, terms + weight.rounding)
+    dense = Dense((matrix,), x.shape, out_shape, terms + weight.rounding, weight.rounding == 0)
     return ctx.builder.affine([(x, dense)], out_shape, offset, ctx.op, ctx.where, exactness)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,8 +30,10 @@ class Passes:
     device: torch.device | str = "cpu"
 
     @cached_property
-    def maps(self) -> dict[int, tuple[LinearMap, ...]]:
+    def maps(self) -> Mapping[int, tuple[LinearMap, ...]]:
         """The linear relations' maps, small ones as matrices."""
+        if self.dtype == torch.float64 and torch.device(self.device).type == "cpu":
+            return self.scaled.matrices
         return self.scaled.written(self.dtype, self.device)
 
     def forward(self, inputs: Tensor, cell_output: Callable[[Cell, Tensor], Tensor]) -> list[Tensor]:

@@ -26,6 +26,7 @@ class AffineNode(Node):
     maps: tuple[LinearMap, ...] = ()
     offset: Tensor | None = None
     offset_rounding: float = math.inf
+    offset_error: Tensor | None = None
 
     @property
     def is_identity(self) -> bool:
