@@ -237,7 +237,7 @@ class Identity(LinearMap):
         return self.apply(x), self.transpose
 
     def gram(self, x: Tensor) -> Tensor:
-        return x * self.scale**2
+        return self.apply(self.apply(x))  # the square itself may overflow, which Python raises
 
     def absolute(self) -> LinearMap:
         return Identity(self.in_shape, abs(self.scale))
