@@ -28,7 +28,7 @@ from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
-from lipcert.problem import Ball, Box, Domain, Problem, as_norm
+from lipcert.problem import Ball, Box, Domain, Problem, as_norm, require_real
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
 
 Model = nn.Module | ExportedProgram | str | Path
@@ -109,6 +109,7 @@ def compare(
         A ``Comparison``: rows (method, value, guarantee, seconds, remark), the lower bound, and ``print``-able text.
     """
     problem = _problem(model, example_input, norm, domain, select)
+    _require_data(inputs, problem)
     if methods is None:
         chosen = [kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms]
     else:
@@ -155,10 +156,7 @@ def lower_bound(
     """
     problem = _problem(model, example_input, norm, domain, select)
     _generator(seed)  # refuses an unusable seed
-    if inputs is not None and not isinstance(inputs, Tensor):
-        raise InputError(f"inputs must be a tensor (B, *shape of one example), not {type(inputs).__name__}.")
-    if inputs is not None and tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
-        raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
+    _require_data(inputs, problem)
     from lipcert.attack import attack
 
     with ordinary(), _reporter(progress, "attack") as report, torch.random.fork_rng(devices=[]):
@@ -234,6 +232,14 @@ def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: T
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
     return Problem(capture(load_model(model), example), pair, domain, select)
+
+
+def _require_data(inputs: Any, problem: Problem) -> None:
+    if inputs is None:
+        return
+    require_real("inputs", inputs, "shape (B, *shape of one example)")
+    if tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
+        raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -22,9 +22,15 @@ Norm = tuple[float, float]
 NORMS = (1.0, 2.0, math.inf)
 
 
-def _require_real(what: str, value: Any) -> None:
+def require_real(what: str, value: Any, shape: str = "one example's shape") -> None:
+    """Raise InputError unless ``value`` is a dense real tensor that holds numbers."""
     if not isinstance(value, Tensor) or value.is_complex():
-        raise InputError(f"{what} must be a real tensor of one example's shape, not {type(value).__name__}.")
+        raise InputError(f"{what} must be a real tensor of {shape}, not {type(value).__name__}.")
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        kind = "on the meta device" if value.device.type == "meta" else "sparse, nested or quantised"
+        raise InputError(f"{what} is {kind}; it must be a plain dense tensor of {shape}.")
+    if value.is_floating_point() and value.dtype.itemsize == 1:
+        raise InputError(f"{what} has dtype {value.dtype}; convert it with .float() first.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,7 @@ class Ball:
     p: float = math.inf
 
     def __post_init__(self) -> None:
-        _require_real("the centre of a ball", self.center)
+        require_real("the centre of a ball", self.center)
         if not isinstance(self.radius, (int, float)) or not self.radius >= 0 or not math.isfinite(self.radius):
             raise InputError(f"a ball needs a finite radius ≥ 0, not {self.radius}.")
         if self.p not in NORMS:
@@ -90,8 +96,8 @@ class Box:
     upper: Tensor
 
     def __post_init__(self) -> None:
-        _require_real("the lower end of a box", self.lower)
-        _require_real("the upper end of a box", self.upper)
+        require_real("the lower end of a box", self.lower)
+        require_real("the upper end of a box", self.upper)
         if self.lower.shape != self.upper.shape or not bool((self.lower <= self.upper).all()):
             raise InputError("a box needs lower and upper of one shape with lower ≤ upper everywhere, and no NaN.")
 
@@ -141,6 +147,7 @@ class Problem:
         if self.domain is not None and self.domain.dimension != n:
             raise InputError(f"the domain has {self.domain.dimension} coordinates, the model's input has {n}.")
         if self.select is not None:
+            require_real("select", self.select, f"shape (k, {m})")
             if self.select.dim() != 2 or self.select.shape[1] != m:
                 raise InputError(f"select must be a (k, {m}) matrix for this model, not {tuple(self.select.shape)}.")
             if not len(self.select):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lipcert.capture.model import one_tensor
 from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError
 
 _HERE = ("/torch/", "/lipcert/", "<frozen", "<__array_function__")
@@ -73,8 +74,11 @@ def export_error(problem: Exception, module: nn.Module, example: Tensor) -> Lipc
     example = example.clone()
     watch = _Watch(example)
     try:
-        with watch:
-            module(example)
+        with watch, torch.enable_grad():  # forward may use autograd, which is no reason to say that it does not run
+            output = module(example)
+        one_tensor(output)
+    except LipcertError as error:
+        return error
     except Exception as failure:  # whatever it is, the model does not run on this example
         return does_not_run(failure, example)
     if watch.random:

@@ -43,6 +43,11 @@ def as_module(model: Any) -> nn.Module:
                 f"the model cannot be captured: {place} is TorchScript, which torch.export does not read. "
                 "Pass the nn.Module it was scripted or traced from."
             )
+        if ".quantized" in type(part).__module__ and type(part).__module__.startswith("torch."):
+            raise CaptureError(
+                f"{path or 'the model'} ({type(part).__name__}) is quantised: it rounds what passes through it, so it "
+                "has no Lipschitz constant. Pass the float model it was made from."
+            )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         _require_numbers(name, tensor)
     return module
@@ -51,6 +56,11 @@ def as_module(model: Any) -> nn.Module:
 def _compiled(module: nn.Module) -> bool:
     """Whether this is the wrapper that torch.compile puts around a module."""
     return isinstance(module, torch._dynamo.OptimizedModule) if hasattr(module, "_orig_mod") else False
+
+
+def has_own_arithmetic(tensor: Tensor) -> bool:
+    """Whether a subclass of Tensor computes in its own way (masked, distributed, quantised)."""
+    return type(tensor).__torch_dispatch__ != Tensor.__torch_dispatch__
 
 
 def _require_numbers(name: str, tensor: Tensor) -> None:
@@ -62,6 +72,11 @@ def _require_numbers(name: str, tensor: Tensor) -> None:
         raise InputError(
             f"{name!r} is on the meta device and holds no numbers; build the model on a real device (or call "
             "to_empty) and load its weights."
+        )
+    if has_own_arithmetic(tensor):
+        raise CaptureError(
+            f"{name!r} is a {type(tensor).__name__}, a tensor with arithmetic of its own; only plain tensors are "
+            "supported. Replace it by the dense tensor it stands for."
         )
     if tensor.is_complex():
         raise CaptureError(
@@ -137,8 +152,8 @@ def check_example(example: Any, module: nn.Module) -> Tensor:
         )
     if example.device.type == "meta" or type(example).__name__ == "FakeTensor":
         raise InputError("example_input is on the meta device and holds no numbers; give a tensor on a real device.")
-    if example.is_nested or example.layout != torch.strided:
-        raise InputError("example_input must be a dense tensor; call .to_dense() (or pad a nested one) first.")
+    if has_own_arithmetic(example) or example.is_nested or example.layout != torch.strided:
+        raise InputError("example_input must be a plain dense tensor; call .to_dense() (or pad a nested one) first.")
     if example.dim() < 2 or example.numel() == 0:
         raise InputError(
             f"example_input has shape {tuple(example.shape)}; it needs a leading batch dimension and no empty axis "

@@ -93,11 +93,30 @@ def _pairs(reached: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor
     drawn = _draw((rows, *shape), (1e-6, *_SCALES), generator)
     yield drawn, drawn + _draw((rows, *shape), _STEPS, generator) * drawn.abs().mean()
     yield torch.zeros_like(drawn), drawn
+    yield _steep(shape, generator)
     if len(reached):
         near = reached[torch.arange(rows) % len(reached)]
         size = near.abs().reshape(rows, -1).amax(1).reshape(-1, *[1] * len(shape))
         yield near, near + size * _draw((rows, *shape), _STEPS, generator)
         yield near, near.roll(1, 0)
+
+
+def _steep(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Where blocks attain their gains: steps from a constant, and from two entries that outweigh all others.
+
+    A step goes to one entry, to the difference of two neighbours, or to every entry by a random sign.
+    """
+    n = math.prod(shape)
+    first = torch.randint(n, (1,), generator=generator).item()
+    one, two = torch.zeros(2, n, dtype=torch.float64)
+    one[first], two[first], two[(first + 1) % n] = 1.0, 1.0, -1.0
+    signs = torch.randint(2, (n,), generator=generator).double() * 2.0 - 1.0
+    starts = torch.stack([torch.zeros(n, dtype=torch.float64), 40.0 * (two.abs() - 1.0)])
+    steps = torch.cat([size * torch.stack([one, two, signs]) for size in (1e-9, 1e-6, *_STEPS[:3])])
+    a = starts.repeat_interleave(len(steps), 0)
+    b = a + steps.repeat(2, 1)
+    kept = torch.randperm(len(a), generator=generator)[: max(2, _MOST_ENTRIES // n)]
+    return a[kept].reshape(-1, *shape), b[kept].reshape(-1, *shape)
 
 
 def _check_block(node: Node, function: GainFunction | Selection, reached: Tensor, generator: torch.Generator) -> None:
