@@ -332,7 +332,10 @@ class _MatrixFree(_Finish):
     def _ritz(self, form: int, p: float) -> float:
         """‖G‖² at this lift as a short Lanczos run sees it; the check needs 1 − margin."""
         scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
-        ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
+        try:
+            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(30, scaled.size), self.run.generator)
+        except ValueError:  # numbers too far apart for a pass
+            return math.inf
         self.run.report(0.9, f"lift {p:.1e}")
         return ritz
 
