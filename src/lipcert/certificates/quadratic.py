@@ -201,7 +201,10 @@ def _matrix_free(
     steps = first or (100 if scaled.size <= 300_000 else 240)
     while True:
         steps = min(steps, scaled.size)
-        ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, share.generator)
+        try:
+            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, steps, share.generator)
+        except ValueError as error:
+            raise NotProved(f"the form cannot be applied: {error}.") from error
         if ritz > 1.0:
             raise NotProved("the multipliers are not feasible.")
         delta = share.draw()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness, check
-from lipcert.errors import InputError, LipcertError, NotProved, NumericsError, UnsupportedNormError
+from lipcert.errors import CertificateError, InputError, LipcertError, NotProved, NumericsError, UnsupportedNormError
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Attempt, Bound
@@ -142,12 +142,13 @@ class Method:
         Raises:
             NumericsError: no attempt proved anything.
         """
+        failure: LipcertError
         try:
             found: Found | None = self.solve(problem, run)
             while found is not None:
                 try:
                     bound = check(problem, found.witness, self.name, chance, run.started)
-                except NotProved as reason:
+                except (NotProved, CertificateError) as reason:  # the latter: a search ended in infinities, say
                     failure, found = reason, found.next()
                 else:
                     return replace(bound, state=found.state)

@@ -214,7 +214,10 @@ class FreeFinish(Finish):
     def _ritz(self, form: int, p: float) -> float:
         """‖G‖² at this lift as a short Lanczos run sees it; the check needs 1 − margin."""
         scaled = self._scaled(form, p)
-        ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(LOOK, scaled.size), self.run.generator)
+        try:
+            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(LOOK, scaled.size), self.run.generator)
+        except ValueError:  # numbers too far apart for a pass
+            return math.inf
         self.run.report(0.9, f"lift {p:.1e}")
         return ritz
 
