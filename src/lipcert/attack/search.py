@@ -135,7 +135,8 @@ def _search(
         return False
     if search.linear or expired():
         return True
-    looked = _look(search, region, pool, generator, min(deadline, time.perf_counter() + _LOOK * budget))
+    share = _LOOK if data is None else 0.3 * _LOOK
+    looked = _look(search, region, pool, generator, min(deadline, time.perf_counter() + share * budget))
     per_step = 0.0
     for _ in range(2):  # the first call also pays for warming up
         clock = time.perf_counter()
@@ -156,7 +157,8 @@ def _search(
             x = _starts(region, data, pool, batch, generator, fresh=False, refine=refine)
             best = _directions(search, x, generator)
         elif looked is not None:
-            x[-len(looked) :] = looked[: len(x)]
+            looked = looked[: len(x) if data is None else max(1, len(x) // 16)]
+            x[-len(looked) :] = looked
         if not refine:
             _screen(search, region, x, best, pool, generator, looks)
         x, v = anneal(
@@ -253,7 +255,7 @@ def _starts(
         parts.append(best + spread * region.scale * torch.randn(best.shape, generator=generator).to(best))
     left = batch - sum(len(p) for p in parts)
     if left > 0:
-        patterned = 0 if refine else left // 3
+        patterned = 0 if refine else left // (3 if data is None else 8)
         parts += [region.sample(left - patterned, generator), region.patterned(patterned, generator)]
     return region.project(torch.cat(parts)[:batch])
 
