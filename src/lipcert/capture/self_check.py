@@ -31,38 +31,53 @@ def check_shapes(network: Network) -> None:
         )
 
 
-def self_check(network: Network, module: nn.Module, example: Tensor) -> None:
+def self_check(network: Network, module: nn.Module, example: Tensor) -> tuple[Run, torch.dtype]:
     """Network.forward must reproduce the model on the example and on random inputs.
+
+    Returns:
+        The model as the function that was reproduced, and the dtype it computes in: float64 where a copy can.
 
     Raises:
         CaptureError: it does not, or every value is NaN or infinite.
         InputError: the model does not run on the example.
     """
-    _with_either_precision(module, example, lambda run, dtype: _compare(network, run, dtype, example))
+    run, dtype = _reference(module, example)
+    try:
+        _compare(network, run, dtype, example)
+    except CaptureError:
+        if dtype == example.dtype:
+            raise
+        # A model that casts to its own precision inside differs from its float64 copy by no fault of the capture.
+        run, dtype = _as_is(module, example), example.dtype
+        _compare(network, run, dtype, example)
+    return run, dtype
 
 
-def check_examples_independent(network: Network, module: nn.Module, example: Tensor) -> None:
+def check_examples_independent(
+    network: Network, run: Run, dtype: torch.dtype, module: nn.Module, example: Tensor
+) -> None:
     """In batches of two and three, f(x)[i] must be f(x[i : i + 1]): in shape, and on the data of the example.
 
     A model that takes only batches of one has nothing to couple. It may also broadcast the one example against
     constants of several channels because the batch dimension was forgotten; then some batch size that occurs among the
     shapes of its parameters runs too, and gives itself away by the number of rows it returns.
 
+    Args:
+        network: agrees with the model on single examples.
+        run, dtype: the model, as ``self_check`` gives it.
+        module, example: where batch sizes to try come from.
+
     Raises:
         CaptureError: examples of a batch influence each other, or a batch of B does not give B outputs.
     """
-    _with_either_precision(module, example, lambda run, dtype: _compare_batches(network, run, dtype, module, example))
-
-
-def _with_either_precision(module: nn.Module, example: Tensor, judge: Callable[[Run, torch.dtype], None]) -> None:
-    run, dtype = _reference(module, example)
-    try:
-        judge(run, dtype)
-    except CaptureError:
-        if dtype == example.dtype:
-            raise
-        # A model that casts to its own precision inside differs from its float64 copy by no fault of the capture.
-        judge(_as_is(module, example), example.dtype)
+    base, noise, spread = _points(example, 3, 20181205)
+    second = example[1:2].double().cpu() if len(example) > 1 else base + 0.1 * spread * noise[1:2]
+    rows = torch.cat([base + noise[:1], second, 3.0 * spread * noise[2:3]]).to(dtype)
+    alone = network.forward(rows.double()[:, None])[:, 0]
+    taken = [_compare_batch(run, dtype, rows[:size], alone[:size], example) for size in (2, 3)]
+    for size in () if any(taken) else _sizes(module, example):
+        repeated = torch.arange(size) % 3
+        _compare_batch(run, dtype, rows[repeated], alone[repeated], example)
 
 
 def _reference(module: nn.Module, example: Tensor) -> tuple[Run, torch.dtype]:
@@ -123,17 +138,6 @@ def _compare(network: Network, run: Run, dtype: torch.dtype, example: Tensor) ->
             )
     if not compared:
         raise CaptureError("self-check: the model returns NaN or infinity on every test input; no bound is given.")
-
-
-def _compare_batches(network: Network, run: Run, dtype: torch.dtype, module: nn.Module, example: Tensor) -> None:
-    base, noise, spread = _points(example, 3, 20181205)
-    second = example[1:2].double().cpu() if len(example) > 1 else base + 0.1 * spread * noise[1:2]
-    rows = torch.cat([base + noise[:1], second, 3.0 * spread * noise[2:3]]).to(dtype)
-    alone = network.forward(rows.double()[:, None])[:, 0]
-    taken = [_compare_batch(run, dtype, rows[:size], alone[:size], example) for size in (2, 3)]
-    for size in () if any(taken) else _sizes(module, example):
-        repeated = torch.arange(size) % 3
-        _compare_batch(run, dtype, rows[repeated], alone[repeated], example)
 
 
 def _sizes(module: nn.Module, example: Tensor) -> list[int]:

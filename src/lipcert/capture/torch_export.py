@@ -47,8 +47,8 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
         example = check_example(example_input, module)
         network = read_sequential(module, example[:1]) or _exported(module, example[:1])
         check_shapes(network)
-        self_check(network, module, example)
-        check_examples_independent(network, module, example)
+        run, dtype = self_check(network, module, example)
+        check_examples_independent(network, run, dtype, module, example)
         check_quotients(network, example)
     return network
 
