@@ -214,7 +214,10 @@ def _written(step: OpMap | Dense) -> tuple[Fraction, Fraction, LinearMap] | None
     if step.in_size * step.out_size > ENTRIES or not math.isfinite(step.rounding) or not nonnegative(step):
         return None
     pattern = tuple((c > 0).to(c.dtype) for c in step.constants)
-    some = replace(step, constants=pattern).matrix() > 0  # type: ignore[arg-type]
+    counts = replace(step, constants=pattern).matrix()  # type: ignore[arg-type]
+    if pattern and not torch.equal(counts, counts.round()):
+        return None
+    some = counts > 0
     matrix = step.matrix()
     if not torch.equal(matrix > 0, some) or not bool(some.any()):
         return None

@@ -1,0 +1,36 @@
+"""Hand-written functions as networks and bounds, for the tests of what is recognised."""
+
+from fractions import Fraction
+
+import torch
+from cases import Call
+
+import lipcert
+from lipcert.capture.lowering import lower
+from lipcert.capture.torch_export import capture
+from lipcert.network.graph import ActivationNode, GainNode
+
+D = torch.float64
+
+
+def network_of(function, *shape, tensors=()):
+    generator = torch.Generator().manual_seed(1)
+    return capture(Call(function, *tensors).eval(), torch.randn(1, *shape, generator=generator, dtype=D))
+
+
+def bound(function, *shape, tensors=()):
+    """AutoLip's bound of the function in l2 → l2, as an exact rational."""
+    result = lipcert.bound(Call(function, *tensors).eval(), torch.zeros(1, *shape, dtype=D), method="autolip")
+    assert result.guarantee == "rigorous"
+    return Fraction(result.value)
+
+
+def lowered(function, *shape):
+    """The network without the comparison with the model, which itself may lose everything to rounding."""
+    return lower(torch.export.export(Call(function).eval(), (torch.zeros(1, *shape, dtype=D),)))
+
+
+def steepest(network):
+    """The l2 constant of a network of one block, exactly."""
+    (function,) = [n.function for n in network.nodes if isinstance(n, (ActivationNode, GainNode))]
+    return Fraction(function.gains[2.0] if hasattr(function, "gains") else function.greatest_slope)
