@@ -18,7 +18,8 @@ from lipcert.errors import CaptureError, InputError, TrainModeError, Unsupported
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.linear import Shape
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context
 from lipcert.ops.folding import fold
 from lipcert.ops.registry import find_rule
 
@@ -111,7 +112,7 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
     if value.is_complex():
         raise CaptureError(f"parameter {spec.target!r} is complex ({value.dtype}); only real networks are supported")
     value = value.detach().cpu()
-    return Constant(value.double() if value.is_floating_point() else value.clone())
+    return Constant.exactly(value if value.is_floating_point() else value.clone())
 
 
 def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:

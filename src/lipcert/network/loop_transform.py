@@ -174,7 +174,7 @@ class LoopTransformed:
             return scaled
         if linear.in_size * linear.out_size <= DENSE_ENTRIES:
             matrix = scaled.matrix(torch.float64)
-            return Dense((matrix.to(self.device, self.dtype),), scaled.in_shape, scaled.out_shape)
+            return Dense((matrix.to(self.device, self.dtype),), scaled.in_shape, scaled.out_shape, math.inf)
         return scaled.to(self.dtype, self.device)
 
     def spread(self, inputs: Tensor, cell_output, upto: int | None = None):  # type: ignore[no-untyped-def]

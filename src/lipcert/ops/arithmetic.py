@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity, LinearMap, Shape, compose
-from lipcert.ops.context import Constant, Context, is_number, number
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context, number
 from lipcert.ops.elementwise import times
+from lipcert.ops.enclosure import exact, over
 from lipcert.ops.norm_patterns import match_normalised, match_rms_product
 from lipcert.ops.patterns import match_difference, match_product, match_quotient
 from lipcert.ops.registry import rule
@@ -81,8 +83,8 @@ def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     """x times a number or a constant tensor (broadcast both ways)."""
     constant = ctx.constant(factor)
     if not constant.value.is_floating_point():
-        constant = Constant(constant.value.double(), constant.rounding)
-    ctx.require_finite(constant.value)
+        constant = Constant.within(constant.ball)
+    ctx.require_finite(constant)
     shape = tuple(torch.broadcast_shapes(x.shape, constant.shape))
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
         return ctx.scaled(x, number(constant))
@@ -104,10 +106,7 @@ def div(ctx: Context, a: Any, b: Any) -> Var:
     if isinstance(b, Var):
         return match_normalised(ctx, a, b) or match_quotient(ctx, a, b)
     divisor = ctx.constant(b)
-    ctx.require_finite(divisor.value)
+    ctx.require_finite(divisor)
     if bool((divisor.value == 0).any()):
         raise ctx.not_lipschitz("division by a constant that holds a zero.")
-    reciprocal = Constant(1.0 / divisor.value.double(), divisor.rounding + 1.0)
-    if is_number(b) and abs(math.frexp(number(b))[0]) == 0.5:
-        reciprocal = Constant(reciprocal.value, divisor.rounding)  # a power of two: exact
-    return multiply_by(ctx, ctx.variable(a), reciprocal)
+    return multiply_by(ctx, ctx.variable(a), Constant.within(over(exact(1.0), divisor.ball)))

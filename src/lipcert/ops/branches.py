@@ -94,8 +94,8 @@ def _constant_mask(ctx: Context, mask: Tensor, a: Any, b: Any) -> Var:
     for value, chosen in ((a, mask), (b, ~mask)):
         if isinstance(value, Var):
             copies = 0.0 if value.shape == shape else math.prod(shape) / max(1, math.prod(value.shape))
-            kept = Constant(chosen.double().expand(shape).clone())
-            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), copies)))
+            kept = Constant.exactly(chosen.double().expand(shape).clone())
+            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), max(1.0, copies))))
         else:
             number = ctx.constant(value).value.double()
             part = torch.where(chosen, number, torch.zeros((), dtype=torch.float64)).expand(shape)

@@ -24,12 +24,15 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     terms = float(max(weight.shape, default=1))
     if size(x.shape) != x.shape[-1] or not weight.value.numel():
         return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
-    ctx.require_finite(weight.value)
+    ctx.require_finite(weight)
+    parts = weight.parts
+    if parts.rest is not None:
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
-    return ctx.builder.affine(
-        [(x, Dense((matrix,), x.shape, out_shape, terms + weight.rounding))], out_shape, offset, ctx.op, ctx.where
-    )
+    majorant = None if parts.majorant is None else parts.majorant.reshape(matrix.shape)
+    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, majorant)
+    return ctx.builder.affine([(x, dense)], out_shape, offset, ctx.op, ctx.where)
 
 
 def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:

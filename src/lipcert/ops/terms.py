@@ -35,11 +35,10 @@ def moved(
     function: Callable[..., Tensor],
     offset: Tensor | None = None,
     extra: str = "",
-    inherited: float = 0.0,
 ) -> Var:
     """A map whose entries are 0 and 1 (or small whole numbers): moves, repeats, drops and adds up entries.
 
-    ``extra`` goes into the network's hash; ``inherited`` is the rounding count of what the function reads.
+    ``extra`` goes into the network's hash.
     """
-    linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape) + inherited, extra)
+    linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape), extra)
     return ctx.builder.affine([(x, linear)], linear.out_shape, offset, ctx.op, ctx.where)
