@@ -207,15 +207,28 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """The program without ops that write into their arguments.
 
-    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is.
+    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is; and what it
+    makes of a constant's ops rounds in another way than the model does.
     """
+    varying = _varying(program)
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
-        known = isinstance(node.target, torch._ops.OpOverload) and find_rule(*op_name(node.target)) is not None
+        plain = isinstance(node.target, torch._ops.OpOverload)
+        known = plain and (node not in varying or find_rule(*op_name(node.target)) is not None)
         if not known or node.target._schema.is_mutable:
             return program.run_decompositions({})
     return program
+
+
+def _varying(program: ExportedProgram) -> set[FxNode]:
+    """The nodes that depend on the program's input."""
+    inputs = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
+    varying: set[FxNode] = set()
+    for node in program.graph.nodes:
+        if node.name in inputs or any(parent in varying for parent in node.all_input_nodes):
+            varying.add(node)
+    return varying
 
 
 def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
@@ -224,7 +237,7 @@ def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
     for _ in range(4):
         unknown = {
             node.target
-            for node in program.graph.nodes
+            for node in _varying(program)
             if node.op == "call_function"
             and isinstance(node.target, torch._ops.OpOverload)
             and find_rule(*op_name(node.target)) is None

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lipcert.capture.lowering import lower, refuse_training_ops
+from lipcert.capture.replay import check_replay
 from lipcert.capture.sequential import read_sequential
 from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError
 from lipcert.network.graph import Network
 
-#: Largest relative difference tolerated between Network and model, by the dtype the model ran in.
+#: Largest relative difference tolerated between Network and model, by the dtype the model ran in. In the lower ones
+#: it says little; there ``check_replay`` compares with the exported program, in float64.
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
@@ -53,7 +55,9 @@ def _exported(module: nn.Module, example: Tensor) -> Network:
     except Exception as problem:
         raise _export_error(problem, module, example) from problem
     refuse_training_ops(program)
-    return lower(program)
+    network = lower(program)
+    check_replay(network, program, example)
+    return network
 
 
 def _as_module(model: Any) -> nn.Module:

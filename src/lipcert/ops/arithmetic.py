@@ -83,7 +83,7 @@ def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     """x times a number or a constant tensor (broadcast both ways)."""
     constant = ctx.constant(factor)
     if not constant.value.is_floating_point():
-        constant = Constant.within(constant.ball)
+        constant = Constant.within(constant.floating)
     ctx.require_finite(constant)
     shape = tuple(torch.broadcast_shapes(x.shape, constant.shape))
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
@@ -109,4 +109,4 @@ def div(ctx: Context, a: Any, b: Any) -> Var:
     ctx.require_finite(divisor)
     if bool((divisor.value == 0).any()):
         raise ctx.not_lipschitz("division by a constant that holds a zero.")
-    return multiply_by(ctx, ctx.variable(a), Constant.within(over(exact(1.0), divisor.ball)))
+    return multiply_by(ctx, ctx.variable(a), Constant.within(over(exact(1.0), divisor.floating)))

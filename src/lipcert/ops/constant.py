@@ -21,6 +21,26 @@ _LEVELS = tuple(2.0**-e for e in range(48, 19, -2))
 _COST = 1e-3
 
 
+#: Precisions in which a weight that forward computes differs from the exact one by more than bounds can pay for.
+_LOW = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _faithful(middle: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What rounding may do to each entry: √ε of the largest entry that shares its index along any one axis.
+
+    A matrix product loses units of its largest terms, so small entries among large ones prove nothing; but a row, a
+    column or an entry of a vector that is lost as a whole (by cancellation, by underflow) is not rounding.
+    """
+    assert dtype is not None
+    size = middle.abs()
+    level = size
+    for axis in range(size.dim()):
+        others = [d for d in range(size.dim()) if d != axis]
+        along = size.amax(others, keepdim=True) if others else size
+        level = along.expand(size.shape) if axis == 0 else torch.minimum(level, along)
+    return level * math.sqrt(torch.finfo(dtype).eps)
+
+
 @dataclass(frozen=True, eq=False)
 class Parts:
     """How a constant enters a linear map: c with |C − c| ≤ γ_count·majorant + rest, entry by entry.
@@ -37,33 +57,73 @@ class Parts:
 class Constant:
     """A tensor that does not depend on the input; floating values are held in float64 on the CPU.
 
-    What the network means by it is the real tensor that exact arithmetic gives from the stored parameters. The model
-    multiplies by what its own precision makes of it. The two differ by rounding alone, and a bound holds for both:
-    ``error`` covers the whole way from ``value`` to either.
+    What forward computes from parameters alone (a normalised or factored weight) has two readings: the real tensor
+    that exact arithmetic gives, and the tensor of the model's own precision that the module multiplies with. In
+    float64 they are the same but for a few units in the last place, and ``error`` covers both. In a lower precision
+    the network is the one that runs: ``value`` is the module's own tensor, and exact, as long as it is the exact one
+    but for rounding (``_faithful``). Where it is not, ``error`` covers both again.
 
     Attributes:
-        value: the middle of the enclosure.
-        radius: |exact − value| ≤ radius, a tensor of the same shape, infinite where nothing is known; None: exact.
-            For whole numbers and masks, which jump, it is None or infinite.
+        exact: an enclosure of the first reading; for whole numbers and masks, which jump, the radius is None or
+            infinite.
         dtype: the precision the model holds it in; None if that plays no part (a Python number).
-        stored: the value that the model's own arithmetic gives, None where it is ``value`` itself.
+        stored: the second reading, None where it is the middle of the enclosure itself.
     """
 
-    value: Tensor
-    radius: Tensor | None
+    exact: Ball
     dtype: torch.dtype | None
     stored: Tensor | None = None
 
     @staticmethod
     def exactly(value: Tensor, dtype: torch.dtype | None = None) -> Constant:
         """A stored tensor (a parameter, a buffer, a literal): the number it holds is the number meant."""
-        floating = value.is_floating_point()
-        return Constant(value.double() if floating else value, None, dtype or value.dtype)
+        return Constant(Ball(value.double() if value.is_floating_point() else value, None), dtype or value.dtype)
 
     @staticmethod
     def within(ball: Ball) -> Constant:
         """What a rule computes by itself in exact arithmetic; the model never holds it."""
-        return Constant(ball.middle, ball.radius, None)
+        return Constant(ball, None)
+
+    @cached_property
+    def readings(self) -> Ball:
+        """An enclosure of both readings."""
+        middle = self.exact.middle
+        if self.stored is None or not middle.is_floating_point() or not middle.numel():
+            return self.exact
+        own = self.stored.double()
+        gap = (own - middle).abs() * (1.0 + 2.0**-50)
+        size = float(middle.abs().max())
+        if not bool(own.isfinite().all()) or (self.dtype == torch.float64 and not bool((gap > 1e-9 * size).any())):
+            radius, value = torch.maximum(gap, self.exact.spread), middle
+        else:
+            radius, value = (gap + self.exact.spread) * (1.0 + 2.0**-50), own
+        radius = torch.where(radius.isnan(), math.inf, radius)
+        return Ball(value, radius if bool(radius.any()) else None)
+
+    @cached_property
+    def ball(self) -> Ball:
+        """What the network multiplies with, and how far the readings that count may be from it."""
+        both = self.readings
+        if self.stored is None or self.dtype not in _LOW or both.radius is None:
+            return both
+        radius = torch.where(both.radius <= _faithful(self.exact.middle, self.dtype), 0.0, both.radius)
+        return Ball(both.middle, radius if bool(radius.any()) else None)
+
+    @property
+    def floating(self) -> Ball:
+        """The same as floating numbers: for whole numbers and masks in arithmetic."""
+        radius = self.ball.radius
+        return Ball(self.value.double(), None if radius is None else radius.expand(self.value.shape))
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor that the network multiplies with."""
+        return self.ball.middle
+
+    @property
+    def error(self) -> Tensor | None:
+        """How far what is meant may be from ``value``, entry by entry; None: not at all."""
+        return self.ball.radius
 
     @property
     def shape(self) -> Shape:
@@ -75,25 +135,7 @@ class Constant:
         """The tensor that the model's own arithmetic gives."""
         if self.stored is not None:
             return self.stored
-        return self.value if self.dtype is None else self.value.to(self.dtype)
-
-    @cached_property
-    def error(self) -> Tensor | None:
-        """How far the exact value and the model's own may be from ``value``, rounded up; None: not at all."""
-        if self.stored is None or not self.value.is_floating_point():
-            return self.radius
-        gap = (self.stored.double() - self.value).abs() * (1.0 + 2.0**-50)
-        gap = gap if self.radius is None else torch.maximum(gap, self.radius)
-        gap = torch.where(gap.isnan(), math.inf, gap)
-        return gap if bool(gap.any()) else None
-
-    @property
-    def ball(self) -> Ball:
-        """The enclosure, of the exact value and of the model's own."""
-        radius = self.error
-        if radius is not None and radius.shape != self.value.shape:
-            radius = radius.expand(self.value.shape)
-        return Ball(self.value.double(), radius)
+        return self.exact.middle if self.dtype is None else self.exact.middle.to(self.dtype)
 
     @cached_property
     def rounding(self) -> float:
@@ -108,8 +150,8 @@ class Constant:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Constant:
         """``function`` that only moves or repeats entries, or drops some."""
-        moved = [None if t is None else function(t) for t in (self.radius, self.stored)]
-        return Constant(function(self.value), moved[0], self.dtype, moved[1])
+        stored = None if self.stored is None else function(self.stored)
+        return Constant(self.exact.map(function), self.dtype, stored)
 
     @cached_property
     def parts(self) -> Parts:

@@ -16,6 +16,7 @@ from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
 from lipcert.ops.constant import Parts
+from lipcert.ops.enclosure import exact
 
 
 class Context:
@@ -55,7 +56,7 @@ class Context:
             raise self.unsupported(f"its {what} depends on the network's input; a constant is needed.")
         if isinstance(x, Constant):
             return x
-        return Constant(torch.as_tensor(x, dtype=torch.float64), None, None)
+        return Constant(exact(torch.as_tensor(x, dtype=torch.float64)), None)
 
     # -- nodes --------------------------------------------------------------------------------------------
 
@@ -125,7 +126,7 @@ class Context:
         places = [i for i, p in enumerate(parts) if p.rest is not None]
         if not places:
             return None
-        reach = [c.ball.reach for c in constants]
+        reach = [c.floating.reach for c in constants]
         stacks = tuple(
             torch.stack([parts[i].rest if i == place else reach[i] for place in places])  # type: ignore[misc]
             for i in range(len(constants))
@@ -187,7 +188,7 @@ class Context:
         tensor = value.value if isinstance(value, Constant) else value
         if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
             return
-        if isinstance(value, Constant) and value.radius is not None:
+        if isinstance(value, Constant) and value.exact.radius is not None:
             raise CaptureError(
                 f"aten.{self.op} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
                 "parameters leaves the range of float64 (an overflow, or a division by zero). Rescale the parameters."

@@ -49,24 +49,16 @@ def _joined(value: Any, own: Any) -> Any:
     """The Constant of an enclosure and of the model's own value."""
     if isinstance(value, Ball):
         if not isinstance(own, Tensor) or own.shape != value.middle.shape:
-            return Constant(value.middle, value.radius, None)
-        if own.dtype == torch.float64 and not _close(own, value.middle):
-            gap = Constant(value.middle, value.radius, own.dtype, own).error
-            radius = value.radius if gap is None else gap + value.spread  # |exact − own| ≤ gap + radius
-            return Constant(own, radius if radius is None else radius * (1.0 + 2.0**-50), own.dtype)
-        same = value.radius is None and torch.equal(own.double(), value.middle)
-        return Constant(value.middle, value.radius, own.dtype, None if same else own)
+            return Constant(value, None)
+        if not value.middle.is_floating_point():
+            return Constant(Ball(own, value.radius), own.dtype)
+        same = torch.equal(own.double(), value.middle.double())
+        return Constant(value, own.dtype, None if same else own)
     if not isinstance(value, Tensor):
         return value
-    if isinstance(own, Tensor) and not torch.equal(own, value):  # a jump that rounding decides
-        return Constant(value, torch.full(value.shape, math.inf, dtype=torch.float64), value.dtype)
-    return Constant(value, None, value.dtype)
-
-
-def _close(own: Tensor, middle: Tensor) -> bool:
-    """Whether the model's arithmetic went well; otherwise the enclosure is laid around what the model computes."""
-    size = float(middle.abs().max()) if middle.numel() else 0.0
-    return not bool(((own - middle).abs() > 1e-9 * size).any()) or not bool(own.isfinite().all())
+    if not isinstance(own, Tensor) or torch.equal(own, value):
+        return Constant(Ball(value, None), value.dtype)
+    return Constant(_jump(own), own.dtype)
 
 
 def _own(target: Any, args: Any, kwargs: Any) -> Any:
@@ -82,7 +74,7 @@ def _own(target: Any, args: Any, kwargs: Any) -> Any:
 def _enclosed(target: Any, name: str, args: Any, kwargs: Any) -> Any:
     """The result as Balls (floating numbers, and whole ones that rounding may have decided) and exact tensors."""
     operands = [c for c in tree_leaves((args, kwargs)) if isinstance(c, Constant)]
-    whole = all(not c.value.is_floating_point() and c.radius is None for c in operands)
+    whole = all(not c.exact.middle.is_floating_point() and c.exact.radius is None for c in operands)
     if whole and name not in RULES:
         return _plain(target, args, kwargs, exact=True)
     balls, named = tree_map(_argument, (args, kwargs))
@@ -97,13 +89,13 @@ def _enclosed(target: Any, name: str, args: Any, kwargs: Any) -> Any:
         pass
     if name in _COMPARISON and operands:
         return _compared(target, args, kwargs)
-    exact = all(c.radius is None for c in operands) and (whole or name in _EXACT_ON_EXACT)
+    exact = all(c.exact.radius is None for c in operands) and (whole or name in _EXACT_ON_EXACT)
     return _plain(target, args, kwargs, exact)
 
 
 def _run(target: Any, args: Any, kwargs: Any) -> Any:
     """The op on the values, in float64."""
-    plain, named = tree_map(lambda c: c.value if isinstance(c, Constant) else c, (args, kwargs))
+    plain, named = tree_map(lambda c: c.exact.middle if isinstance(c, Constant) else c, (args, kwargs))
     with torch.no_grad():
         return target(*tree_map(_double, plain), **{k: _cpu(k, _double(v)) for k, v in named.items()})
 
@@ -135,9 +127,9 @@ def _argument(c: Any) -> Any:
     """Constants as Balls where they are floating or undecided, as plain tensors where they are exact whole numbers."""
     if not isinstance(c, Constant):
         return c
-    if c.value.is_floating_point() or c.radius is not None:
-        return Ball(c.value, c.radius)
-    return c.value
+    if c.exact.middle.is_floating_point() or c.exact.radius is not None:
+        return c.exact
+    return c.exact.middle
 
 
 def _moved(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -162,8 +154,8 @@ def _moved(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 def _compared(target: Any, args: Any, kwargs: Any) -> Any:
     """A comparison, known where the two enclosures do not meet or are both single numbers."""
     result = _run(target, args, kwargs)
-    sides = [torch.as_tensor(c.value if isinstance(c, Constant) else c) for c in args[:2]]
-    errors = [c.radius if isinstance(c, Constant) else None for c in args[:2]]
+    sides = [torch.as_tensor(c.exact.middle if isinstance(c, Constant) else c) for c in args[:2]]
+    errors = [c.exact.radius if isinstance(c, Constant) else None for c in args[:2]]
     if all(e is None for e in errors):
         return result
     distance = (sides[0].double() - sides[1].double()).abs() * (1.0 - 2.0**-50)

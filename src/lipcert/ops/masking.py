@@ -40,7 +40,7 @@ def copy(ctx: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
     shape = tuple(x.shape)
     if isinstance(source, Var):
         return moved(ctx, source, lambda v: v.expand(shape).clone())
-    return Constant.within(ctx.constant(source).ball.map(lambda v: v.expand(shape).clone()))
+    return Constant.within(ctx.constant(source).floating.map(lambda v: v.expand(shape).clone()))
 
 
 @rule("slice_scatter", kind="linear")

@@ -25,8 +25,8 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
         raise TrainModeError(f"batch norm at {ctx.where} has no running statistics: it would couple the batch.")
     mean, var = ctx.constant(mean), ctx.constant(var)
     channel = (-1, *([1] * (len(x.shape) - 2)))
-    gamma = exact(torch.ones_like(var.value)) if weight is None else ctx.constant(weight).ball
-    spread = plus(var.ball, exact(eps))
+    gamma = exact(torch.ones_like(var.value)) if weight is None else ctx.constant(weight).floating
+    spread = plus(var.floating, exact(eps))
     if not bool((spread.middle > spread.spread).all()):
         raise ctx.not_lipschitz("a running variance plus eps is not certainly positive.")
     scale = Constant.within(over(gamma, root(spread)))
