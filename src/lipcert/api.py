@@ -22,6 +22,7 @@ from lipcert.errors import CaptureError, InputError
 from lipcert.methods import estimates
 from lipcert.methods.auto import attempt
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
+from lipcert.numerics.chance import Chance
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
 from lipcert.problem import Ball, Box, Domain, Problem, as_norm
@@ -53,7 +54,7 @@ def bound(
         domain: None (everywhere), or a ``Ball`` / ``Box``. This version computes global constants, which hold on
             every domain.
         select: optional (k, m) matrix applied to the flattened output, e.g. a row e_y − e_c for a margin.
-        seed: seed of searches and of probabilistic checks.
+        seed: seed of searches. The random starts of probabilistic checks come from the operating system's entropy.
         device: where searches may run; checks run on the CPU in float64.
         progress: show a progress bar for anything that takes over 2 s.
         budget: seconds of search of ``auto`` and anytime methods; a first try and the final check come on top (for
@@ -73,7 +74,7 @@ def bound(
     with _reporter(progress, f"{chosen.name}") as report:
         run = Run(_generator(seed), _device(device), _budget(budget), report)
         with torch.random.fork_rng(devices=[]):
-            return replace(chosen.bound(problem, run, _generator(seed + 1)), seconds=time.perf_counter() - started)
+            return replace(chosen.bound(problem, run, Chance()), seconds=time.perf_counter() - started)
 
 
 @torch.inference_mode(False)  # maps are transposed by autograd
@@ -113,10 +114,11 @@ def compare(
     from lipcert.attack import attack
 
     rows: list[Attempt] = []
+    chance = Chance()  # one for all rows: whoever quotes the best of them may
     with _reporter(progress, "compare") as report, torch.random.fork_rng(devices=[]):
         for one in chosen:
             run = Run(_generator(seed), _device(device), _budget(budget), report)
-            rows += attempt([one], problem, run, _generator(seed + 1))[1]
+            rows += attempt([one], problem, run, chance)[1]
         lower = attack(problem, inputs, _budget(lower_budget), seed, _device(device), report)
     return Comparison(tuple(sorted(rows, key=lambda r: math.inf if r.value is None else r.value)), lower)
 
@@ -157,7 +159,6 @@ def lower_bound(
         return attack(problem, inputs, _budget(budget), seed, _device(device), report)
 
 
-@torch.inference_mode(False)  # maps are transposed by autograd
 @torch.inference_mode(False)  # maps are transposed by autograd
 def estimate(
     model: Model,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import InputError
+from lipcert.increments import Increments
 from lipcert.network.graph import Network
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
@@ -149,6 +150,26 @@ class Problem:
     def expanded(self) -> Network:
         """The fused network with every selection replaced by linear maps and ReLUs."""
         return fuse(expand(self.unfused))
+
+    @cached_property
+    def increments(self) -> Increments:
+        """What the increments of the fused network obey, selections as blocks."""
+        return Increments.of(self.network)
+
+    @cached_property
+    def unfused_increments(self) -> Increments:
+        """The same op by op."""
+        return Increments.of(self.unfused)
+
+    @cached_property
+    def expanded_increments(self) -> Increments:
+        """Those of the fused network with every selection as linear relations and cells of ReLUs."""
+        return Increments.of(self.expanded)
+
+    @cached_property
+    def has_selections(self) -> bool:
+        """Whether ``expanded`` is another network than ``network``."""
+        return any(cell.kind == "selection" for cell in self.increments.cells)
 
 
 def as_norm(norm: Any) -> Norm:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, Tracked, congruence, plus, transposed
-from lipcert.certificates.segments import TINY, Segment, SegmentMatrices
-from lipcert.errors import CertificateError
-from lipcert.network.loop_transform import Cell
+from lipcert.certificates.blocks import Block, Tracked, congruence, transposed
+from lipcert.certificates.segments import Segment, SegmentMatrices
+from lipcert.errors import NotProved
+from lipcert.increments import Cell
 from lipcert.numerics.psd import is_positive_definite_scaled
-from lipcert.numerics.rounding import gamma
+from lipcert.numerics.rounding import UNDERFLOW, gamma
 from lipcert.numerics.spectral import estimate_lambda_max
 
 #: Least ρ worth proving; a network whose ρ is below counts as having this one.
@@ -41,31 +41,40 @@ def least_lift(side: int) -> float:
 
 
 class Radius:
-    """An entrywise error bound E = Σ γ |V|ᵀ|M̂||V| + diag, kept as code: only products E d are ever needed."""
+    """An entrywise error bound E of the forms VᵀM̂V of a segment, kept as code: only products E d are ever needed.
+
+    With A the matrix that dominates V, f its floor (both of ``Tracked``) and Ā = A + f, a computed VᵀM̂V differs from
+    the exact one by at most γ Āᵀ|M̂|Ā + Āᵀ|M̂| f + f |M̂|Ā in relative and inherited errors, and the product itself
+    loses to underflow at most μ in each entry of M̂V, which Āᵀ carries on, and μ in each entry of the result. μ, four
+    (rows + 1) times the least normal number, covers the products and sums of one entry, also with flushed subnormals.
+    """
 
     def __init__(self, relation: SegmentMatrices) -> None:
         self.places, self.side = relation.places, relation.side
-        self.terms: list[tuple[Mapping[int, Block], Block, float]] = []
+        self.terms: list[tuple[Tracked, Block, float]] = []
         self.diagonal = torch.zeros(self.side, dtype=torch.float64)
 
     def include(self, v: Tracked, form: Block, terms: float = 0.0) -> None:
         """Add the error of ``congruence(v.parts, form)`` against the exact VᵀM̂V."""
         factor = 4.0 * gamma(2.0 * v.rounding + 2.0 * v.rows + terms + 8.0)
-        self.terms.append((v.absolute, form.abs(), factor))
+        self.terms.append((v, form.abs(), factor))
 
     def times(self, d: Tensor) -> Tensor:
-        """An upper bound of E d for d ≥ 0; the factor 1 + 1e-9 is more than the rounding of these sums."""
-        total = self.diagonal * d + TINY**2 * d.sum()
-        for absolute, form, factor in self.terms:
-            image: Tensor | None = None
-            for i, part in absolute.items():
-                image = plus(image, _apply(part, d[self.places[i]]))
-            if image is None:
-                continue
-            image = factor * _apply(form, image)
-            for i, part in absolute.items():
-                total[self.places[i]] += _apply(transposed(part), image)
-        return total * (1.0 + 1e-9)
+        """An upper bound of E d for d ≥ 0; the factor 1 + 1e-9 and ``lost`` are more than these sums may lose."""
+        total = self.diagonal * d
+        length = float(d.sum())
+        for v, form, factor in self.terms:
+            lost = 4.0 * (max(v.rows, self.side) + 1) * UNDERFLOW
+            image = torch.full((v.rows,), v.floor * length + lost, dtype=torch.float64)
+            for i, part in v.absolute.items():
+                image = image + _apply(part, d[self.places[i]])
+            reach = _apply(form, image) + lost
+            inherited = _apply(form, torch.full_like(image, v.floor * length))
+            inner = factor * reach + inherited + lost * (1.0 + length)
+            everywhere = v.floor * (inner.sum() + reach.sum()) + lost * (1.0 + length)
+            for i, part in v.absolute.items():
+                total[self.places[i]] += _apply(transposed(part), inner) + everywhere
+        return (total + UNDERFLOW * self.side) * (1.0 + 1e-9)
 
 
 def _apply(block: Block, vector: Tensor) -> Tensor:
@@ -116,7 +125,7 @@ class Statement:
         a, b, c = self.matrix[:n, :n], self.matrix[:n, n:], self.matrix[n:, n:]
         factor, info = torch.linalg.cholesky_ex(c - torch.diag(shift * c.diagonal()))
         if int(info):
-            raise CertificateError("the multipliers do not make the form positive on a layer's neurons.")
+            raise NotProved("the multipliers do not make the form positive on a layer's neurons.")
         half = torch.linalg.solve_triangular(factor, b.T, upper=False)
         result = half.T @ half - a
         return (result + result.T) / 2
@@ -132,7 +141,7 @@ class Statement:
 
         def errors(d: Tensor) -> Tensor:
             total = radius.times(d)
-            total[:n] += (added @ d[:n]) * (1.0 + 1e-9)
+            total[:n] += (added @ d[:n]) * (1.0 + 1e-9) + UNDERFLOW * (n + d[:n].sum())
             return total
 
         # The block at the start is a small difference; errors are those of its terms, so these set the scale.
@@ -151,7 +160,7 @@ class Statement:
             start = schur + torch.diag(lift * diagonal + floor)
             if self.proves(start):
                 return start
-        raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
+        raise NotProved("a segment's form is not provably non-negative at these multipliers.")
 
     def least_rho(self, start: Tensor, claim: float) -> float:
         """The claim if it can be proved, else the least ρ that can, with M_start = ρ diag(start)."""
@@ -165,17 +174,17 @@ class Statement:
             if self.proves(candidate * weights):
                 return candidate
             lift *= 10.0
-        raise CertificateError("no ρ near the computed one is provable at these multipliers.")
+        raise NotProved("no ρ near the computed one is provable at these multipliers.")
 
 
 def greatest_eigenvalue(form: Tensor) -> float:
     """λ_max in plain floating point.
 
     Raises:
-        CertificateError: the form overflowed.
+        NotProved: the form overflowed.
     """
     if not bool(torch.isfinite(form).all()):
-        raise CertificateError("the form overflows at these multipliers.")
+        raise NotProved("the form overflows at these multipliers.")
     scale = float(form.abs().max()) if form.numel() else 0.0
     if scale == 0.0:
         return 0.0
@@ -188,8 +197,3 @@ def greatest_ratio(form: Tensor, weights: Tensor) -> float:
     """The largest eigenvalue of diag(weights)^{-1/2} form diag(weights)^{-1/2}, in floating point."""
     scale = weights.rsqrt()
     return greatest_eigenvalue(form * scale[:, None] * scale)
-
-
-def row_sums(radius: Tensor) -> Tensor:
-    """Row sums of a non-negative matrix, rounded up."""
-    return radius.sum(dim=1) * (1.0 + 4.0 * gamma(radius.shape[0] + 4.0)) + 1e-300

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
-from lipcert.certificates.base import Witness
 from lipcert.certificates.quadratic import NORMS as QUADRATIC_NORMS
 from lipcert.errors import LipcertError
-from lipcert.methods.base import EQUAL_NORMS, Method, Run, fork, method, registered
+from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, fork, method, registered
+from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Attempt, Bound
 
@@ -35,31 +33,30 @@ class Auto(Method):
 
     plan: tuple[str, ...] = ("autolip", "liplt", "lipsdp")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """The witness of the best bound."""
-        certificate = self.bound(problem, run, run.generator).certificate
-        assert certificate is not None
-        witness: Witness = certificate.witness  # type: ignore[attr-defined]
-        return witness
+        best = self.bound(problem, run, Chance())
+        return Found(best.certificate.witness, state=best.state)  # type: ignore[union-attr]
 
-    def bound(self, problem: Problem, run: Run, generator: torch.Generator) -> Bound:
+    def bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
         """The best Bound of the plan; raises the first method's error if none gave one."""
         self.require_norm(problem.norm)
         kinds = registered()
         chosen = [kinds[name]() for name in self.plan if name in kinds and problem.norm in kinds[name].norms]
-        bounds, attempts, failures = attempt(chosen, problem, run, generator, EARLY_SHARE)
+        bounds, attempts, failures = attempt(chosen, problem, run, chance, EARLY_SHARE)
         if not bounds:
             raise failures[0] if failures else self.impossible(problem.norm)
         best = min(bounds, key=lambda b: (b.value, -(b.log10 or 0.0) if b.log10 is None else b.log10))
-        return replace(best, seconds=time.perf_counter() - run.started, tried=tuple(attempts))
+        delta = 0.0 if best.guarantee == "rigorous" else chance.spent
+        return replace(best, seconds=time.perf_counter() - run.started, tried=tuple(attempts), delta=delta)
 
 
 def attempt(
-    methods: Sequence[Method], problem: Problem, run: Run, generator: torch.Generator, early_share: float = 1.0
+    methods: Sequence[Method], problem: Problem, run: Run, chance: Chance, early_share: float = 1.0
 ) -> tuple[list[Bound], list[Attempt], list[LipcertError]]:
     """Run methods one after the other; a method that fails or would not fit the budget leaves a remark.
 
-    All but the last are told to use at most ``early_share`` of the budget.
+    All but the last are told to use at most ``early_share`` of the budget; all draw from the same ``chance``.
     """
     bounds: list[Bound] = []
     attempts: list[Attempt] = []
@@ -73,7 +70,7 @@ def attempt(
             attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))
             continue
         try:
-            bound = one.bound(problem, own, generator)
+            bound = one.bound(problem, own, chance)
         except LipcertError as problem_met:
             failures.append(problem_met)
             attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, str(problem_met)))

@@ -14,8 +14,8 @@ from torch import Tensor
 from lipcert.certificates.blocks import dense
 from lipcert.certificates.dense_form import BLIND, DenseForm
 from lipcert.certificates.segments import Segment
+from lipcert.increments import Linear
 from lipcert.methods.branch_ascent import Neurons
-from lipcert.network.graph import AffineNode
 from lipcert.network.linear import size
 
 _TINY = 1e-300
@@ -31,9 +31,9 @@ class BatchForm:
     _wide: Tensor | None = None
 
     def __post_init__(self) -> None:
-        network, transformed = self.form.transformed.network, self.form.transformed
-        for k, maps in transformed.exact_maps.items():
-            for parent, linear in zip(network.nodes[k].parents, maps, strict=True):
+        transformed = self.form.transformed
+        for k, maps in transformed.maps.items():
+            for parent, linear in zip(transformed.increments.relations[k].parents, maps, strict=True):
                 self._maps[k, parent] = linear.matrix()
         first, relation = self.form.segments[0], self.form.relations[0]
         if not first.cells and relation.entry > relation.output.rows:
@@ -53,7 +53,7 @@ class BatchForm:
         """
         c, d = (self.neurons.split(rows) for rows in self.neurons.slopes(patterns))
         lam = {node: rows.clone() for node, rows in self.neurons.split(multipliers).items()}
-        m = size(self.form.transformed.network.out_shape)
+        m = size(self.form.transformed.increments.out_shape)
         matrix = torch.eye(m, dtype=torch.float64).expand(len(patterns), m, m)
         failed = torch.zeros(len(patterns), dtype=torch.bool)
         rho: Tensor | None = None
@@ -111,14 +111,15 @@ class BatchForm:
     ) -> tuple[list[Tensor], Tensor, int]:
         """Pre-activations and output of a segment as matrices (B, rows, columns so far)."""
         transformed = self.form.transformed
-        nodes = transformed.network.nodes
-        entry = size(nodes[segment.start].shape)
-        known = {segment.start: torch.eye(entry, dtype=torch.float64)[None]}
-        width = entry
+        nodes = transformed.increments.relations
+        sizes = [size(nodes[k].shape) for k in segment.entering]
+        entry = width = sum(sizes)
+        rows = torch.eye(entry, dtype=torch.float64).split(sizes)
+        known = {k: part[None] for k, part in zip(segment.entering, rows, strict=True)}
         preactivations = []
         for k in range(segment.start + 1, segment.stop + 1):
             node = nodes[k]
-            if isinstance(node, AffineNode):
+            if isinstance(node, Linear):
                 total = torch.zeros(1, size(node.shape), width, dtype=torch.float64)
                 for parent in node.parents:
                     total = _plus(total, self._maps[k, parent] @ known[parent])
@@ -133,7 +134,9 @@ class BatchForm:
             z[:, :, width:] = torch.diag_embed(d[k])
             width += cell.size
             known[k] = z
-        return preactivations, _widened(known[segment.stop], width), entry
+        leaving = [_widened(known[k], width) for k in segment.leaving]
+        batch = max(len(part) for part in leaving)
+        return preactivations, torch.cat([part.expand(batch, -1, -1) for part in leaving], dim=1), entry
 
     def _repair(
         self,
@@ -177,7 +180,7 @@ class BatchForm:
             low = current <= curvature * (1.0 + 0.5 * margin) + floor
             raised = torch.maximum(torch.maximum(best, current), torch.as_tensor(floor)).clamp(min=1e-250)
             free = BLIND * curvature.max(dim=1, keepdim=True).values.clamp(min=1e-250)
-            blind = self.form.transformed.blind[cell.node]
+            blind = self.form.transformed.increments.unreached[cell.node]
             lam[cell.node] = torch.where(blind, free, torch.where(low, raised, current))
 
 

@@ -16,14 +16,16 @@ from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.quadratic import NORMS, ScaledMap
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.certificates.statement import FLOOR
-from lipcert.errors import CertificateError, InputError, NumericsError
+from lipcert.errors import InputError, NotProved, NumericsError
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.autolip import AutoLip
-from lipcert.methods.base import Method, Run, method
+from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.vector_neuron import VectorNeuron
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.problem import Norm, Problem
 from lipcert.result import Bound
+from lipcert.search.passes import Passes, steps_to_output
 
 #: Geometric lifts tried, finest first.
 LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
@@ -78,32 +80,36 @@ class LipSDP(Method):
         if self.start is not None and not _state(self.start) and not _constant(self.start):
             raise InputError("start= must be a Bound that LipSDP computed in this process.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Search multipliers until the gap closes or the budget ends."""
         self.require_norm(problem.norm)
-        network = problem.expanded
-        exponents = natural_exponents(network)
-        exact = LoopTransformed(network, exponents, self.layerwise)
-        if problem.norm in AutoLip.norms and not bool(exact.reached[-1].any()):
+        exact = self._increments(problem)
+        if problem.norm in AutoLip.norms and not bool(exact.increments.reached[-1].any()):
             return AutoLip().solve(problem, run)  # a constant output: 0, which no positive multiplier proves
         neurons = sum(cell.size for cell in exact.cells)
         if self.precision == "auto":
             dtype = torch.float64 if neurons <= 20_000 else torch.float32
         else:
             dtype = getattr(torch, self.precision)
-        transformed = LoopTransformed(network, exponents, self.layerwise, dtype, run.device)
-        search = VectorNeuron(transformed, problem.norm, self.columns, run.generator, _state(self.start))
+        search = VectorNeuron(
+            Passes(exact, dtype, run.device), problem.norm, self.columns, run.generator, _state(self.start)
+        )
         dense = self.route == "dense" or (self.route == "auto" and cheapest_segments(exact) is not None)
         finish = _Dense(exact, self, search, run) if dense else _MatrixFree(exact, self, search, run)
-        return finish.witness()
+        return finish.found()
+
+    def _increments(self, problem: Problem) -> ScaledIncrements:
+        """What the search and the check work on."""
+        increments = problem.expanded_increments.layerwise() if self.layerwise else problem.expanded_increments
+        return ScaledIncrements(increments, natural_exponents(increments))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Without factorable layers the check is a few hundred passes; is there time for them?"""
-        exact = LoopTransformed(problem.expanded, natural_exponents(problem.expanded), self.layerwise)
+        exact = self._increments(problem)
         if self.route != "matrix_free" and cheapest_segments(exact) is not None:
             return None
         ones = {c.node: torch.ones(1 if c.block else c.size, dtype=torch.float64) for c in exact.cells}
-        sizes = (math.prod(problem.expanded.in_shape), math.prod(problem.expanded.out_shape))
+        sizes = (math.prod(exact.increments.in_shape), math.prod(exact.increments.out_shape))
         plain = Weights(*(torch.ones(n, dtype=torch.float64) for n in sizes))
         scaled = ScaledMap(exact, ones, plain, 1.0)
         began = time.perf_counter()
@@ -125,23 +131,12 @@ class LipSDPLayer(LipSDP):
 
 
 def _state(start: Bound | None) -> Mapping[str, Tensor] | None:
-    certificate = getattr(start, "certificate", None)
-    return getattr(getattr(certificate, "witness", None), "state", None)
+    return start.state or None if isinstance(start, Bound) else None
 
 
 def _constant(start: Bound) -> bool:
     """Whether this method proved 0 by norms alone, for a constant network: there is no point to go on from."""
-    witness = getattr(start.certificate, "witness", None)
-    return start.value == 0.0 and start.method in ("lipsdp", "lipsdp_layer") and witness is not None
-
-
-def steps_to_output(transformed: LoopTransformed) -> dict[int, int]:
-    """For each nonlinear node: how many lie on the longest path from it to the output, itself included."""
-    depth = [0] * len(transformed.network.nodes)
-    for k in range(len(depth) - 1, -1, -1):
-        own = 1 if k in transformed.cell_at else 0
-        depth[k] = own + max((depth[c] for c in transformed.network.consumers[k]), default=0)
-    return {cell.node: depth[cell.node] for cell in transformed.cells}
+    return isinstance(start, Bound) and start.value == 0.0 and start.method in ("lipsdp", "lipsdp_layer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +153,7 @@ class Lift:
 class _Finish:
     """Common part of the two routes: run passes, now and then look at the certified gap."""
 
-    exact: LoopTransformed
+    exact: ScaledIncrements
     options: LipSDP
     search: VectorNeuron
     run: Run
@@ -192,8 +187,8 @@ class _Finish:
         rho: list[float],
         slack: list[float],
         route: str,
-        fallback: Callable[[], Witness | None] | None = None,
-    ) -> Witness:
+        weaker: Callable[[], Found | None],
+    ) -> Found:
         """The witness for the multipliers of every form."""
         arrays = {
             f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers]).double().cpu().contiguous()
@@ -206,7 +201,7 @@ class _Finish:
             "rho": rho, "slack": slack, "route": route, "layerwise": self.options.layerwise,
             "dual_value": math.sqrt(float(self.search.rho.max())), "passes": self.search.passes,
         }  # fmt: skip
-        return Witness("quadratic", arrays, settings, fallback, self.search.state)
+        return Found(Witness("quadratic", arrays, settings), weaker, self.search.state)
 
 
 @dataclass(eq=False)
@@ -218,7 +213,7 @@ class _Dense(_Finish):
         place = min(range(len(LIFTS)), key=lambda i: abs(math.log(LIFTS[i] / wanted)))
         self.places = [place] * self.search.problems
 
-    def witness(self) -> Witness:
+    def found(self) -> Found:
         """Passes in geometric batches; between them the best lifts and their gaps."""
         best: list[Lift | None] = [None] * self.search.problems
         count = FEWEST if self.options.start is None else 10
@@ -244,17 +239,17 @@ class _Dense(_Finish):
                 count = int(count * min(10.0, spent / max(searched, 1e-3)))
         return self.packaged([lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)])
 
-    def packaged(self, lifts: list[Lift]) -> Witness:
-        """The witness of a lift per form; its fallback is the next coarser lifts."""
+    def packaged(self, lifts: list[Lift]) -> Found:
+        """The witness of a lift per form; weaker are the next coarser lifts."""
 
-        def fallback() -> Witness | None:
+        def weaker() -> Found | None:
             places = [min(lift.place + 2, len(LIFTS)) for lift in lifts]
             if max(places) >= len(LIFTS):
                 return None
             return self.packaged([self.cautious(form, place) for form, place in enumerate(places)])
 
         claims = [lift.rho * (1.0 + max(1e-9, 1e-3 * lift.p)) + FLOOR for lift in lifts]
-        return self.package([lift.multipliers for lift in lifts], claims, [0.0] * len(lifts), "dense", fallback)
+        return self.package([lift.multipliers for lift in lifts], claims, [0.0] * len(lifts), "dense", weaker)
 
     def cautious(self, form: int, place: int) -> Lift:
         """The finest feasible lift from ``place`` on."""
@@ -262,14 +257,14 @@ class _Dense(_Finish):
             lift = self.lift(form, coarser)
             if lift is not None:
                 return lift
-        raise CertificateError("LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip.")
+        raise NotProved("LipSDP found no feasible multipliers; raise budget= or max_passes, or use autolip.")
 
     def lift(self, form: int, place: int) -> Lift | None:
         """The multipliers lifted by LIFTS[place] and their ρ; None if they are not feasible."""
         p = LIFTS[place]
         try:
             multipliers, rho = self.form.repaired(self.lifted(form, p), p, self.weights(form))
-        except CertificateError:
+        except NotProved:
             return None
         return Lift(rho, p, place, multipliers)
 
@@ -305,7 +300,7 @@ class _MatrixFree(_Finish):
         self.steps = 400 if size <= 300_000 else 240
         self.margin = 1.05 * kuczynski_wozniakowski_epsilon(size, self.steps, 1e-10 / self.search.problems)
 
-    def witness(self) -> Witness:
+    def found(self) -> Found:
         """Passes, with more columns while few prove too few, for 60 % of the budget; then the least lift that holds."""
         forms = range(self.search.problems)
         while self._settled() and self.search.columns < MOST_COLUMNS:
@@ -317,7 +312,7 @@ class _MatrixFree(_Finish):
                 break
             self.search.widen(2 * self.search.columns)
         if not bool((self.search.rho > 0).all()):
-            raise CertificateError("the network looks constant in float arithmetic; use autolip.")
+            raise NotProved("the network looks constant in float arithmetic; use autolip.")
         return self._packaged([self._place(form) for form in forms])
 
     def _short(self) -> bool:
@@ -356,8 +351,8 @@ class _MatrixFree(_Finish):
             place = min((i for i, q in enumerate(FREE_LIFTS) if i > place and q >= needed), default=len(FREE_LIFTS) - 1)
         return place
 
-    def _packaged(self, places: list[int]) -> Witness:
-        def fallback() -> Witness | None:
+    def _packaged(self, places: list[int]) -> Found:
+        def weaker() -> Found | None:
             coarser = [place + 1 for place in places]
             return self._packaged(coarser) if max(coarser) < len(FREE_LIFTS) else None
 
@@ -365,7 +360,7 @@ class _MatrixFree(_Finish):
         return self.package(
             [self._positive(form, p) for form, p in enumerate(lifts)],
             [self._rho(form, p) for form, p in enumerate(lifts)],
-            [0.0] * len(lifts), "matrix_free", fallback,
+            [0.0] * len(lifts), "matrix_free", weaker,
         )  # fmt: skip
 
     def _rho(self, form: int, p: float) -> float:

@@ -13,6 +13,7 @@ from lipcert.errors import CaptureError, NotLipschitzError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
+from lipcert.network.origin import Origin
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
 from lipcert.ops.constant import Parts
@@ -25,7 +26,7 @@ class Context:
     def __init__(self, builder: NetworkBuilder) -> None:
         self.builder = builder
         self.op = ""
-        self.where = ""
+        self.where = Origin()
         self.signature = ""
         self.dtype: torch.dtype | None = None
 
