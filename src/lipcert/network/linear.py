@@ -269,7 +269,7 @@ class Identity(LinearMap):
         return self.apply(x), self.transpose
 
     def gram(self, x: Tensor) -> Tensor:
-        return x * self.scale**2
+        return x * self.scale * self.scale
 
     def absolute(self) -> LinearMap:
         return Identity(self.in_shape, abs(self.scale))
