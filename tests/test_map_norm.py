@@ -57,7 +57,7 @@ def by_rule(op: str, shape: tuple[int, ...], weight: Tensor, *settings: int) -> 
     assert rule is not None
     ctx = Context(NetworkBuilder())
     ctx.op = op
-    node = ctx.builder.node(rule(ctx, ctx.builder.input(shape), Constant(weight.double()), None, *settings))
+    node = ctx.builder.node(rule(ctx, ctx.builder.input(shape), Constant.exactly(weight.double()), None, *settings))
     assert isinstance(node, AffineNode)
     return node.maps[0]
 
@@ -192,8 +192,8 @@ def test_factors_beyond_reach_are_refused() -> None:
             ),
             2,
         )
-    huge = OpMap("bilinear", lambda x, a, b: x * a * b, (1, 2), (1, 2),
-                 (torch.full((2,), 1e-200).double() + 1e-200, torch.full((2,), 1e-200).double() + 1e-200))  # fmt: skip
+    small = torch.full((2,), 1e-200, dtype=torch.float64)
+    huge = OpMap("bilinear", lambda x, a, b: x * a * b, (1, 2), (1, 2), (small, small), "", 3.0)
     with pytest.raises(NumericsError, match="too far from 1"):
         map_norm(huge, 2)
 

@@ -170,7 +170,7 @@ class Problem:
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
         shape = (1, matrix.shape[0])
         return then(
-            self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), True)
+            self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), stored=True)
         )
 
     @cached_property

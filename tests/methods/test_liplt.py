@@ -142,7 +142,7 @@ def test_written_products_enclose_the_exact_ones(scale):
     block = map_written.identity(4)
     exact = [[Fraction(int(i == j)) for j in range(4)] for i in range(4)]
     for matrix in maps:
-        block = map_written.written(Dense((matrix,), (1, 4), (1, 4)), 2.0).after(block)
+        block = map_written.written(Dense((matrix,), (1, 4), (1, 4), math.inf), 2.0).after(block)
         left = fractions(matrix)
         exact = [[sum(left[i][k] * exact[k][j] for k in range(4)) for j in range(4)] for i in range(4)]
     unit = Fraction(2) ** block.exponent

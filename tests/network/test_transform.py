@@ -77,7 +77,7 @@ def test_transforms_keep_the_function(seed):
         if isinstance(node, AffineNode) and position != len(fused.nodes) - 1:
             readers = fused.consumers[position]
             assert len(readers) != 1 or not isinstance(fused.nodes[readers[0]], AffineNode)
-    select = Dense((torch.randn(2, N, dtype=torch.float64),), network.out_shape, (1, 2))
+    select = Dense((torch.randn(2, N, dtype=torch.float64),), network.out_shape, (1, 2), float(N))
     assert torch.allclose(then(network, select).forward(x), select.apply(expected))
 
 
@@ -135,8 +135,8 @@ def test_algebra_of_maps(seed):
 
 
 def test_materialising_by_rows_and_columns_agrees():
-    wide = OpMap("sum", lambda x: x.sum(-1, keepdim=True), (1, 7), (1, 1))
-    tall = OpMap("expand", lambda x: x.expand(1, 7) + 0, (1, 1), (1, 7))
+    wide = OpMap("sum", lambda x: x.sum(-1, keepdim=True), (1, 7), (1, 1), (), "", 7.0)
+    tall = OpMap("expand", lambda x: x.expand(1, 7) + 0, (1, 1), (1, 7), (), "", 7.0)
     assert torch.equal(wide.matrix(), torch.ones(1, 7, dtype=torch.float64))
     assert torch.equal(tall.matrix(), torch.ones(7, 1, dtype=torch.float64))
 

@@ -186,7 +186,7 @@ class Expression:
         if op == "mask":
             return self.rule("mul", "Tensor", u, condition), lambda t: f(t) * test(h(t), limit)
         if self.random.random() < 0.2:
-            v, g = Constant(torch.zeros((), dtype=torch.float64)), torch.zeros_like
+            v, g = Constant.exactly(torch.zeros((), dtype=torch.float64)), torch.zeros_like
         return self.rule("where", "self", condition, u, v), lambda t: torch.where(test(h(t), limit), f(t), g(t))
 
     def grow(self, steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -161,4 +162,4 @@ class SearchNetwork:
 def _densified(linear: LinearMap) -> LinearMap:
     if isinstance(linear, (Dense, Identity)) or linear.in_size * linear.out_size > _DENSE:
         return linear
-    return Dense((linear.matrix(),), linear.in_shape, linear.out_shape)
+    return Dense((linear.matrix(),), linear.in_shape, linear.out_shape, math.inf)

@@ -20,7 +20,8 @@ from lipcert.network.graph import Network
 from lipcert.network.linear import Shape
 from lipcert.network.origin import Origin
 from lipcert.numerics.process_state import ordinary_dtype
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context
 from lipcert.ops.folding import fold
 from lipcert.ops.registry import find_rule
 
@@ -117,7 +118,7 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
     if value.is_complex():
         raise CaptureError(f"parameter {spec.target!r} is complex ({value.dtype}); only real networks are supported")
     value = value.detach().cpu()
-    return Constant(value.double() if value.is_floating_point() else value.clone())
+    return Constant.exactly(value if value.is_floating_point() else value.clone())
 
 
 def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
@@ -132,7 +133,8 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
     if node.target in _SCALAR_OPS:
         ctx.dtype = torch.float64
         operands = (
-            a if isinstance(a, (Var, Constant)) else Constant(torch.tensor(a, dtype=torch.float64)) for a in args
+            a if isinstance(a, (Var, Constant)) else Constant.exactly(torch.tensor(a, dtype=torch.float64))
+            for a in args
         )
         return apply_rule(ctx, _SCALAR_OPS[node.target], tuple(operands), kwargs)
     ctx.dtype = value.dtype if isinstance(value, Tensor) else None
@@ -197,7 +199,7 @@ def _folded(ctx: Context, target: Any, args: Any, kwargs: Any) -> Any:
     """The value of an op on constants alone."""
     if ctx.op in ("item", "_local_scalar_dense"):
         constant: Constant = args[0]  # as a Python number only if it is exact: a tensor keeps its rounding count
-        return Constant(constant.value.reshape(()), constant.rounding) if constant.rounding else constant.value.item()
+        return constant.map(lambda v: v.reshape(())) if constant.rounding else constant.value.item()
     try:
         return fold(target, ctx.op, args, kwargs)
     except LipcertError:
@@ -253,15 +255,28 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """The program without ops that write into their arguments.
 
-    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is.
+    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is; and what it
+    makes of a constant's ops rounds in another way than the model does.
     """
+    varying = _varying(program)
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
-        known = isinstance(node.target, torch._ops.OpOverload) and find_rule(*op_name(node.target)) is not None
+        plain = isinstance(node.target, torch._ops.OpOverload)
+        known = plain and (node not in varying or find_rule(*op_name(node.target)) is not None)
         if not known or node.target._schema.is_mutable:
             return program.run_decompositions({})
     return program
+
+
+def _varying(program: ExportedProgram) -> set[FxNode]:
+    """The nodes that depend on the program's input."""
+    inputs = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
+    varying: set[FxNode] = set()
+    for node in program.graph.nodes:
+        if node.name in inputs or any(parent in varying for parent in node.all_input_nodes):
+            varying.add(node)
+    return varying
 
 
 def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
@@ -270,7 +285,7 @@ def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
     for _ in range(4):
         unknown = {
             node.target
-            for node in program.graph.nodes
+            for node in _varying(program)
             if node.op == "call_function"
             and isinstance(node.target, torch._ops.OpOverload)
             and find_rule(*op_name(node.target)) is None

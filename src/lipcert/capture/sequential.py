@@ -13,13 +13,14 @@ from lipcert.capture.lowering import apply_rule
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.origin import Origin
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context
 
 _aten = torch.ops.aten
 
 
 def _constant(value: Tensor) -> Constant:
-    return Constant(value.detach().cpu().double())
+    return Constant.exactly(value.detach().cpu())
 
 
 def _linear(x: Var, layer: nn.Linear) -> tuple[Any, ...]:

@@ -16,11 +16,16 @@ from lipcert.capture.diagnosis import export_error
 from lipcert.capture.lowering import lower, refuse_training_ops
 from lipcert.capture.model import as_module, check_example, private
 from lipcert.capture.quotients import check_quotients
+from lipcert.capture.replay import check_replay
 from lipcert.capture.self_check import check_examples_independent, check_shapes, self_check
 from lipcert.capture.sequential import read_sequential
 from lipcert.errors import LipcertError
 from lipcert.network.graph import Network
 from lipcert.numerics.process_state import ordinary
+
+#: Largest relative difference tolerated between Network and model, by the dtype the model ran in. In the lower ones
+#: it says little; there ``check_replay`` compares with the exported program, in float64.
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
 def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Network:
@@ -65,10 +70,10 @@ def _exported(module: nn.Module, example: Tensor) -> Network:
     except Exception as problem:
         error = export_error(problem, module, example)
         try:
-            return _lowered(_traced(module, example, strict=True))
+            return _lowered(_traced(module, example, strict=True), example)
         except Exception:
             raise error from problem
-    return _lowered(program)
+    return _lowered(program, example)
 
 
 def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram:
@@ -76,9 +81,11 @@ def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram
         return torch.export.export(module, (example.clone(),), strict=strict)
 
 
-def _lowered(program: ExportedProgram) -> Network:
+def _lowered(program: ExportedProgram, example: Tensor) -> Network:
     refuse_training_ops(program)
-    return lower(program)
+    network = lower(program)
+    check_replay(network, program, example)
+    return network
 
 
 @contextmanager

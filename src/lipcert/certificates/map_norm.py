@@ -72,23 +72,14 @@ class Stacked(LinearMap):
     def leaves(self) -> tuple[LinearMap, ...]:
         return tuple(leaf for m in self.maps for leaf in m.leaves())
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether every map is zero."""
+        return all(m.is_zero for m in self.maps)
+
     def update_hash(self, digest: object) -> None:
         for linear in self.maps:
             linear.update_hash(digest)
-
-
-def is_zero(linear: LinearMap) -> bool:
-    """Whether the map is exactly zero by construction: an empty side, or a factor whose constants are all zero."""
-    if linear.in_size == 0 or linear.out_size == 0:
-        return True
-    parts = getattr(linear, "maps", None)
-    if parts is not None:
-        zero = [is_zero(m) for m in parts]
-        return any(zero) if type(linear).__name__ == "Composition" else all(zero)
-    if isinstance(linear, Identity):
-        return linear.scale == 0.0
-    constants = getattr(linear, "constants", ())
-    return any(not bool(c.any()) for c in constants)
 
 
 @dataclass(frozen=True)
@@ -241,7 +232,7 @@ def map_norm(
     γ_k √(‖|W|‖_1 ‖|W|‖_∞) in the 2-norm and what underflow loses, is added; or, where the matrix is too large, the
     Lanczos bound of Kuczyński & Woźniakowski (1992). Powers of two are taken out first (``scaled``).
     """
-    if is_zero(linear):
+    if linear.is_zero:
         return NormBound(Magnitude.of(0.0), "rigorous")
     unit = scaled(linear)
     if claim is not None:
@@ -258,7 +249,7 @@ def propose_norm(
     target: float = TARGET,
 ) -> float:
     """A value that ``map_norm`` will very probably be able to prove: the search side, not a bound."""
-    if p != 2 or is_zero(linear) or route == "sums":
+    if p != 2 or linear.is_zero or route == "sums":
         return map_norm(linear, p, route=route).value
     if route == "passes" or not writable(linear):
         return _rough_sigma(linear, generator) * (1.0 + target) * (1.0 + SLACK)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.map_norm import MOST_ROUNDINGS, absolute_sums, is_zero, scaled
+from lipcert.certificates.map_norm import MOST_ROUNDINGS, absolute_sums, scaled
 from lipcert.errors import NumericsError
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.magnitude import Magnitude
@@ -72,7 +72,7 @@ class Written:
 
 def written(linear: LinearMap, p: float) -> Written:
     """A linear map as a matrix: its constants' and its own rounding are the error (see ``map_norm``)."""
-    if is_zero(linear):
+    if linear.is_zero:
         zero = Block(torch.zeros(linear.out_size, linear.in_size, dtype=torch.float64), 0, 0.0)
         return Written(zero, p, True, 0.0, 0.0)
     unit = scaled(linear)

@@ -89,7 +89,7 @@ class ScaledIncrements:
             if isinstance(linear, Identity) or linear.in_size * linear.out_size > DENSE_ENTRIES:
                 return linear.to(dtype, device)
             matrix = linear.matrix(torch.float64).to(device, dtype)
-            return Dense((matrix,), linear.in_shape, linear.out_shape)
+            return Dense((matrix,), linear.in_shape, linear.out_shape, math.inf)
 
         return {k: tuple(one(linear) for linear in maps) for k, maps in self.maps.items()}
 

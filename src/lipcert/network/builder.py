@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -83,7 +82,6 @@ class NetworkBuilder:
         offset: Tensor | None = None,
         name: str = "affine",
         where: Where = (),
-        offset_rounding: float = math.inf,
         offset_error: Tensor | None = None,
     ) -> Var:
         """``Σ map(var) + offset``; terms on the same variable are merged."""
@@ -99,7 +97,7 @@ class NetworkBuilder:
         return self._append(
             AffineNode(
                 parents=tuple(merged), shape=shape, name=name, origin=_origins(where), maps=tuple(merged.values()),
-                offset=offset, offset_rounding=offset_rounding, offset_error=offset_error,
+                offset=offset, offset_error=offset_error,
             )
         )  # fmt: skip
 

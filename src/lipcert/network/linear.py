@@ -95,6 +95,14 @@ class LinearMap(ABC):
         """Number of output scalars."""
         return size(self.out_shape)
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the map is exactly zero as it is stored: an empty side, or constants that are zero without error.
+
+        A map whose constants were only *computed* as zero is none.
+        """
+        return self.in_size == 0 or self.out_size == 0
+
     def like(self) -> tuple[torch.dtype, torch.device] | None:
         """Dtype and device of the constants, or None for a map without constants."""
         for leaf in self.leaves():
@@ -127,19 +135,21 @@ class LinearMap(ABC):
 class OpMap(LinearMap):
     """A linear operation given as code: ``function(x, *constants)`` on one example of shape ``in_shape``.
 
-    ``function`` is linear in x, closes over nothing that carries a dtype or a device, and dominates itself
-    in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|. ``stored`` says that the
-    constants are the model's own, without error, and that the function is linear in each of them: ``rounding`` then
-    counts the terms of the longest sum and nothing else.
+    ``function`` is linear in x and in each constant, closes over nothing that carries a dtype or a device, and
+    dominates itself in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
+    ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to ``majorants``
+    (one per constant, None for its own absolute value). ``stored`` says that the constants are the
+    model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else.
     """
 
     label: str
     function: Callable[..., Tensor]
     in_shape: Shape
     out_shape: Shape
-    constants: tuple[Tensor, ...] = ()
-    attributes: str = ""
-    rounding: float = 0.0
+    constants: tuple[Tensor, ...]
+    attributes: str
+    rounding: float
+    majorants: tuple[Tensor | None, ...] = ()
     stored: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
@@ -147,13 +157,26 @@ class OpMap(LinearMap):
             return x.through(self)
         return torch.vmap(lambda example: self.function(example, *self.constants))(x)
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether a constant is zero without any error: the function is linear in each of them."""
+        return super().is_zero or (math.isfinite(self.rounding) and any(not bool(m.any()) for m in self._sizes()))
+
+    def _sizes(self) -> tuple[Tensor, ...]:
+        majorants = self.majorants or (None,) * len(self.constants)
+        return tuple(c.abs() if m is None else m for c, m in zip(self.constants, majorants, strict=True))
+
     def absolute(self) -> LinearMap:
-        return replace(self, constants=tuple(c.abs() for c in self.constants)) if self.constants else self
+        return replace(self, constants=self._sizes(), majorants=()) if self.constants else self
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
         if not self.constants:
             return self
-        return replace(self, constants=tuple(c.to(device=device, dtype=dtype) for c in self.constants))
+        return replace(
+            self,
+            constants=tuple(c.to(device=device, dtype=dtype) for c in self.constants),
+            majorants=tuple(None if m is None else m.to(device=device, dtype=dtype) for m in self.majorants),
+        )
 
     def leaves(self) -> Sequence[LinearMap]:
         return (self,)
@@ -166,7 +189,10 @@ class OpMap(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Dense(LinearMap):
-    """A linear map given by its (out_size, in_size) matrix; its rounding is unknown unless told.
+    """A linear map given by its (out_size, in_size) matrix.
+
+    ``rounding`` counts the roundings of applying it and those of its entries, relative to ``majorant`` (None: to
+    the absolute values of the matrix).
 
     ``stored``: as for ``OpMap``.
     """
@@ -174,7 +200,8 @@ class Dense(LinearMap):
     constants: tuple[Tensor]
     in_shape: Shape
     out_shape: Shape
-    rounding: float = math.inf
+    rounding: float
+    majorant: Tensor | None = None
     stored: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
@@ -196,11 +223,20 @@ class Dense(LinearMap):
     def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         return self.constants[0].to(dtype=dtype, device=device)
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether every entry is zero without any error."""
+        return super().is_zero or (math.isfinite(self.rounding) and not bool(self._size().any()))
+
+    def _size(self) -> Tensor:
+        return self.constants[0].abs() if self.majorant is None else self.majorant
+
     def absolute(self) -> LinearMap:
-        return replace(self, constants=(self.constants[0].abs(),))
+        return replace(self, constants=(self._size(),), majorant=None)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
-        return replace(self, constants=(self.constants[0].to(device=device, dtype=dtype),))
+        majorant = None if self.majorant is None else self.majorant.to(device=device, dtype=dtype)
+        return replace(self, constants=(self.constants[0].to(device=device, dtype=dtype),), majorant=majorant)
 
     def leaves(self) -> Sequence[LinearMap]:
         return (self,)
@@ -226,6 +262,11 @@ class Identity(LinearMap):
     def rounding(self) -> float:  # type: ignore[override]
         """One product, or none at all."""
         return 0.0 if abs(self.scale) == 1.0 else 1.0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the scale is zero."""
+        return super().is_zero or self.scale == 0.0
 
     def apply(self, x: Tensor) -> Tensor:
         return x if self.scale == 1.0 else x * self.scale
@@ -272,6 +313,11 @@ class Composition(LinearMap):
     def rounding(self) -> float:  # type: ignore[override]
         """Relative errors of a product of non-negative maps add: gamma_j + gamma_k + gamma_j gamma_k ≤ gamma_{j+k}."""
         return sum(m.rounding for m in self.maps)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether a factor is zero."""
+        return super().is_zero or any(m.is_zero for m in self.maps)
 
     def apply(self, x: Tensor) -> Tensor:
         for linear in self.maps:
@@ -347,6 +393,11 @@ class Sum(LinearMap):
     def rounding(self) -> float:  # type: ignore[override]
         """The worst map's count and one more for each addition."""
         return max(m.rounding for m in self.maps) + len(self.maps) - 1
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every map is zero."""
+        return super().is_zero or all(m.is_zero for m in self.maps)
 
     def apply(self, x: Tensor) -> Tensor:
         total = self.maps[0].apply(x)

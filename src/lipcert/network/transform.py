@@ -147,7 +147,7 @@ def scatter(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
         padded = torch.cat([x.reshape(-1), x.new_zeros(1)])
         return padded[source.to(x.device)].reshape(out_shape)
 
-    return OpMap("scatter", function, in_shape, out_shape, (), _digest(index))
+    return OpMap("scatter", function, in_shape, out_shape, (), _digest(index), 0.0)
 
 
 def _digest(index: Tensor) -> str:

@@ -14,7 +14,9 @@ from lipcert.network.linear import Identity
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.transform import RELU
 from lipcert.ops import nonlinearities as known
-from lipcert.ops.context import Constant, Context, is_number, number
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context, is_number, number
+from lipcert.ops.enclosure import Ball
 from lipcert.ops.rational import exactly
 from lipcert.ops.registry import rule
 
@@ -61,7 +63,7 @@ _fixed(
 @rule("log_sigmoid_forward", kind="activation")
 def log_sigmoid_forward(ctx: Context, x: Any) -> tuple[Var, Constant]:
     """log(sigmoid(x)): slopes [0, 1]."""
-    return ctx.activation(ctx.variable(x), known.LOG_SIGMOID), Constant(torch.zeros(0, dtype=torch.float64))
+    return ctx.activation(ctx.variable(x), known.LOG_SIGMOID), Constant.exactly(torch.zeros(0, dtype=torch.float64))
 
 
 @rule("gelu", kind="activation")
@@ -86,21 +88,21 @@ def leaky_relu(ctx: Context, x: Any, negative_slope: Any = 0.01) -> Var:
 def prelu(ctx: Context, x: Any, weight: Any) -> Var:
     """PReLU: slopes [min(1, a), max(1, a)] per channel."""
     x, weight = ctx.variable(x), ctx.constant(weight, "slope")
-    ctx.require_finite(weight.value)
-    slopes = weight.value.double()
-    if slopes.numel() == 1:
-        slopes = slopes.reshape([1] * len(x.shape))
-    elif slopes.dim() == 1:
-        slopes = slopes.reshape([-1 if axis == 1 else 1 for axis in range(max(2, len(x.shape)))])
+    ctx.require_finite(weight)
+    ball = weight.readings  # an interval of slopes costs nothing
+    if ball.middle.numel() == 1:
+        ball = ball.map(lambda s: s.reshape([1] * len(x.shape)))
+    elif ball.middle.dim() == 1:
+        ball = ball.map(lambda s: s.reshape([-1 if axis == 1 else 1 for axis in range(max(2, len(x.shape)))]))
+    slopes = ball.middle
     if tuple(torch.broadcast_shapes(tuple(slopes.shape), x.shape)) != x.shape:
         raise ctx.unsupported(f"slopes of shape {weight.shape} do not fit values of shape {x.shape}.")
-    if not weight.rounding <= 2.0**40:
+    if not bool(ball.spread.isfinite().all()):
         raise ctx.unsupported("its slopes are computed with unknown rounding error; store their values.")
-    slack = slopes.abs() * (2.0 * weight.rounding * 2.0**-53)
     lower, upper = slopes, slopes
-    if weight.rounding:
-        lower = torch.nextafter(slopes - slack, torch.tensor(-math.inf, dtype=torch.float64))
-        upper = torch.nextafter(slopes + slack, torch.tensor(math.inf, dtype=torch.float64))
+    if ball.radius is not None:
+        lower = torch.nextafter(slopes - ball.radius, torch.tensor(-math.inf, dtype=torch.float64))
+        upper = torch.nextafter(slopes + ball.radius, torch.tensor(math.inf, dtype=torch.float64))
     return ctx.activation(x, known.prelu(slopes, lower, upper))
 
 
@@ -271,19 +273,21 @@ def logaddexp(ctx: Context, a: Any, b: Any) -> Var:
         raise ctx.unsupported("both operands depend on the input; write torch.logsumexp of the two stacked.")
     x, c = ctx.variable(x), ctx.constant(c)
     ctx.require_finite(c.value)
-    offset = c.value.double()
+    offset = c.floating
     if tuple(torch.broadcast_shapes(x.shape, c.shape)) != x.shape:
         raise ctx.unsupported("the constant would broadcast the input; expand the input first.")
-    if offset.dim() == 0:
-        offset = offset.reshape(1)
+    if offset.middle.dim() == 0:
+        offset = offset.map(lambda o: o.reshape(1))
     same = Identity(x.shape)
-    moved = ctx.builder.affine([(x, same)], x.shape, -offset, ctx.op, ctx.where)
-    return ctx.builder.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset, ctx.op, ctx.where)
+    moved = ctx.affine([(x, same)], x.shape, Ball(-offset.middle, offset.radius))
+    return ctx.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset)
 
 
 def _finite(ctx: Context, x: Any) -> float:
     if not is_number(x):
         raise ctx.unsupported("a setting of it is not a number.")
+    if isinstance(x, Constant) and x.error is not None:
+        raise ctx.unsupported("a setting of it is computed with rounding; store its value.")
     value = number(x)
     if not math.isfinite(value):
         raise ctx.unsupported(f"a setting of it is {value}.")

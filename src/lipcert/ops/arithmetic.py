@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity, LinearMap, Shape, compose
-from lipcert.ops.context import Constant, Context, number
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context, number
+from lipcert.ops.enclosure import Ball, exact, over, plus, rounded
+from lipcert.ops.enclosure import times as product
 from lipcert.ops.recognise.registry import forms, recognise
 from lipcert.ops.recognise.scalings import times
 from lipcert.ops.registry import rule
@@ -34,8 +36,7 @@ def broadcast(ctx: Context, x: Var, shape: Shape, scale: float = 1.0) -> LinearM
 
 def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     shape = tuple(torch.broadcast_shapes(*(_shape(x) for x, _ in terms)))
-    offset: Tensor | None = None
-    rounding = 0.0
+    offset: Ball | None = None
     parts = []
     for x, scale in terms:
         if not math.isfinite(scale):
@@ -43,32 +44,19 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
         if isinstance(x, Var):
             parts.append((x, broadcast(ctx, x, shape, scale)))
         else:
-            constant = exact_double(ctx, x)
-            value = constant.value * scale
-            ctx.require_finite(value)
-            rounding = _product_rounding(constant, scale, value) if offset is None else math.inf
-            offset = value if offset is None else offset + value
-    return ctx.builder.affine(parts, shape, offset, ctx.op, ctx.where, rounding)
-
-
-def _product_rounding(constant: Constant, scale: float, value: Tensor) -> float:
-    """Rounding count of ``value``, the product of a constant with a number."""
-    if abs(scale) == 1.0 or not bool(constant.value.any()):
-        return constant.rounding
-    least = float(value[constant.value != 0].abs().min())
-    exact = abs(math.frexp(scale)[0]) == 0.5  # a power of two
-    return constant.rounding + (0.0 if exact else 1.0) if least >= 2.0**-900 else math.inf
+            part = exact_double(ctx, x).floating
+            part = Ball(scale * part.middle, part.radius) if abs(scale) == 1.0 else product(part, exact(scale))
+            ctx.require_finite(part.middle)
+            offset = part if offset is None else plus(offset, part)
+    return ctx.affine(parts, shape, offset)
 
 
 def exact_double(ctx: Context, x: Any) -> Constant:
     """``x`` as a constant in float64; whole numbers that float64 does not hold count as rounded."""
+    if isinstance(x, int) and not isinstance(x, bool) and int(float(x)) != x:
+        return Constant.within(rounded(torch.tensor(float(x), dtype=torch.float64)))
     constant = ctx.constant(x)
-    value = constant.value.double()
-    if isinstance(x, int) and int(float(x)) != x:
-        return Constant(value, 1.0)
-    if constant.value.is_floating_point() or not value.numel() or float(value.abs().max()) < 2.0**53:
-        return Constant(value, constant.rounding)
-    return Constant(value, constant.rounding + 1.0)
+    return constant if constant.value.is_floating_point() else Constant.within(constant.floating)
 
 
 @rule("add", kind="linear")
@@ -102,7 +90,7 @@ def neg(ctx: Context, x: Any) -> Var:
 def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     """x times a number or a constant tensor (broadcast both ways)."""
     constant = exact_double(ctx, factor)
-    ctx.require_finite(constant.value)
+    ctx.require_finite(constant)
     shape = tuple(torch.broadcast_shapes(x.shape, constant.shape))
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
         return ctx.scaled(x, number(constant))
@@ -131,20 +119,19 @@ def div(ctx: Context, a: Any, b: Any) -> Var:
     if isinstance(b, Var):
         return quotient(ctx, a, b)
     divisor = exact_double(ctx, b)
-    ctx.require_finite(divisor.value)
+    ctx.require_finite(divisor)
     if bool((divisor.value == 0).any()):
         raise ctx.not_lipschitz("division by a constant that holds a zero.")
     # Over a power of two, so that no reciprocal leaves the normal numbers: x/c = (x·2^−e)·(1/(c·2^−e)).
     exponent = math.frexp(float(divisor.value.abs().max()))[1] - 1 if divisor.value.numel() else 0
     if abs(exponent) <= _PLAIN_DIVISOR:
         exponent = 0
-    x, unit = ctx.variable(a), divisor.value
+    x, unit = ctx.variable(a), divisor.floating
     for half in (exponent // 2, exponent - exponent // 2):
-        x, unit = (ctx.scaled(x, 2.0**-half), unit * 2.0**-half) if half else (x, unit)
-    if bool((unit.abs() < 2.0**-1000).any()):
+        x, unit = (ctx.scaled(x, 2.0**-half), product(unit, exact(2.0**-half))) if half else (x, unit)
+    if bool((unit.middle.abs() < 2.0**-1000).any()):
         raise ctx.unsupported("its divisor holds numbers of too different size; rescale them.")
-    whole = unit.numel() == 1 and abs(math.frexp(float(unit.reshape(()).item()))[0]) == 0.5  # a power of two: exact
-    return multiply_by(ctx, x, Constant(1.0 / unit, divisor.rounding + (0.0 if whole else 1.0)))
+    return multiply_by(ctx, x, Constant.within(over(exact(1.0), unit)))
 
 
 def quotient(ctx: Context, a: Any, b: Var) -> Var:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.linear import Shape
 from lipcert.ops.context import Constant, Context
+from lipcert.ops.enclosure import Ball, plus
 from lipcert.ops.recognise.pieces import COMPARISONS
 from lipcert.ops.recognise.registry import forms, recognise
 from lipcert.ops.registry import rule
@@ -64,15 +66,21 @@ def _constant_mask(ctx: Context, mask: Tensor, a: Any, b: Any) -> Var:
     shapes = [x.shape for x in (a, b) if isinstance(x, (Var, Constant))]
     shape = tuple(torch.broadcast_shapes(tuple(mask.shape), *shapes))
     terms = []
-    offset = torch.zeros(shape, dtype=torch.float64)
+    offset = Ball(torch.zeros(shape, dtype=torch.float64), None)
     for value, chosen in ((a, mask), (b, ~mask)):
         if isinstance(value, Var):
             copies = 0.0 if value.shape == shape else math.prod(shape) / max(1, math.prod(value.shape))
-            kept = Constant(chosen.double().expand(shape).clone())
-            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), copies)))
+            kept = Constant.exactly(chosen.double().expand(shape).clone())
+            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), max(1.0, copies))))
         else:
-            number = ctx.constant(value).value.double()
-            part = torch.where(chosen, number, torch.zeros((), dtype=torch.float64)).expand(shape)
-            ctx.require_finite(part)
-            offset = offset + part
-    return ctx.builder.affine(terms, shape, offset if bool(offset.any()) else None, ctx.op, ctx.where)
+            part = _masked(ctx.constant(value).floating, chosen, shape)
+            ctx.require_finite(part.middle)
+            offset = plus(offset, part)
+    some = offset.radius is not None or bool(offset.middle.any())
+    return ctx.affine(terms, shape, offset if some else None)
+
+
+def _masked(ball: Ball, mask: Tensor, shape: Shape) -> Ball:
+    """The ball where the mask is true, zero elsewhere."""
+    zero = torch.zeros((), dtype=torch.float64)
+    return ball.map(lambda part: torch.where(mask, part, zero).expand(shape))

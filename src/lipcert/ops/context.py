@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,26 +14,10 @@ from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A tensor that does not depend on the input: floating values are held in float64 on the CPU.
-
-    ``rounding`` counts units of relative rounding error per entry (0 for a stored parameter, ``inf`` when unknown:
-    the value was folded by operations without an error rule, and bounds that use it are not ``rigorous``).
-    """
-
-    value: Tensor
-    rounding: float = 0.0
-
-    @property
-    def shape(self) -> Shape:
-        """Shape of the value."""
-        return tuple(self.value.shape)
-
-
-Operand = Var | Constant | float | int | bool
+from lipcert.numerics.rounding import UNDERFLOW, gamma
+from lipcert.ops.constant import Constant as Constant
+from lipcert.ops.constant import Parts
+from lipcert.ops.enclosure import Ball, exact
 
 
 class Context:
@@ -74,7 +57,7 @@ class Context:
             raise self.unsupported(f"its {what} depends on the network's input; a constant is needed.")
         if isinstance(x, Constant):
             return x
-        return Constant(torch.as_tensor(x, dtype=torch.float64))
+        return Constant(exact(torch.as_tensor(x, dtype=torch.float64)), None)
 
     # -- nodes --------------------------------------------------------------------------------------------
 
@@ -82,42 +65,92 @@ class Context:
         self,
         x: Var,
         function: Callable[..., Tensor],
-        constants: Sequence[Constant] = (),
-        rounding: float = 0.0,
-        offset: Tensor | None = None,
-        offset_rounding: float = math.inf,
-        offset_error: Tensor | None = None,
+        constants: Sequence[Constant],
+        rounding: float,
+        offset: Ball | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
-        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms, ``offset_rounding``
-        the count of the offset (see ``AffineNode``).
+        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms. What the constants'
+        own errors are beyond a small relative one (see ``Constant.parts``) becomes a block beside the map, of which
+        only its gain is known.
         """
-        linear = self.map(x.shape, function, constants, rounding)
-        return self.builder.affine(
-            [(x, linear)], linear.out_shape, offset, self.op, self.where, offset_rounding, offset_error
-        )
+        parts = [c.parts for c in constants]
+        linear = self._map(x.shape, function, constants, parts, rounding, "")
+        return self.affine_with_rest(x, linear, self._rest_map(linear, function, constants, parts), offset)
+
+    def affine_with_rest(self, x: Var, linear: LinearMap, rest: OpMap | None, offset: Ball | None) -> Var:
+        """``linear(x) + offset``, plus a linear map of which only |entries| ≤ those of ``rest`` is known."""
+        terms = [(x, linear)]
+        if rest is not None:
+            block = self.builder.gain(x, _unknown_map(rest), linear.out_shape, self.where)
+            terms.append((block, Identity(linear.out_shape)))
+        return self.affine(terms, linear.out_shape, offset)
+
+    def affine(self, terms: Sequence[tuple[Var, LinearMap]], shape: Shape, offset: Ball | None = None) -> Var:
+        """``Σ map(var) + offset``."""
+        if offset is None:
+            return self.builder.affine(terms, shape, None, self.op, self.where)
+        return self.builder.affine(terms, shape, offset.middle, self.op, self.where, offset.spread)
 
     def map(
         self,
         in_shape: Shape,
         function: Callable[..., Tensor],
-        constants: Sequence[Constant] = (),
-        rounding: float = 0.0,
+        constants: Sequence[Constant],
+        rounding: float,
         extra: str = "",
     ) -> LinearMap:
         """The linear map behind ``linear``; its output shape is found by running it."""
+        parts = [c.parts for c in constants]
+        if any(p.rest is not None for p in parts):
+            raise self.unsupported("a constant it uses is not determined by float64 arithmetic; store its value.")
+        return self._map(in_shape, function, constants, parts, rounding, extra)
+
+    def _map(
+        self,
+        in_shape: Shape,
+        function: Callable[..., Tensor],
+        constants: Sequence[Constant],
+        parts: Sequence[Parts],
+        rounding: float,
+        extra: str,
+    ) -> OpMap:
+        for constant in constants:
+            self.require_finite(constant)
         values = tuple(c.value for c in constants)
-        for value in values:
-            self.require_finite(value)
         with torch.no_grad():
             out_shape = tuple(function(torch.zeros(in_shape, dtype=torch.float64), *values).shape)
-        total = rounding + sum(c.rounding for c in constants)
-        stored = all(c.rounding == 0 for c in constants)
-        return OpMap(self.op, function, in_shape, out_shape, values, self.signature + extra, float(total), stored)
+        total = float(rounding + sum(p.count for p in parts))
+        attributes = self.signature + extra
+        majorants = tuple(p.majorant for p in parts)
+        stored = all(c.error is None for c in constants)
+        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, majorants, stored)
 
-    def jointly_linear(self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float = 0.0) -> Var:
-        """``function(list of tensors)``, linear in all its tensors together with non-negative entries (cat, stack)."""
+    def _rest_map(
+        self, linear: LinearMap, function: Callable[..., Tensor], constants: Sequence[Constant], parts: Sequence[Parts]
+    ) -> OpMap | None:
+        """A map whose entries bound Σ_i f(|C_1|, …, rest_i, …, |C_k|), a telescoping sum; None without a rest."""
+        places = [i for i, p in enumerate(parts) if p.rest is not None]
+        if not places:
+            return None
+        reach = [c.floating.reach for c in constants]
+        stacks = tuple(
+            torch.stack([parts[i].rest if i == place else reach[i] for place in places])  # type: ignore[misc]
+            for i in range(len(constants))
+        )
+
+        def total(x: Tensor, *rests: Tensor) -> Tensor:
+            return sum((function(x, *(r[k] for r in rests)) for k in range(len(places))), x.new_zeros(()))
+
+        terms = linear.rounding + len(places)
+        return OpMap(self.op, total, linear.in_shape, linear.out_shape, stacks, self.signature, terms, ())
+
+    def jointly_linear(self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float) -> Var:
+        """``function(list of tensors)``, linear in all its tensors together with non-negative entries (cat, stack).
+
+        ``rounding`` is the number of terms in the longest sum that it or its transpose forms, 0 if it adds nothing.
+        """
         zeros = [torch.zeros(o.shape, dtype=torch.float64) if isinstance(o, Var) else o.value for o in operands]
         terms = []
         for place, operand in enumerate(operands):
@@ -130,9 +163,14 @@ class Context:
 
                 linear = self.map(operand.shape, part, (), rounding, extra=f" operand {place}")
                 terms.append((operand, linear))
-        offset = function([z.double() for z in zeros])
-        kept = offset if any(isinstance(o, Constant) for o in operands) else None
-        return self.builder.affine(terms, tuple(offset.shape), kept, self.op, self.where)
+        balls = [exact(z) if isinstance(o, Var) else o.floating for z, o in zip(zeros, operands, strict=True)]
+        offset = function([ball.middle for ball in balls])
+        if not any(isinstance(o, Constant) for o in operands):
+            return self.affine(terms, tuple(offset.shape))
+        lost = gamma(rounding + 2.0) if rounding > 1.0 else 0.0
+        error = function([ball.spread + lost * ball.reach for ball in balls]) * (1.0 + 2.0**-40)
+        error = torch.where(error.isnan(), math.inf, error + UNDERFLOW * (error > 0))
+        return self.affine(terms, tuple(offset.shape), Ball(offset, error if bool(error.any()) else None))
 
     def scaled(self, x: Var, scale: float) -> Var:
         """``scale · x``."""
@@ -158,13 +196,48 @@ class Context:
         """A value that is an error unless a later pattern absorbs it; ``settings`` are what the pattern needs."""
         return self.builder.unresolved(parents, shape, self.op, error, settings, self.where)
 
-    def require_finite(self, value: Tensor) -> None:
-        """Raise if a parameter holds NaN or infinity."""
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    def require_finite(self, value: Tensor | Constant) -> None:
+        """Raise if a parameter, or what is computed from parameters, holds NaN or infinity."""
+        tensor = value.value if isinstance(value, Constant) else value
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+            return
+        if isinstance(value, Constant) and value.exact.radius is not None:
             raise CaptureError(
-                f"aten.{self.op} {self._place()}: a parameter of shape {tuple(value.shape)} holds NaN or infinity; "
-                "no bound exists for such a network. Repair or reload the weights."
+                f"aten.{self.op} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
+                "parameters leaves the range of float64 (an overflow, or a division by zero). Rescale the parameters."
             )
+        raise CaptureError(
+            f"aten.{self.op} {self._place()}: a parameter of shape {tuple(tensor.shape)} holds NaN or infinity; "
+            "no bound exists for such a network. Repair or reload the weights."
+        )
+
+
+def _unknown_map(bounds: OpMap) -> GainFunction:
+    """A linear map W of which only |W| ≤ the map ``bounds``, entry by entry, is known; evaluated as zero.
+
+    Why the gains hold: ‖W‖_1 and ‖W‖_∞ are at most the greatest column and row sum of the bounds, and
+    ‖W‖_2 ≤ √(‖W‖_1 ‖W‖_∞) (Schur). Sums of n non-negative terms carry a relative error of γ_n; 2^-1022 times the
+    number of terms covers what underflow can lose.
+    """
+    shape = bounds.in_shape
+    with torch.no_grad():
+        rows = bounds.apply(torch.ones(1, *shape, dtype=torch.float64))
+    columns = bounds.transpose(torch.ones(1, *bounds.out_shape, dtype=torch.float64)).detach()
+    terms = bounds.rounding if bounds.rounding <= 2.0**40 else float(rows.numel() + columns.numel())
+    widen = 1.0 + 4.0 * gamma(terms + 8.0)
+    one, top = (
+        float(sums.max()) * widen + (terms + 8.0) * 2.0**-1000 if sums.numel() else 0.0 for sums in (columns, rows)
+    )
+    two = math.sqrt(one) * math.sqrt(top) * (1.0 + 2.0**-48)
+    gains = {1.0: one, 2.0: two, math.inf: top}
+    source = "what rounding may have done to a constant that is computed from parameters"
+    key = f"{tuple(bounds.out_shape)} {bounds.attributes}"
+    function = bounds.function
+
+    def nothing(x: Tensor, *constants: Tensor) -> Tensor:
+        return 0.0 * function(x, *constants)
+
+    return GainFunction("rounding of constants", nothing, gains, source, bounds.constants, key)
 
 
 def is_number(x: Any) -> bool:
@@ -177,8 +250,3 @@ def is_number(x: Any) -> bool:
 def number(x: Any) -> float:
     """The float behind ``is_number``."""
     return float(x.value.reshape(()).item()) if isinstance(x, Constant) else float(x)
-
-
-def count(shape: Sequence[int]) -> int:
-    """Product of sizes."""
-    return math.prod(shape)

@@ -1,51 +1,166 @@
-"""Sub-graphs of constants (parametrised or normalised weights), run in float64 with a rounding count."""
+"""Sub-graphs of constants (parametrised or normalised weights): enclosures of what exact arithmetic gives.
+
+Every op runs twice: on enclosures (``enclosure``), for the number that is meant, and on the tensors of the model's own
+precision, for the number that the model multiplies with. An op without a rule here keeps its float64 value with an
+infinite radius, so that no bound that uses it is ``rigorous``.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from lipcert.ops.context import Constant
+from lipcert.ops.constant import Constant
+from lipcert.ops.enclosure import Ball, unknown
+from lipcert.ops.folding_rules import MOVES, RULES
 
-#: Ops that move, copy, drop or choose entries without arithmetic; a relative error passes through unchanged.
-_EXACT = frozenset(
-    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t mT numpy_T clone "  # noqa: SIM905
-    "alias contiguous detach slice select index_select index expand repeat cat stack split "
-    "relu lift_fresh_copy split_with_sizes chunk flip roll neg abs _to_copy to unbind diagonal tril triu "
-    "narrow amax amin max min maximum minimum constant_pad_nd clamp_min clamp_max clamp".split()
-)
-#: Ops that make constants; they keep the dtype the model asks for, so that 0.1 is the number the model holds.
+#: Ops that make constants: what they give in the model's dtype is stored, so that 0.1 is the number the model holds.
 _CREATION = frozenset(
-    "zeros zeros_like ones ones_like full full_like arange eye new_zeros new_ones new_full scalar_tensor "  # noqa: SIM905
-    "empty_like".split()
+    "zeros zeros_like ones ones_like full full_like arange eye new_zeros new_ones new_full scalar_tensor linspace "  # noqa: SIM905
+    "empty_like tril_indices triu_indices".split()
 )
-#: Comparisons: exact on exact operands.
-_COMPARISON = frozenset("eq ne lt le gt ge logical_and logical_or logical_not isfinite isnan".split())  # noqa: SIM905
-#: A count beyond this is no longer a small relative error.
-_MOST = 1e-4 / 2.0**-53
+#: Functions of exact numbers that make no rounding: comparisons, orders, whole numbers.
+_EXACT_ON_EXACT = frozenset(
+    "eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isfinite "  # noqa: SIM905
+    "isnan argmax argmin argsort nonzero one_hot any all count_nonzero bucketize searchsorted _to_copy to".split()
+)
+_COMPARISON = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
 
 
 def fold(target: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Run ``target`` on constants; floating tensors come back in float64 with their rounding count."""
-    operands = [c for c in tree_leaves((args, kwargs)) if isinstance(c, Constant)]
-    plain_args, plain_kwargs = tree_map(lambda c: c.value if isinstance(c, Constant) else c, (args, kwargs))
-    if name not in _CREATION:
-        plain_args = tree_map(_double, plain_args)
-    plain_kwargs = {k: _on_cpu(k, v if name in _CREATION else _double(v)) for k, v in plain_kwargs.items()}
-    with torch.no_grad():
-        result = target(*plain_args, **plain_kwargs)
-    rounding = _rounding(target, name, plain_args, plain_kwargs, operands, result)
+    """Run ``target`` on constants; every tensor of the result is a Constant."""
+    own = _own(target, args, kwargs)
+    if name in _CREATION and own is not None:
+        return tree_map(lambda v: Constant.exactly(v) if isinstance(v, Tensor) else v, own)
+    result = _enclosed(target, name, args, kwargs)
+    leaves, spec = tree_flatten(result)
+    others = [None] * len(leaves) if own is None else tree_leaves(own)
+    if len(others) != len(leaves):
+        others = [None] * len(leaves)
+    return tree_unflatten([_joined(a, b) for a, b in zip(leaves, others, strict=True)], spec)
 
-    def wrap(value: Any) -> Any:
+
+def _joined(value: Any, own: Any) -> Any:
+    """The Constant of an enclosure and of the model's own value."""
+    if isinstance(value, Ball):
+        if not isinstance(own, Tensor) or own.shape != value.middle.shape:
+            return Constant(value, None)
+        if not value.middle.is_floating_point():
+            return Constant(Ball(own, value.radius), own.dtype)
+        same = torch.equal(own.double(), value.middle.double())
+        return Constant(value, own.dtype, None if same else own)
+    if not isinstance(value, Tensor):
+        return value
+    if not isinstance(own, Tensor) or torch.equal(own, value):
+        return Constant(Ball(value, None), value.dtype)
+    return Constant(_jump(own), own.dtype)
+
+
+def _own(target: Any, args: Any, kwargs: Any) -> Any:
+    """What the op gives in the model's own precision; None if it does not run there (half precision on a CPU)."""
+    plain, named = tree_map(lambda c: c.own if isinstance(c, Constant) else c, (args, kwargs))
+    try:
+        with torch.no_grad():
+            return target(*plain, **{k: torch.device("cpu") if k == "device" else v for k, v in named.items()})
+    except Exception:  # any failure only means: the model's own value is not known
+        return None
+
+
+def _enclosed(target: Any, name: str, args: Any, kwargs: Any) -> Any:
+    """The result as Balls (floating numbers, and whole ones that rounding may have decided) and exact tensors."""
+    operands = [c for c in tree_leaves((args, kwargs)) if isinstance(c, Constant)]
+    whole = all(not c.exact.middle.is_floating_point() and c.exact.radius is None for c in operands)
+    if whole and name not in RULES:
+        return _plain(target, args, kwargs, exact=True)
+    balls, named = tree_map(_argument, (args, kwargs))
+    try:
+        if name in MOVES:
+            return _moved(target, balls, named)
+        if name in RULES and not (whole and _is_whole(target, args, kwargs)):
+            found = RULES[name](target, *balls, **named)
+            if found is not None:
+                return found
+    except (RuntimeError, TypeError, ValueError, IndexError):  # a form of the op that the rule does not know
+        pass
+    if name in _COMPARISON and operands:
+        return _compared(target, args, kwargs)
+    exact = all(c.exact.radius is None for c in operands) and (whole or name in _EXACT_ON_EXACT)
+    return _plain(target, args, kwargs, exact)
+
+
+def _run(target: Any, args: Any, kwargs: Any) -> Any:
+    """The op on the values, in float64."""
+    plain, named = tree_map(lambda c: c.exact.middle if isinstance(c, Constant) else c, (args, kwargs))
+    with torch.no_grad():
+        return target(*tree_map(_double, plain), **{k: _cpu(k, _double(v)) for k, v in named.items()})
+
+
+def _is_whole(target: Any, args: Any, kwargs: Any) -> bool:
+    tensors = [t for t in tree_leaves(_run(target, args, kwargs)) if isinstance(t, Tensor)]
+    return not any(t.is_floating_point() for t in tensors)
+
+
+def _plain(target: Any, args: Any, kwargs: Any, exact: bool) -> Any:
+    """An op without a rule of enclosure: its whole numbers are exact where said so, its floating ones unknown."""
+
+    def known(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return Constant(value.double() if value.is_floating_point() else value, rounding)
+        if value.is_floating_point() or value.is_complex():
+            return unknown(value.double() if value.is_floating_point() else value.real.double())
+        return value if exact else _jump(value)
 
-    return tree_map(wrap, result)
+    return tree_map(known, _run(target, args, kwargs))
+
+
+def _jump(value: Tensor) -> Ball:
+    """A whole number or mask that rounding may have decided."""
+    return Ball(value, torch.full(value.shape, math.inf, dtype=torch.float64))
+
+
+def _argument(c: Any) -> Any:
+    """Constants as Balls where they are floating or undecided, as plain tensors where they are exact whole numbers."""
+    if not isinstance(c, Constant):
+        return c
+    if c.exact.middle.is_floating_point() or c.exact.radius is not None:
+        return c.exact
+    return c.exact.middle
+
+
+def _moved(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """An op that moves, repeats or drops entries: applied to middles and to radii alike."""
+    leaves, spec = tree_flatten((args, kwargs))
+    balls = [v for v in leaves if isinstance(v, Ball)]
+
+    def run(part: Callable[[Ball], Tensor]) -> Any:
+        plain, named = tree_unflatten([part(v) if isinstance(v, Ball) else v for v in leaves], spec)
+        with torch.no_grad():
+            return target(*tree_map(_double, plain), **{k: _cpu(k, _double(v)) for k, v in named.items()})
+
+    middle = run(lambda ball: ball.middle)
+    if any(not ball.middle.is_floating_point() for ball in balls):
+        return tree_map(lambda m: unknown(m) if m.is_floating_point() else _jump(m), middle)
+    if all(ball.radius is None for ball in balls):
+        return tree_map(lambda m: Ball(m, None) if m.is_floating_point() else m, middle)
+    radius = run(lambda ball: ball.spread)
+    return tree_map(lambda m, r: Ball(m, r if bool(r.any()) else None), middle, radius)
+
+
+def _compared(target: Any, args: Any, kwargs: Any) -> Any:
+    """A comparison, known where the two enclosures do not meet or are both single numbers."""
+    result = _run(target, args, kwargs)
+    sides = [torch.as_tensor(c.exact.middle if isinstance(c, Constant) else c) for c in args[:2]]
+    errors = [c.exact.radius if isinstance(c, Constant) else None for c in args[:2]]
+    if all(e is None for e in errors):
+        return result
+    distance = (sides[0].double() - sides[1].double()).abs() * (1.0 - 2.0**-50)
+    reach = sum((e for e in errors if e is not None), torch.zeros((), dtype=torch.float64)) * (1.0 + 2.0**-50)
+    return result if bool((distance > reach).all()) else _jump(result)
 
 
 def _double(value: Any) -> Any:
@@ -53,64 +168,5 @@ def _double(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
-def _on_cpu(key: str, value: Any) -> Any:
+def _cpu(key: str, value: Any) -> Any:
     return torch.device("cpu") if key == "device" else value
-
-
-def _rounding(target: Any, name: str, args: Any, kwargs: Any, operands: list[Constant], result: Any) -> float:
-    """Units of relative rounding per entry of the result; inf when nothing is known."""
-    floating = [c for c in operands if c.value.is_floating_point()]
-    inherited = max((c.rounding for c in operands), default=0.0)
-    whole = [t for t in tree_leaves(result) if isinstance(t, Tensor) and not t.is_floating_point()]
-    if any(t.is_complex() for t in whole) or any(c.value.is_complex() for c in operands):
-        return math.inf
-    if whole:
-        # Whole numbers and masks jump: exact on exact operands, unknown on rounded ones.
-        known = name in _EXACT or name in _CREATION or name in _COMPARISON or not floating
-        return 0.0 if known and inherited == 0 else math.inf
-    count = _count(target, name, args, kwargs, operands, inherited, result)
-    return count if count <= _MOST else math.inf
-
-
-def _count(
-    target: Any, name: str, args: Any, kwargs: Any, operands: list[Constant], inherited: float, result: Any
-) -> float:
-    total = sum(c.rounding for c in operands)
-    if name in _EXACT:
-        return inherited
-    if name in _CREATION:
-        return 0.0 if name != "arange" or all(not isinstance(a, float) for a in args) else math.inf
-    if name in ("mul", "div") and "rounding_mode" not in kwargs:
-        return total + 2.0
-    if name in ("sqrt", "rsqrt", "reciprocal", "square"):
-        return 2.0 * inherited + 2.0
-    if name == "pow" and isinstance(args[1], (int, float)) and args[1] in (-1, -0.5, 0.5, 1, 2):
-        return abs(args[1]) * inherited + 4.0
-    if name in ("linalg_vector_norm", "norm", "norm_except_dim"):
-        given = [a for a in args[1:2] if a is not None] + [kwargs[k] for k in ("ord", "p", "pow") if k in kwargs]
-        return inherited + args[0].numel() + 3.0 if all(g in (1, 2, math.inf) for g in given) else math.inf
-    if name == "_weight_norm":
-        return 2.0 * operands[0].rounding + operands[-1].rounding + args[0].numel() + 6.0
-    return _sum_count(target, name, args, kwargs, total, result)
-
-
-def _sum_count(target: Any, name: str, args: Any, kwargs: Any, inherited: float, result: Any) -> float:
-    """Counts of sums: (terms + inherited) · Σ|terms| / |sum|, worst entry: cancellation is paid for."""
-    try:
-        if name in ("add", "sub"):
-            a, b = (torch.as_tensor(v, dtype=torch.float64) for v in args[:2])
-            absolute, terms = a.abs() + abs(float(kwargs.get("alpha", 1))) * b.abs(), 3.0
-        elif name in ("sum", "mean"):
-            absolute, terms = target(args[0].abs(), *args[1:], **kwargs), args[0].numel() + 1.0
-        elif name in ("mv", "mm", "bmm", "matmul", "dot", "vdot"):
-            a, b = args[:2]
-            absolute, terms = target(a.abs(), b.abs()), a.shape[-1] + 1.0
-        else:
-            return math.inf
-    except (RuntimeError, TypeError, ValueError):
-        return math.inf
-    some = absolute > 0
-    if not bool(some.any()):
-        return 0.0
-    ratio = float((absolute[some] / result.double()[some].abs()).max())
-    return (terms + 2.0 + inherited) * ratio * 1.01 if math.isfinite(ratio) else math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,26 +10,37 @@ from torch import Tensor
 from lipcert.network.builder import Var
 from lipcert.network.linear import Dense, size
 from lipcert.ops.context import Context
+from lipcert.ops.enclosure import Ball, exact, times
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum
+
+
+def bias_of(ctx: Context, bias: Any) -> Ball | None:
+    """A layer's bias, None for none."""
+    if bias is None:
+        return None
+    constant = ctx.constant(bias, "bias")
+    ctx.require_finite(constant)
+    return constant.floating
 
 
 @rule("linear", kind="linear")
 def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     """Fully connected layer x Wᵀ + b: σ_max(W) in l2, greatest absolute row / column sum in l∞ / l1."""
     x, weight = ctx.variable(x), ctx.constant(weight, "weight")
-    offset = None if bias is None else ctx.constant(bias, "bias").value
-    exactness = math.inf if bias is None else ctx.constant(bias, "bias").rounding
-    if offset is not None:
-        ctx.require_finite(offset)
+    offset = bias_of(ctx, bias)
     terms = float(max(weight.shape, default=1))
     if size(x.shape) != x.shape[-1] or not weight.value.numel():
-        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, exactness)
-    ctx.require_finite(weight.value)
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
+    ctx.require_finite(weight)
+    parts = weight.parts
+    if parts.rest is not None:
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
-    dense = Dense((matrix,), x.shape, out_shape, terms + weight.rounding, weight.rounding == 0)
-    return ctx.builder.affine([(x, dense)], out_shape, offset, ctx.op, ctx.where, exactness)
+    majorant = None if parts.majorant is None else parts.majorant.reshape(matrix.shape)
+    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, majorant, weight.error is None)
+    return ctx.affine([(x, dense)], out_shape, offset)
 
 
 def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
@@ -66,8 +76,8 @@ def outer(ctx: Context, a: Any, b: Any) -> Var:
 def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Var:
     """Affine map β·bias + α·a b with a constant bias and one constant factor: |α| σ_max in l2."""
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
-    offset = ctx.constant(bias, "bias").value * beta if beta else torch.zeros(())
-    ctx.require_finite(offset)
+    offset = times(ctx.constant(bias, "bias").floating, exact(float(beta))) if beta else exact(0.0)
+    ctx.require_finite(offset.middle)
     return ctx.linear(product, lambda x: x, (), 0.0, offset)
 
 
@@ -75,11 +85,9 @@ def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float
 def bilinear(ctx: Context, a: Any, b: Any, weight: Any, bias: Any = None) -> Var:
     """Bilinear form with one of its two arguments constant: σ_max of what remains, in l2."""
     weight = ctx.constant(weight, "weight")
-    offset = None if bias is None else ctx.constant(bias, "bias").value
+    offset = bias_of(ctx, bias)
     if isinstance(a, Var) == isinstance(b, Var):
         raise ctx.not_lipschitz("a bilinear form of two variables has no global constant.")
-    if offset is not None:
-        ctx.require_finite(offset)
     fixed = ctx.constant(b if isinstance(a, Var) else a)
     x = a if isinstance(a, Var) else b
 

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context
 from lipcert.ops.registry import rule
 from lipcert.ops.structure import constant_indices, tensor_key
 from lipcert.ops.terms import moved
 
 
-def _overwrite(ctx: Context, x: Any, source: Any, write: Any) -> Var:
-    """``x`` with some entries replaced by ``source``; ``write(x, source)`` is linear in both together."""
+def _overwrite(ctx: Context, x: Any, source: Any, write: Any, terms: float = 1.0) -> Var:
+    """``x`` with some entries replaced by ``source``; ``write(x, source)`` is linear in both together.
+
+    ``terms`` is the most entries of ``source`` that are added up at one place.
+    """
 
     def join(parts: list[Tensor]) -> Tensor:
         return write(parts[0], parts[1])
@@ -24,10 +28,10 @@ def _overwrite(ctx: Context, x: Any, source: Any, write: Any) -> Var:
     operands = [ctx.constant(o) if not isinstance(o, Var) else o for o in (x, source)]
     for operand in operands:
         if isinstance(operand, Constant):
-            ctx.require_finite(operand.value)
+            ctx.require_finite(operand)
     whole, part = (math.prod(o.shape) for o in operands)
     copies = whole / max(1, part) if part < whole else 0.0  # a source that is broadcast when written
-    return ctx.jointly_linear(join, operands, copies)
+    return ctx.jointly_linear(join, operands, max(copies, terms))
 
 
 @rule("copy", kind="linear")
@@ -36,8 +40,7 @@ def copy(ctx: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
     shape = tuple(x.shape)
     if isinstance(source, Var):
         return moved(ctx, source, lambda v: v.expand(shape).clone())
-    constant = ctx.constant(source)
-    return Constant(constant.value.double().expand(shape).clone(), constant.rounding)
+    return Constant.within(ctx.constant(source).floating.map(lambda v: v.expand(shape).clone()))
 
 
 @rule("slice_scatter", kind="linear")
@@ -59,9 +62,7 @@ def select_scatter(ctx: Context, x: Any, source: Any, dim: int, index: int) -> V
 @rule("index_put", kind="linear")
 def index_put(ctx: Context, x: Any, indices: Any, source: Any, accumulate: bool = False) -> Var:
     """Assignment (or addition) at constant indices: 1 for each operand in every norm where none repeats."""
-    chosen, inherited = constant_indices(ctx, indices)
-    if inherited:
-        raise ctx.unsupported("its indices are computed from rounded constants.")
+    chosen = constant_indices(ctx, indices)
     shape = x.shape
     written = torch.zeros(shape, dtype=torch.float64)
     places = [c if isinstance(c, Tensor) else None for c in chosen]
@@ -75,4 +76,4 @@ def index_put(ctx: Context, x: Any, indices: Any, source: Any, accumulate: bool 
         here = [None if p is None else p.to(a.device) for p in places]
         return torch.ops.aten.index_put(a, here, b, accumulate)
 
-    return _overwrite(ctx, x, source, write)
+    return _overwrite(ctx, x, source, write, most + 1.0)

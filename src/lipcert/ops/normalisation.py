@@ -12,7 +12,9 @@ from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.arithmetic import add, multiply_by
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context
+from lipcert.ops.enclosure import exact, minus, over, plus, root, times, unknown
 from lipcert.ops.radial import radial_gains
 from lipcert.ops.registry import rule
 
@@ -23,19 +25,16 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
         raise TrainModeError(f"batch norm at {ctx.where} has no running statistics: it would couple the batch.")
     mean, var = ctx.constant(mean), ctx.constant(var)
     channel = (-1, *([1] * (len(x.shape) - 2)))
-    gamma = Constant(torch.ones_like(var.value)) if weight is None else ctx.constant(weight)
-    if not bool((var.value + eps > 0).all()):
-        raise ctx.not_lipschitz("a running variance plus eps is not positive.")
-    scale = gamma.value / torch.sqrt(var.value + eps)
-    shift = -mean.value * scale + (0.0 if bias is None else ctx.constant(bias).value)
+    gamma = exact(torch.ones_like(var.value)) if weight is None else ctx.constant(weight).floating
+    spread = plus(var.floating, exact(eps))
+    if not bool((spread.middle > spread.spread).all()):
+        raise ctx.not_lipschitz("a running variance plus eps is not certainly positive.")
+    scale = Constant.within(over(gamma, root(spread)))
     ctx.require_finite(scale)
-    ctx.require_finite(shift)
-    # var + eps (no cancellation if both are ≥ 0), sqrt and division: at most 2.5 roundings.
-    own = 3.0 if eps >= 0 and bool((var.value >= 0).all()) else math.inf
-    constant = Constant(scale.reshape(channel), own + gamma.rounding + var.rounding)
-    # The shift is a difference of two numbers that may cancel: its error is relative to them.
-    error = ((constant.rounding + mean.rounding + 4.0) * (mean.value * scale).abs() + 4.0 * shift.abs()) * 2.0**-53
-    return ctx.linear(x, lambda v, s: v * s, (constant,), 1.0, shift.reshape(channel), error.reshape(channel))
+    shift = minus(exact(0.0) if bias is None else ctx.constant(bias).floating, times(mean.floating, scale.floating))
+    ctx.require_finite(Constant.within(unknown(shift.middle)))
+    scale = scale.map(lambda s: s.reshape(channel))
+    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift.map(lambda s: s.reshape(channel)))
 
 
 @rule("batch_norm", kind="linear")
@@ -87,9 +86,9 @@ def _rescaled(ctx: Context, x: Var, weight: Any, bias: Any, shape: tuple[int, ..
         if constant is None:
             continue
         value = ctx.constant(constant)
-        ctx.require_finite(value.value)
+        ctx.require_finite(value)
         if shape is not None:
-            value = Constant(value.value.reshape(shape), value.rounding)
+            value = value.map(lambda v: v.reshape(shape))
         x = combine(ctx, x, value)
     return x
 

@@ -9,6 +9,7 @@ import torch
 
 from lipcert.network.builder import Var
 from lipcert.ops.context import Context, number
+from lipcert.ops.enclosure import exact
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import moved
 
@@ -26,7 +27,7 @@ def pad(ctx: Context, x: Any, widths: Any, mode: Any = "constant", value: Any = 
     if fill:
         if not math.isfinite(fill):
             raise ctx.unsupported(f"it pads with {fill}; pad with a finite value (max-pool pads by itself).")
-        offset = torch.nn.functional.pad(torch.zeros(x.shape, dtype=torch.float64), widths, "constant", fill)
+        offset = exact(torch.nn.functional.pad(torch.zeros(x.shape, dtype=torch.float64), widths, "constant", fill))
     return moved(ctx, x, lambda v: torch.nn.functional.pad(v, widths), offset)
 
 

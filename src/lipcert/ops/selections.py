@@ -15,6 +15,7 @@ from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.transform import RELU, gather
 from lipcert.ops.arithmetic import broadcast
 from lipcert.ops.context import Context
+from lipcert.ops.enclosure import Ball
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
 
@@ -149,14 +150,14 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = ctx.constant(constant).value.double()
-    ctx.require_finite(value)
-    shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
+    value = ctx.constant(constant).floating
+    ctx.require_finite(value.middle)
+    shape = tuple(torch.broadcast_shapes(x.shape, tuple(value.middle.shape)))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)
-    shifted = ctx.builder.affine([(x, linear)], shape, -sign * value, ctx.op, ctx.where)
+    shifted = ctx.affine([(x, linear)], shape, Ball(-sign * value.middle, value.radius))
     excess = ctx.activation(shifted, RELU)
-    return ctx.builder.affine([(excess, Identity(shape, sign))], shape, value, ctx.op, ctx.where)
+    return ctx.affine([(excess, Identity(shape, sign))], shape, value)
 
 
 def _of_two(ctx: Context, a: Any, b: Any, largest: bool) -> Var:

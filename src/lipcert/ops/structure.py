@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
 from lipcert.network.linear import update_hash_with_tensor
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum, moved
 
@@ -42,13 +43,14 @@ def _moves(*names: str, summary: str, function: Function) -> None:
         constants = [a for a in leaves if isinstance(a, Constant)]
         plain, named = tree_map(lambda a: a.value if isinstance(a, Constant) else a, (args, kwargs))
         key = tensor_key(*(c.value for c in constants)) if constants else ""
-        inherited = sum(c.rounding for c in constants)
+        if any(c.rounding for c in constants):
+            raise ctx.unsupported("an index or size comes from rounded constants; store it in a buffer.")
 
         def linear(v: Tensor) -> Tensor:
             here, keywords = tree_map(lambda a: a.to(v.device) if isinstance(a, Tensor) else a, (plain, named))
             return function(v, *here, **keywords)
 
-        return moved(ctx, x, linear, extra=key, inherited=inherited)
+        return moved(ctx, x, linear, extra=key)
 
     move.__doc__ = summary
 
@@ -137,54 +139,55 @@ def slice_(ctx: Context, x: Any, dim: int = 0, start: int | None = None, end: in
     return moved(ctx, x, lambda v: v[(slice(None),) * lead + (chosen,)])
 
 
-def constant_indices(ctx: Context, indices: Any) -> tuple[list[slice | Tensor], float]:
-    """Advanced indices as whole full slices and int64 tensors (masks spelt out), and their rounding count."""
+def constant_indices(ctx: Context, indices: Any) -> list[slice | Tensor]:
+    """Advanced indices as whole full slices and int64 tensors (masks spelt out)."""
     if any(isinstance(i, Var) for i in indices):
         raise ctx.unsupported("an index depends on the input.")
     chosen: list[slice | Tensor] = []
-    inherited = 0.0
     for i in indices:
         if i is None:
             chosen.append(slice(None))
             continue
         constant = ctx.constant(i, "index")
-        inherited += constant.rounding
+        if constant.rounding:
+            raise ctx.unsupported("its indices are computed from rounded constants; store them in a buffer.")
         mask = constant.value.dtype in (torch.bool, torch.uint8)
         chosen.extend(constant.value.nonzero(as_tuple=True) if mask else [constant.value.long()])
-    return chosen, inherited
+    return chosen
 
 
 @rule("index", kind="linear")
 def index(ctx: Context, x: Any, indices: Any) -> Var:
     """Advanced indexing by constant tensors: √(most repeats of an entry) in l2."""
     x = ctx.variable(x)
-    chosen, inherited = constant_indices(ctx, indices)
+    chosen = constant_indices(ctx, indices)
 
     def function(v: Tensor) -> Tensor:
         return v[tuple(c.to(v.device) if isinstance(c, Tensor) else c for c in chosen)]
 
     places = "".join("t" if isinstance(c, Tensor) else ":" for c in chosen)
     key = places + tensor_key(*(c for c in chosen if isinstance(c, Tensor)))
-    return moved(ctx, x, function, extra=key, inherited=inherited)
+    return moved(ctx, x, function, extra=key)
 
 
 @rule("gather", kind="linear")
 def gather(ctx: Context, x: Any, dim: int, index: Any, sparse_grad: bool = False) -> Var:
     """Gather by constant indices: √(most repeats of an entry) in l2."""
-    x, constant = ctx.variable(x), ctx.constant(index, "index")
-    chosen = constant.value.long()
+    x = ctx.variable(x)
+    (chosen,) = constant_indices(ctx, (index,))
+    assert isinstance(chosen, Tensor)
 
     def function(v: Tensor) -> Tensor:
         return torch.gather(v, dim, chosen.to(v.device))
 
-    return moved(ctx, x, function, extra=tensor_key(chosen), inherited=constant.rounding)
+    return moved(ctx, x, function, extra=tensor_key(chosen))
 
 
 def _joined(ctx: Context, join: Callable[[list[Tensor]], Tensor], tensors: Any) -> Var:
     for operand in tensors:
         if isinstance(operand, Constant):
-            ctx.require_finite(operand.value)
-    return ctx.jointly_linear(join, list(tensors))
+            ctx.require_finite(operand)
+    return ctx.jointly_linear(join, list(tensors), 0.0)
 
 
 @rule("cat", "concat", kind="linear")
@@ -204,7 +207,7 @@ def _pieces(ctx: Context, x: Any, cut: Callable[[Tensor], Any]) -> tuple[Var, ..
     number = len(cut(torch.zeros(x.shape, dtype=torch.float64)))
     pieces = []
     for place in range(number):
-        linear = ctx.map(x.shape, lambda v, place=place: cut(v)[place], extra=f" piece {place}")
+        linear = ctx.map(x.shape, lambda v, place=place: cut(v)[place], (), 0.0, f" piece {place}")
         pieces.append(ctx.builder.affine([(x, linear)], linear.out_shape, None, ctx.op, ctx.where))
     return tuple(pieces)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
 from lipcert.ops.context import Context
+from lipcert.ops.enclosure import Ball
 
 
 def longest_sum(function: Callable[..., Tensor], in_shape: Shape, shapes: Sequence[Shape] = ()) -> float:
@@ -33,13 +34,12 @@ def moved(
     ctx: Context,
     x: Var,
     function: Callable[..., Tensor],
-    offset: Tensor | None = None,
+    offset: Ball | None = None,
     extra: str = "",
-    inherited: float = 0.0,
 ) -> Var:
     """A map whose entries are 0 and 1 (or small whole numbers): moves, repeats, drops and adds up entries.
 
-    ``extra`` goes into the network's hash; ``inherited`` is the rounding count of what the function reads.
+    ``extra`` goes into the network's hash.
     """
-    linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape) + inherited, extra)
-    return ctx.builder.affine([(x, linear)], linear.out_shape, offset, ctx.op, ctx.where)
+    linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape), extra)
+    return ctx.affine([(x, linear)], linear.out_shape, offset)

@@ -9,7 +9,8 @@ import torch
 
 from lipcert.network.builder import Var
 from lipcert.ops.arithmetic import quotient
-from lipcert.ops.context import Constant, Context, is_number, number
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context, is_number, number
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.recognise.scalings import uniform
 from lipcert.ops.registry import rule
@@ -156,7 +157,7 @@ def glu(ctx: Context, x: Any, dim: int = -1) -> Var:
 def _filled(name: str, value: float) -> None:
     @rule(name, kind="linear")
     def filled(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Constant:
-        return Constant(torch.full(ctx.variable(x).shape, value, dtype=torch.float64))
+        return Constant.exactly(torch.full(ctx.variable(x).shape, value, dtype=torch.float64), ctx.dtype)
 
     filled.__doc__ = f"A constant of the shape of x: {value:g}."
 
@@ -195,4 +196,4 @@ def _full(ctx: Context, size: Any, value: Any) -> Constant:
     if not is_number(value):
         raise ctx.unsupported("the value it fills with is not a number.")
     dtype = ctx.dtype if ctx.dtype is not None and ctx.dtype.is_floating_point else torch.float64
-    return Constant(torch.full(tuple(size), number(value), dtype=dtype).double())
+    return Constant.exactly(torch.full(tuple(size), number(value), dtype=dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -19,13 +18,12 @@ from lipcert.network.relations import Linear, Relation
 class AffineNode(Node):
     """``Σ_i maps[i](parent_i) + offset``; the parents are distinct.
 
-    ``offset_rounding`` counts the units of relative rounding error in each entry of the offset: 0 for a stored one,
-    infinite when nothing is known. Offsets matter to no bound, only to what an expression is recognised as.
+    ``offset`` stands for a real tensor within ``offset_error`` of it, entry by entry; None when nothing is known. No
+    bound reads it: what an expression is recognised as does, and the proof that a point is off a kink.
     """
 
     maps: tuple[LinearMap, ...] = ()
     offset: Tensor | None = None
-    offset_rounding: float = math.inf
     offset_error: Tensor | None = None
 
     @property

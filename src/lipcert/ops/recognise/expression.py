@@ -12,7 +12,8 @@ from typing import Any
 from lipcert.network.builder import NetworkBuilder, UnresolvedNode, Var
 from lipcert.network.graph import ActivationNode, AffineNode
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.ops.context import Constant
+from lipcert.ops.constant import Constant
+from lipcert.ops.enclosure import Ball
 from lipcert.ops.rational import Real, exactly
 from lipcert.ops.recognise.facts import kind
 from lipcert.ops.recognise.scalings import core, handle, parent, scalar_of, uniform
@@ -44,7 +45,10 @@ def offset_of(node: AffineNode) -> Real | None:
     """The offset of an affine node if all its entries are one number, exact or enclosed."""
     if node.offset is None:
         return exactly(0)
-    return uniform(Constant(node.offset, node.offset_rounding))
+    if node.offset_error is None:
+        return None
+    error = node.offset_error.expand(node.offset.shape)
+    return uniform(Constant.within(Ball(node.offset.double(), error if bool(error.any()) else None)))
 
 
 def affine_in(builder: NetworkBuilder, var: Var) -> tuple[dict[int, Real], Real] | None:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import AffineNode, Node
-from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum
-from lipcert.ops.context import Constant
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
+from lipcert.numerics.rounding import gamma
+from lipcert.ops.constant import Constant
+from lipcert.ops.enclosure import Ball
 from lipcert.ops.rational import OutOfRange, Real, exactly
 
 #: Depth of scalings that is looked through.
@@ -27,7 +29,13 @@ def times(x: Tensor, constant: Tensor) -> Tensor:
 
 def constant_of(linear: OpMap) -> Constant:
     """The constant of a map made with ``times``; one unit of the map's count is its own product."""
-    return Constant(linear.constants[0], max(0.0, linear.rounding - 1.0))
+    value = linear.constants[0].double()
+    count = max(0.0, linear.rounding - 1.0)
+    if not count:
+        return Constant.exactly(value)
+    size = value.abs() if not linear.majorants or linear.majorants[0] is None else linear.majorants[0]
+    error = size * (gamma(count) * (1.0 + 2.0**-40)) if math.isfinite(count) else torch.full_like(value, math.inf)
+    return Constant.within(Ball(value, error))
 
 
 def handle(builder: NetworkBuilder, position: int) -> Var:
@@ -72,13 +80,20 @@ def multiple(shape: Shape, factor: Real) -> LinearMap:
     return OpMap("times", times, shape, shape, (constant,), "multiple", units + 1.0)
 
 
+def majorised(leaf: LinearMap) -> bool:
+    """Whether the errors of some constants are relative to something larger than these."""
+    sizes = leaf.majorants if isinstance(leaf, OpMap) else (leaf.majorant,) if isinstance(leaf, Dense) else ()
+    return any(size is not None for size in sizes)
+
+
 def is_diagonal(linear: LinearMap) -> bool:
     """Whether the map is an elementwise scaling x ↦ d ⊙ x."""
     if linear.in_shape != linear.out_shape:
         return False
     if isinstance(linear, Composition):
         return all(is_diagonal(part) for part in linear.maps)
-    return scalar_of(linear) is not None or (isinstance(linear, OpMap) and linear.function is times)
+    known = isinstance(linear, OpMap) and linear.function is times and not majorised(linear)
+    return known or scalar_of(linear) is not None
 
 
 def _diagonal(linear: LinearMap) -> Tensor:

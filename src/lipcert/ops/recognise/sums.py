@@ -18,7 +18,7 @@ from lipcert.network.graph import AffineNode
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, compose
 from lipcert.ops.rational import Real, exactly
 from lipcert.ops.recognise.expression import offset_of
-from lipcert.ops.recognise.scalings import constant_of, scalar_of, times, uniform
+from lipcert.ops.recognise.scalings import constant_of, majorised, scalar_of, times, uniform
 from lipcert.ops.structure import Reduction
 
 #: Largest matrix that is written out to read its entries.
@@ -51,9 +51,9 @@ def _copies(step: LinearMap) -> bool:
 
 
 def nonnegative(linear: LinearMap) -> bool:
-    """True if every entry is certainly ≥ 0: relative errors of known size change no sign."""
+    """True if every entry is certainly ≥ 0: relative errors of known size change no sign, others may."""
     for leaf in linear.leaves():
-        known = isinstance(leaf, (Identity, OpMap, Dense)) and math.isfinite(leaf.rounding)
+        known = isinstance(leaf, (Identity, OpMap, Dense)) and math.isfinite(leaf.rounding) and not majorised(leaf)
         factors = (
             [torch.tensor(leaf.scale, dtype=torch.float64)]
             if isinstance(leaf, Identity)
@@ -103,7 +103,7 @@ def affine_image(builder: NetworkBuilder, var: Var) -> AffineImage:
             moved = linear.apply(node.offset.double().expand(node.shape)[None].contiguous())[0]
             offset = moved if offset is None else offset + moved
             level = level + own * factor if level and own and factor else None
-            known = math.isfinite(node.offset_rounding) and bool((node.offset >= 0).all())
+            known = node.offset_error is not None and bool((node.offset >= node.offset_error).all())
             certain = certain and known and nonnegative(linear)
         linear = compose(node.maps[0], linear)
         place = node.parents[0]
@@ -178,7 +178,7 @@ def _weights(step: LinearMap) -> tuple[Fraction, Fraction, LinearMap | None] | N
     """(low, high, N): the step is N with every entry multiplied by a weight in [low, high], N of whole numbers."""
     if isinstance(step, OpMap) and step.function is times:
         taken = _range(constant_of(step).value, constant_of(step).rounding)
-        spread = OpMap("times", times, step.in_shape, step.out_shape, (torch.ones_like(step.constants[0]),))
+        spread = OpMap("times", times, step.in_shape, step.out_shape, (torch.ones_like(step.constants[0]),), "", 1.0)
         return None if taken is None else (*taken, None if step.in_shape == step.out_shape else spread)
     scalar = scalar_of(step)
     if scalar is not None:
@@ -190,7 +190,7 @@ def _weights(step: LinearMap) -> tuple[Fraction, Fraction, LinearMap | None] | N
     if isinstance(step.function, Reduction):
         sums = Reduction(False, step.function.axes, step.function.keepdim)
         one = Fraction(step.out_size, step.in_size) if step.function.mean and step.in_size else Fraction(1)
-        return one, one, OpMap("sum", sums, step.in_shape, step.out_shape)
+        return one, one, OpMap("sum", sums, step.in_shape, step.out_shape, (), "", float(step.in_size))
     if _copies(step):
         return Fraction(1), Fraction(1), step
     return _written(step) if step.label in WEIGHTED else None
@@ -224,5 +224,5 @@ def _written(step: OpMap | Dense) -> tuple[Fraction, Fraction, LinearMap] | None
     if float(matrix[some].min()) < _LEAST_WEIGHT or not bool(torch.isfinite(matrix).all()):
         return None
     taken = _range(matrix[some], step.rounding)
-    whole = Dense((some.double(),), step.in_shape, step.out_shape)
+    whole = Dense((some.double(),), step.in_shape, step.out_shape, float(step.in_size + step.out_size))
     return None if taken is None else (*taken, whole)

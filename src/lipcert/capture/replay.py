@@ -1,0 +1,108 @@
+"""An exported program run in float64: what its Network must reproduce, whatever precision the model runs in.
+
+A model in half precision differs from its Network by percents of rounding; its program, run in float64 with the
+constants that the model computes, does not. So a wrong rule cannot hide behind the model's own rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node as FxNode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lipcert.errors import CaptureError
+from lipcert.network.graph import Network
+
+#: Largest relative difference tolerated: float64 in another order of summation, torch's softplus at its threshold.
+_TOLERANCE = 1e-5
+
+
+def check_replay(network: Network, program: ExportedProgram, example: Tensor) -> None:
+    """Raise CaptureError if the Network differs from the program it was made of, both run in float64.
+
+    Args:
+        network: made from ``program``.
+        program: takes one tensor of batch size 1.
+        example: (B, …); its first row, and random points of its scale, are compared.
+    """
+    generator = torch.Generator().manual_seed(20181206)
+    noise = torch.randn(3, *example.shape[1:], generator=generator, dtype=torch.float64)
+    base = example[:1].double().cpu()
+    spread = float(base.abs().max()) or 1.0
+    for point in (base + 0.1 * spread * noise[:1], noise[1:2], 3.0 * spread * noise[2:3]):
+        try:
+            with torch.no_grad():
+                expected = replay(program, point)
+        except Exception:  # an op that does not run in float64: the model itself is the judge
+            return
+        actual = network.forward(point[None])[0]
+        if not isinstance(expected, Tensor) or expected.shape != actual.shape or not expected.numel():
+            return  # reported by the comparison with the model
+        if not bool(expected.isfinite().all()) or not bool(actual.isfinite().all()):
+            continue
+        difference, size = float((expected - actual).abs().max()), float(expected.abs().max())
+        if difference > _TOLERANCE * max(size, 1e-300):
+            raise CaptureError(
+                f"self-check failed: in float64 the captured network differs from the exported program by "
+                f"{difference:.3g} (values up to {size:.3g}). This is a bug in lipcert; no bound is given."
+            )
+
+
+def replay(program: ExportedProgram, x: Tensor) -> Any:
+    """The program's output for a batch of one: what depends on the input in float64, the rest as the model does it.
+
+    Conversions of values that depend on the input to another floating dtype are left out.
+    """
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    known: dict[FxNode, Any] = {}
+    varying: set[FxNode] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if specs[node.name].kind == InputKind.USER_INPUT:
+                known[node] = x.double().clone()  # forward may write into it
+                varying.add(node)
+            else:
+                known[node] = _constant(program, specs[node.name].target)
+        elif node.op == "get_attr":
+            known[node] = getattr(program.graph_module, str(node.target))
+        elif node.op == "call_function":
+            double = any(parent in varying for parent in node.all_input_nodes)
+            if double:
+                varying.add(node)
+            known[node] = _call(node, known, double)
+        elif node.op == "output":
+            outputs = zip(program.graph_signature.output_specs, tree_leaves(node.args[0]), strict=True)
+            leaf = next(leaf for spec, leaf in outputs if spec.kind == OutputKind.USER_OUTPUT)
+            return known[leaf].double()
+    return None
+
+
+def _constant(program: ExportedProgram, name: Any) -> Any:
+    value = program.state_dict.get(name)
+    value = program.constants.get(name) if value is None else value
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def _call(node: FxNode, known: dict[FxNode, Any], double: bool) -> Any:
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        raise CaptureError("a higher-order operator")
+
+    def argument(a: Any) -> Any:
+        value = known[a] if isinstance(a, FxNode) else a
+        if double and isinstance(value, Tensor) and value.is_floating_point():
+            return value.double()
+        if double and isinstance(value, torch.dtype) and value.is_floating_point:
+            return torch.float64
+        return torch.device("cpu") if isinstance(value, torch.device) else value
+
+    args, kwargs = tree_map(argument, (node.args, node.kwargs))
+    if "rms_norm" in str(node.target) and (len(args) < 4 or args[3] is None) and kwargs.get("eps") is None:
+        kwargs = {**kwargs, "eps": torch.finfo(tree_leaves(node.meta["val"])[0].dtype).eps}  # None: the dtype's own
+        args = args[:3]
+    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    return tree_map(lambda v: v.double() if double and isinstance(v, Tensor) and v.is_floating_point() else v, result)
