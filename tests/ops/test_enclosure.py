@@ -318,23 +318,17 @@ def test_batch_norm_of_any_size(var, eps, gamma):
         assert Fraction(result.value) ** 2 <= square * (1 + Fraction(1, 10**10))
 
 
-@pytest.mark.parametrize("divisor", [3.0, 0.1, 1e200, 2.0**600, 1e-200, 2.0**-600])
+@pytest.mark.parametrize("divisor", [3.0, 0.1, 1e200, 2.0**600, 1e-200, 1e308, 1.7e308, 2.0**1023, 1e-300, 2.0**-1022])
 def test_division_by_any_constant(divisor):
     result = bound(Fn(lambda s, x: x / s.c, c=torch.tensor([divisor], dtype=D)))
     assert Fraction(result.value) >= 1 / Fraction(divisor)
     assert Fraction(result.value) <= 1 / Fraction(divisor) * (1 + Fraction(1, 10**12))
 
 
-@pytest.mark.parametrize("divisor", [1e308, 1.7e308, 2.0**1023, 1e-300, 2.0**-1022])
-def test_division_by_extreme_constants_is_a_named_error_or_true(divisor):
-    """Two divisions undo a product; 1/c is below the normal numbers, or beyond 2^700."""
-    with pytest.raises(lipcert.errors.NumericsError, match="outside the range"):
-        bound(Fn(lambda s, x: x / s.c, c=torch.tensor([divisor], dtype=D)))
-
-
-def test_division_by_the_least_numbers_is_a_named_error():
-    with pytest.raises(lipcert.errors.CaptureError, match="leaves the range of float64"):
-        bound(Fn(lambda s, x: x / s.c, c=torch.tensor([5e-324], dtype=D)))
+def test_division_by_the_least_number():
+    result = bound(Fn(lambda s, x: x / s.c, c=torch.tensor([5e-324], dtype=D)))
+    assert result.value == math.inf
+    assert result.log10 == pytest.approx(323.306, abs=1e-3)
 
 
 @pytest.mark.parametrize("write", ["index_put", "index_add", "cumsum"])

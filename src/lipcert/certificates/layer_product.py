@@ -35,8 +35,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
 
     ``witness.arrays["norms"]`` holds one claimed norm per slot of ``claim_slots`` (NaN: none, find it here, or for a
     stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused, ``["routes"]`` by
-    what work each norm is bounded (``Route``; absent: ``written`` for all) and ``["target"]`` how tight passes
-    are to be.
+    what work each norm is bounded (``Route``; absent: ``written`` for all), ``["target"]`` how tight passes are
+    to be.
 
     Why this is an upper bound: by induction ‖δz_k‖_p ≤ L_k ‖δx‖_p for every increment δx. A sum of images obeys the
     triangle inequality with certified norms; the stacked map [A_1 … A_k] applied to the stacked increments gives

@@ -122,6 +122,15 @@ def cheapest_segments(transformed: ScaledIncrements) -> list[Segment] | None:
     return result[::-1]
 
 
+def operations(transformed: ScaledIncrements, segment: Segment) -> float:
+    """About how many floating-point operations one look at the form on a segment takes."""
+    nodes = transformed.increments.relations
+    entry, exit_ = (sum(nodes[k].size for k in cut) for cut in (segment.entering, segment.leaving))
+    inner = sum(cell.size for cell in segment.cells)
+    rows = sum(nodes[cell.parent].size for cell in segment.cells)
+    return _cost(entry, exit_, inner, rows, segment.start == 0)
+
+
 def _cost(entry: int, exit_: int, inner: int, rows: int, first: bool) -> float:
     """About how many operations a segment takes, infinite if it is too wide to factor."""
     if not inner:

@@ -11,9 +11,9 @@ import torch
 from lipcert.certificates.base import Witness
 from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
-from lipcert.increments import Increments, Linear
+from lipcert.increments import Linear
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
-from lipcert.methods.norm_effort import Effort, Slot, plan_norms
+from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
 from lipcert.network.linear import LinearMap
 from lipcert.problem import Norm, Problem
 
@@ -36,6 +36,8 @@ class AutoLip(Method):
     norms: ClassVar[tuple[Norm, ...]] = EQUAL_NORMS
     summary: ClassVar[str] = "product of layer norms along the graph; cheap, any network, loose when deep"
 
+    fallback: ClassVar[str | None] = None
+
     fuse: bool = True
 
     def solve(self, problem: Problem, run: Run) -> Found:
@@ -44,7 +46,13 @@ class AutoLip(Method):
         p = problem.norm[0]
         increments = problem.increments if self.fuse else problem.unfused_increments
         slots = claim_slots(increments, p)
-        effort = self._effort(increments, slots, run) if p == 2 else Effort(dict.fromkeys(slots, "written"))
+        # A direct call has three times the budget: nobody waits there for more than this bound.
+        seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0)
+        effort = (
+            plan_norms(maps_of(increments), seconds, run.rigorous)
+            if p == 2
+            else Effort(dict.fromkeys(slots, "written"))
+        )
         norms: dict[Slot, float] = {}
 
         def norm(slot: Slot, linear: LinearMap) -> float:
@@ -65,14 +73,6 @@ class AutoLip(Method):
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
         settings = {"fuse": self.fuse, "routes": [effort.routes[slot] for slot in slots], "target": effort.target}
         return Found(Witness("layer_product", {"norms": values}, settings))
-
-    def _effort(self, increments: Increments, slots: list[Slot], run: Run) -> Effort:
-        """Routes for the seconds there are: those of the budget, or three times as many where nobody waits for more."""
-        maps = {}
-        for position, term in slots:
-            own = increments.linears[position].maps
-            maps[position, term] = own[term] if term >= 0 else Stacked(own)
-        return plan_norms(maps, (1.0 if run.checked else 3.0) * max(run.left, 0.0), run.rigorous)
 
 
 def _worth_stacking(relation: Linear, length: float, total: float) -> bool:

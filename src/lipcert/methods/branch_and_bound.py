@@ -19,9 +19,10 @@ from lipcert.certificates.segments import cheapest_segments
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
-from lipcert.methods.base import Found, Method, Run, method
+from lipcert.methods.base import Found, Method, Run, fork, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
 from lipcert.methods.branch_form import BatchForm
+from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
 from lipcert.problem import Norm, Problem
 from lipcert.search.passes import steps_to_output
@@ -64,7 +65,7 @@ class BranchAndBound(Method):
             raise InputError("BranchAndBound needs 0 < gap < 1 and max_nodes, columns and passes ≥ 1.")
 
     def solve(self, problem: Problem, run: Run) -> Found:
-        """Search until the gap closes, the budget ends or the tree is full.
+        """Search until the gap closes, the budget ends or the tree is full; where no tree is proved, LipSDP.
 
         Raises:
             MethodError: a layer is too wide for the dense certificate.
@@ -77,7 +78,14 @@ class BranchAndBound(Method):
                 "branch_and_bound needs layers that can be factored densely, and one of this network is too wide; "
                 "methods without that limit: lipsdp, liplt, autolip."
             )
-        return _Search(self, transformed, run).found()
+
+        def root() -> Found:
+            return LipSDP().solve(problem, fork(run))
+
+        try:
+            return _Search(self, transformed, run).found().before(root)
+        except NotProved:
+            return root()
 
 
 @dataclass(eq=False)
@@ -149,7 +157,6 @@ class _Search:
     def root(self) -> _Node:
         """LipSDP on the whole network, from a random start, to a tenth of the gap or until it stalls."""
         patterns = torch.full((1, self.neurons.count), FREE, dtype=torch.int8)
-        patterns[:, ~self.allowed] = FREE
         start = self.climber.random(1, max(self.options.columns, 16), self.run.generator)
         count, best, before = 60, None, 0.0
         while True:

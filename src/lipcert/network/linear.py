@@ -138,7 +138,8 @@ class OpMap(LinearMap):
     ``function`` is linear in x and in each constant, closes over nothing that carries a dtype or a device, and
     dominates itself in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
     ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to ``majorants``
-    (one per constant, None for its own absolute value).
+    (one per constant, None for its own absolute value). ``stored`` says that the constants are the model's own,
+    without error: ``rounding`` then counts the terms of the longest sum and nothing else.
     """
 
     label: str
@@ -148,10 +149,18 @@ class OpMap(LinearMap):
     constants: tuple[Tensor, ...]
     attributes: str
     rounding: float
+    stored: bool = False
     majorants: tuple[Tensor | None, ...] = ()
 
     def apply(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
+            return x.through(self)
         return torch.vmap(lambda example: self.function(example, *self.constants))(x)
+
+    @property
+    def relative(self) -> bool:
+        """Whether the errors of the constants are known and relative to their own entries: their signs are certain."""
+        return math.isfinite(self.rounding) and all(m is None for m in self.majorants)
 
     @property
     def is_zero(self) -> bool:
@@ -188,16 +197,19 @@ class Dense(LinearMap):
     """A linear map given by its (out_size, in_size) matrix.
 
     ``rounding`` counts the roundings of applying it and those of its entries, relative to ``majorant`` (None: to
-    the absolute values of the matrix).
+    the absolute values of the matrix). ``stored``: as for ``OpMap``.
     """
 
     constants: tuple[Tensor]
     in_shape: Shape
     out_shape: Shape
     rounding: float
+    stored: bool = False
     majorant: Tensor | None = None
 
     def apply(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            return x.through(self)
         if len(self.in_shape) == 2 == len(self.out_shape) and self.in_shape[0] == 1 == self.out_shape[0]:
             return torch.nn.functional.linear(x, self.constants[0])
         return (x.reshape(len(x), -1) @ self.constants[0].T).reshape(len(x), *self.out_shape)
@@ -213,6 +225,11 @@ class Dense(LinearMap):
 
     def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         return self.constants[0].to(dtype=dtype, device=device)
+
+    @property
+    def relative(self) -> bool:
+        """As for ``OpMap``."""
+        return math.isfinite(self.rounding) and self.majorant is None
 
     @property
     def is_zero(self) -> bool:

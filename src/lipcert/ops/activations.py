@@ -16,6 +16,7 @@ from lipcert.network.transform import RELU
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
+from lipcert.ops.enclosure import exact, minus
 from lipcert.ops.rational import exactly
 from lipcert.ops.registry import rule
 
@@ -208,7 +209,8 @@ def clamp_max(ctx: Context, x: Any, max: Any) -> Var:
 
 def _clamp(ctx: Context, x: Any, low: Any, high: Any, name: str) -> Var:
     x = ctx.variable(x)
-    if all(end is None or is_number(end) for end in (low, high)) and _shapes_fit(x, low, high):
+    numbers = all(end is None or (is_number(end) and not getattr(end, "rounding", 0.0)) for end in (low, high))
+    if numbers and _shapes_fit(x, low, high):
         a, b = (None if end is None else number(end) for end in (low, high))
         if any(end is not None and math.isnan(end) for end in (a, b)) or a == math.inf or b == -math.inf:
             raise ctx.unsupported(f"its ends {a} and {b} leave no finite value.")
@@ -270,15 +272,13 @@ def logaddexp(ctx: Context, a: Any, b: Any) -> Var:
     if isinstance(x, Var) and isinstance(c, Var):
         raise ctx.unsupported("both operands depend on the input; write torch.logsumexp of the two stacked.")
     x, c = ctx.variable(x), ctx.constant(c)
-    ctx.require_finite(c.value)
-    offset = c.value.double()
     if tuple(torch.broadcast_shapes(x.shape, c.shape)) != x.shape:
         raise ctx.unsupported("the constant would broadcast the input; expand the input first.")
-    if offset.dim() == 0:
-        offset = offset.reshape(1)
+    offset = Constant.within(c.floating)
+    below = Constant.within(minus(exact(torch.zeros_like(offset.value)), offset.ball))
     same = Identity(x.shape)
-    moved = ctx.builder.affine([(x, same)], x.shape, -offset, ctx.op, ctx.where)
-    return ctx.builder.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset, ctx.op, ctx.where)
+    moved = ctx.affine([(x, same)], x.shape, below)
+    return ctx.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset)
 
 
 def _finite(ctx: Context, x: Any) -> float:

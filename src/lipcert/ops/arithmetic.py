@@ -6,17 +6,19 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity, LinearMap, Shape, compose
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, number
-from lipcert.ops.elementwise import times
-from lipcert.ops.enclosure import exact, over
-from lipcert.ops.norm_patterns import match_normalised, match_rms_product
-from lipcert.ops.patterns import match_difference, match_product, match_quotient
+from lipcert.ops.enclosure import Ball, exact, over, plus, rounded
+from lipcert.ops.enclosure import times as product
+from lipcert.ops.recognise.registry import forms, recognise
+from lipcert.ops.recognise.scalings import times
 from lipcert.ops.registry import rule
+
+#: Divisors between 2^−this and 2^this have a normal reciprocal.
+_PLAIN_DIVISOR = 900
 
 
 def _shape(x: Any) -> Shape:
@@ -34,7 +36,7 @@ def broadcast(ctx: Context, x: Var, shape: Shape, scale: float = 1.0) -> LinearM
 
 def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     shape = tuple(torch.broadcast_shapes(*(_shape(x) for x, _ in terms)))
-    offset: Tensor | None = None
+    offset: Ball | None = None
     parts = []
     for x, scale in terms:
         if not math.isfinite(scale):
@@ -42,13 +44,27 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
         if isinstance(x, Var):
             parts.append((x, broadcast(ctx, x, shape, scale)))
         else:
-            constant = ctx.constant(x)
-            value = constant.value.double() * scale
-            ctx.require_finite(value)
-            if value.dim() == 0 and (constant.rounding or abs(scale) != 1.0 or offset is not None):
-                value = value.reshape(1)  # patterns take a 0-dimensional offset for an exact number
-            offset = value if offset is None else offset + value
-    return ctx.builder.affine(parts, shape, offset, ctx.op, ctx.where)
+            constant = exact_double(ctx, x)
+            ctx.require_finite(constant)
+            value = constant.ball if scale == 1.0 else product(constant.ball, exact(scale))
+            offset = value if offset is None else plus(offset, value)
+    kept = None if offset is None else Constant.within(offset)
+    if kept is not None:
+        ctx.require_finite(kept)
+    return ctx.affine(parts, shape, kept)
+
+
+def exact_double(ctx: Context, x: Any) -> Constant:
+    """``x`` as a constant in float64; whole numbers that float64 does not hold count as rounded."""
+    constant = ctx.constant(x)
+    value = constant.value.double()
+    if isinstance(x, int) and int(float(x)) != x:
+        return Constant.within(rounded(value))
+    if constant.value.is_floating_point():
+        return constant
+    if constant.error is None and value.numel() and float(value.abs().max()) >= 2.0**53:
+        return Constant.within(rounded(value))
+    return Constant.within(constant.floating)
 
 
 @rule("add", kind="linear")
@@ -61,7 +77,7 @@ def add(ctx: Context, a: Any, b: Any, alpha: float = 1) -> Var:
 def sub(ctx: Context, a: Any, b: Any, alpha: float = 1) -> Var:
     """Difference a − α b: L₁ + |α| L₂ for two variables; x − tanh(x) is tanhshrink, slopes [0, 1]."""
     if isinstance(a, Var) and isinstance(b, Var) and alpha == 1:
-        shrunk = match_difference(ctx, a, b)
+        shrunk = recognise(ctx, "sub", a, b)
         if shrunk is not None:
             return shrunk
     return _sum(ctx, [(a, 1.0), (b, -float(alpha))])
@@ -81,9 +97,7 @@ def neg(ctx: Context, x: Any) -> Var:
 
 def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     """x times a number or a constant tensor (broadcast both ways)."""
-    constant = ctx.constant(factor)
-    if not constant.value.is_floating_point():
-        constant = Constant.within(constant.floating)
+    constant = exact_double(ctx, factor)
     ctx.require_finite(constant)
     shape = tuple(torch.broadcast_shapes(x.shape, constant.shape))
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
@@ -95,18 +109,48 @@ def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
 @rule("mul", kind="linear")
 def mul(ctx: Context, a: Any, b: Any) -> Var:
     """Product with a constant c: max |c| if nothing is broadcast; of two variables only as a pattern."""
-    if isinstance(a, Var) and isinstance(b, Var):
-        return match_rms_product(ctx, a, b) or match_product(ctx, a, b)
-    return multiply_by(ctx, a, b) if isinstance(a, Var) else multiply_by(ctx, b, a)
+    if not (isinstance(a, Var) and isinstance(b, Var)):
+        return multiply_by(ctx, a, b) if isinstance(a, Var) else multiply_by(ctx, b, a)
+    found = recognise(ctx, "mul", a, b)
+    if found is not None:
+        return found
+    error = ctx.not_lipschitz(
+        "a product of two values that both depend on the input has no global Lipschitz constant, and it is none of "
+        f"the products that are recognised ({forms('mul')}). Use the torch.nn activation, or remove the product."
+    )
+    return ctx.unresolved((a, b), tuple(torch.broadcast_shapes(a.shape, b.shape)), error)
 
 
 @rule("div.Tensor", "div.Scalar", "true_divide", kind="linear")
 def div(ctx: Context, a: Any, b: Any) -> Var:
     """Quotient by a constant c: max 1/|c|; by a variable only as a known pattern (F.normalize)."""
     if isinstance(b, Var):
-        return match_normalised(ctx, a, b) or match_quotient(ctx, a, b)
-    divisor = ctx.constant(b)
+        return quotient(ctx, a, b)
+    divisor = exact_double(ctx, b)
     ctx.require_finite(divisor)
     if bool((divisor.value == 0).any()):
         raise ctx.not_lipschitz("division by a constant that holds a zero.")
-    return multiply_by(ctx, ctx.variable(a), Constant.within(over(exact(1.0), divisor.floating)))
+    # Over a power of two, so that no reciprocal leaves the normal numbers: x/c = (x·2^−e)·(1/(c·2^−e)).
+    exponent = math.frexp(float(divisor.value.abs().max()))[1] - 1 if divisor.value.numel() else 0
+    if abs(exponent) <= _PLAIN_DIVISOR:
+        exponent = 0
+    x, unit = ctx.variable(a), divisor.ball
+    for half in (exponent // 2, exponent - exponent // 2):
+        x, unit = (ctx.scaled(x, 2.0**-half), product(unit, exact(2.0**-half))) if half else (x, unit)
+    if bool((unit.middle.abs() < 2.0**-1000).any()):
+        raise ctx.unsupported("its divisor holds numbers of too different size; rescale them.")
+    return multiply_by(ctx, x, Constant.within(over(exact(1.0), unit)))
+
+
+def quotient(ctx: Context, a: Any, b: Var) -> Var:
+    """The pattern that ``a / b`` is, or an unresolved value that raises if it is needed."""
+    found = recognise(ctx, "div", a, b)
+    if found is not None:
+        return found
+    error = ctx.not_lipschitz(
+        "division by a value that depends on the input has no global Lipschitz constant, and it is none of the "
+        f"quotients that are recognised ({forms('div')}). Use the torch.nn activation, or remove the division."
+    )
+    return ctx.unresolved(
+        (a, b) if isinstance(a, Var) else (b,), tuple(torch.broadcast_shapes(_shape(a), b.shape)), error
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.errors import CaptureError, NotLipschitzError, UnsupportedOpError
+from lipcert.errors import CaptureError, NotLipschitzError, NumericsError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
@@ -17,7 +17,7 @@ from lipcert.network.origin import Origin
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
 from lipcert.ops.constant import Parts
-from lipcert.ops.enclosure import exact
+from lipcert.ops.enclosure import added, exact
 
 
 class Context:
@@ -67,7 +67,7 @@ class Context:
         function: Callable[..., Tensor],
         constants: Sequence[Constant],
         rounding: float,
-        offset: Tensor | None = None,
+        offset: Constant | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
@@ -77,15 +77,22 @@ class Context:
         """
         parts = [c.parts for c in constants]
         linear = self._map(x.shape, function, constants, parts, rounding, "")
-        return self.affine_with_rest(x, linear, self._rest_map(linear, function, constants, parts), offset)
-
-    def affine_with_rest(self, x: Var, linear: LinearMap, rest: OpMap | None, offset: Tensor | None) -> Var:
-        """``linear(x) + offset``, plus a linear map of which only |entries| ≤ those of ``rest`` is known."""
-        terms = [(x, linear)]
+        terms: list[tuple[Var, LinearMap]] = [(x, linear)]
+        rest = self._rest_map(linear, function, constants, parts)
         if rest is not None:
             block = self.builder.gain(x, _unknown_map(rest), linear.out_shape, self.where)
             terms.append((block, Identity(linear.out_shape)))
-        return self.builder.affine(terms, linear.out_shape, offset, self.op, self.where)
+        return self.affine(terms, linear.out_shape, offset)
+
+    def affine(self, terms: Sequence[tuple[Var, LinearMap]], shape: Shape, offset: Constant | None = None) -> Var:
+        """``Σ map(var) + offset``; the offset with what is known of its error."""
+        if offset is None:
+            return self.builder.affine(terms, shape, None, self.op, self.where)
+        self.require_finite(offset)
+        ball = offset.floating
+        return self.builder.affine(
+            terms, shape, ball.middle, self.op, self.where, offset.rounding, offset_error=ball.radius
+        )
 
     def map(
         self,
@@ -117,8 +124,9 @@ class Context:
             out_shape = tuple(function(torch.zeros(in_shape, dtype=torch.float64), *values).shape)
         total = float(rounding + sum(p.count for p in parts))
         attributes = self.signature + extra
+        stored = all(c.error is None for c in constants)
         majorants = tuple(p.majorant for p in parts)
-        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, majorants)
+        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, stored, majorants)
 
     def _rest_map(
         self, linear: LinearMap, function: Callable[..., Tensor], constants: Sequence[Constant], parts: Sequence[Parts]
@@ -137,7 +145,7 @@ class Context:
             return sum((function(x, *(r[k] for r in rests)) for k in range(len(places))), x.new_zeros(()))
 
         terms = linear.rounding + len(places)
-        return OpMap(self.op, total, linear.in_shape, linear.out_shape, stacks, self.signature, terms, ())
+        return OpMap(self.op, total, linear.in_shape, linear.out_shape, stacks, self.signature, terms)
 
     def jointly_linear(self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float) -> Var:
         """``function(list of tensors)``, linear in all its tensors together with non-negative entries (cat, stack).
@@ -157,8 +165,11 @@ class Context:
                 linear = self.map(operand.shape, part, (), rounding, extra=f" operand {place}")
                 terms.append((operand, linear))
         offset = function([z.double() for z in zeros])
-        kept = offset if any(isinstance(o, Constant) for o in operands) else None
-        return self.builder.affine(terms, tuple(offset.shape), kept, self.op, self.where)
+        kept = None
+        if any(isinstance(o, Constant) for o in operands):
+            balls = [exact(z) if isinstance(o, Var) else o.floating for z, o in zip(zeros, operands, strict=True)]
+            kept = Constant.within(added(lambda *parts: function(list(parts)), *balls))
+        return self.affine(terms, tuple(offset.shape), kept)
 
     def scaled(self, x: Var, scale: float) -> Var:
         """``scale · x``."""
@@ -223,6 +234,8 @@ def _unknown_map(bounds: OpMap) -> GainFunction:
     function = bounds.function
 
     def nothing(x: Tensor, *constants: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
         return 0.0 * function(x, *constants)
 
     return GainFunction("rounding of constants", nothing, gains, source, bounds.constants, key)

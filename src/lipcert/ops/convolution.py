@@ -15,12 +15,10 @@ _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
-def _offset(ctx: Context, bias: Any, spatial: int) -> Tensor | None:
+def _offset(ctx: Context, bias: Any, spatial: int) -> Constant | None:
     if bias is None:
         return None
-    value = ctx.constant(bias, "bias").value
-    ctx.require_finite(value)
-    return value.reshape(-1, *([1] * spatial))
+    return ctx.constant(bias, "bias").map(lambda b: b.reshape(-1, *([1] * spatial)))
 
 
 def _terms(weight: Constant) -> int:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Dense, size
+from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
+from lipcert.ops.enclosure import exact, times
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum
 
@@ -18,9 +20,7 @@ from lipcert.ops.terms import longest_sum
 def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     """Fully connected layer x Wᵀ + b: σ_max(W) in l2, greatest absolute row / column sum in l∞ / l1."""
     x, weight = ctx.variable(x), ctx.constant(weight, "weight")
-    offset = None if bias is None else ctx.constant(bias, "bias").value
-    if offset is not None:
-        ctx.require_finite(offset)
+    offset = None if bias is None else ctx.constant(bias, "bias")
     terms = float(max(weight.shape, default=1))
     if size(x.shape) != x.shape[-1] or not weight.value.numel():
         return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
@@ -31,8 +31,8 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
     majorant = None if parts.majorant is None else parts.majorant.reshape(matrix.shape)
-    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, majorant)
-    return ctx.builder.affine([(x, dense)], out_shape, offset, ctx.op, ctx.where)
+    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, weight.error is None, majorant)
+    return ctx.affine([(x, dense)], out_shape, offset)
 
 
 def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
@@ -68,8 +68,9 @@ def outer(ctx: Context, a: Any, b: Any) -> Var:
 def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Var:
     """Affine map β·bias + α·a b with a constant bias and one constant factor: |α| σ_max in l2."""
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
-    offset = ctx.constant(bias, "bias").value * beta if beta else torch.zeros(())
-    ctx.require_finite(offset)
+    if not beta:
+        return product
+    offset = Constant.within(times(ctx.constant(bias, "bias").floating, exact(float(beta))))
     return ctx.linear(product, lambda x: x, (), 0.0, offset)
 
 
@@ -77,11 +78,9 @@ def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float
 def bilinear(ctx: Context, a: Any, b: Any, weight: Any, bias: Any = None) -> Var:
     """Bilinear form with one of its two arguments constant: σ_max of what remains, in l2."""
     weight = ctx.constant(weight, "weight")
-    offset = None if bias is None else ctx.constant(bias, "bias").value
+    offset = None if bias is None else ctx.constant(bias, "bias")
     if isinstance(a, Var) == isinstance(b, Var):
         raise ctx.not_lipschitz("a bilinear form of two variables has no global constant.")
-    if offset is not None:
-        ctx.require_finite(offset)
     fixed = ctx.constant(b if isinstance(a, Var) else a)
     x = a if isinstance(a, Var) else b
 
