@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ def outer(ctx: Context, a: Any, b: Any) -> Var:
 @rule("addmm", kind="linear")
 def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Var:
     """Affine map β·bias + α·a b with a constant bias and one constant factor: |α| σ_max in l2."""
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        raise ctx.unsupported(f"its factors alpha = {alpha} and beta = {beta} must be finite.")
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
     if not beta:
         return product
