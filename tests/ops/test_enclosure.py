@@ -1,5 +1,6 @@
 """Constants that forward computes from parameters, against exact rational arithmetic: the enclosure holds it."""
 
+import importlib
 import math
 from fractions import Fraction
 
@@ -318,7 +319,7 @@ def test_batch_norm_of_any_size(var, eps, gamma):
         assert Fraction(result.value) ** 2 <= square * (1 + Fraction(1, 10**10))
 
 
-@pytest.mark.parametrize("divisor", [3.0, 0.1, 1e200, 2.0**600, 1e-200, 2.0**-600])
+@pytest.mark.parametrize("divisor", [3.0, 0.1, 1e200, 2.0**600, 1e-200, 1e308, 1.7e308, 2.0**1023, 1e-300, 2.0**-1022])
 def test_division_by_any_constant(divisor):
     result = bound(Fn(lambda s, x: x / s.c, c=torch.tensor([divisor], dtype=D)))
     assert Fraction(result.value) >= 1 / Fraction(divisor)
@@ -400,3 +401,60 @@ def test_prelu_with_cancelled_slopes():
     """Slopes (a + 1) − 1 with a = 1e-17, times 1e17 afterwards: truth 1 left of 0, 1e17 right of it."""
     model = Fn(lambda s, x: torch.prelu(-x.abs(), (s.a + 1.0) - 1.0) * 1e17, a=torch.tensor([1e-17], dtype=D))
     assert bound(model).value >= 1.0 - 1e-15
+
+
+@pytest.mark.parametrize("beta", [1.0, -1.0, 0.01, 1e-6, 1e-300])
+@pytest.mark.parametrize("threshold", [20, 30, 40, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_is_refused_where_the_switch_to_the_identity_shows(beta, threshold, dtype):
+    """torch's softplus jumps by log1p(exp(−t))/β at x = t/β: a step that float32 cannot resolve, float64 can."""
+    model = nn.Softplus(beta=beta, threshold=threshold)
+    jump = math.log1p(math.exp(-threshold)) / abs(beta)
+    if dtype == torch.float64 and threshold < 40 and jump > 1e-6:
+        with pytest.raises(lipcert.errors.NotLipschitzError, match="threshold of 40 or more"):
+            bound(model, dtype=dtype)
+        return
+    assert bound(model, dtype=dtype).value == 1.0
+    if abs(beta) > 1e-30:  # what the model itself does across the switch stays within a unit of its own rounding
+        at = torch.tensor([threshold / beta], dtype=dtype)
+        ends = torch.stack([at * (1 - 1e-6), at * (1 + 1e-6)])
+        step = float((model(ends[1].double()) - model(ends[0].double())).abs() / (ends[1] - ends[0]).abs().double())
+        assert step <= 1.0 + (1e-3 if dtype == torch.float32 or beta == 1.0 or abs(jump) < 1e-6 else 1e-9)
+
+
+class Wrong(nn.Module):
+    """Half precision inside: x ↦ W x with W in bfloat16, whatever the module is cast to."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.kind = dtype
+        self.w = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return (x.to(self.kind) @ self.w.to(self.kind)).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_wrong_rule_does_not_hide_behind_half_precision(dtype, monkeypatch):
+    """A rule that is 4 % off passes for rounding against a bfloat16 model, not against its program in float64."""
+    model = Wrong(dtype).eval()
+    honest = bound(model, n=4, dtype=torch.float32)
+    weight = model.w.detach().to(dtype).double()
+    assert honest.value == pytest.approx(float(torch.linalg.matrix_norm(weight, 2)), rel=1e-9)
+    rules = importlib.import_module("lipcert.ops.linear")
+    product = rules._product
+
+    def off(ctx, a, b, multiply):
+        return product(ctx, a, b, lambda p, q: 1.04 * multiply(p, q))
+
+    monkeypatch.setattr(rules, "_product", off)
+    with pytest.raises(lipcert.errors.CaptureError, match="exported program"):
+        bound(model, n=4, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_factors_that_are_no_numbers_are_named(factor):
+    ones = torch.ones(2, 2, dtype=D)
+    model = Fn(lambda s, x: torch.addmm(s.a[:1], x, s.a, alpha=factor), a=ones)
+    with pytest.raises(lipcert.errors.UnsupportedOpError, match="finite"):
+        bound(model)

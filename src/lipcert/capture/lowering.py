@@ -198,8 +198,9 @@ def apply_rule(
 def _folded(ctx: Context, target: Any, args: Any, kwargs: Any) -> Any:
     """The value of an op on constants alone."""
     if ctx.op in ("item", "_local_scalar_dense"):
-        constant: Constant = args[0]  # as a Python number only if it is exact: a tensor keeps its rounding count
-        return constant.map(lambda v: v.reshape(())) if constant.rounding else constant.value.item()
+        constant: Constant = args[0]  # as a Python number only if it is exact: a tensor keeps its enclosure
+        moved = constant.map(lambda v: v.reshape(()))
+        return moved.value.item() if moved.exact.radius is None and moved.stored is None else moved
     try:
         return fold(target, ctx.op, args, kwargs)
     except LipcertError:

@@ -22,8 +22,11 @@ from lipcert.network.graph import Network
 _TOLERANCE = 1e-5
 
 
-def check_replay(network: Network, program: ExportedProgram, example: Tensor) -> None:
+def check_replay(network: Network, program: ExportedProgram, example: Tensor) -> torch.dtype:
     """Raise CaptureError if the Network differs from the program it was made of, both run in float64.
+
+    Returns the lowest precision that the program computes in, so that the model itself is judged by no higher one; the
+    example's where the program could not be run in float64.
 
     Args:
         network: made from ``program``.
@@ -39,10 +42,10 @@ def check_replay(network: Network, program: ExportedProgram, example: Tensor) ->
             with torch.no_grad():
                 expected = replay(program, point)
         except Exception:  # an op that does not run in float64: the model itself is the judge
-            return
+            return example.dtype
         actual = network.forward(point[None])[0]
         if not isinstance(expected, Tensor) or expected.shape != actual.shape or not expected.numel():
-            return  # reported by the comparison with the model
+            return example.dtype  # reported by the comparison with the model
         if not bool(expected.isfinite().all()) or not bool(actual.isfinite().all()):
             continue
         difference, size = float((expected - actual).abs().max()), float(expected.abs().max())
@@ -51,6 +54,9 @@ def check_replay(network: Network, program: ExportedProgram, example: Tensor) ->
                 f"self-check failed: in float64 the captured network differs from the exported program by "
                 f"{difference:.3g} (values up to {size:.3g}). This is a bug in lipcert; no bound is given."
             )
+    values = [value for node in program.graph.nodes for value in tree_leaves(node.meta.get("val"))]
+    used = {v.dtype for v in values if isinstance(v, Tensor)} & {torch.float32, torch.float16, torch.bfloat16}
+    return max(used | {example.dtype}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def replay(program: ExportedProgram, x: Tensor) -> Any:

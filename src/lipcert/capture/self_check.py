@@ -13,7 +13,8 @@ from lipcert.capture.model import one_tensor
 from lipcert.errors import CaptureError, LipcertError
 from lipcert.network.graph import Network
 
-#: Largest relative difference tolerated between Network and model, by the dtype the model ran in.
+#: Largest relative difference tolerated between Network and model, by the dtype the model ran in. In the lower ones
+#: it says little: there ``replay`` compares with the exported program, run in float64.
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 #: Batch sizes from the shapes of parameters that are tried when a model takes neither two nor three examples.
 _MOST_SIZES, _LARGEST_SIZE, _MOST_ENTRIES = 16, 4096, 1 << 24
@@ -31,11 +32,18 @@ def check_shapes(network: Network) -> None:
         )
 
 
-def self_check(network: Network, module: nn.Module, example: Tensor) -> tuple[Run, torch.dtype]:
+def self_check(
+    network: Network, module: nn.Module, example: Tensor, precision: torch.dtype
+) -> tuple[Run, torch.dtype, torch.dtype]:
     """Network.forward must reproduce the model on the example and on random inputs.
 
+    Args:
+        network, module, example: what is compared.
+        precision: the lowest that the model computes in: where it is judged as it is, by that one's rounding.
+
     Returns:
-        The model as the function that was reproduced, and the dtype it computes in: float64 where a copy can.
+        The model as the function that was reproduced, the dtype it takes, float64 where a copy can, and the dtype by
+        whose rounding it is judged.
 
     Raises:
         CaptureError: it does not, or every value is NaN or infinite.
@@ -43,18 +51,19 @@ def self_check(network: Network, module: nn.Module, example: Tensor) -> tuple[Ru
     """
     run, dtype = _reference(module, example)
     try:
-        _compare(network, run, dtype, example)
+        _compare(network, run, dtype, dtype, example)
     except CaptureError:
-        if dtype == example.dtype:
+        if dtype == example.dtype == precision:
             raise
         # A model that casts to its own precision inside differs from its float64 copy by no fault of the capture.
         run, dtype = _as_is(module, example), example.dtype
-        _compare(network, run, dtype, example)
-    return run, dtype
+        _compare(network, run, dtype, precision, example)
+        return run, dtype, precision
+    return run, dtype, dtype
 
 
 def check_examples_independent(
-    network: Network, run: Run, dtype: torch.dtype, module: nn.Module, example: Tensor
+    network: Network, run: Run, dtype: torch.dtype, judged: torch.dtype, module: nn.Module, example: Tensor
 ) -> None:
     """In batches of two and three, f(x)[i] must be f(x[i : i + 1]): in shape, and on the data of the example.
 
@@ -64,7 +73,7 @@ def check_examples_independent(
 
     Args:
         network: agrees with the model on single examples.
-        run, dtype: the model, as ``self_check`` gives it.
+        run, dtype, judged: the model, as ``self_check`` gives it.
         module, example: where batch sizes to try come from.
 
     Raises:
@@ -74,10 +83,10 @@ def check_examples_independent(
     second = example[1:2].double().cpu() if len(example) > 1 else base + 0.1 * spread * noise[1:2]
     rows = torch.cat([base + noise[:1], second, 3.0 * spread * noise[2:3]]).to(dtype)
     alone = network.forward(rows.double()[:, None])[:, 0]
-    taken = [_compare_batch(run, dtype, rows[:size], alone[:size], example) for size in (2, 3)]
+    taken = [_compare_batch(run, judged, rows[:size], alone[:size], example) for size in (2, 3)]
     for size in () if any(taken) else _sizes(module, example):
         repeated = torch.arange(size) % 3
-        _compare_batch(run, dtype, rows[repeated], alone[repeated], example)
+        _compare_batch(run, judged, rows[repeated], alone[repeated], example)
 
 
 def _reference(module: nn.Module, example: Tensor) -> tuple[Run, torch.dtype]:
@@ -107,7 +116,7 @@ def _points(example: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor, floa
     return base, noise, float(base.abs().max()) or 1.0
 
 
-def _compare(network: Network, run: Run, dtype: torch.dtype, example: Tensor) -> None:
+def _compare(network: Network, run: Run, dtype: torch.dtype, judged: torch.dtype, example: Tensor) -> None:
     base, noise, spread = _points(example, 3, 20181204)
     compared = 0
     for place, point in enumerate((base, base + 0.1 * spread * noise[:1], noise[1:2], 3.0 * spread * noise[2:3])):
@@ -130,7 +139,7 @@ def _compare(network: Network, run: Run, dtype: torch.dtype, example: Tensor) ->
         compared += 1
         scale = max(float(expected.abs().max()) if expected.numel() else 0.0, 1e-300)
         difference = float((expected - actual).abs().max()) if expected.numel() else 0.0
-        if difference > _TOLERANCE[dtype] * scale:
+        if difference > _TOLERANCE[judged] * scale:
             raise CaptureError(
                 f"self-check failed: the captured network differs from the model by {difference:.3g} "
                 f"(values up to {scale:.3g}). This is a bug in lipcert or a model that is not a fixed function; "

@@ -23,10 +23,6 @@ from lipcert.errors import LipcertError
 from lipcert.network.graph import Network
 from lipcert.numerics.process_state import ordinary
 
-#: Largest relative difference tolerated between Network and model, by the dtype the model ran in. In the lower ones
-#: it says little; there ``check_replay`` compares with the exported program, in float64.
-_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
-
 
 def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Network:
     """The Network of one example of ``model``, in float64 on the CPU, checked against the model.
@@ -50,15 +46,17 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
             stack.enter_context(one)
         module = stack.enter_context(private(as_module(model)))
         example = check_example(example_input, module)
-        network = read_sequential(module, example[:1]) or _exported(module, example[:1])
+        network, precision = read_sequential(module, example[:1]), example.dtype
+        if network is None:
+            network, precision = _exported(module, example[:1])
         check_shapes(network)
-        run, dtype = self_check(network, module, example)
-        check_examples_independent(network, run, dtype, module, example)
+        run, dtype, judged = self_check(network, module, example, precision)
+        check_examples_independent(network, run, dtype, judged, module, example)
         check_quotients(network, example)
     return network
 
 
-def _exported(module: nn.Module, example: Tensor) -> Network:
+def _exported(module: nn.Module, example: Tensor) -> tuple[Network, torch.dtype]:
     """The Network that torch.export's trace gives; where the plain trace fails, the one through Python's bytecode.
 
     The second reads ``.data`` and numbers made from parameters; its failures say less, so the first's is reported.
@@ -81,11 +79,10 @@ def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram
         return torch.export.export(module, (example.clone(),), strict=strict)
 
 
-def _lowered(program: ExportedProgram, example: Tensor) -> Network:
+def _lowered(program: ExportedProgram, example: Tensor) -> tuple[Network, torch.dtype]:
     refuse_training_ops(program)
     network = lower(program)
-    check_replay(network, program, example)
-    return network
+    return network, check_replay(network, program, example)
 
 
 @contextmanager

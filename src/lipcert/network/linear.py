@@ -138,8 +138,8 @@ class OpMap(LinearMap):
     ``function`` is linear in x and in each constant, closes over nothing that carries a dtype or a device, and
     dominates itself in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
     ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to ``majorants``
-    (one per constant, None for its own absolute value). ``stored`` says that the constants are the
-    model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else.
+    (one per constant, None for its own absolute value). ``stored`` says that the constants are the model's own,
+    without error: ``rounding`` then counts the terms of the longest sum and nothing else.
     """
 
     label: str
@@ -149,13 +149,18 @@ class OpMap(LinearMap):
     constants: tuple[Tensor, ...]
     attributes: str
     rounding: float
-    majorants: tuple[Tensor | None, ...] = ()
     stored: bool = False
+    majorants: tuple[Tensor | None, ...] = ()
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
             return x.through(self)
         return torch.vmap(lambda example: self.function(example, *self.constants))(x)
+
+    @property
+    def relative(self) -> bool:
+        """Whether the errors of the constants are known and relative to their own entries: their signs are certain."""
+        return math.isfinite(self.rounding) and all(m is None for m in self.majorants)
 
     @property
     def is_zero(self) -> bool:
@@ -192,17 +197,15 @@ class Dense(LinearMap):
     """A linear map given by its (out_size, in_size) matrix.
 
     ``rounding`` counts the roundings of applying it and those of its entries, relative to ``majorant`` (None: to
-    the absolute values of the matrix).
-
-    ``stored``: as for ``OpMap``.
+    the absolute values of the matrix). ``stored``: as for ``OpMap``.
     """
 
     constants: tuple[Tensor]
     in_shape: Shape
     out_shape: Shape
     rounding: float
-    majorant: Tensor | None = None
     stored: bool = False
+    majorant: Tensor | None = None
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
@@ -222,6 +225,11 @@ class Dense(LinearMap):
 
     def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         return self.constants[0].to(dtype=dtype, device=device)
+
+    @property
+    def relative(self) -> bool:
+        """As for ``OpMap``."""
+        return math.isfinite(self.rounding) and self.majorant is None
 
     @property
     def is_zero(self) -> bool:

@@ -16,12 +16,13 @@ from lipcert.network.transform import RELU
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
-from lipcert.ops.enclosure import Ball
+from lipcert.ops.enclosure import exact, minus
 from lipcert.ops.rational import exactly
 from lipcert.ops.registry import rule
 
-#: torch's softplus is x itself beyond a threshold; from 20 on, the jump log1p(exp(−20)) ≈ 2e-9 is rounding.
-_LEAST_THRESHOLD = 20.0
+#: torch's softplus is x itself beyond a threshold: the least one that is accepted, the one from which on no double
+#: notices (log1p(exp(−40)) is below the last bit of 40), and the largest jump that counts as rounding in float64.
+_LEAST_THRESHOLD, _NO_JUMP, _LARGEST_JUMP = 20.0, 40.0, 1e-6
 
 
 def _fixed(*names: str, function: Nonlinearity, summary: str) -> None:
@@ -159,16 +160,22 @@ def softplus(ctx: Context, x: Any, beta: Any = 1, threshold: Any = 20) -> Var:
     """Softplus, any β ≠ 0: slopes [0, 1].
 
     Bounds are for the function (1/β) log(1 + exp(βx)). torch returns x itself where βx exceeds ``threshold``,
-    "for numerical stability", a jump of log1p(exp(−threshold))/β: it counts as rounding when threshold ≥ 20
-    (2e-9/β); a smaller threshold makes a function that really jumps, and is refused.
+    "for numerical stability", a jump of log1p(exp(−threshold))/β. From threshold 20 on (the default) the jump is at
+    most 1.1e-10 of the value there, whatever β: less than float32 and the lower precisions resolve, so rounding. In
+    float64 it is rounding only while it is small: where it exceeds 1e-6 (β below 2e-3 at threshold 20) the function
+    that runs is discontinuous for anyone who looks, and is refused, as is every smaller threshold. With a threshold
+    of 40 or more there is no jump in float64 either.
     """
     beta, threshold = _finite(ctx, beta), float(number(threshold))
     if beta == 0.0:
         raise ctx.not_lipschitz("beta is 0.")
-    if not threshold >= _LEAST_THRESHOLD:
+    jump = _jump(threshold) / abs(beta)
+    resolved = ctx.dtype not in (torch.float32, torch.float16, torch.bfloat16) and threshold < _NO_JUMP
+    if not threshold >= _LEAST_THRESHOLD or (resolved and jump > _LARGEST_JUMP):
+        advice = f"{_LEAST_THRESHOLD:g} (the default)" if not threshold >= _LEAST_THRESHOLD else f"{_NO_JUMP:g}"
         raise ctx.not_lipschitz(
-            f"with threshold {threshold:g} the function jumps by {_jump(threshold) / abs(beta):.3g} where it "
-            f"switches to the identity; use a threshold of {_LEAST_THRESHOLD:g} (the default) or more."
+            f"with beta {beta:g} and threshold {threshold:g} the function jumps by {jump:.3g} where it switches to the "
+            f"identity; use a threshold of {advice} or more."
         )
     return ctx.activation(ctx.variable(x), known.softplus(beta))
 
@@ -272,14 +279,12 @@ def logaddexp(ctx: Context, a: Any, b: Any) -> Var:
     if isinstance(x, Var) and isinstance(c, Var):
         raise ctx.unsupported("both operands depend on the input; write torch.logsumexp of the two stacked.")
     x, c = ctx.variable(x), ctx.constant(c)
-    ctx.require_finite(c.value)
-    offset = c.floating
     if tuple(torch.broadcast_shapes(x.shape, c.shape)) != x.shape:
         raise ctx.unsupported("the constant would broadcast the input; expand the input first.")
-    if offset.middle.dim() == 0:
-        offset = offset.map(lambda o: o.reshape(1))
+    offset = Constant.within(c.floating)
+    below = Constant.within(minus(exact(torch.zeros_like(offset.value)), offset.ball))
     same = Identity(x.shape)
-    moved = ctx.affine([(x, same)], x.shape, Ball(-offset.middle, offset.radius))
+    moved = ctx.affine([(x, same)], x.shape, below)
     return ctx.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset)
 
 

@@ -44,19 +44,28 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
         if isinstance(x, Var):
             parts.append((x, broadcast(ctx, x, shape, scale)))
         else:
-            part = exact_double(ctx, x).floating
-            part = Ball(scale * part.middle, part.radius) if abs(scale) == 1.0 else product(part, exact(scale))
-            ctx.require_finite(part.middle)
-            offset = part if offset is None else plus(offset, part)
-    return ctx.affine(parts, shape, offset)
+            constant = exact_double(ctx, x)
+            ctx.require_finite(constant)
+            value = constant.floating
+            value = Ball(scale * value.middle, value.radius) if abs(scale) == 1.0 else product(value, exact(scale))
+            offset = value if offset is None else plus(offset, value)
+    kept = None if offset is None else Constant.within(offset)
+    if kept is not None:
+        ctx.require_finite(kept)
+    return ctx.affine(parts, shape, kept)
 
 
 def exact_double(ctx: Context, x: Any) -> Constant:
     """``x`` as a constant in float64; whole numbers that float64 does not hold count as rounded."""
-    if isinstance(x, int) and not isinstance(x, bool) and int(float(x)) != x:
-        return Constant.within(rounded(torch.tensor(float(x), dtype=torch.float64)))
     constant = ctx.constant(x)
-    return constant if constant.value.is_floating_point() else Constant.within(constant.floating)
+    value = constant.value.double()
+    if isinstance(x, int) and int(float(x)) != x:
+        return Constant.within(rounded(value))
+    if constant.value.is_floating_point():
+        return constant
+    if constant.error is None and value.numel() and float(value.abs().max()) >= 2.0**53:
+        return Constant.within(rounded(value))
+    return Constant.within(constant.floating)
 
 
 @rule("add", kind="linear")
@@ -126,7 +135,7 @@ def div(ctx: Context, a: Any, b: Any) -> Var:
     exponent = math.frexp(float(divisor.value.abs().max()))[1] - 1 if divisor.value.numel() else 0
     if abs(exponent) <= _PLAIN_DIVISOR:
         exponent = 0
-    x, unit = ctx.variable(a), divisor.floating
+    x, unit = ctx.variable(a), divisor.ball
     for half in (exponent // 2, exponent - exponent // 2):
         x, unit = (ctx.scaled(x, 2.0**-half), product(unit, exact(2.0**-half))) if half else (x, unit)
     if bool((unit.middle.abs() < 2.0**-1000).any()):

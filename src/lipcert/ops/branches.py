@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
-from lipcert.ops.context import Constant, Context
-from lipcert.ops.enclosure import Ball, plus
+from lipcert.ops.constant import Constant
+from lipcert.ops.context import Context
+from lipcert.ops.enclosure import Ball, exact, plus
 from lipcert.ops.recognise.pieces import COMPARISONS
 from lipcert.ops.recognise.registry import forms, recognise
 from lipcert.ops.registry import rule
@@ -61,26 +62,25 @@ def masked_fill(ctx: Context, x: Any, mask: Any, value: Any) -> Var:
     return where(ctx, mask, value, x)
 
 
+def _kept(number: Ball, chosen: Tensor, shape: Shape) -> Ball:
+    zero = torch.zeros((), dtype=torch.float64)
+    return number.map(lambda t: torch.where(chosen, t, zero).expand(shape))
+
+
 def _constant_mask(ctx: Context, mask: Tensor, a: Any, b: Any) -> Var:
     """Linear: the entries of ``a`` where the mask is true, those of ``b`` elsewhere."""
     shapes = [x.shape for x in (a, b) if isinstance(x, (Var, Constant))]
     shape = tuple(torch.broadcast_shapes(tuple(mask.shape), *shapes))
     terms = []
-    offset = Ball(torch.zeros(shape, dtype=torch.float64), None)
+    offset = exact(torch.zeros(shape, dtype=torch.float64))
     for value, chosen in ((a, mask), (b, ~mask)):
         if isinstance(value, Var):
             copies = 0.0 if value.shape == shape else math.prod(shape) / max(1, math.prod(value.shape))
             kept = Constant.exactly(chosen.double().expand(shape).clone())
             terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), max(1.0, copies))))
         else:
-            part = _masked(ctx.constant(value).floating, chosen, shape)
-            ctx.require_finite(part.middle)
+            part = _kept(ctx.constant(value).floating, chosen, shape)
+            ctx.require_finite(Constant.within(part))
             offset = plus(offset, part)
-    some = offset.radius is not None or bool(offset.middle.any())
-    return ctx.affine(terms, shape, offset if some else None)
-
-
-def _masked(ball: Ball, mask: Tensor, shape: Shape) -> Ball:
-    """The ball where the mask is true, zero elsewhere."""
-    zero = torch.zeros((), dtype=torch.float64)
-    return ball.map(lambda part: torch.where(mask, part, zero).expand(shape))
+    kept_offset = Constant.within(offset) if bool(offset.reach.any()) else None
+    return ctx.affine(terms, shape, kept_offset)

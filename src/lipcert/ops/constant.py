@@ -84,6 +84,14 @@ class Constant:
         """What a rule computes by itself in exact arithmetic; the model never holds it."""
         return Constant(ball, None)
 
+    @staticmethod
+    def counted(value: Tensor, rounding: float) -> Constant:
+        """Numbers known to ``rounding`` units of relative error; an infinite count says nothing of them."""
+        if rounding == 0.0:
+            return Constant(Ball(value, None), None)
+        radius = value.abs() * (rounding * UNIT) * (1.0 + 2.0**-50) if rounding <= _MOST else unknown(value).spread
+        return Constant(Ball(value, torch.where(value.abs() < 2.0**-900, math.inf, radius)), None)
+
     @cached_property
     def readings(self) -> Ball:
         """An enclosure of both readings."""

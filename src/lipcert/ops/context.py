@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.errors import CaptureError, NotLipschitzError, UnsupportedOpError
+from lipcert.errors import CaptureError, NotLipschitzError, NumericsError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin
-from lipcert.numerics.rounding import UNDERFLOW, gamma
+from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
 from lipcert.ops.constant import Parts
-from lipcert.ops.enclosure import Ball, exact
+from lipcert.ops.enclosure import added, exact
 
 
 class Context:
@@ -67,7 +67,7 @@ class Context:
         function: Callable[..., Tensor],
         constants: Sequence[Constant],
         rounding: float,
-        offset: Ball | None = None,
+        offset: Constant | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
@@ -77,21 +77,20 @@ class Context:
         """
         parts = [c.parts for c in constants]
         linear = self._map(x.shape, function, constants, parts, rounding, "")
-        return self.affine_with_rest(x, linear, self._rest_map(linear, function, constants, parts), offset)
-
-    def affine_with_rest(self, x: Var, linear: LinearMap, rest: OpMap | None, offset: Ball | None) -> Var:
-        """``linear(x) + offset``, plus a linear map of which only |entries| ≤ those of ``rest`` is known."""
-        terms = [(x, linear)]
+        terms: list[tuple[Var, LinearMap]] = [(x, linear)]
+        rest = self._rest_map(linear, function, constants, parts)
         if rest is not None:
             block = self.builder.gain(x, _unknown_map(rest), linear.out_shape, self.where)
             terms.append((block, Identity(linear.out_shape)))
         return self.affine(terms, linear.out_shape, offset)
 
-    def affine(self, terms: Sequence[tuple[Var, LinearMap]], shape: Shape, offset: Ball | None = None) -> Var:
-        """``Σ map(var) + offset``."""
+    def affine(self, terms: Sequence[tuple[Var, LinearMap]], shape: Shape, offset: Constant | None = None) -> Var:
+        """``Σ map(var) + offset``; the offset with what is known of its error."""
         if offset is None:
             return self.builder.affine(terms, shape, None, self.op, self.where)
-        return self.builder.affine(terms, shape, offset.middle, self.op, self.where, offset.spread)
+        self.require_finite(offset)
+        ball = offset.floating
+        return self.builder.affine(terms, shape, ball.middle, self.op, self.where, ball.spread)
 
     def map(
         self,
@@ -123,9 +122,9 @@ class Context:
             out_shape = tuple(function(torch.zeros(in_shape, dtype=torch.float64), *values).shape)
         total = float(rounding + sum(p.count for p in parts))
         attributes = self.signature + extra
-        majorants = tuple(p.majorant for p in parts)
         stored = all(c.error is None for c in constants)
-        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, majorants, stored)
+        majorants = tuple(p.majorant for p in parts)
+        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, stored, majorants)
 
     def _rest_map(
         self, linear: LinearMap, function: Callable[..., Tensor], constants: Sequence[Constant], parts: Sequence[Parts]
@@ -144,7 +143,7 @@ class Context:
             return sum((function(x, *(r[k] for r in rests)) for k in range(len(places))), x.new_zeros(()))
 
         terms = linear.rounding + len(places)
-        return OpMap(self.op, total, linear.in_shape, linear.out_shape, stacks, self.signature, terms, ())
+        return OpMap(self.op, total, linear.in_shape, linear.out_shape, stacks, self.signature, terms)
 
     def jointly_linear(self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float) -> Var:
         """``function(list of tensors)``, linear in all its tensors together with non-negative entries (cat, stack).
@@ -163,14 +162,12 @@ class Context:
 
                 linear = self.map(operand.shape, part, (), rounding, extra=f" operand {place}")
                 terms.append((operand, linear))
-        balls = [exact(z) if isinstance(o, Var) else o.floating for z, o in zip(zeros, operands, strict=True)]
-        offset = function([ball.middle for ball in balls])
-        if not any(isinstance(o, Constant) for o in operands):
-            return self.affine(terms, tuple(offset.shape))
-        lost = gamma(rounding + 2.0) if rounding > 1.0 else 0.0
-        error = function([ball.spread + lost * ball.reach for ball in balls]) * (1.0 + 2.0**-40)
-        error = torch.where(error.isnan(), math.inf, error + UNDERFLOW * (error > 0))
-        return self.affine(terms, tuple(offset.shape), Ball(offset, error if bool(error.any()) else None))
+        offset = function([z.double() for z in zeros])
+        kept = None
+        if any(isinstance(o, Constant) for o in operands):
+            balls = [exact(z) if isinstance(o, Var) else o.floating for z, o in zip(zeros, operands, strict=True)]
+            kept = Constant.within(added(lambda *parts: function(list(parts)), *balls))
+        return self.affine(terms, tuple(offset.shape), kept)
 
     def scaled(self, x: Var, scale: float) -> Var:
         """``scale · x``."""
@@ -235,6 +232,8 @@ def _unknown_map(bounds: OpMap) -> GainFunction:
     function = bounds.function
 
     def nothing(x: Tensor, *constants: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
         return 0.0 * function(x, *constants)
 
     return GainFunction("rounding of constants", nothing, gains, source, bounds.constants, key)

@@ -9,18 +9,16 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.ops.context import Constant, Context
-from lipcert.ops.enclosure import Ball
-from lipcert.ops.linear import bias_of
 from lipcert.ops.registry import rule
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
-def _offset(ctx: Context, bias: Any, spatial: int) -> Ball | None:
-    """The bias in the output's shape."""
-    ball = bias_of(ctx, bias)
-    return None if ball is None else ball.map(lambda b: b.reshape(-1, *([1] * spatial)))
+def _offset(ctx: Context, bias: Any, spatial: int) -> Constant | None:
+    if bias is None:
+        return None
+    return ctx.constant(bias, "bias").map(lambda b: b.reshape(-1, *([1] * spatial)))
 
 
 def _terms(weight: Constant) -> int:

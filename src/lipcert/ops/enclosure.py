@@ -100,8 +100,13 @@ def _product_error(a: Tensor, b: Tensor, product: Tensor) -> Tensor:
     exactly = (al * bl - (((product - ah * bh) - al * bh) - ah * bl)).abs()
     safe = (a.abs() < _LARGE) & (b.abs() < _LARGE) & (product.abs() > _SMALL)
     safe = safe & (torch.minimum(a.abs(), b.abs()) > _SMALL)
-    vanishes = (a == 0) | (b == 0)
-    return torch.where(vanishes, 0.0, torch.where(safe, exactly, product.abs() * UNIT + UNDERFLOW))
+    shifts = (_power_of_two(a) | _power_of_two(b)) & (product.abs() >= 2 * UNDERFLOW) & product.isfinite()
+    none = (a == 0) | (b == 0) | (a.abs() == 1) | (b.abs() == 1) | shifts
+    return torch.where(none, 0.0, torch.where(safe, exactly, product.abs() * UNIT + UNDERFLOW))
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    return torch.frexp(x.abs())[0] == 0.5
 
 
 def times(a: Ball, b: Ball) -> Ball:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant
 from lipcert.ops.enclosure import Ball, unknown
 from lipcert.ops.folding_rules import MOVES, RULES
@@ -37,7 +38,8 @@ def fold(target: Any, name: str, args: Any, kwargs: Any) -> Any:
     own = _own(target, args, kwargs)
     if name in _CREATION and own is not None:
         return tree_map(lambda v: Constant.exactly(v) if isinstance(v, Tensor) else v, own)
-    result = _enclosed(target, name, args, kwargs)
+    with ordinary_dtype():
+        result = _enclosed(target, name, args, kwargs)
     leaves, spec = tree_flatten(result)
     others = [None] * len(leaves) if own is None else tree_leaves(own)
     if len(others) != len(leaves):

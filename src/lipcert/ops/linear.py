@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,26 +10,18 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Dense, size
+from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
-from lipcert.ops.enclosure import Ball, exact, times
+from lipcert.ops.enclosure import exact, times
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum
-
-
-def bias_of(ctx: Context, bias: Any) -> Ball | None:
-    """A layer's bias, None for none."""
-    if bias is None:
-        return None
-    constant = ctx.constant(bias, "bias")
-    ctx.require_finite(constant)
-    return constant.floating
 
 
 @rule("linear", kind="linear")
 def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     """Fully connected layer x Wᵀ + b: σ_max(W) in l2, greatest absolute row / column sum in l∞ / l1."""
     x, weight = ctx.variable(x), ctx.constant(weight, "weight")
-    offset = bias_of(ctx, bias)
+    offset = None if bias is None else ctx.constant(bias, "bias")
     terms = float(max(weight.shape, default=1))
     if size(x.shape) != x.shape[-1] or not weight.value.numel():
         return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
@@ -39,7 +32,7 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
     majorant = None if parts.majorant is None else parts.majorant.reshape(matrix.shape)
-    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, majorant, weight.error is None)
+    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, weight.error is None, majorant)
     return ctx.affine([(x, dense)], out_shape, offset)
 
 
@@ -75,9 +68,12 @@ def outer(ctx: Context, a: Any, b: Any) -> Var:
 @rule("addmm", kind="linear")
 def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Var:
     """Affine map β·bias + α·a b with a constant bias and one constant factor: |α| σ_max in l2."""
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        raise ctx.unsupported(f"its factors alpha = {alpha} and beta = {beta} must be finite.")
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
-    offset = times(ctx.constant(bias, "bias").floating, exact(float(beta))) if beta else exact(0.0)
-    ctx.require_finite(offset.middle)
+    if not beta:
+        return product
+    offset = Constant.within(times(ctx.constant(bias, "bias").floating, exact(float(beta))))
     return ctx.linear(product, lambda x: x, (), 0.0, offset)
 
 
@@ -85,7 +81,7 @@ def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float
 def bilinear(ctx: Context, a: Any, b: Any, weight: Any, bias: Any = None) -> Var:
     """Bilinear form with one of its two arguments constant: σ_max of what remains, in l2."""
     weight = ctx.constant(weight, "weight")
-    offset = bias_of(ctx, bias)
+    offset = None if bias is None else ctx.constant(bias, "bias")
     if isinstance(a, Var) == isinstance(b, Var):
         raise ctx.not_lipschitz("a bilinear form of two variables has no global constant.")
     fixed = ctx.constant(b if isinstance(a, Var) else a)

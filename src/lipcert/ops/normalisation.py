@@ -14,7 +14,7 @@ from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
-from lipcert.ops.enclosure import exact, minus, over, plus, root, times, unknown
+from lipcert.ops.enclosure import exact, minus, over, plus, root, times
 from lipcert.ops.radial import radial_gains
 from lipcert.ops.registry import rule
 
@@ -31,10 +31,10 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
         raise ctx.not_lipschitz("a running variance plus eps is not certainly positive.")
     scale = Constant.within(over(gamma, root(spread)))
     ctx.require_finite(scale)
-    shift = minus(exact(0.0) if bias is None else ctx.constant(bias).floating, times(mean.floating, scale.floating))
-    ctx.require_finite(Constant.within(unknown(shift.middle)))
-    scale = scale.map(lambda s: s.reshape(channel))
-    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift.map(lambda s: s.reshape(channel)))
+    bias_ball = exact(torch.zeros_like(scale.value)) if bias is None else ctx.constant(bias).floating
+    shift = Constant.within(minus(bias_ball, times(mean.floating, scale.ball)))
+    scale, shift = (c.map(lambda s: s.reshape(channel)) for c in (scale, shift))
+    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift)
 
 
 @rule("batch_norm", kind="linear")

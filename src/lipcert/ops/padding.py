@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from lipcert.network.builder import Var
+from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, number
-from lipcert.ops.enclosure import exact
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import moved
 
@@ -27,7 +27,8 @@ def pad(ctx: Context, x: Any, widths: Any, mode: Any = "constant", value: Any = 
     if fill:
         if not math.isfinite(fill):
             raise ctx.unsupported(f"it pads with {fill}; pad with a finite value (max-pool pads by itself).")
-        offset = exact(torch.nn.functional.pad(torch.zeros(x.shape, dtype=torch.float64), widths, "constant", fill))
+        padded = torch.nn.functional.pad(torch.zeros(x.shape, dtype=torch.float64), widths, "constant", fill)
+        offset = Constant.exactly(padded)
     return moved(ctx, x, lambda v: torch.nn.functional.pad(v, widths), offset)
 
 

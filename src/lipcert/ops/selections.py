@@ -14,6 +14,7 @@ from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.transform import RELU, gather
 from lipcert.ops.arithmetic import broadcast
+from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import Ball
 from lipcert.ops.recognise.registry import recognise
@@ -150,12 +151,11 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = ctx.constant(constant).floating
-    ctx.require_finite(value.middle)
-    shape = tuple(torch.broadcast_shapes(x.shape, tuple(value.middle.shape)))
+    value = Constant.within(ctx.constant(constant).floating)
+    shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)
-    shifted = ctx.affine([(x, linear)], shape, Ball(-sign * value.middle, value.radius))
+    shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error)))
     excess = ctx.activation(shifted, RELU)
     return ctx.affine([(excess, Identity(shape, sign))], shape, value)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
+from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
-from lipcert.ops.enclosure import Ball
 
 
 def longest_sum(function: Callable[..., Tensor], in_shape: Shape, shapes: Sequence[Shape] = ()) -> float:
@@ -34,7 +34,7 @@ def moved(
     ctx: Context,
     x: Var,
     function: Callable[..., Tensor],
-    offset: Ball | None = None,
+    offset: Constant | None = None,
     extra: str = "",
 ) -> Var:
     """A map whose entries are 0 and 1 (or small whole numbers): moves, repeats, drops and adds up entries.
