@@ -243,6 +243,26 @@ def test_batch_norm_whose_shift_cancels():
     assert decided == 40
 
 
+CONSTANTS = {
+    "maximum": lambda x: torch.maximum(x, torch.full((2,), 0.25, dtype=D)),
+    "where": lambda x: torch.where(torch.tensor([True, False]), x, torch.full((2,), 0.1, dtype=D)),
+    "padding": lambda x: F.pad(x, (1, 1), value=0.7),
+    "concatenated": lambda x: torch.cat([x, torch.full((1, 1), 0.3, dtype=D)], 1),
+    "logaddexp": lambda x: torch.logaddexp(x, torch.full((2,), 0.3, dtype=D)),
+    "addmm": lambda x: torch.addmm(torch.full((2,), 0.3, dtype=D), x, torch.ones(2, 2, dtype=D), beta=0.1),
+    "added": lambda x: x + torch.full((2,), 0.3, dtype=D),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_offsets_of_every_op_are_known(name):
+    """A kink behind them is told apart from a point that is well off it."""
+    model = nn.Sequential(Call(CONSTANTS[name]), nn.ReLU())
+    x, v = torch.tensor([1.5, 0.6], dtype=D), torch.tensor([1.0, 0.3], dtype=D)
+    value = at(problem(model, 2), x, v)
+    assert ratio(model, x, v) * (1 - 1e-12) <= value <= ratio(model, x, v) * (1 + 1e-12)
+
+
 @pytest.mark.parametrize("shift", [0.0, 1e3, 1e8, 1e15])
 def test_softmax_saturated_and_far_out(shift):
     p = problem(nn.Softmax(dim=1), 3)

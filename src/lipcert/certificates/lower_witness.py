@@ -17,7 +17,7 @@ from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
-from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
+from lipcert.numerics.midrad import TINY, UNIT, Range, choose, require_subnormals
 from lipcert.problem import Ball, Box, Domain, Problem
 from lipcert.result import LowerWitness
 
@@ -151,9 +151,12 @@ def _affine(node: AffineNode, inputs: list[Enclosure]) -> Enclosure:
     for linear, x in zip(node.maps, inputs, strict=True):
         total = add(total, image(linear, x))
     if node.offset is not None:
-        offset = Range.literal(node.offset.to(torch.float64).expand(node.shape)[None])
-        if node.offset_error is not None:
-            offset = offset.widened(node.offset_error.expand(node.shape)[None])
+        offset = Range.exact(node.offset.expand(node.shape)[None])
+        error = node.offset_error
+        if error is None and node.offset_rounding:
+            error = node.offset.to(torch.float64).abs() * (2.0 * node.offset_rounding * UNIT) + TINY
+        if error is not None:
+            offset = offset.widened(torch.nan_to_num(error, math.inf, math.inf).expand(node.shape)[None])
         total = Enclosure(total.value + offset, total.tangent)
     return total
 

@@ -14,7 +14,7 @@ from lipcert.network.linear import Identity
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.transform import RELU
 from lipcert.ops import nonlinearities as known
-from lipcert.ops.context import Constant, Context, is_number, number
+from lipcert.ops.context import Constant, Context, is_number, number, offset_error
 from lipcert.ops.rational import exactly
 from lipcert.ops.registry import rule
 
@@ -277,8 +277,10 @@ def logaddexp(ctx: Context, a: Any, b: Any) -> Var:
     if offset.dim() == 0:
         offset = offset.reshape(1)
     same = Identity(x.shape)
-    moved = ctx.builder.affine([(x, same)], x.shape, -offset, ctx.op, ctx.where)
-    return ctx.builder.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset, ctx.op, ctx.where)
+    error = offset_error(offset, c.rounding)
+    moved = ctx.builder.affine([(x, same)], x.shape, -offset, ctx.op, ctx.where, offset_error=error)
+    smooth = ctx.activation(moved, known.SOFTPLUS)
+    return ctx.builder.affine([(smooth, same)], x.shape, offset, ctx.op, ctx.where, offset_error=error)
 
 
 def _finite(ctx: Context, x: Any) -> float:

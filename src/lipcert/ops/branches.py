@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.ops.context import Constant, Context
+from lipcert.ops.context import Constant, Context, offset_error
 from lipcert.ops.recognise.pieces import COMPARISONS
 from lipcert.ops.recognise.registry import forms, recognise
 from lipcert.ops.registry import rule
@@ -65,14 +65,17 @@ def _constant_mask(ctx: Context, mask: Tensor, a: Any, b: Any) -> Var:
     shape = tuple(torch.broadcast_shapes(tuple(mask.shape), *shapes))
     terms = []
     offset = torch.zeros(shape, dtype=torch.float64)
+    error = torch.zeros(shape, dtype=torch.float64)
     for value, chosen in ((a, mask), (b, ~mask)):
         if isinstance(value, Var):
             copies = 0.0 if value.shape == shape else math.prod(shape) / max(1, math.prod(value.shape))
             kept = Constant(chosen.double().expand(shape).clone())
             terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), copies)))
         else:
-            number = ctx.constant(value).value.double()
-            part = torch.where(chosen, number, torch.zeros((), dtype=torch.float64)).expand(shape)
+            constant = ctx.constant(value)
+            part = torch.where(chosen, constant.value.double(), torch.zeros((), dtype=torch.float64)).expand(shape)
             ctx.require_finite(part)
-            offset = offset + part
-    return ctx.builder.affine(terms, shape, offset if bool(offset.any()) else None, ctx.op, ctx.where)
+            offset, error = offset + part, error + offset_error(part, constant.rounding)
+    if not bool(offset.any() or error.any()):
+        return ctx.builder.affine(terms, shape, None, ctx.op, ctx.where)
+    return ctx.builder.affine(terms, shape, offset, ctx.op, ctx.where, offset_error=error)

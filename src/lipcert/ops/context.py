@@ -132,7 +132,10 @@ class Context:
                 terms.append((operand, linear))
         offset = function([z.double() for z in zeros])
         kept = offset if any(isinstance(o, Constant) for o in operands) else None
-        return self.builder.affine(terms, tuple(offset.shape), kept, self.op, self.where)
+        known = [o.rounding for o in operands if isinstance(o, Constant)]
+        count = max(known, default=0.0) if rounding <= 1 else math.inf
+        error = None if kept is None else offset_error(kept, count)
+        return self.builder.affine(terms, tuple(offset.shape), kept, self.op, self.where, offset_error=error)
 
     def scaled(self, x: Var, scale: float) -> Var:
         """``scale · x``."""
@@ -165,6 +168,13 @@ class Context:
                 f"aten.{self.op} {self._place()}: a parameter of shape {tuple(value.shape)} holds NaN or infinity; "
                 "no bound exists for such a network. Repair or reload the weights."
             )
+
+
+def offset_error(offset: Tensor, rounding: float) -> Tensor:
+    """How far entries computed with ``rounding`` relative roundings may be from the numbers they stand for."""
+    if rounding == 0.0:
+        return torch.zeros_like(offset, dtype=torch.float64)
+    return offset.double().abs() * (2.0 * rounding * 2.0**-53) + 2.0**-1000
 
 
 def is_number(x: Any) -> bool:

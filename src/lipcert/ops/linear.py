@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Dense, size
-from lipcert.ops.context import Context
+from lipcert.ops.context import Context, offset_error
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum
 
@@ -66,9 +66,11 @@ def outer(ctx: Context, a: Any, b: Any) -> Var:
 def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Var:
     """Affine map β·bias + α·a b with a constant bias and one constant factor: |α| σ_max in l2."""
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
-    offset = ctx.constant(bias, "bias").value * beta if beta else torch.zeros(())
+    fixed = ctx.constant(bias, "bias")
+    offset = fixed.value * beta if beta else torch.zeros(())
     ctx.require_finite(offset)
-    return ctx.linear(product, lambda x: x, (), 0.0, offset)
+    error = offset_error(offset, fixed.rounding + (0.0 if beta in (0, 1) else 1.0))
+    return ctx.linear(product, lambda x: x, (), 0.0, offset, offset_error=error)
 
 
 @rule("bilinear", kind="linear")
@@ -87,7 +89,8 @@ def bilinear(ctx: Context, a: Any, b: Any, weight: Any, bias: Any = None) -> Var
         return _bilinear(v, c, w) if isinstance(a, Var) else _bilinear(c, v, w)
 
     terms = longest_sum(function, x.shape, (fixed.shape, weight.shape)) + 2.0
-    return ctx.linear(x, function, (fixed, weight), terms, offset)
+    error = None if offset is None else offset_error(offset, ctx.constant(bias, "bias").rounding)
+    return ctx.linear(x, function, (fixed, weight), terms, offset, offset_error=error)
 
 
 def _bilinear(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
     constant = Constant(scale.reshape(channel), own + gamma.rounding + var.rounding)
     # The shift is a difference of two numbers that may cancel: its error is relative to them.
     error = ((constant.rounding + mean.rounding + 4.0) * (mean.value * scale).abs() + 4.0 * shift.abs()) * 2.0**-53
-    return ctx.linear(x, lambda v, s: v * s, (constant,), 1.0, shift.reshape(channel), error.reshape(channel))
+    shift, error = shift.reshape(channel), error.reshape(channel)
+    return ctx.linear(x, lambda v, s: v * s, (constant,), 1.0, shift, offset_error=error)
 
 
 @rule("batch_norm", kind="linear")

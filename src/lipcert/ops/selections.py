@@ -14,7 +14,7 @@ from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.transform import RELU, gather
 from lipcert.ops.arithmetic import broadcast
-from lipcert.ops.context import Context
+from lipcert.ops.context import Context, offset_error
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
 
@@ -149,14 +149,17 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = ctx.constant(constant).value.double()
+    fixed = ctx.constant(constant)
+    value = fixed.value.double()
     ctx.require_finite(value)
+    error = offset_error(value, fixed.rounding)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)
-    shifted = ctx.builder.affine([(x, linear)], shape, -sign * value, ctx.op, ctx.where)
+    shifted = ctx.builder.affine([(x, linear)], shape, -sign * value, ctx.op, ctx.where, offset_error=error)
     excess = ctx.activation(shifted, RELU)
-    return ctx.builder.affine([(excess, Identity(shape, sign))], shape, value, ctx.op, ctx.where)
+    same = Identity(shape, sign)
+    return ctx.builder.affine([(excess, same)], shape, value, ctx.op, ctx.where, offset_error=error)
 
 
 def _of_two(ctx: Context, a: Any, b: Any, largest: bool) -> Var:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
-from lipcert.ops.context import Context
+from lipcert.ops.context import Context, offset_error
 
 
 def longest_sum(function: Callable[..., Tensor], in_shape: Shape, shapes: Sequence[Shape] = ()) -> float:
@@ -42,4 +42,5 @@ def moved(
     ``extra`` goes into the network's hash; ``inherited`` is the rounding count of what the function reads.
     """
     linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape) + inherited, extra)
-    return ctx.builder.affine([(x, linear)], linear.out_shape, offset, ctx.op, ctx.where)
+    error = None if offset is None else offset_error(offset, inherited)
+    return ctx.builder.affine([(x, linear)], linear.out_shape, offset, ctx.op, ctx.where, offset_error=error)

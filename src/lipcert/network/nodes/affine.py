@@ -20,7 +20,9 @@ class AffineNode(Node):
     """``Σ_i maps[i](parent_i) + offset``; the parents are distinct.
 
     ``offset_rounding`` counts the units of relative rounding error in each entry of the offset: 0 for a stored one,
-    infinite when nothing is known. Offsets matter to no bound, only to what an expression is recognised as.
+    infinite when nothing is known. ``offset_error``, if given, bounds the error in absolute terms and goes before.
+    Offsets matter to no bound from above, only to what an expression is recognised as, and to the proof that a point
+    is off a kink.
     """
 
     maps: tuple[LinearMap, ...] = ()
