@@ -623,3 +623,31 @@ def test_clamp_with_a_computed_end_is_no_stored_number():
     assert any(isinstance(n, ActivationNode) and n.function.parameters for n in network.nodes)
     with pytest.raises(NotLipschitzError):
         network_of(lambda x, a: x * torch.clamp(x, torch.zeros_like(a), a * a), 4, tensors=(a,))
+
+
+def test_lines_with_offsets_per_entry():
+    """max(a x + b, c x + d) with vectors b, d: one activation, where a sort of pairs would cost up to √2."""
+    b = torch.tensor([1.0, -2.0, 0.1], dtype=D)
+
+    def function(x, b):
+        return torch.maximum(2 * (x + b), -x + 3 * b)
+
+    assert bound(function, 3, tensors=(b,)) == 2
+    network = network_of(function, 3, tensors=(b,))
+    x = torch.randn(50, 1, 3, dtype=D, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(network.forward(x), function(x, b), rtol=1e-14, atol=1e-14)
+
+
+def test_a_value_out_of_range_that_nothing_needs_is_no_error():
+    def function(x):
+        unused = x * torch.sigmoid(x * 1e200 * 1e200)
+        return torch.relu(x) + 0 * unused.detach().new_zeros(1)
+
+    assert network_of(function, 3).out_shape == (1, 3)
+    with pytest.raises(CaptureError, match=r"recognised as swish, but one of its numbers is about 1e.400"):
+        network_of(lambda x: x * torch.sigmoid(x * 1e200 * 1e200), 3)
+
+
+def test_a_maximum_out_of_range_is_still_a_maximum():
+    value = bound(lambda x: torch.maximum(x * 1e-200 * 1e-200, x) * 1e-3, 3)
+    assert Fraction(1e-3) <= value <= 2 * Fraction(1e-3)

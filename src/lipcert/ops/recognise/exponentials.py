@@ -5,6 +5,7 @@ from __future__ import annotations
 from lipcert.network.builder import Var
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
+from lipcert.ops.rational import OutOfRange
 from lipcert.ops.recognise.expression import (
     activation_of,
     ancestors,
@@ -49,7 +50,9 @@ def gaussian(ctx: Context, x: Var) -> Var | None:
         found = coefficients(polynomial(ctx.builder, x, base), 0, 1, 2)
         if found and found[2].sign < 0:
             bell = known.gaussian(*found)
-            return ctx.activation(base, bell) if bell else None
+            if bell is None:
+                raise OutOfRange("its height or its width is of extreme size; rescale it.")
+            return ctx.activation(base, bell)
     return None
 
 

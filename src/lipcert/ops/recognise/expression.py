@@ -116,7 +116,7 @@ def _expand_node(
     if node.op == "mul" and len(node.parents) == 2:
         factors = [_expand(builder, handle(builder, p), base, known, depth) for p in node.parents]
     elif node.op in ("square", "pow") and len(node.parents) == 1:
-        exponent = uniform(node.settings[0]) if node.settings else exactly(2)
+        exponent = exactly(2) if node.op == "square" else uniform(node.settings[0])
         if exponent is None or not any(exponent.is_(n) for n in (2, 3, 4)):
             return None
         factors = [_expand(builder, parent(builder, node), base, known, depth)] * int(exponent.low)

@@ -1,4 +1,4 @@
-"""Pieces that meet: continuous ``where``, a mask times its value, the larger or smaller of two lines."""
+"""Pieces that meet: continuous ``where``, and a mask times its value."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.network.nonlinearity import Kink, Nonlinearity
+from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Constant, Context
-from lipcert.ops.rational import Real, exactly, hull
+from lipcert.ops.rational import Real, exactly
 from lipcert.ops.recognise.expression import (
     activation_of,
     affine_in,
@@ -72,43 +71,6 @@ def outside_a_band(ctx: Context, condition: Var, a: Any, b: Any) -> Var | None:
         if function:
             return ctx.activation(base, function)
     return None
-
-
-@pattern("larger of two lines", "maximum", 10, "max(a·x + b, c·x + d)")
-def larger_line(ctx: Context, a: Var, b: Var) -> Var | None:
-    """max(a·x + b, c·x + d): LeakyReLU, |x| written by hand."""
-    return _extreme_line(ctx, a, b, True)
-
-
-@pattern("smaller of two lines", "minimum", 10, "min(a·x + b, c·x + d)")
-def smaller_line(ctx: Context, a: Var, b: Var) -> Var | None:
-    """min(a·x + b, c·x + d)."""
-    return _extreme_line(ctx, a, b, False)
-
-
-def _extreme_line(ctx: Context, a: Var, b: Var, largest: bool) -> Var | None:
-    """One activation: every slope of the larger (smaller) of two lines lies between theirs."""
-    if a.shape != b.shape:
-        return None
-    base, (c1, d1), (other, (c2, d2)) = *_line_below(ctx, a), _line_below(ctx, b)
-    if base != other:
-        return None
-    (p, q), (r, t) = (c1.middle, d1.middle), (c2.middle, d2.middle)
-    choose = torch.maximum if largest else torch.minimum
-
-    def function(x: Tensor) -> Tensor:
-        return choose(p * x + q, r * x + t)
-
-    jump = abs(p - r) if largest else -abs(p - r)
-    kinks = (Kink((t - q) / (p - r), jump),) if p != r else ()
-    name = "max of two lines" if largest else "min of two lines"
-    return ctx.activation(base, Nonlinearity(name, function, *hull(c1, c2), kinks, (), repr((p, q, r, t))))
-
-
-def _line_below(ctx: Context, x: Var) -> tuple[Var, Line]:
-    """(v, (c, d)) with x = c·v + d elementwise and v no such line itself."""
-    found = one_term(ctx.builder, x)
-    return (found[1], (found[0], found[2])) if found else (x, (exactly(1), exactly(0)))
 
 
 # -- where -------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lipcert.network.builder import Var
-from lipcert.ops.context import Context
+from lipcert.ops.context import Constant, Context
 from lipcert.ops.rational import OutOfRange
 
 Match = Callable[..., Var | None]
@@ -61,14 +63,17 @@ def patterns(op: str | None = None) -> tuple[Pattern, ...]:
 def recognise(ctx: Context, op: str, *operands: Any) -> Var | None:
     """What the first pattern of ``op`` that matches makes of the operands; None if there is none.
 
-    Raises:
-        UnsupportedOpError: a pattern matched, but one of its numbers has no faithful double.
+    Where a pattern matches but one of its numbers has no faithful double, the value is an error if it is needed.
     """
     for candidate in patterns(op):
         try:
             found = candidate.match(ctx, *operands)
         except OutOfRange as problem:
-            raise ctx.unsupported(f"recognised as {candidate.name}, but {problem}") from problem
+            error = ctx.unsupported(f"recognised as {candidate.name}, but {problem}")
+            shapes = [x.shape for x in operands if isinstance(x, (Var, Constant))]
+            shape = tuple(torch.broadcast_shapes(*shapes))
+            # Without parents, so that this error comes before those of the parts, which blame the wrong thing.
+            return ctx.builder.unresolved((), shape, "out of range", error, (), ctx.where)
         if found is not None:
             return found
     return None
