@@ -243,6 +243,26 @@ def test_batch_norm_whose_shift_cancels():
     assert decided == 40
 
 
+CONSTANTS = {
+    "maximum": lambda x: torch.maximum(x, torch.full((2,), 0.25, dtype=D)),
+    "where": lambda x: torch.where(torch.tensor([True, False]), x, torch.full((2,), 0.1, dtype=D)),
+    "padding": lambda x: F.pad(x, (1, 1), value=0.7),
+    "concatenated": lambda x: torch.cat([x, torch.full((1, 1), 0.3, dtype=D)], 1),
+    "logaddexp": lambda x: torch.logaddexp(x, torch.full((2,), 0.3, dtype=D)),
+    "addmm": lambda x: torch.addmm(torch.full((2,), 0.3, dtype=D), x, torch.ones(2, 2, dtype=D), beta=0.1),
+    "added": lambda x: x + torch.full((2,), 0.3, dtype=D),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_offsets_of_every_op_are_known(name):
+    """A kink behind them is told apart from a point that is well off it."""
+    model = nn.Sequential(Call(CONSTANTS[name]), nn.ReLU())
+    x, v = torch.tensor([1.5, 0.6], dtype=D), torch.tensor([1.0, 0.3], dtype=D)
+    value = at(problem(model, 2), x, v)
+    assert ratio(model, x, v) * (1 - 1e-12) <= value <= ratio(model, x, v) * (1 + 1e-12)
+
+
 @pytest.mark.parametrize("shift", [0.0, 1e3, 1e8, 1e15])
 def test_softmax_saturated_and_far_out(shift):
     p = problem(nn.Softmax(dim=1), 3)
@@ -358,14 +378,21 @@ def test_balls_contain_by_exact_arithmetic():
 
 
 def test_flushed_subnormals_change_nothing():
-    p = problem(nn.Linear(2, 2).double(), 2)
-    plain = evaluate(p, LowerWitness(torch.ones(2), torch.ones(2)))
+    """A weight that is subnormal counts: max(1e-310 · 1e300, …) decides the slope of |x − 1e-10|."""
+    first, second = nn.Linear(1, 1, bias=False).double(), nn.Linear(1, 1).double()
+    first.weight.data.fill_(1e-310)
+    second.weight.data.fill_(1e300)
+    second.bias.data.fill_(-0.5e-10)
+    p = problem(nn.Sequential(first, second, nn.ReLU()), 1)
+    witness = LowerWitness(torch.ones(1), torch.ones(1))
+    plain = evaluate(p, witness)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush subnormals")
     try:
-        assert evaluate(p, LowerWitness(torch.ones(2), torch.ones(2))) == plain
+        assert evaluate(p, witness) == plain
     finally:
         torch.set_flush_denormal(False)
+    assert plain <= 1e-310 * 1e300
 
 
 @pytest.mark.parametrize("digits", [0, 1, 3])

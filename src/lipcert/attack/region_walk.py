@@ -24,6 +24,10 @@ MAX_NEURONS, MAX_INPUTS, MAX_SIDE = 400, 200, 100
 _MARGIN, _ENOUGH = 1e-7, 1e-3
 #: On the whole space points are looked for within this many scales of the origin.
 _FAR = 1e4
+#: Half-spaces that cut an l2 ball out of a box, at most, before a region is given up.
+_CUTS = 8
+#: Weight of the distance from the centre against the margin.
+_CENTRED = 1e-6
 #: Programs without improvement after which the walk ends: at least so many, and as a multiple of those so far.
 _PATIENCE, _PATIENCE_SHARE = 3000, 2.0
 #: Entries of the affine forms of one batch of neighbours.
@@ -245,23 +249,33 @@ def _centre(problem: Problem, region: Region, rows: np.ndarray, ends: np.ndarray
         reach = np.where(finite, 1.0, reach)
     elif isinstance(domain, Ball):
         reach = domain.radius / scale
-    bounds = [(-r, r) for r in reach]
-    columns = [rows, np.ones((len(rows), 1))]
-    matrix, right, cost = np.hstack(columns), ends, np.zeros(n + 1)
-    bounds.append((0.0, _ENOUGH))
-    if isinstance(domain, Ball) and domain.p != math.inf:  # Σ |ξ_i| ≤ radius is inside the l2 ball too
-        matrix = np.hstack([matrix, np.zeros((len(matrix), n))])
-        for sign in (1.0, -1.0):
-            matrix = np.vstack([matrix, np.hstack([sign * np.eye(n), np.zeros((n, 1)), -np.eye(n)])])
-        total = np.hstack([np.zeros(n + 1), np.ones(n)])[None]
-        matrix, right = np.vstack([matrix, total]), np.hstack([right, np.zeros(2 * n), [reach.min() * (1 - 1e-9)]])
-        cost, bounds = np.zeros(2 * n + 1), [*bounds, *[(0.0, None)] * n]
+    matrix, right = np.hstack([rows, np.ones((len(rows), 1))]), ends
+    bounds = [*((-r, r) for r in reach), (0.0, _ENOUGH)]
+    cost = np.zeros(n + 1)
     cost[n] = -1.0
-    found = linprog(cost, A_ub=matrix, b_ub=right, bounds=bounds, method="highs")
-    if found.status != 0 or found.x[n] < _MARGIN * min(1.0, float(reach.min())):
-        return None
-    point = torch.from_numpy(origin + scale * found.x[:n])
-    return region.project(point[None])[0]
+    radius = float(reach.min()) * (1.0 - 1e-9)
+    round_ball = isinstance(domain, Ball) and domain.p != math.inf
+    if (
+        round_ball
+    ):  # with u ≥ |ξ|: Σ u ≤ radius, or (l2) Σ u small, which leads to a point of the region near the centre
+        eye, empty = np.eye(n), np.zeros((n, 1))
+        matrix = np.block([[matrix, np.zeros((len(matrix), n))], [eye, empty, -eye], [-eye, empty, -eye]])
+        matrix = np.vstack([matrix, np.hstack([np.zeros(n + 1), np.ones(n)])])
+        reached = radius if domain.p == 1 else radius * math.sqrt(n)  # type: ignore[union-attr]
+        right = np.hstack([right, np.zeros(2 * n), [reached]])
+        cost, bounds = np.hstack([cost, np.full(n, _CENTRED)]), [*bounds, *[(0.0, None)] * n]
+    for _ in range(_CUTS):
+        found = linprog(cost, A_ub=matrix, b_ub=right, bounds=bounds, method="highs")
+        if found.status != 0 or found.x[n] < _MARGIN * min(1.0, radius):
+            return None
+        point = found.x[:n]
+        length = float(np.linalg.norm(point))
+        if not (isinstance(domain, Ball) and domain.p == 2) or length <= radius:
+            return region.project(torch.from_numpy(origin + scale * point)[None])[0]
+        cut = np.zeros(matrix.shape[1])
+        cut[:n] = point / length
+        matrix, right = np.vstack([matrix, cut]), np.hstack([right, [0.98 * radius]])
+    return None
 
 
 def _pieces(node: ActivationNode) -> Pieces | None:

@@ -153,9 +153,10 @@ def _affine(node: AffineNode, inputs: list[Enclosure]) -> Enclosure:
     for linear, x in zip(node.maps, inputs, strict=True):
         total = add(total, image(linear, x))
     if node.offset is not None:
-        offset = Range.literal(node.offset.to(torch.float64).expand(node.shape)[None])
-        if node.offset_error is not None:
-            offset = offset.widened(node.offset_error.expand(node.shape)[None])
+        offset = Range.exact(node.offset.expand(node.shape)[None])
+        unknown = torch.full((), math.inf, dtype=torch.float64)
+        error = unknown if node.offset_error is None else node.offset_error
+        offset = offset.widened(torch.nan_to_num(error, math.inf, math.inf).expand(node.shape)[None])
         total = Enclosure(total.value + offset, total.tangent)
     return total
 
