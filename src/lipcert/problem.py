@@ -22,9 +22,15 @@ Norm = tuple[float, float]
 NORMS = (1.0, 2.0, math.inf)
 
 
-def _require_real(what: str, value: Any) -> None:
+def require_real(what: str, value: Any, shape: str = "one example's shape") -> None:
+    """Raise InputError unless ``value`` is a dense real tensor that holds numbers."""
     if not isinstance(value, Tensor) or value.is_complex():
-        raise InputError(f"{what} must be a real tensor of one example's shape, not {type(value).__name__}.")
+        raise InputError(f"{what} must be a real tensor of {shape}, not {type(value).__name__}.")
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        kind = "on the meta device" if value.device.type == "meta" else "sparse, nested or quantised"
+        raise InputError(f"{what} is {kind}; it must be a plain dense tensor of {shape}.")
+    if value.is_floating_point() and value.dtype.itemsize == 1:
+        raise InputError(f"{what} has dtype {value.dtype}; convert it with .float() first.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,7 @@ class Ball:
     p: float = math.inf
 
     def __post_init__(self) -> None:
-        _require_real("the centre of a ball", self.center)
+        require_real("the centre of a ball", self.center)
         if not isinstance(self.radius, (int, float)) or not self.radius >= 0 or not math.isfinite(self.radius):
             raise InputError(f"a ball needs a finite radius ≥ 0, not {self.radius}.")
         if self.p not in NORMS:
@@ -90,8 +96,8 @@ class Box:
     upper: Tensor
 
     def __post_init__(self) -> None:
-        _require_real("the lower end of a box", self.lower)
-        _require_real("the upper end of a box", self.upper)
+        require_real("the lower end of a box", self.lower)
+        require_real("the upper end of a box", self.upper)
         if self.lower.shape != self.upper.shape or not bool((self.lower <= self.upper).all()):
             raise InputError("a box needs lower and upper of one shape with lower ≤ upper everywhere, and no NaN.")
 
@@ -141,10 +147,15 @@ class Problem:
         if self.domain is not None and self.domain.dimension != n:
             raise InputError(f"the domain has {self.domain.dimension} coordinates, the model's input has {n}.")
         if self.select is not None:
+            require_real("select", self.select, f"shape (k, {m})")
             if self.select.dim() != 2 or self.select.shape[1] != m:
                 raise InputError(f"select must be a (k, {m}) matrix for this model, not {tuple(self.select.shape)}.")
+            if not len(self.select):
+                raise InputError("select has no rows: nothing is left to bound. Give a (k, m) matrix with k ≥ 1.")
             if not bool(torch.isfinite(self.select).all()):
                 raise InputError("select holds NaN or infinity.")
+        if m == 0 and self.norm[0] != self.norm[1]:
+            raise InputError("the model's output has no entries: its constant is 0 in every norm.")
 
     @cached_property
     def network(self) -> Network:
@@ -156,7 +167,7 @@ class Problem:
         """The network op by op, with the selection appended."""
         if self.select is None:
             return self.model
-        matrix = self.select.detach().to(device="cpu", dtype=torch.float64)
+        matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
         shape = (1, matrix.shape[0])
         return then(
             self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), True)

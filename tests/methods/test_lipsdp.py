@@ -30,9 +30,7 @@ INF = math.inf
 #: ECLipsE recipe: (L, width, LipSDP-Neuron optimum of a dense interior point, relative gap ≤ 1e-7).
 RECIPE = [(2, 20, 0.3839808046), (2, 80, 0.1587430659), (5, 40, 0.0178039737), (10, 60, 0.006984286)]
 
-lipsdp_free = importlib.import_module(
-    "lipcert.methods.lipsdp_free"
-)  # the name lipcert.methods is taken by the function
+lipsdp_free = importlib.import_module("lipcert.methods.lipsdp_free")  # lipcert.methods is also a function
 
 
 def recipe(length: int, width: int) -> nn.Module:

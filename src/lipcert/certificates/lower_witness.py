@@ -18,6 +18,7 @@ from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNod
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
+from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Ball, Box, Domain, Problem
 from lipcert.result import LowerWitness
 
@@ -30,6 +31,7 @@ _DIGITS, _LOSS = (0, 1, 3, 5), 1e-9
 _NORM = 32.0 * UNIT
 
 
+@ordinary()
 def evaluate(problem: Problem, witness: LowerWitness) -> float:
     """The lower bound ‖f'(x; v)‖_q / ‖v‖_p that a witness (x, v) proves, rounded down.
 

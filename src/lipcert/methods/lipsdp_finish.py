@@ -65,6 +65,11 @@ class Finish:
     def lifted(self, form: int, p: float) -> dict[int, Tensor]:
         """λ_k (1 + p)^{steps from k to the output}: a margin proportional to p in every direction."""
         steps = steps_to_output(self.exact)
+        if len(self.search.multipliers) < len(self.exact.cells):
+            raise NumericsError(
+                "the search met no output it could measure: the scales of the layers lie too far apart for its floats; "
+                "use another method (autolip, liplt)."
+            )
         return {k: m[form] * (1.0 + p) ** steps[k] for k, m in self.search.multipliers.items()}
 
     def weights(self, form: int) -> Weights:

@@ -182,10 +182,10 @@ class Dense(LinearMap):
             return x.through(self)
         if len(self.in_shape) == 2 == len(self.out_shape) and self.in_shape[0] == 1 == self.out_shape[0]:
             return torch.nn.functional.linear(x, self.constants[0])
-        return (x.reshape(len(x), -1) @ self.constants[0].T).reshape(len(x), *self.out_shape)
+        return (x.reshape(len(x), self.in_size) @ self.constants[0].T).reshape(len(x), *self.out_shape)
 
     def transpose(self, y: Tensor) -> Tensor:
-        return (y.reshape(len(y), -1) @ self.constants[0]).reshape(len(y), *self.in_shape)
+        return (y.reshape(len(y), self.out_size) @ self.constants[0]).reshape(len(y), *self.in_shape)
 
     def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return self.apply(x), self.transpose

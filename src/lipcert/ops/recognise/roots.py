@@ -40,6 +40,17 @@ class RootFunction(GainFunction):
     power: int = 2
     level: Real | None = None
 
+    @property
+    def evaluation_error(self) -> float:
+        """The root of what 2^-1022 lost in each number on the way through the map grows to."""
+        if self.linear is None:
+            return 0.0
+        lost = torch.full((1, *self.linear.in_shape), 2.0**-1022, dtype=torch.float64)
+        for part in self.linear.maps if isinstance(self.linear, Composition) else (self.linear,):
+            with torch.no_grad():
+                lost = part.absolute().apply(lost) + 2.0**-1022
+        return float(lost.max()) ** (1.0 / self.power) if lost.numel() else 0.0
+
 
 def even_power(builder: NetworkBuilder, place: int) -> tuple[Var, int] | None:
     """(v, p) if the value at ``place`` is v^p with an even p ≥ 2."""
