@@ -13,7 +13,7 @@ from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.transform import RELU, gather
-from lipcert.ops.arithmetic import broadcast
+from lipcert.ops.arithmetic import broadcast, exact_double
 from lipcert.ops.context import Context
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
@@ -149,14 +149,15 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = ctx.constant(constant).value.double()
+    constant = exact_double(ctx, constant)
+    value, rounding = constant.value, constant.rounding
     ctx.require_finite(value)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)
-    shifted = ctx.builder.affine([(x, linear)], shape, -sign * value, ctx.op, ctx.where)
+    shifted = ctx.builder.affine([(x, linear)], shape, -sign * value, ctx.op, ctx.where, rounding)
     excess = ctx.activation(shifted, RELU)
-    return ctx.builder.affine([(excess, Identity(shape, sign))], shape, value, ctx.op, ctx.where)
+    return ctx.builder.affine([(excess, Identity(shape, sign))], shape, value, ctx.op, ctx.where, rounding)
 
 
 def _of_two(ctx: Context, a: Any, b: Any, largest: bool) -> Var:
