@@ -17,6 +17,8 @@ ROOT2 = math.sqrt(2)
 
 #: Pattern → (function, input shape, its Lipschitz constant in l2).
 ROWS = {
+    "inverse square root unit": (lambda x: x * torch.rsqrt(4 * x * x + 0.25), (3,), 2.0),
+    "quotient by the root of a quadratic": (lambda x: 3 * x / torch.sqrt(x * x + 0.25), (3,), 6.0),
     "product with a reciprocal root": (lambda x: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 0.25), (3, 4), 2.0),
     "sign times size": (lambda x: torch.sign(x) * x.abs(), (3,), 1.0),
     "swish": (lambda x: x * torch.sigmoid(1.7 * x), (3,), 1.0998393201288670),

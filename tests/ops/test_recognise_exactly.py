@@ -82,7 +82,6 @@ def rms(reduce, shift=1.0):
     return lambda x, *tensors: x / torch.sqrt(reduce(x * x, *tensors) + shift)
 
 
-WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=D)
 NOT_GROUPS = {
     "a weight of 0": rms(lambda s: (s * torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=D)).sum(-1, keepdim=True)),
     "a negative weight": rms(lambda s: (s * torch.tensor([1.0, 1.0, 1.0, -1e-30], dtype=D)).sum(-1, keepdim=True)),
@@ -92,6 +91,7 @@ NOT_GROUPS = {
     "rolled groups": rms(lambda s: s.roll(1, 1).mean(-1, keepdim=True)),
     "a part": rms(lambda s: s[..., :3].sum(-1, keepdim=True)),
     "all but one": rms(lambda s: s.sum(-1, keepdim=True) - s[..., :1]),
+    "root of a neighbour": lambda x: x / torch.sqrt(x.flip(-1) ** 2 + 1),
     "neighbours": rms(lambda s: F.avg_pool1d(s, 3, 1, 1)),
     "a matrix with a zero": rms(lambda s: s @ torch.tensor([[1.0], [1.0], [1.0], [0.0]], dtype=D)),
     "a matrix of two groups": rms(lambda s: s @ torch.ones(4, 4, dtype=D).triu()),
@@ -125,6 +125,26 @@ def test_weights_that_agree_with_equal_ones_on_any_fixed_probes():
     w[w.abs() < 1e-12] = 0.0
     with pytest.raises(NotLipschitzError):
         network_of(lambda x, w: x / torch.sqrt((x * x * w).sum(-1, keepdim=True) + 1), k, tensors=(w,))
+
+
+def test_floors_however_written():
+    """x/max(k‖x‖, ε) by clamp, by maximum and as ε + relu(k‖x‖ − ε)."""
+    for floor in (
+        lambda n: n.clamp(min=0.25),
+        lambda n: (3 * n).clamp(min=0.25),
+        lambda n: torch.maximum(n, torch.full((), 0.25, dtype=D)),
+        lambda n: torch.relu(2 * n - 0.25) + 0.25,
+    ):
+        value = bound(lambda x, floor=floor: x / floor(x.norm(dim=-1, keepdim=True)), 3, 4)
+        assert 4 <= value <= 4 * (1 + Fraction(1, 10**11))
+    for floor in (
+        lambda n: torch.relu(n - 0.25) + 0.25 - 2.0**-54,
+        lambda n: torch.relu(n - 0.5) + 0.25,
+        lambda n: torch.minimum(n, torch.full((), 0.25, dtype=D)),
+        lambda n: torch.relu(n + 0.25) - 0.25,
+    ):
+        with pytest.raises(NotLipschitzError):
+            network_of(lambda x, floor=floor: x / floor(x.norm(dim=-1, keepdim=True)), 3, 4)
 
 
 GROUPS = {
@@ -438,6 +458,21 @@ def test_slopes_that_only_round_to_one(name):
         value = bound(lambda x, a=a, b=b: LINES[name](x, a, b), 3)
         assert value >= Fraction(a) * Fraction(b), name
         assert value <= Fraction(2)
+
+
+def test_inverse_square_root_units():
+    """x/√(q x² + c): slopes [0, 1/√c] with the exact c, whatever is multiplied in before."""
+    c = Fraction(0.1)
+    for function, constant in (
+        (lambda x: x / torch.sqrt((3 * x) ** 2 + 0.1), c),
+        (lambda x: 4 * x / torch.sqrt((4 * x) ** 2 + 0.1) / 4, c),
+        (lambda x: x / (x * x + 0.1) ** 0.5, c),
+        (lambda x: x * (7 * x * x + 0.1) ** -0.5, c),
+        (lambda x: x / torch.sqrt(x.square() + 1.1 - 1), Fraction(1.1) - 1),
+    ):
+        (node,) = [n for n in network_of(function, 3).nodes if isinstance(n, ActivationNode)]
+        assert node.function.lower == 0.0
+        assert 1 <= Fraction(node.function.upper) ** 2 * constant <= 1 + Fraction(1, 10**12)
 
 
 def test_parallel_lines_are_one_line():

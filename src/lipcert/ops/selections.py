@@ -13,7 +13,7 @@ from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.transform import RELU, gather
-from lipcert.ops.arithmetic import broadcast
+from lipcert.ops.arithmetic import broadcast, exact_double
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import Ball
@@ -151,7 +151,7 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = Constant.within(ctx.constant(constant).floating)
+    value = Constant.within(exact_double(ctx, constant).floating)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import UnresolvedNode, Var
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode
+from lipcert.network.graph import AffineNode, GainNode
 from lipcert.network.linear import LinearMap, OpMap, size
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.context import Context
 from lipcert.ops.radial import radial_gains
-from lipcert.ops.rational import OutOfRange, Real, above, below, root_above
+from lipcert.ops.rational import OutOfRange, Real, above, below, exactly, root_above
 from lipcert.ops.recognise.expression import activation_of, one_term, open_op
 from lipcert.ops.recognise.facts import floor, kind, vector_norm
 from lipcert.ops.recognise.registry import pattern
@@ -78,24 +78,41 @@ def over_root(ctx: Context, a: Any, b: Var) -> Var | None:
     return None if found is None else _root_quotient(ctx, a, found)
 
 
-@pattern("quotient by a clamped norm", "div", 20, "x/max(‖x‖, ε)")
+@pattern("quotient by a clamped norm", "div", 20, "x/max(k‖x‖, ε)")
 def over_clamped_norm(ctx: Context, a: Any, b: Var) -> Var | None:
-    """x / max(‖x‖₂, ε): gain 1/ε in l2."""
+    """x / max(k‖x‖₂, ε), k, ε > 0: gain 1/ε in l2."""
     if not isinstance(a, Var) or not _fits(b, a):
         return None
-    node = ctx.builder.node(core(ctx.builder, before_expand(ctx, b)))
-    eps = floor(node)
-    if eps is None or not isinstance(node, ActivationNode):
+    found = _clamped(ctx, before_expand(ctx, b))
+    if found is None:
         return None
-    norm = _norm_of(ctx, parent(ctx.builder, node), a)
-    if norm is None:
+    eps, scale, inner = found
+    norm = _norm_of(ctx, inner, a)
+    if norm is None or scale.sign <= 0:
         return None
-    n, axes = norm
+    (n, axes), k = norm, scale.middle
 
     def clamped(v: Tensor) -> Tensor:
-        return v / torch.linalg.vector_norm(v, 2.0, axes, True).clamp_min(eps)
+        return v / (k * torch.linalg.vector_norm(v, 2.0, axes, True)).clamp_min(eps)
 
-    return _radial(ctx, a, n, eps, "clamp", f"floor {eps} axes {axes}", clamped)
+    settings = f"floor {eps} axes {axes}" if scale.is_(1) else f"floor {eps} times {k} axes {axes}"
+    return _radial(ctx, a, n, eps, "clamp", settings, clamped)
+
+
+def _clamped(ctx: Context, b: Var) -> tuple[float, Real, Var] | None:
+    """(ε, k, v) with b = max(k·v, ε), ε > 0: a clamp, or ε + relu(k·v − ε) as ``maximum`` with a constant gives it."""
+    node = ctx.builder.node(core(ctx.builder, b))
+    eps = floor(node)
+    if eps is not None:
+        inner = parent(ctx.builder, node)
+        scale, inner, shift = one_term(ctx.builder, inner) or (exactly(1), inner, exactly(0))
+        return (eps, scale, inner) if shift.is_(0) else None
+    outer = one_term(ctx.builder, b)
+    excess = activation_of(ctx.builder, outer[1], "relu") if outer and outer[0].is_(1) else None
+    line = one_term(ctx.builder, excess[1]) if excess else None
+    if not outer or not line or not outer[2].exact or outer[2].sign <= 0 or not (outer[2] + line[2]).is_(0):
+        return None
+    return below(outer[2].low), line[0], line[1]
 
 
 @pattern("quotient by a shifted norm", "div", 30, "x/(k‖x‖ + ε)")
