@@ -1,6 +1,7 @@
 """Models as people have them: wrapped, sliced, compiled, quantised, of odd outputs: an answer or a named error."""
 
 import collections
+import contextlib
 import math
 import subprocess
 import sys
@@ -318,7 +319,7 @@ def through_data(s: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("f", "error", "words"),
     [
-        (sampled, TrainModeError, r"draws random numbers \(aten\.normal.* at .*in .*return the mean"),
+        (sampled, TrainModeError, r"aten\.normal.*draws random numbers|draws random numbers \(aten\.normal"),
         (branch_on_data, CaptureError, r"depends on the data.*test_odd_models\.py:\d+ in branch_on_data"),
         (branch_on_parameter, CaptureError, r"test_odd_models\.py:\d+ in branch_on_parameter.*parameters only"),
         (through_data, CaptureError, r"\.data"),
@@ -406,10 +407,8 @@ def test_scales_that_lie_too_far_apart_end_in_a_named_error_or_a_bound() -> None
         layers += [one, nn.ReLU()]
     model, example = nn.Sequential(*layers[:-1]), torch.zeros(1, 2, dtype=torch.float64)
     for method in ("lipsdp", "lipsdp_layer"):
-        try:
+        with contextlib.suppress(LipcertError):
             assert bound(model, example, method=method, budget=1.0).value >= 1.0 - 1e-9
-        except LipcertError:
-            pass
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
