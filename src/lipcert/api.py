@@ -22,8 +22,9 @@ from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CaptureError, InputError
 from lipcert.methods import estimates
-from lipcert.methods.auto import attempt
+from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
@@ -44,6 +45,7 @@ def bound(
     device: str | torch.device | None = None,
     progress: bool = False,
     budget: float = 60.0,
+    guarantee: Literal["any", "rigorous"] = "any",
 ) -> Bound:
     """A certified upper bound of the Lipschitz constant of ``model``.
 
@@ -55,11 +57,13 @@ def bound(
         domain: None (everywhere), or a ``Ball`` / ``Box``. This version computes global constants, which hold on
             every domain.
         select: optional (k, m) matrix applied to the flattened output, e.g. a row e_y − e_c for a margin.
-        seed: seed of searches and of probabilistic checks.
+        seed: seed of searches. The random starts of probabilistic checks come from the operating system's entropy.
         device: where searches may run; checks run on the CPU in float64.
         progress: show a progress bar for anything that takes over 2 s.
-        budget: seconds of search of ``auto`` and anytime methods; a first try and the final check come on top (for
-            LipSDP on LeNet-5 some 30 s).
+        budget: seconds of search. ``auto`` counts the checks in and returns in about this time, with whatever bound is
+            the best by then; a method asked for by name may need more, its check comes on top.
+        guarantee: ``rigorous`` returns only bounds whose check accounts for its own rounding and needs no random start;
+            ``any`` returns the smallest bound, of whatever kind, and says which.
 
     Returns:
         A ``Bound``; ``print`` it, read ``.value``, or ``.save`` its certificate.
@@ -73,9 +77,9 @@ def bound(
     problem = _problem(model, example_input, norm, domain, select)
     chosen.require_norm(problem.norm)
     with ordinary(), _reporter(progress, f"{chosen.name}") as report:
-        run = Run(_generator(seed), _device(device), _budget(budget), report)
+        run = Run(_generator(seed), _device(device), _budget(budget), report, rigorous=_rigorous(guarantee))
         with torch.random.fork_rng(devices=[]):
-            return replace(chosen.bound(problem, run, _generator(seed + 1)), seconds=time.perf_counter() - started)
+            return replace(chosen.bound(problem, run, Chance()), seconds=time.perf_counter() - started)
 
 
 def compare(
@@ -115,10 +119,13 @@ def compare(
     from lipcert.attack import attack
 
     rows: list[Attempt] = []
+    chance = Chance()  # one for all rows: whoever quotes the best of them may
     with ordinary(), _reporter(progress, "compare") as report, torch.random.fork_rng(devices=[]):
         for one in chosen:
             run = Run(_generator(seed), _device(device), _budget(budget), report)
-            rows += attempt([one], problem, run, _generator(seed + 1))[1]
+            trials = Trials(problem, run, chance)
+            trials.attempt(one, run.budget)
+            rows += trials.attempts
         found = attack(problem, inputs, _budget(lower_budget), seed, _device(device), report)
     lower = replace(found, input_shape=problem.model.in_shape[1:])
     return Comparison(tuple(sorted(rows, key=lambda r: math.inf if r.value is None else r.value)), lower)
@@ -254,6 +261,12 @@ def _budget(budget: float) -> float:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
         raise InputError(f"budget must be a positive number of seconds, not {budget!r}.")
     return float(budget)
+
+
+def _rigorous(guarantee: str) -> bool:
+    if guarantee not in ("any", "rigorous"):
+        raise InputError(f"guarantee must be 'any' or 'rigorous', not {guarantee!r}.")
+    return guarantee == "rigorous"
 
 
 @contextmanager

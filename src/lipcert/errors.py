@@ -39,6 +39,10 @@ class NumericsError(LipcertError, ArithmeticError):
     """A certified computation met NaN, infinity or a failed factorisation and refuses to guess."""
 
 
+class NotProved(LipcertError):  # noqa: N818  (a result of an attempt, not a fault)
+    """This attempt proved nothing; another witness may. Internal: methods and ``verify`` turn it into what it means."""
+
+
 class CertificateError(LipcertError):
     """A certificate is missing, damaged, tampered with, of another model, or does not prove its claim."""
 

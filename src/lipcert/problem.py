@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import InputError
+from lipcert.increments import Increments
 from lipcert.network.graph import Network
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
@@ -64,8 +66,21 @@ class Ball:
         return center + offset * shrink.reshape(-1, *([1] * (x.dim() - 1)))
 
     def contains(self, x: Tensor) -> bool:
-        """Whether one point lies in the ball."""
-        return float((x.reshape(-1) - self.center.to(x).reshape(-1)).norm(p=self.p)) <= self.radius
+        """Whether one point lies in the ball, decided in exact arithmetic where floats leave a doubt."""
+        x, center = (t.detach().reshape(-1).to("cpu", torch.float64) for t in (x, self.center))
+        distance = float((x - center).norm(p=self.p))
+        slack = 1e-15 * (4.0 + math.sqrt(x.numel()) + x.numel())  # of a sum in any order, with room
+        if math.isfinite(distance) and 1e-100 < distance < 1e100 and slack < 0.5:
+            if distance * (1.0 + slack) <= self.radius:
+                return True
+            if distance * (1.0 - slack) > self.radius:
+                return False
+        if not bool(torch.isfinite(x).all()):
+            return False
+        gaps = [abs(Fraction(a) - Fraction(b)) for a, b in zip(x.tolist(), center.tolist(), strict=True) if a != b]
+        if self.p == 2:
+            return sum(g * g for g in gaps) <= Fraction(self.radius) ** 2
+        return (sum(gaps) if self.p == 1 else max(gaps, default=Fraction(0))) <= Fraction(self.radius)
 
     @property
     def dimension(self) -> int:
@@ -97,8 +112,8 @@ class Box:
 
     def contains(self, x: Tensor) -> bool:
         """Whether one point lies in the box."""
-        flat = x.reshape(-1)
-        return bool(((flat >= self.lower.to(x).reshape(-1)) & (flat <= self.upper.to(x).reshape(-1))).all())
+        flat, lower, upper = (t.detach().reshape(-1).to("cpu", torch.float64) for t in (x, self.lower, self.upper))
+        return bool(((flat >= lower) & (flat <= upper)).all())
 
     @property
     def dimension(self) -> int:
@@ -154,12 +169,34 @@ class Problem:
             return self.model
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
         shape = (1, matrix.shape[0])
-        return then(self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1))))
+        return then(
+            self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), True)
+        )
 
     @cached_property
     def expanded(self) -> Network:
         """The fused network with every selection replaced by linear maps and ReLUs."""
         return fuse(expand(self.unfused))
+
+    @cached_property
+    def increments(self) -> Increments:
+        """What the increments of the fused network obey, selections as blocks."""
+        return Increments.of(self.network)
+
+    @cached_property
+    def unfused_increments(self) -> Increments:
+        """The same op by op."""
+        return Increments.of(self.unfused)
+
+    @cached_property
+    def expanded_increments(self) -> Increments:
+        """Those of the fused network with every selection as linear relations and cells of ReLUs."""
+        return Increments.of(self.expanded)
+
+    @cached_property
+    def has_selections(self) -> bool:
+        """Whether ``expanded`` is another network than ``network``."""
+        return any(cell.kind == "selection" for cell in self.increments.cells)
 
 
 def as_norm(norm: Any) -> Norm:

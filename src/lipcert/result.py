@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -34,13 +35,27 @@ class Saveable(Protocol):
     def kind(self) -> str:
         """The kind of certificate."""
 
+    @property
+    def witness(self) -> Any:
+        """What the method found: data."""
+
     def save(self, path: str | Path) -> None:
         """Write the certificate file."""
 
 
 @dataclass(frozen=True)
 class BreakdownRow:
-    """One step of a bound: the node, what was used for it and the constant accumulated up to it."""
+    """One step of a bound.
+
+    Attributes:
+        name: the operations of the node (``conv2d+flatten``).
+        kind: ``linear``, ``activation``, ``gain``, ``selection``, or what a method's own rows are about.
+        constant: what was used for the node itself.
+        cumulative: the constant accumulated up to it.
+        guarantee: how sure the two are.
+        remark: where they come from.
+        module: paths of the modules the node comes from (``features.0 + features.1``), empty if unknown.
+    """
 
     name: str
     kind: str
@@ -48,6 +63,12 @@ class BreakdownRow:
     cumulative: float
     guarantee: Guarantee
     remark: str = ""
+    module: str = ""
+
+    @property
+    def label(self) -> str:
+        """Module path and operations, for tables."""
+        return f"{self.module}: {self.name}" if self.module else self.name
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ class Bound:
     Attributes:
         value: upper bound on the Lipschitz constant, in output units per input unit; may be ``inf`` only on overflow.
         guarantee: ``rigorous`` (rounding of the check included), ``probabilistic`` (true with probability
-            ≥ 1 − 1e-9 over the check's own random start, rounding not included) or ``numerical`` (true in exact
+            ≥ 1 − ``delta`` over the check's own random starts, rounding not included) or ``numerical`` (true in exact
             arithmetic at the computed witness, checked in float64).
         method: name of the method that found the witness.
         norm: (p, q), input norm first.
@@ -81,6 +102,10 @@ class Bound:
         breakdown: rows that explain the value.
         log10: decimal logarithm of the value, for values that overflow or underflow a float.
         tried: what ``method="auto"`` tried, this bound's method included.
+        delta: probability of error, at most 1e-9: the sum over all random starts behind this number, those of failed
+            attempts and of the other methods that were tried included; 0 for a rigorous bound.
+        select: the (k, m) matrix of the selection of outputs that the bound is about; None: all outputs.
+        state: where the search ended, for a later one to start from; not saved.
         input_shape: shape of one example, as it was understood.
     """
 
@@ -94,6 +119,9 @@ class Bound:
     breakdown: tuple[BreakdownRow, ...] = ()
     log10: float | None = None
     tried: tuple[Attempt, ...] = ()
+    delta: float = 0.0
+    select: Tensor | None = field(default=None, repr=False)
+    state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     input_shape: tuple[int, ...] = ()
 
     def save(self, path: str | Path) -> None:
@@ -106,14 +134,16 @@ class Bound:
 
     def __str__(self) -> str:
         where = "everywhere" if self.domain is None else f"on the {self.domain.describe()}"
+        of = "" if self.select is None else f" of {self.select.shape[0]} selected combinations of outputs"
+        sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
         return (
-            f"Lipschitz constant ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}, {where}; "
-            f"{self.guarantee}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
+            f"Lipschitz constant{of} ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}, {where}; "
+            f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(r.name)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
+            f"<tr><td>{html.escape(r.label)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
             f"<td>{r.cumulative:.6g}</td><td>{r.guarantee}</td><td>{html.escape(r.remark)}</td></tr>"
             for r in self.breakdown
         )

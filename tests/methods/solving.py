@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lipcert import Bound
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import check
 from lipcert.methods.base import Method, Run, make
 from lipcert.network.graph import Network
+from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 
 _NETWORKS: weakref.WeakKeyDictionary[nn.Module, Network] = weakref.WeakKeyDictionary()
@@ -24,5 +24,4 @@ def solved(model: nn.Module, example: Tensor | int, method: str | Method, norm: 
         _NETWORKS[model] = capture(model, torch.zeros(1, example, dtype=dtype) if isinstance(example, int) else example)
     chosen = make(method)
     problem = Problem(_NETWORKS[model], norm)
-    witness = chosen.solve(problem, Run(torch.Generator().manual_seed(0), torch.device("cpu")))
-    return check(problem, witness, chosen.name, torch.Generator().manual_seed(1))
+    return chosen.bound(problem, Run(torch.Generator().manual_seed(0), torch.device("cpu")), Chance())

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
+from lipcert.certificates import base
 from lipcert.certificates.base import Certificate, Witness, check
 from lipcert.certificates.branch_tree import leaf_fixings
 from lipcert.certificates.verify import verify
-from lipcert.errors import CertificateError, InputError, MethodError, UnsupportedNormError
+from lipcert.errors import CertificateError, InputError, MethodError, NotProved, UnsupportedNormError
 from lipcert.methods.base import Run
+from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
 from tests.zoo import Residual, random_network
 
@@ -370,7 +372,7 @@ def test_tampered_tree_is_refused(
 ) -> None:
     model, bound = proved
     network = capture(model, torch.zeros(1, 4, dtype=torch.float64))
-    changed = tamper(replace(record(bound).witness, fallback=None))
+    changed = tamper(record(bound).witness)
     with pytest.raises(CertificateError):
         verify(replace(record(bound), witness=changed), network)
 
@@ -380,10 +382,10 @@ def test_lowered_claim_is_refused(proved: tuple[nn.Module, lipcert.Bound]) -> No
     network = capture(model, torch.zeros(1, 4, dtype=torch.float64))
     value = bound.value * 0.999
     settings = {**record(bound).witness.settings, "rho": record(bound).witness.settings["rho"] * 0.998}
-    witness = replace(record(bound).witness, settings=settings, fallback=None)
+    witness = replace(record(bound).witness, settings=settings)
     with pytest.raises(CertificateError):
         verify(replace(record(bound), witness=witness, value=value), network)
-    honest = check(Problem(network), witness, "branch_and_bound", torch.Generator())
+    honest = check(Problem(network), witness, "branch_and_bound", Chance())
     assert honest.value >= enumerated(model, 4) * (1 - 1e-12)
 
 
@@ -392,11 +394,13 @@ def test_random_trees_and_multipliers_never_prove_less_than_the_truth() -> None:
     model = chain([3, 4, 4, 2], steep, 1)
     truth = enumerated(model, 3)
     network = capture(model, torch.zeros(1, 3, dtype=torch.float64))
-    good = lipcert.BranchAndBound(gap=1e-5).solve(
-        Problem(network), Run(torch.Generator().manual_seed(0), torch.device("cpu"))
+    good = (
+        lipcert.BranchAndBound(gap=1e-5)
+        .solve(Problem(network), Run(torch.Generator().manual_seed(0), torch.device("cpu")))
+        .witness
     )
     problem = Problem(network)
-    root = lipcert.LipSDP().solve(problem, Run(torch.Generator().manual_seed(0), torch.device("cpu")))
+    root = lipcert.LipSDP().solve(problem, Run(torch.Generator().manual_seed(0), torch.device("cpu"))).witness
     assert torch.equal(root.arrays["exponents"], good.arrays["exponents"])
     random = np.random.default_rng(0)
     outcomes = []
@@ -417,8 +421,8 @@ def test_random_trees_and_multipliers_never_prove_less_than_the_truth() -> None:
                 arrays[key] = offered.clamp(min=1e-6) * factor
         settings = {"rho": truth**2 * float(random.choice([0.5, 0.999, 1.01]))}
         try:
-            bound = check(problem, Witness("branch_tree", arrays, settings), "x", torch.Generator())
-        except CertificateError:
+            bound = check(problem, Witness("branch_tree", arrays, settings), "x", Chance())
+        except (CertificateError, NotProved):
             continue
         outcomes.append(bound.value)
     assert 5 <= len(outcomes) < 60
@@ -481,3 +485,44 @@ def test_linear_and_zero_networks(widths: list[int]) -> None:
     for parameter in model.parameters():
         parameter.data.zero_()
     assert solved(model, 3).value <= 1e-100
+
+
+# -- pools: terms of a curvature cancel where max(a, b) = b + relu(a − b) has its ReLU fixed ------------------------
+
+
+def pooled(kind: int, seed: int) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(seed)
+    layers: tuple[nn.Module, ...]
+    if kind == 0:
+        layers, shape = (nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), (1, 6, 6)
+    elif kind == 1:
+        pool = (nn.Unflatten(1, (1, 8)), nn.MaxPool1d(2), nn.Flatten())
+        layers, shape = (nn.Linear(4, 8), nn.ReLU(), *pool, nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (4,)
+    else:  # windows that overlap
+        pool = (nn.Unflatten(1, (1, 9)), nn.MaxPool1d(3, 2), nn.Flatten())
+        layers, shape = (nn.Linear(5, 9), *pool, nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (5,)
+    return nn.Sequential(*layers).double().eval(), torch.zeros(1, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_networks_with_pools_get_a_proved_tree(kind: int) -> None:
+    model, x = pooled(kind, kind)
+    bound = lipcert.bound(model, x, method=lipcert.BranchAndBound(max_nodes=20), budget=5)
+    assert record(bound).kind == "branch_tree"
+    assert not bound.breakdown[0].remark.startswith("1 leaves")
+    assert bound.value <= lipcert.bound(model, x, method="lipsdp").value * (1 + 1e-3)
+    assert bound.value >= lipcert.lower_bound(model, x, budget=0.2).value
+
+
+def test_where_no_tree_is_proved_lipsdp_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain([3, 4, 2], relu, 0)
+
+    def nothing(*arguments: object) -> None:
+        raise NotProved("nothing.")
+
+    monkeypatch.setitem(base._CHECKS, "branch_tree", nothing)  # type: ignore[arg-type]
+    bound, x = solved(model, 3), torch.zeros(1, 3, dtype=torch.float64)
+    assert record(bound).kind == "quadratic"
+    assert bound.value == pytest.approx(lipcert.bound(model, x, method="lipsdp").value, rel=1e-3)
+    monkeypatch.setitem(base._CHECKS, "quadratic", nothing)  # type: ignore[arg-type]
+    assert record(solved(model, 3)).kind in ("loop_transform", "layer_product")

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness, check
-from lipcert.errors import CertificateError, InputError
+from lipcert.errors import CertificateError, InputError, NotProved
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Run
 from lipcert.methods.vector_neuron import VectorNeuron
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
+from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
+from lipcert.search.passes import Passes
 from tests.zoo import ZOO, Residual, difference_quotients, linear_weights, mlp, random_network, vertex_maximum, zoo_case
 
 INF = math.inf
@@ -27,7 +30,7 @@ INF = math.inf
 #: ECLipsE recipe: (L, width, LipSDP-Neuron optimum of a dense interior point, relative gap ≤ 1e-7).
 RECIPE = [(2, 20, 0.3839808046), (2, 80, 0.1587430659), (5, 40, 0.0178039737), (10, 60, 0.006984286)]
 
-lipsdp_module = importlib.import_module("lipcert.methods.lipsdp")  # the name lipcert.methods is taken by the function
+lipsdp_free = importlib.import_module("lipcert.methods.lipsdp_free")  # lipcert.methods is also a function
 
 
 def recipe(length: int, width: int) -> nn.Module:
@@ -238,9 +241,8 @@ def test_too_few_columns_are_noticed_and_more_are_added(monkeypatch):
     optimum = lipcert.bound(model, x, method="lipsdp_ipm").value
     one = lipcert.LipSDP(columns=1, route="matrix_free")
     assert optimum * (1 - 1e-6) <= lipcert.bound(model, x, method=one).value <= 1.02 * optimum
-    monkeypatch.setattr(lipsdp_module, "MOST_COLUMNS", 1)
-    with pytest.raises(CertificateError, match="not feasible"):
-        lipcert.bound(model, x, method=one)
+    monkeypatch.setattr(lipsdp_free, "MOST_COLUMNS", 1)
+    assert lipcert.bound(model, x, method=one).value >= optimum * (1 - 1e-6)
 
 
 def test_float32_search_gives_a_valid_bound():
@@ -252,9 +254,9 @@ def test_float32_search_gives_a_valid_bound():
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
     case = zoo_case(name)
-    network = Problem(capture(case.model, case.example)).expanded
-    transformed = LoopTransformed(network, natural_exponents(network))
-    search = VectorNeuron(transformed, norm, 3, torch.Generator().manual_seed(1))
+    increments = Problem(capture(case.model, case.example)).expanded_increments
+    passes = Passes(ScaledIncrements(increments, natural_exponents(increments)))
+    search = VectorNeuron(passes, norm, 3, torch.Generator().manual_seed(1))
     value, found, _, _ = search._evaluate()
     x = search._x.clone().requires_grad_()
     at_z = {}
@@ -265,14 +267,14 @@ def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
         unit = search._units[cell.node]
         z = cell.d * length.reshape(-1, *([1] * (unit.dim() - 1))) * unit if cell.block else cell.d * length * unit
         at_z[cell.node] = z if v.shape != z.shape else z + cell.c * v
-        return at_z[cell.node].reshape(-1, *cell.out_shape)
+        return at_z[cell.node].reshape(-1, *cell.shape)
 
-    y = transformed.spread(x.reshape(-1, *x.shape[2:]), output)[-1].reshape(search.problems, 3, -1)
+    y = passes.forward(x.reshape(-1, *x.shape[2:]), output)[-1].reshape(search.problems, 3, -1)
     squares = y.square().sum(dim=1)
     expected = {2: squares.sum(dim=1), 1: squares.sqrt().sum(dim=1).square(), INF: squares.diagonal()}[norm[1]]
     assert torch.allclose(value, expected, rtol=1e-12)
     if expected.requires_grad:
-        wanted = [x, *(at_z[cell.node] for cell in transformed.cells)]
+        wanted = [x, *(at_z[cell.node] for cell in search.cells)]
         gradients = torch.autograd.grad(0.5 * expected.sum(), wanted, allow_unused=True)
         for mine, theirs in zip(found, gradients, strict=True):
             assert (mine is None) == (theirs is None)
@@ -304,7 +306,7 @@ def test_a_warm_start_needs_fewer_passes_and_proves_as_much(tmp_path):
 def _problem_and_witness(weights: list[Tensor]) -> tuple[Problem, Witness]:
     problem = Problem(capture(chain(*weights), torch.zeros(1, weights[0].shape[1])))
     run = Run(torch.Generator().manual_seed(0), torch.device("cpu"), budget=10.0)
-    return problem, lipcert.LipSDP().solve(problem, run)
+    return problem, lipcert.LipSDP().solve(problem, run).witness
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.3, 0.99, 1.01, 3.0, 1e6])
@@ -315,10 +317,10 @@ def test_a_changed_multiplier_is_valid_at_its_own_value_or_refused(factor):
     for place in range(witness.arrays[key].shape[1]):
         changed = witness.arrays[key].clone()
         changed[0, place] *= factor
-        attacked = replace(witness, arrays={**witness.arrays, key: changed}, fallback=None)
+        attacked = replace(witness, arrays={**witness.arrays, key: changed})
         try:
-            value = check(problem, attacked, "x", torch.Generator()).value
-        except CertificateError:
+            value = check(problem, attacked, "x", Chance()).value
+        except (CertificateError, NotProved):
             continue
         assert value >= vertex_maximum(weights)
 
@@ -343,8 +345,8 @@ def test_a_tampered_witness_is_refused_or_still_true(change):
         del arrays[key]
     attacked = Witness(witness.kind, arrays, settings)
     try:
-        value = check(problem, attacked, "x", torch.Generator()).value
-    except CertificateError:
+        value = check(problem, attacked, "x", Chance()).value
+    except (CertificateError, NotProved):
         return
     assert change in ("rho", "exponent")
     assert value >= vertex_maximum(weights)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness, check
-from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
+from lipcert.errors import CertificateError, InputError, MethodError, NotProved, NumericsError
 from lipcert.methods.base import Run
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.interior_point import Program, solve
 from lipcert.problem import Problem
 from tests.methods.solving import solved
@@ -239,12 +240,12 @@ def test_matrix_free_certificates_in_units_that_underflow_are_refused(power, fac
     weights = [randn(8, 4, seed=0), randn(3, 8, seed=1)]
     problem = Problem(capture(chain(*weights), torch.zeros(1, 4)))
     run = Run(torch.Generator().manual_seed(0), torch.device("cpu"))
-    witness = lipcert.LipSDP(route="matrix_free").solve(problem, run)
+    witness = lipcert.LipSDP(route="matrix_free").solve(problem, run).witness
     arrays, rho = attacked(problem, witness, power)
     crafted = Witness("quadratic", arrays, {**witness.settings, "rho": [rho * factor**2]})
     try:
-        bound = check(problem, crafted, "x", torch.Generator().manual_seed(1))
-    except CertificateError:
+        bound = check(problem, crafted, "x", Chance())
+    except (CertificateError, NotProved):
         return
     assert bound.value >= vertex_maximum(weights)
 
@@ -263,7 +264,7 @@ def test_fused_layers_that_underflow_between_each_other(scales, method):
     chosen = lipcert.LipSDP(route="matrix_free") if "matrix" in method else method
     try:
         bound = solved(model, 4, chosen)
-    except (NumericsError, CertificateError):
+    except NumericsError:
         return
     assert bound.log10 is not None
     assert bound.log10 >= log10 - 1e-9

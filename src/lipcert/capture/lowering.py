@@ -19,6 +19,7 @@ from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeErro
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.linear import Shape
+from lipcert.network.origin import Origin
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.folding import fold
@@ -48,24 +49,15 @@ def op_name(target: Any) -> tuple[str, str]:
     return getattr(target, "__name__", str(target)), ""
 
 
-def place_in_code(node: FxNode) -> str:
-    """``file:line in function, module 'path'`` of the user's own code, as far as the trace knows it."""
-    parts = []
+def place_in_code(node: FxNode) -> Origin:
+    """The line of the user's own code and the module of a call, as far as the trace knows them."""
     frames = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
     own = [f for f in frames if "/torch/" not in f[0]]
-    if own:
-        file, line, function = own[-1]
-        parts.append(f"{file}:{line} in {function}")
-    stack = node.meta.get("nn_module_stack") or {}
-    if stack:
-        path, kind = list(stack.values())[-1]
-        kind = kind if isinstance(kind, str) else kind.__name__
-        if path:
-            parts.append(f"module '{path}' ({kind.rsplit('.', 1)[-1]})")
-    if not parts and frames:
-        file, line, function = frames[-1]
-        parts.append(f"{file}:{line} in {function}")
-    return ", ".join(parts)
+    path, kind = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1]
+    kind = (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
+    shown = own or ([] if path else frames)
+    line = "{}:{} in {}".format(*shown[-1]) if shown else ""
+    return Origin(path, kind if path else "", line)
 
 
 def refuse_training_ops(program: ExportedProgram) -> None:

@@ -129,6 +129,7 @@ def _check_block(node: Node, function: GainFunction | Selection, reached: Tensor
         gains = dict(function.gains)
     else:
         gains = {p: function.gain(p) for p in (1.0, 2.0, math.inf)}
+    lost = function.evaluation_error if isinstance(function, GainFunction) else 0.0
     for a, b in _pairs(reached, generator):
         with torch.no_grad():
             fa, fb = function(a).reshape(len(a), -1), function(b).reshape(len(b), -1)
@@ -138,6 +139,7 @@ def _check_block(node: Node, function: GainFunction | Selection, reached: Tensor
             sizes = fa.norm(p=p, dim=1) + fb.norm(p=p, dim=1) + gain * (a.norm(p=p, dim=1) + b.norm(p=p, dim=1))
             rose = (fb - fa).norm(p=p, dim=1)
             outside = rose > gain * (1.0 + _RELATIVE) * moved + a.shape[1] * _ROUNDING * sizes
+            outside &= rose > 2.0 * lost * fa.shape[1] + gain * moved
             if bool(outside.any()):
                 worst = int((torch.where(outside, rose / moved.clamp(min=1e-300), 0.0)).argmax())
                 raise _bug(

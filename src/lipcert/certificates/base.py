@@ -1,35 +1,39 @@
-"""Witness, certificate and the registry of checks. A check is the only maker of a Bound."""
+"""Witness, proof, certificate and the registry of checks. A check proves; one line here makes a Bound of its proof."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lipcert.errors import CertificateError
+from lipcert.numerics.chance import Chance
+from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Domain, Norm, Problem
-from lipcert.result import Bound
+from lipcert.result import Bound, BreakdownRow, Guarantee
 
 
 @dataclass(frozen=True, eq=False)
 class Witness:
-    """What a method found: the kind of certificate, float64 arrays and JSON-able settings. Untrusted.
-
-    ``fallback`` makes a more cautious witness, for when this one proves nothing. ``state`` is where the search ended,
-    for a later one to start from. Neither is saved or read by a check.
-    """
+    """What a method found: the kind of certificate, arrays and JSON-able settings. Data, never code; untrusted."""
 
     kind: str
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    fallback: Callable[[], Witness | None] | None = None
-    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What a check proved of a problem: L ≤ value, how surely, and the rows that explain it."""
+
+    value: Magnitude
+    guarantee: Guarantee
+    rows: tuple[BreakdownRow, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +45,7 @@ class Certificate:
         method: who found it.
         fingerprint: SHA-256 of the captured network.
         norm, domain, select: the rest of the problem.
-        value, guarantee: the claim.
+        value, log10, guarantee: the claim.
         version: lipcert's version.
     """
 
@@ -68,8 +72,8 @@ class Certificate:
         save(self, path)
 
 
-#: A check returns a Bound without method, seconds or certificate; ``check`` fills these in.
-Check = Callable[[Problem, Witness, torch.Generator], Bound]
+#: A check raises NotProved where the witness proves nothing, and CertificateError where it is no witness of its kind.
+Check = Callable[[Problem, Witness, Chance], Proof]
 
 _CHECKS: dict[str, Check] = {}
 
@@ -86,37 +90,49 @@ def certificate(kind: str) -> Callable[[Check], Check]:
     return register
 
 
+def prove(problem: Problem, witness: Witness, chance: Chance) -> Proof:
+    """What a witness proves, by the check of its kind.
+
+    Args:
+        problem: what the proof is about.
+        witness: what a method found, or a file holds.
+        chance: probability of error that may be spent, and the source of random starts.
+
+    Raises:
+        CertificateError: not a witness of a kind that this version knows.
+        NotProved: the witness proves nothing.
+    """
+    if witness.kind not in _CHECKS:
+        raise CertificateError(f"certificates of kind {witness.kind!r} are unknown to this version of lipcert.")
+    return _CHECKS[witness.kind](problem, witness, chance)
+
+
 @ordinary()
-def check(
-    problem: Problem, witness: Witness, method: str, generator: torch.Generator, started: float | None = None
-) -> Bound:
-    """Check a witness and return the Bound it proves (the check's own value, never the method's).
+def check(problem: Problem, witness: Witness, method: str, chance: Chance, started: float | None = None) -> Bound:
+    """The Bound that a witness proves (the check's own value, never the method's).
 
     Args:
         problem: what the bound is about.
         witness: what a method found.
         method: its name, for the report.
-        generator: source of the random starts of probabilistic checks.
+        chance: probability of error that may be spent; all that was spent of it, by earlier attempts too, is the
+            Bound's ``delta``, unless it is rigorous.
         started: ``time.perf_counter()`` at the start of the search.
 
     Raises:
-        CertificateError: the witness proves nothing.
+        CertificateError, NotProved: as ``prove``.
     """
     from lipcert.version import __version__
 
-    if witness.kind not in _CHECKS:
-        raise CertificateError(f"certificates of kind {witness.kind!r} are unknown to this version of lipcert.")
     started = time.perf_counter() if started is None else started
-    try:
-        bound = _CHECKS[witness.kind](problem, witness, generator)
-    except CertificateError:
-        cautious = None if witness.fallback is None else witness.fallback()
-        if cautious is None:
-            raise
-        return check(problem, cautious, method, generator, started)
+    proof = prove(problem, witness, chance)
+    value, log10 = float(proof.value), proof.value.log10
     record = Certificate(
-        replace(witness, fallback=None), method, problem.model.fingerprint, problem.norm, problem.domain,
-        problem.select, bound.value, bound.log10, bound.guarantee, __version__,
+        witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, value, log10,
+        proof.guarantee, __version__,
     )  # fmt: skip
-    shape, seconds = problem.model.in_shape[1:], time.perf_counter() - started
-    return replace(bound, method=method, seconds=seconds, certificate=record, input_shape=shape)
+    return Bound(
+        value, proof.guarantee, method, problem.norm, problem.domain, time.perf_counter() - started, record, proof.rows,
+        log10, delta=0.0 if proof.guarantee == "rigorous" else chance.spent, select=problem.select,
+        input_shape=problem.model.in_shape[1:],
+    )  # fmt: skip

@@ -43,16 +43,18 @@ def plus(a: Block | None, b: Block) -> Block:
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """A computed block row with a bound of its rounding error.
+    """A computed block row with a bound of its error.
 
-    The exact matrix differs from ``parts`` by at most γ_rounding times ``absolute``, entry by entry; ``absolute``
-    dominates the absolute value of every intermediate sum. Keys are the numbers of column blocks; absent means zero.
+    The exact matrix differs from ``parts`` by at most γ_rounding times ``absolute`` plus ``floor``, entry by entry:
+    ``absolute`` dominates the absolute value of every intermediate sum but for its own rounding and ``floor``, which is
+    what underflow may have taken. Keys are the numbers of column blocks; absent means zero, exactly.
     """
 
     parts: Mapping[int, Block]
     absolute: Mapping[int, Block]
     rows: int
     rounding: float
+    floor: float
 
 
 def congruence(left: Mapping[int, Block], form: Block, places: list[slice], side: int) -> Tensor:

@@ -8,30 +8,30 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.quadratic import read_multipliers, read_units
-from lipcert.errors import CertificateError, UnsupportedNormError
-from lipcert.network.graph import ActivationNode
+from lipcert.certificates.multipliers import Notation, in_own_units, read_multipliers
+from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
+from lipcert.increments import EntryCell, ScaledIncrements
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import LoopTransformed
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import sqrt_up
 from lipcert.problem import Problem
-from lipcert.result import Bound, BreakdownRow, Guarantee
+from lipcert.result import BreakdownRow, Guarantee
 
 #: Mark of a leaf in ``tree``.
 LEAF = -1
 
 
 @certificate("branch_tree")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_{2,2} ≤ √(max over the leaves of ρ): every leaf a quadratic form with some neurons' slopes fixed.
 
     ``witness.arrays``: ``exponents`` as in the quadratic certificate; ``tree``, the nodes of a binary tree in preorder,
     each the number of the neuron it splits (neurons counted through the nonlinear nodes in order) or −1 for a leaf, the
     child of the lower slope first; ``multipliers.K``, a row per leaf in the same order; ``slack``, one per leaf.
-    ``witness.settings``: ``rho``, a claim for the largest ρ, in the output's units.
+    ``witness.settings``: ``rho``, a claim for the largest ρ.
 
     Why this is an upper bound. (1) An increment of an activation is δz_j = s_j δv_j with some s_j in [α_j, β_j], so
     δy = A(s) δx for a point s of the box B = Π [α_j, β_j] (a gain block contributes a factor of its own, any linear
@@ -50,40 +50,39 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
         raise UnsupportedNormError(
             f"no branch-tree certificate for l{problem.norm[0]:g} → l{problem.norm[1]:g}, only l2 → l2."
         )
-    transformed = read_units(problem, witness)
-    if transformed.layerwise:
+    if witness.settings.get("layerwise"):
         raise CertificateError("a branch tree has one multiplier per neuron.")
+    transformed = in_own_units(problem)
+    notation = Notation.of(witness, transformed)
     leaves = list(leaf_fixings(_tree(witness), branchable(transformed)))
-    multipliers = read_multipliers(witness, transformed, len(leaves))
-    slack, claim = _slack(witness, len(leaves)), _claim(witness)
+    multipliers = read_multipliers(witness, transformed, notation, len(leaves))
+    slack, claim = _slack(witness, len(leaves)), notation.rho(_claim(witness))
     form, slopes = DenseForm(transformed), Slopes(transformed)
     weights = Weights(
-        torch.ones(size(transformed.network.in_shape), dtype=torch.float64),
-        torch.ones(size(transformed.network.out_shape), dtype=torch.float64),
+        torch.ones(size(transformed.increments.in_shape), dtype=torch.float64),
+        torch.ones(size(transformed.increments.out_shape), dtype=torch.float64),
     )
     rho = 0.0
     for place, fixings in enumerate(leaves):
         own = {node: values[place] for node, values in multipliers.items()}
         proved = form.fixing(slopes.fixed(fixings)).least_rho(own, slack[place], weights, claim)
         if not proved >= 0.0:
-            raise CertificateError("a leaf's ρ is not a number.")
+            raise NotProved("a leaf's ρ is not a number.")
         rho = max(rho, proved)
-    root = Magnitude.of(sqrt_up(rho))
-    value = Magnitude(root.mantissa, root.exponent + transformed.exponents[-1]) if root.mantissa else root
-    exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
+    value = Magnitude.of(sqrt_up(rho)).times_power(transformed.exponents[-1])
+    exact = all(math.isfinite(m.rounding) for maps in transformed.maps.values() for m in maps)
     guarantee: Guarantee = "rigorous" if exact else "numerical"
     depth = max(len(fixings) for fixings in leaves)
     remark = f"{len(leaves)} leaves, up to {depth} of {int(branchable(transformed).sum())} neurons fixed"
     row = BreakdownRow("branch tree", "dense", float(value), float(value), guarantee, remark)
-    return Bound(float(value), guarantee, "", problem.norm, problem.domain, breakdown=(row,), log10=value.log10)
+    return Proof(value, guarantee, (row,))
 
 
-def branchable(transformed: LoopTransformed) -> Tensor:
+def branchable(transformed: ScaledIncrements) -> Tensor:
     """For every neuron, counted through the cells in order, whether it has two slopes to choose from."""
     flags = []
     for cell in transformed.cells:
-        activation = isinstance(transformed.network.nodes[cell.node], ActivationNode)
-        flags.append(cell.d.reshape(-1) > 0 if activation else torch.zeros(cell.size, dtype=torch.bool))
+        flags.append(cell.free if isinstance(cell, EntryCell) else torch.zeros(cell.size, dtype=torch.bool))
     return torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)
 
 
@@ -112,15 +111,14 @@ def leaf_fixings(tree: list[int], allowed: Tensor) -> Iterator[dict[int, int]]:
 
 
 class Slopes:
-    """Fixings as the per-node slopes that ``LoopTransformed`` takes."""
+    """Fixings as the per-node slopes that ``Increments.fixing`` takes."""
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         self._places: list[tuple[int, int]] = []
         self._ends: dict[int, tuple[Tensor, Tensor]] = {}
         for cell in transformed.cells:
-            node = transformed.network.nodes[cell.node]
-            if isinstance(node, ActivationNode):
-                self._ends[cell.node] = node.function.slopes(node.shape)
+            if isinstance(cell, EntryCell):
+                self._ends[cell.node] = cell.lower, cell.upper
             self._places += [(cell.node, entry) for entry in range(cell.size)]
 
     def fixed(self, fixings: Mapping[int, int]) -> dict[int, Tensor]:

@@ -7,25 +7,29 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
 from lipcert.certificates.segments import Segment, SegmentMatrices, Written, cheapest_segments, matrices
 from lipcert.certificates.statement import (
+    CAUTION,
+    CLEAR,
     FLOOR,
     Radius,
     Statement,
     greatest_eigenvalue,
     greatest_ratio,
     least_lift,
+    magnitudes,
     multiplier_pair,
-    row_sums,
+    room,
 )
-from lipcert.errors import CertificateError
-from lipcert.network.loop_transform import LoopTransformed
+from lipcert.errors import NotProved
+from lipcert.increments import ScaledIncrements
 from lipcert.numerics.psd import is_positive_definite_scaled
-from lipcert.numerics.rounding import add_up, div_up, gamma, mul_up
+from lipcert.numerics.rounding import UNDERFLOW, add_up, div_up, gamma, ldexp_up, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
 from lipcert.problem import Norm
 
@@ -59,13 +63,13 @@ class DenseForm:
     """The quadratic form of a network cut into factorable segments; the segments' matrices are made once.
 
     Raises:
-        CertificateError: a layer is too wide to factor.
+        NotProved: a layer is too wide to factor.
     """
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         segments = cheapest_segments(transformed)
         if segments is None:
-            raise CertificateError("a layer is too wide to factor; the certificate needs the matrix-free route.")
+            raise NotProved("a layer is too wide to factor; the certificate needs the matrix-free route.")
         self.transformed = transformed
         self.segments = segments
         self._written: dict[tuple[int, int], Written] = {}
@@ -75,10 +79,8 @@ class DenseForm:
         """The form of the network with these slopes fixed; what does not depend on them is shared.
 
         Args:
-            fixed: as in ``LoopTransformed``; ``self`` must be of a network without fixed slopes.
+            fixed: position of a cell → slopes, NaN where a neuron stays free.
         """
-        if self.transformed.fixed:
-            raise ValueError("this form has fixed slopes already")
         result = copy(self)
         result.transformed = self.transformed.fixing(fixed)
         cell_at = result.transformed.cell_at
@@ -102,7 +104,7 @@ class DenseForm:
         v is zero: its λ is free and made large. For searches.
 
         Raises:
-            CertificateError: still infeasible.
+            NotProved: still infeasible.
         """
         chosen = dict(multipliers)
         rho = self.least_rho(chosen, 0.0, weights, prove=False, repair=(chosen, margin))
@@ -120,7 +122,7 @@ class DenseForm:
         """ρ for given multipliers, every step proved (``prove``) or in plain floating point (for searches).
 
         Raises:
-            CertificateError: no ρ is provable at these multipliers.
+            NotProved: no ρ is provable at these multipliers.
         """
         form: Block = weights.output
         start = weights.input
@@ -128,7 +130,7 @@ class DenseForm:
             first = segment.start == 0
             if segment.cells:
                 if repair is not None:
-                    _repair(segment, relation, form, *repair, self.transformed.blind)
+                    _repair(segment, relation, form, *repair, self.transformed.increments.unreached)
                 statement = Statement.build(segment, relation, form, multipliers, prove)
                 if first:
                     if prove:
@@ -139,7 +141,8 @@ class DenseForm:
                 else:
                     form = statement.schur(least_lift(relation.side))
                     lift = max(slack, least_lift(relation.side))
-                    form = form + torch.diag(lift * form.diagonal().clamp(min=0.0))
+                    magnitude = statement.magnitude[: statement.entry]
+                    form = form + torch.diag(room(form.diagonal(), magnitude, lift, CAUTION))
             elif first and relation.entry > form.shape[0]:
                 value = _wide_input(relation.output, dense(form), start, prove)
                 return claim if value <= claim < math.inf else value
@@ -161,19 +164,25 @@ def _repair(
     margin: float,
     blind: Mapping[int, Tensor],
 ) -> None:
-    """Raise the multipliers of a segment's cells where a single neuron's curvature demands it, last cell first."""
+    """Raise the multipliers of a segment's cells where a single neuron's curvature demands it, last cell first.
+
+    Where the terms of a curvature cancel, the multiplier has to be clear of their rounding as well.
+    """
     for number in range(len(segment.cells) - 1, -1, -1):
         cell = segment.cells[number]
         curvature = _curvature(relation.output.parts.get(number + 1), form, cell.size)
+        terms = magnitudes(relation.output, form, relation.places, relation.side)
         for later in range(number + 1, len(segment.cells)):
             v = relation.preactivations[later]
             _, on_v = multiplier_pair(segment.cells[later], multipliers[segment.cells[later].node], v.rows)
             curvature = curvature + _curvature(v.parts.get(number + 1), on_v, cell.size)
+            terms = terms + magnitudes(v, on_v, relation.places, relation.side)
+        error = CLEAR * terms[relation.places[number + 1]]
         current = multipliers[cell.node]
         dead = current < 0
         current = current.clamp(min=0.0)
         if cell.block:
-            least = float(curvature.max()) if curvature.numel() else 0.0
+            least = float((curvature + error).max()) if curvature.numel() else 0.0
             if bool(dead):
                 multipliers[cell.node] = torch.full_like(current, max(1e4 * least, 1e-250))
             elif float(current) <= least * (1.0 + 0.5 * margin):
@@ -182,11 +191,11 @@ def _repair(
                 multipliers[cell.node] = current
             continue
         c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
-        best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
-        floor = 1e-30 * float(curvature.max()) if current.numel() else 0.0
+        floor = (1e-30 * curvature.max() if current.numel() else curvature.sum()).clamp(min=1e-250) + error
+        best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0) + floor
         low = current <= curvature * (1.0 + 0.5 * margin) + floor
-        chosen = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
-        chosen = torch.where(dead, 1e4 * curvature.clamp(min=max(floor, 1e-250)), chosen)
+        chosen = torch.where(low, torch.maximum(best, current), current)
+        chosen = torch.where(dead, 1e4 * torch.maximum(curvature, floor), chosen)
         free = BLIND * max(float(curvature.max()) if curvature.numel() else 0.0, 1e-250)
         multipliers[cell.node] = torch.where(blind[cell.node], free, chosen)
 
@@ -207,10 +216,10 @@ def _largest_ratio(form: Tensor, weights: Tensor, claim: float) -> float:
     candidates += [estimate * (1.0 + 10.0**-e) + FLOOR for e in range(12, 2, -1)]
     for rho in candidates:
         matrix = torch.diag(rho * weights) - form
-        rounding = torch.diag((rho * weights + form.diagonal().abs()) * (4.0 * gamma(4.0)))
+        rounding = torch.diag((rho * weights + form.diagonal().abs()) * (4.0 * gamma(4.0)) + UNDERFLOW)
         if is_positive_definite_scaled(matrix, rounding):
             return rho
-    raise CertificateError("the largest eigenvalue of the last form cannot be enclosed.")
+    raise NotProved("the largest eigenvalue of the last form cannot be enclosed.")
 
 
 def _wide_input(v: Tracked, form: Tensor, weights: Tensor, prove: bool) -> float:
@@ -220,17 +229,34 @@ def _wide_input(v: Tracked, form: Tensor, weights: Tensor, prove: bool) -> float
     lifted = form + torch.diag(1e-13 * diagonal + max(1e-15 * float(diagonal.max()), FLOOR))
     factor, info = torch.linalg.cholesky_ex(lifted)
     if int(info):
-        raise CertificateError("the form on the first layer is not positive.")
+        raise NotProved("the form on the first layer is not positive.")
     image = dense(times(times(factor.T, v.parts[0]), scale))
     if not prove:
         return greatest_eigenvalue(image @ image.T)
-    n = form.shape[0]
+    n, columns = form.shape[0], len(scale)
+    lost = 8.0 * (n + 1) * UNDERFLOW  # by underflow in an entry of a product
     bound = factor.abs() @ factor.abs().T + form.abs()
-    residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0))
-    left = float(row_sums(torch.maximum(residual, residual.T)).max())
+    residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0)) + lost
+    left = mul_up(float(torch.maximum(residual, residual.T).sum(dim=1).max()), 1.0 + 4.0 * gamma(n + 4.0))
     absolute = times(v.absolute[0], scale)
     wide = dense(times(factor.abs().T, absolute))
-    error = mul_up(4.0 * gamma(v.rounding + n + 16.0), 1.0 + 1e-9, float(wide.norm()))
+    root, spread = sqrt_up(float(n)), _length(scale)  # ‖1‖ on either side
+    around = mul_up(add_up(mul_up(2.0, _length(factor), v.floor, root), mul_up(lost, root)), spread)
+    error = add_up(mul_up(4.0 * gamma(v.rounding + n + 16.0), _length(wide)), around, mul_up(lost, root, columns))
     sigma = sigma_max_upper(image, error)
-    plain = mul_up(1.0 + 1e-9, float(absolute.norm()))
+    plain = add_up(_length(absolute), mul_up(2.0 * v.floor + lost, root, spread), mul_up(lost, root, columns))
     return add_up(mul_up(sigma, sigma), mul_up(left, plain, plain))
+
+
+def _length(x: Tensor) -> float:
+    """The Frobenius norm, rounded up; a power of two is taken out, so that no square vanishes.
+
+    Raises:
+        NotProved: it overflows.
+    """
+    greatest = float(x.abs().max()) if x.numel() else 0.0
+    if not math.isfinite(greatest):
+        raise NotProved("the form on the first layer overflows.")
+    power = math.frexp(greatest)[1]
+    unit = torch.from_numpy(np.ldexp(x.numpy(), -power))
+    return ldexp_up(mul_up(1.0 + 1e-9, float(unit.norm()) + 1e-100), power)

@@ -56,8 +56,8 @@ def save(certificate: Certificate, path: str | Path) -> None:
             os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private; a certificate is for others to read
         os.replace(temporary, path)
         temporary = None
-    except (OSError, ValueError) as problem:
-        raise CertificateError(f"cannot write the certificate {path}: {problem}") from problem
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"cannot write the certificate {path}: {error}") from error
     finally:
         if temporary is not None:
             os.unlink(temporary)
@@ -72,8 +72,8 @@ def read(path: str | Path) -> Certificate:
     path = Path(path)
     try:
         content = path.read_bytes()
-    except (OSError, ValueError) as problem:
-        raise CertificateError(f"cannot read the certificate {path}: {problem}") from problem
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"cannot read the certificate {path}: {error}") from error
     try:
         arrays = load(content)
         header = _header(content)
@@ -84,13 +84,13 @@ def read(path: str | Path) -> Certificate:
         if claimed != _digest(header, arrays) or content != _to_bytes(header, arrays):
             raise CertificateError(f"{path} is damaged or was changed: its content does not match its SHA-256.")
         return _certificate(header, arrays)
-    except LipcertError as problem:
-        if isinstance(problem, CertificateError):
+    except LipcertError as error:
+        if isinstance(error, CertificateError):
             raise
-        raise CertificateError(f"{path} holds an unusable problem: {problem}") from problem
-    except Exception as problem:
-        reason = f"{type(problem).__name__}: {problem}"
-        raise CertificateError(f"{path} is not a readable certificate: {reason}") from problem
+        raise CertificateError(f"{path} holds an unusable problem: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CertificateError(f"{path} is not a readable certificate: {reason}") from error
 
 
 def _to_bytes(header: dict[str, Any], arrays: dict[str, Tensor]) -> bytes:

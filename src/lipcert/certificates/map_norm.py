@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
 from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum, add, compose, size
+from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.lanczos import Gram, certify_sigma_max_probabilistic, lambda_max_ritz, sigma_max_probabilistic
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import add_up, gamma, ldexp_down, ldexp_up, mul_up, sqrt_up
@@ -128,6 +130,7 @@ def _scaled(linear: LinearMap, worst: list[int]) -> tuple[LinearMap, int]:
         shifted = tuple(_shifted(m, e - top) for m, e in pieces)
         return (Stacked(shifted) if isinstance(linear, Stacked) else add(*shifted)), top
     exponent = _exponent(linear)
+    worst[0] = max(worst[0], math.ceil(inner_reach(linear)))
     if abs(exponent) <= DRIFT:
         return linear, 0
     return _scaled_composition(Composition((linear,)), worst)
@@ -140,7 +143,7 @@ def _scaled_composition(linear: Composition, worst: list[int]) -> tuple[LinearMa
         here, inner = _scaled(factor, worst) if isinstance(factor, (Sum, Composition)) else (factor, 0)
         taken += inner
         exponent = _exponent(here)
-        worst[0] = max(worst[0], abs(exponent))
+        worst[0] = max(worst[0], abs(exponent), math.ceil(inner_reach(here)))
         drift += exponent
         if abs(drift) <= DRIFT:
             parts.append(here)
@@ -162,12 +165,25 @@ def _shifted(linear: LinearMap, shift: int) -> LinearMap:
     return linear
 
 
+def inner_reach(linear: LinearMap) -> float:
+    """Powers of two by which a number, and with it an error of underflow, may grow between two factors of a map."""
+    if isinstance(linear, Composition):
+        return sum(max(inner_reach(m), abs(_exponent(m))) for m in linear.maps)
+    if isinstance(linear, (Sum, Stacked)):
+        return max(inner_reach(m) for m in linear.maps)
+    constants = getattr(linear, "constants", ())
+    return sum(_size_in_powers(c) for c in constants) if len(constants) > 1 else 0.0
+
+
+def _size_in_powers(constant: Tensor) -> float:
+    greatest = float(constant.abs().max()) if constant.numel() else 0.0
+    return abs(math.log2(greatest)) if 0.0 < greatest < math.inf else 0.0
+
+
 def _exponent(linear: LinearMap) -> int:
     """e with ‖|W|‖_2 ≤ 2^e, by √(‖W‖_1 ‖W‖_∞), and hardly less."""
-    if isinstance(linear, OpMap):
-        sizes = [float(c.abs().max()) for c in linear.constants if c.numel() and bool(c.any())]
-        if sum(abs(math.log2(v)) for v in sizes if math.isfinite(v)) > REACH and len(sizes) > 1:
-            raise NumericsError(f"the constants of {linear.label} are too far from 1 in size; rescale the weights.")
+    if isinstance(linear, OpMap) and inner_reach(linear) > REACH:
+        raise NumericsError(f"the constants of {linear.label} are too far from 1 in size; rescale the weights.")
     rows, columns = _sums(linear)
     bound = math.sqrt(_greatest(rows)) * math.sqrt(_greatest(columns))
     exponent = math.frexp(bound)[1] if bound else 0
@@ -199,11 +215,25 @@ def absolute_sums(unit: Scaled) -> tuple[Tensor, Tensor]:
     return rows * widen + unit.underflow, columns * widen + unit.underflow
 
 
-def map_norm(linear: LinearMap, p: float, claim: float | None = None, delta: float = 1e-9,
-             generator: torch.Generator | None = None) -> NormBound:  # fmt: skip
+#: How a 2-norm is bounded: ``written``, by a matrix where it can be written down and by passes beyond; ``passes``, by
+#: Lanczos passes alone; ``sums``, by √(‖W‖_1 ‖W‖_∞), two passes.
+Route = Literal["written", "passes", "sums"]
+
+
+def map_norm(
+    linear: LinearMap,
+    p: float,
+    claim: float | None = None,
+    share: Share | None = None,
+    route: Route = "written",
+    target: float = TARGET,
+) -> NormBound:
     """Certified upper bound of ‖W‖_{p→p}, p in {1, 2, inf}.
 
     With a ``claim`` that can be proved, the claim is the value (one factorisation); otherwise the value is found here.
+    Where that takes a random start, its probability of error is drawn from ``share`` (None: 1e-9, fresh entropy); a
+    claim that fails costs a draw of its own. ``route`` says how much work a 2-norm is worth, ``target`` the relative
+    inflation that passes aim at: both decide how tight the bound is and of what kind, not whether it holds.
 
     Why this is an upper bound: for p = 1 and ∞ it is a sum of absolute values rounded up (Scaman & Virmaux 2018 and
     any textbook: greatest column / row sum). For p = 2 it is √(‖|W|‖_1 ‖|W|‖_∞), or a value proved by a verified
@@ -216,16 +246,22 @@ def map_norm(linear: LinearMap, p: float, claim: float | None = None, delta: flo
     unit = scaled(linear)
     if claim is not None:
         claim = ldexp_down(claim, -unit.exponent) if 0.0 < claim < math.inf else None
-    value, guarantee = _unit_norm(unit, p, claim or None, delta, generator)
+    value, guarantee = _unit_norm(unit, p, claim or None, share or Chance().group(2), route, target)
     return NormBound(Magnitude.of(value).times_power(unit.exponent), guarantee)
 
 
-def propose_norm(linear: LinearMap, p: float, delta: float = 1e-9, generator: torch.Generator | None = None) -> float:
+def propose_norm(
+    linear: LinearMap,
+    p: float,
+    generator: torch.Generator | None = None,
+    route: Route = "written",
+    target: float = TARGET,
+) -> float:
     """A value that ``map_norm`` will very probably be able to prove: the search side, not a bound."""
-    if p != 2 or is_zero(linear):
-        return map_norm(linear, p, None, delta, generator).value
-    if not writable(linear):
-        return _rough_sigma(linear, generator) * (1.0 + TARGET) * (1.0 + SLACK)
+    if p != 2 or is_zero(linear) or route == "sums":
+        return map_norm(linear, p, route=route).value
+    if route == "passes" or not writable(linear):
+        return _rough_sigma(linear, generator) * (1.0 + target) * (1.0 + SLACK)
     unit = scaled(linear)
     rows, columns = absolute_sums(unit)
     schur = mul_up(sqrt_up(_greatest(rows)), sqrt_up(_greatest(columns)))
@@ -255,7 +291,7 @@ def _rough_sigma(linear: LinearMap, generator: torch.Generator | None) -> float:
 
 
 def _unit_norm(
-    unit: Scaled, p: float, claim: float | None, delta: float, generator: torch.Generator | None
+    unit: Scaled, p: float, claim: float | None, share: Share, route: Route, target: float
 ) -> tuple[float, Guarantee]:
     linear = unit.map
     guarantee: Guarantee = "rigorous" if _known(linear) else "numerical"
@@ -266,10 +302,10 @@ def _unit_norm(
     if p == 1:
         return _summed(unit, largest_column, by_rows=False), guarantee
     schur = mul_up(sqrt_up(largest_row), sqrt_up(largest_column))  # Schur's test: ‖W‖_2 ≤ √(‖W‖_1 ‖W‖_∞)
-    if isinstance(linear, Identity) or _attained(linear, schur, columns):
+    if route == "sums" or isinstance(linear, Identity) or _attained(linear, schur, columns):
         return schur, guarantee
-    if not writable(linear):
-        return _matrix_free(linear, schur, claim, delta, generator)
+    if route == "passes" or not writable(linear):
+        return _matrix_free(unit, schur, claim, share, target)
     matrix, error = _written(unit, schur)
     if claim is not None and certify_sigma_max(matrix, error, claim):
         return min(claim, schur), guarantee
@@ -351,26 +387,28 @@ def _attained(linear: LinearMap, schur: float, columns: Tensor) -> bool:
 
 
 def _matrix_free(
-    linear: LinearMap, schur: float, claim: float | None, delta: float, generator: torch.Generator | None
+    unit: Scaled, schur: float, claim: float | None, share: Share, target: float
 ) -> tuple[float, Guarantee]:
-    """The Lanczos bound; claim and search each spend half of ``delta``."""
+    """The Lanczos bound, and what underflow may have taken from the map; claim and search draw one δ each."""
+    linear = unit.map
     kind: Guarantee = "probabilistic" if _known(linear) else "numerical"
     power = math.frexp(schur)[1]  # the Gram map is applied to a map of norm about 1
     gram, n = _gram(compose(Identity(linear.in_shape, 2.0**-power), linear)), size(linear.in_shape)
     try:
         if claim is not None:
-            goal = ldexp_down(claim, -power) * (1.0 - 1e-12)
-            if certify_sigma_max_probabilistic(gram, n, goal, 0.5 * delta, _steps(n, 0.5 * delta), generator):
+            goal = ldexp_down(max(0.0, claim - unit.underflow), -power) * (1.0 - 1e-12)
+            delta = share.draw()
+            if certify_sigma_max_probabilistic(gram, n, goal, delta, lanczos_steps(n, delta, target), share.generator):
                 return min(claim, schur), kind
-        value, _ = sigma_max_probabilistic(gram, n, 0.5 * delta, TARGET, 1000, generator)
-    except ValueError as problem:
-        raise NumericsError(f"the largest singular value of a linear map cannot be found: {problem}.") from problem
-    value = mul_up(value, 2.0**power)
+        value, _ = sigma_max_probabilistic(gram, n, share.draw(), target, 1000, share.generator)
+    except ValueError as error:
+        raise NumericsError(f"the largest singular value of a linear map cannot be found: {error}.") from error
+    value = add_up(mul_up(value, 2.0**power), unit.underflow)
     return (value, kind) if value < schur else (schur, kind)
 
 
-def _steps(n: int, delta: float) -> int:
-    """Lanczos steps whose inflation is TARGET: the least k with 1/√(1 − ε) − 1 ≤ TARGET."""
-    epsilon = 1.0 - 1.0 / (1.0 + TARGET) ** 2
+def lanczos_steps(n: int, delta: float, target: float) -> int:
+    """Lanczos steps whose inflation is ``target``: the least k with 1/√(1 − ε) − 1 ≤ target."""
+    epsilon = 1.0 - 1.0 / (1.0 + target) ** 2
     logarithm = math.log(1.648) + 0.5 * math.log(n) - math.log(delta)
     return min(n, math.ceil((logarithm / math.sqrt(epsilon) + 1.0) / 2.0) + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,19 +10,18 @@ from dataclasses import dataclass
 
 import torch
 
-from lipcert.certificates import base, layer_product
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates import layer_product
+from lipcert.certificates.base import Proof, Witness, certificate, prove
 from lipcert.certificates.chains import Chain, FactoredChain, Place, needed_chains, stage_gains
 from lipcert.certificates.map_norm import NormBound, Stacked, map_norm
+from lipcert.certificates.product_rule import Step, length
 from lipcert.errors import CertificateError, UnsupportedNormError
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.problem import Problem
-from lipcert.result import Bound, BreakdownRow, Guarantee, weakest
-
-#: Total probability of error of one Bound.
-DELTA = 1e-9
+from lipcert.result import BreakdownRow, Guarantee, weakest
 
 #: Kinds of certificates of pairs. Their checks use nothing of an activation but its slopes.
 PAIR_KINDS = ("quadratic", "vertex_enumeration", "branch_tree")
@@ -82,7 +80,7 @@ def unpack(witness: Witness) -> dict[str, Witness]:
 
 
 @certificate("layer_pairs")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """Products of pair constants along chains (SeqLip: Scaman & Virmaux 2018, eq. 8), l2 → l2; the rest as in AutoLip.
 
     The witness holds a certificate per pair (``pair.SLOT/…``, ``settings["pairs"]``), claimed norms for the AutoLip
@@ -108,14 +106,14 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     if problem.norm != (2.0, 2.0):
         raise UnsupportedNormError(f"SeqLip bounds l2 → l2 only, not l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
     through_pools, rank = options(witness)
-    recursion = _Recursion(problem.network, witness, through_pools, rank, generator)
-    with _deep(4 * len(problem.network.nodes)):
-        value, guarantee = recursion.constant(len(problem.network.nodes) - 1)
+    recursion = _Recursion(problem, witness, through_pools, rank, chance)
+    with _deep(4 * len(problem.increments.relations)):
+        value, guarantee = recursion.constant(len(problem.increments.relations) - 1)
     rows = recursion.rows or [
         BreakdownRow("no pairs", "chain", 1.0, float(value), guarantee,
                      "no two consecutive linear layers: SeqLip = AutoLip")
     ]  # fmt: skip
-    return Bound(float(value), guarantee, "", problem.norm, problem.domain, breakdown=tuple(rows), log10=value.log10)
+    return Proof(value, guarantee, tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -141,16 +139,18 @@ class _Recursion:
     """Constants L of the nodes that the output asks for, with chains wherever a chain ends."""
 
     def __init__(
-        self, network: Network, witness: Witness, through_pools: bool, rank: int | None, generator: torch.Generator
+        self, problem: Problem, witness: Witness, through_pools: bool, rank: int | None, chance: Chance
     ) -> None:
-        self.network, self.rank, self.generator = network, rank, generator
-        self.chains = needed_chains(network, through_pools)
+        self.increments, self.rank, self.chance = problem.increments, rank, chance
+        self.chains = needed_chains(problem.network, through_pools)
         self.pairs = unpack(witness)
-        self.claims = layer_product.read_claims(witness, layer_product.claim_slots(network, 2.0))
+        self.claims = layer_product.read_claims(witness, layer_product.claim_slots(self.increments, 2.0))
         uses = sum(4 * len(chain.maps) + 2 for chain in self.chains.values()) + 1
-        self.delta = 0.5 * DELTA / uses
-        product = layer_product.recursion(network, 2.0, witness, 0.5 * DELTA, generator)
-        self.autolip: list[Known] = list(zip(product[0], _running(network, product[1]), strict=True))
+        self.share = chance.group(uses)
+        steps = layer_product.recursion(self.increments, 2.0, witness, chance)
+        self.autolip: list[Known] = [
+            (step.constant, guarantee) for step, guarantee in zip(steps, _running(self.increments, steps), strict=True)
+        ]
         self.rows: list[BreakdownRow] = []
         self._known: dict[int, Known] = {}
         self._norms: dict[int, tuple[LinearMap, NormBound]] = {}
@@ -163,18 +163,15 @@ class _Recursion:
         return self._known[k]
 
     def _constant(self, k: int) -> Known:
-        node = self.network.nodes[k]
-        if isinstance(node, InputNode):
-            return ONE, "rigorous"
-        if isinstance(node, AffineNode):
-            return self._affine(k, node)
-        value, used = self.constant(node.parents[0])
-        if isinstance(node, (ActivationNode, SelectionNode)):
-            return value * Magnitude.of(stage_gains((node,))[0]), used
-        assert isinstance(node, GainNode)
-        return value * Magnitude.of(node.function.gains[2.0]), used
+        relation = self.increments.relations[k]
+        if isinstance(relation, Linear):
+            return self._linear(k, relation)
+        if isinstance(relation, Cell):
+            value, used = self.constant(relation.parent)
+            return value * Magnitude.of(relation.gain(2.0)), used
+        return ONE, "rigorous"
 
-    def _affine(self, k: int, node: AffineNode) -> Known:
+    def _linear(self, k: int, node: Linear) -> Known:
         total, used = ZERO, []
         for term in range(len(node.maps)):
             value, guarantee = self._chain((k, term))
@@ -182,30 +179,25 @@ class _Recursion:
             used.append(guarantee)
         claim = self.claims.get((k, -1), math.nan)
         if len(node.maps) > 1 and not math.isnan(claim):
-            norm = map_norm(Stacked(node.maps), 2.0, claim, self.delta, self.generator)
-            length, guarantee = self._length(node.parents)
-            if norm.magnitude * length < total:
-                return norm.magnitude * length, weakest([guarantee, norm.guarantee])
+            norm = map_norm(Stacked(node.maps), 2.0, claim, self.share)
+            together, guarantee = self._length(node.parents)
+            if norm.magnitude * together < total:
+                return norm.magnitude * together, weakest([guarantee, norm.guarantee])
         return total, weakest(used)
 
     def _length(self, positions: tuple[int, ...]) -> Known:
         """√(Σ L²) of some nodes."""
-        length, *others = [self.constant(k) for k in positions]
-        value, used = length[0], [length[1]]
-        for other, guarantee in others:
-            value = value.hypot(other)
-            used.append(guarantee)
-        return value, weakest(used)
+        known = [self.constant(k) for k in positions]
+        return length([value for value, _ in known]), weakest([guarantee for _, guarantee in known])
 
     def _chain(self, place: Place) -> Known:
         chain = self.chains[place]
         start, sure = self._length(chain.base)
         if len(chain.maps) == 1:
             linear = chain.maps[0]
-            node = self.network.nodes[place[0]]
-            assert isinstance(node, AffineNode)
-            claim = self.claims[place] if linear is node.maps[place[1]] else math.nan
-            norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.delta, self.generator)
+            own = self.increments.linears[place[0]].maps[place[1]]
+            claim = self.claims[place] if linear is own else math.nan
+            norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.share)
             return norm.magnitude * start, weakest([sure, norm.guarantee])
         if not any(slot(place, i) in self.pairs for i in range(len(chain.maps) - 1)):
             return self._unpaired(place, chain, start, sure)
@@ -221,11 +213,10 @@ class _Recursion:
         positions = [stage[0].parents[0] for stage in chain.stages] + [place[0]]
         for i, linear in enumerate(chain.maps):
             term = place[1] if i == len(chain.maps) - 1 else -1 if isinstance(linear, Stacked) else 0
-            node = self.network.nodes[positions[i]]
-            assert isinstance(node, AffineNode)
+            node = self.increments.linears[positions[i]]
             own = isinstance(linear, Stacked) or linear is node.maps[term]
             claim = self.claims.get((positions[i], term), math.nan) if own else math.nan
-            norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.delta, self.generator)
+            norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.share)
             value = value * norm.magnitude
             used.append(norm.guarantee)
             for gain in stage_gains(chain.stages[i]) if i < len(chain.stages) else ():
@@ -263,10 +254,10 @@ class _Recursion:
         problem = factored.pair(i) if witness is not None else None
         if witness is None or problem is None:
             return None
-        bound = check_pair(problem, witness, self.generator, self.delta)
-        if not math.isfinite(bound.value) or (bound.log10 is not None and bound.log10 < -290):
-            return None
-        return Magnitude.of(bound.value), bound.guarantee, witness.kind
+        if witness.kind not in PAIR_KINDS:
+            raise CertificateError(f"certificates of kind {witness.kind!r} do not bound a pair.")
+        proof = prove(problem, witness, self.chance)
+        return proof.value, proof.guarantee, witness.kind
 
     def _product(self, left: LinearMap | None, right: LinearMap | None, gain: Magnitude) -> Known:
         first, second = self._norm(left), self._norm(right)
@@ -276,38 +267,22 @@ class _Recursion:
         if linear is None:
             return NormBound(ONE, "rigorous")
         if id(linear) not in self._norms:
-            self._norms[id(linear)] = (linear, map_norm(linear, 2.0, None, self.delta, self.generator))
+            self._norms[id(linear)] = (linear, map_norm(linear, 2.0, None, self.share))
         return self._norms[id(linear)][1]
 
     def _name(self, chain: Chain, place: Place, i: int) -> str:
         """The report's name of linear map i of a chain."""
         if i == len(chain.maps) - 1:
-            return self.network.nodes[place[0]].name
+            return self.increments.relations[place[0]].name
         stage = chain.stages[i]
-        return self.network.nodes[stage[0].parents[0]].name
+        return self.increments.relations[stage[0].parents[0]].name
 
 
-def check_pair(problem: Problem, witness: Witness, generator: torch.Generator, delta: float) -> Bound:
-    """The constant of a pair, by the check of its kind.
-
-    Raises:
-        CertificateError: the kind is not admitted, or the check fails.
-    """
-    checks = base._CHECKS
-    if witness.kind not in PAIR_KINDS or witness.kind not in checks:
-        raise CertificateError(f"certificates of kind {witness.kind!r} do not bound a pair.")
-    function = checks[witness.kind]
-    if "delta" in inspect.signature(function).parameters:
-        return function(problem, witness, generator, delta=delta)  # type: ignore[call-arg]
-    bound = function(problem, witness, generator)
-    if bound.guarantee == "probabilistic":
-        raise CertificateError(f"pairs of kind {witness.kind!r} have to be rigorous: their errors would add up.")
-    return bound
-
-
-def _running(network: Network, used: list[Guarantee]) -> list[Guarantee]:
+def _running(increments: Increments, steps: list[Step]) -> list[Guarantee]:
     """The weakest guarantee on any path to each node."""
-    result: list[Guarantee] = []
-    for k, node in enumerate(network.nodes):
-        result.append(weakest([used[k], *(result[p] for p in node.parents)]))
-    return result
+    used = [step.guarantee for step in steps]
+    return increments.walk(
+        lambda k, _: used[k],
+        lambda k, _, before: weakest([used[k], *before]),
+        lambda k, _, before: weakest([used[k], before]),
+    )

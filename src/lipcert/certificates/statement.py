@@ -8,16 +8,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, Tracked, congruence, plus, transposed
-from lipcert.certificates.segments import TINY, Segment, SegmentMatrices
-from lipcert.errors import CertificateError
-from lipcert.network.loop_transform import Cell
+from lipcert.certificates.blocks import Block, Tracked, congruence, transposed
+from lipcert.certificates.segments import Segment, SegmentMatrices
+from lipcert.errors import NotProved
+from lipcert.increments import Cell
 from lipcert.numerics.psd import is_positive_definite_scaled
-from lipcert.numerics.rounding import gamma
+from lipcert.numerics.rounding import UNDERFLOW, gamma
 from lipcert.numerics.spectral import estimate_lambda_max
 
 #: Least ρ worth proving; a network whose ρ is below counts as having this one.
 FLOOR = 1e-250
+
+#: Where the terms of a curvature cancel, as those of b in b + relu(a − b) with the ReLU fixed at slope 1, what is left
+#: is their rounding. CLEAR is the least curvature, relative to its terms, that a form or a multiplier is given, and
+#: SHARE the least share of them by which a proof scales an entry.
+CLEAR, SHARE = 1e-9, 1e-4
+
+#: Factor by which the room of a form grows from attempt to attempt; a search, which does not prove, takes the second.
+CAUTION = 16.0
 
 
 def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor, Tensor]:
@@ -40,32 +48,64 @@ def least_lift(side: int) -> float:
     return 2e-13 * side
 
 
+def magnitudes(v: Tracked, form: Block, places: list[slice], side: int) -> Tensor:
+    """About how large the terms are that meet on the diagonal of VᵀM̂V: (Σ_r |V_ri| √M̂_rr)²."""
+    root = (form if form.dim() == 1 else form.diagonal()).clamp(min=0.0).sqrt()
+    result = torch.zeros(side, dtype=torch.float64)
+    for i, part in v.absolute.items():
+        result[places[i]] = _apply(transposed(part), root).square()
+    return result
+
+
+def room(diagonal: Tensor, magnitude: Tensor, lift: Tensor | float, caution: float) -> Tensor:
+    """What is added to the diagonal of a computed form so that a proof has room: (..., n) like both arguments.
+
+    ``lift`` in proportion; what keeps it clear of the rounding of its terms; and for entries without any curvature a
+    little, next to the least that has some.
+    """
+    clear = torch.maximum(diagonal, CLEAR * caution * magnitude).clamp(min=0.0)
+    if not clear.shape[-1]:
+        return clear
+    least = torch.where(clear > 0, clear, torch.inf).amin(dim=-1, keepdim=True)
+    floor = torch.where(torch.isfinite(least), 1e-12 * caution * least, 0.0).clamp(min=FLOOR)
+    return (clear - diagonal) + lift * clear + floor
+
+
 class Radius:
-    """An entrywise error bound E = Σ γ |V|ᵀ|M̂||V| + diag, kept as code: only products E d are ever needed."""
+    """An entrywise error bound E of the forms VᵀM̂V of a segment, kept as code: only products E d are ever needed.
+
+    With A the matrix that dominates V, f its floor (both of ``Tracked``) and Ā = A + f, a computed VᵀM̂V differs from
+    the exact one by at most γ Āᵀ|M̂|Ā + Āᵀ|M̂| f + f |M̂|Ā in relative and inherited errors, and the product itself
+    loses to underflow at most μ in each entry of M̂V, which Āᵀ carries on, and μ in each entry of the result. μ, four
+    (rows + 1) times the least normal number, covers the products and sums of one entry, also with flushed subnormals.
+    """
 
     def __init__(self, relation: SegmentMatrices) -> None:
         self.places, self.side = relation.places, relation.side
-        self.terms: list[tuple[Mapping[int, Block], Block, float]] = []
+        self.terms: list[tuple[Tracked, Block, float]] = []
         self.diagonal = torch.zeros(self.side, dtype=torch.float64)
 
     def include(self, v: Tracked, form: Block, terms: float = 0.0) -> None:
         """Add the error of ``congruence(v.parts, form)`` against the exact VᵀM̂V."""
         factor = 4.0 * gamma(2.0 * v.rounding + 2.0 * v.rows + terms + 8.0)
-        self.terms.append((v.absolute, form.abs(), factor))
+        self.terms.append((v, form.abs(), factor))
 
     def times(self, d: Tensor) -> Tensor:
-        """An upper bound of E d for d ≥ 0; the factor 1 + 1e-9 is more than the rounding of these sums."""
-        total = self.diagonal * d + TINY**2 * d.sum()
-        for absolute, form, factor in self.terms:
-            image: Tensor | None = None
-            for i, part in absolute.items():
-                image = plus(image, _apply(part, d[self.places[i]]))
-            if image is None:
-                continue
-            image = factor * _apply(form, image)
-            for i, part in absolute.items():
-                total[self.places[i]] += _apply(transposed(part), image)
-        return total * (1.0 + 1e-9)
+        """An upper bound of E d for d ≥ 0; the factor 1 + 1e-9 and ``lost`` are more than these sums may lose."""
+        total = self.diagonal * d
+        length = float(d.sum())
+        for v, form, factor in self.terms:
+            lost = 4.0 * (max(v.rows, self.side) + 1) * UNDERFLOW
+            image = torch.full((v.rows,), v.floor * length + lost, dtype=torch.float64)
+            for i, part in v.absolute.items():
+                image = image + _apply(part, d[self.places[i]])
+            reach = _apply(form, image) + lost
+            inherited = _apply(form, torch.full_like(image, v.floor * length))
+            inner = factor * reach + inherited + lost * (1.0 + length)
+            everywhere = v.floor * (inner.sum() + reach.sum()) + lost * (1.0 + length)
+            for i, part in v.absolute.items():
+                total[self.places[i]] += _apply(transposed(part), inner) + everywhere
+        return (total + UNDERFLOW * self.side) * (1.0 + 1e-9)
 
 
 def _apply(block: Block, vector: Tensor) -> Tensor:
@@ -75,8 +115,8 @@ def _apply(block: Block, vector: Tensor) -> Tensor:
 class Statement:
     """One segment: blkdiag(M_start, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell ⪰ 0, with M_start still open."""
 
-    def __init__(self, matrix: Tensor, radius: Radius | None, entry: int) -> None:
-        self.matrix, self.radius, self.entry = matrix, radius, entry
+    def __init__(self, matrix: Tensor, radius: Radius | None, entry: int, magnitude: Tensor) -> None:
+        self.matrix, self.radius, self.entry, self.magnitude = matrix, radius, entry, magnitude
 
     @classmethod
     def build(
@@ -90,6 +130,7 @@ class Statement:
         """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound if ``prove``."""
         radius = Radius(relation) if prove else None
         matrix = congruence(relation.output.parts, form, relation.places, relation.side).neg_()
+        magnitude = magnitudes(relation.output, form, relation.places, relation.side)
         if radius is not None:
             radius.include(relation.output, form, 2.0 * len(segment.cells))
         on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
@@ -97,13 +138,14 @@ class Statement:
             lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.rows)
             on_w.append(lam_w)
             matrix -= congruence(v.parts, lam_v, relation.places, relation.side)
+            magnitude += magnitudes(v, lam_v, relation.places, relation.side)
             if radius is not None:
                 radius.include(v, lam_v, 2.0 * len(segment.cells))
         diagonal = torch.cat(on_w)
         matrix.diagonal().add_(diagonal)
         if radius is not None:
             radius.diagonal = diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0))
-        return cls(matrix, radius, relation.entry)
+        return cls(matrix, radius, relation.entry, magnitude)
 
     def schur(self, shift: float = 0.0) -> Tensor:
         """The float matrix that M_start has to exceed: B C⁻¹ Bᵀ − A for the blocks of the statement.
@@ -116,7 +158,7 @@ class Statement:
         a, b, c = self.matrix[:n, :n], self.matrix[:n, n:], self.matrix[n:, n:]
         factor, info = torch.linalg.cholesky_ex(c - torch.diag(shift * c.diagonal()))
         if int(info):
-            raise CertificateError("the multipliers do not make the form positive on a layer's neurons.")
+            raise NotProved("the multipliers do not make the form positive on a layer's neurons.")
         half = torch.linalg.solve_triangular(factor, b.T, upper=False)
         result = half.T @ half - a
         return (result + result.T) / 2
@@ -132,26 +174,25 @@ class Statement:
 
         def errors(d: Tensor) -> Tensor:
             total = radius.times(d)
-            total[:n] += (added @ d[:n]) * (1.0 + 1e-9)
+            total[:n] += (added @ d[:n]) * (1.0 + 1e-9) + UNDERFLOW * (n + d[:n].sum())
             return total
 
         # The block at the start is a small difference; errors are those of its terms, so these set the scale.
         scale = torch.cat([start.diagonal(), matrix.diagonal()[n:]])
+        scale = torch.maximum(scale, SHARE * self.magnitude)
         return is_positive_definite_scaled(matrix, errors, scale) or is_positive_definite_scaled(matrix, errors)
 
     def lifted(self, slack: float) -> Tensor:
         """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
         least = least_lift(self.matrix.shape[0])
         for attempt in range(6):
-            shift = least * 16.0**attempt
+            shift = least * CAUTION**attempt
             schur, lift = self.schur(shift), max(slack, shift)
-            diagonal = schur.diagonal().clamp(min=0.0)
-            positive = diagonal[diagonal > 0]  # entries without curvature get a little, next to the least that has some
-            floor = max(1e-12 * 16.0**attempt * float(positive.min()), FLOOR) if positive.numel() else FLOOR
-            start = schur + torch.diag(lift * diagonal + floor)
+            added = room(schur.diagonal(), self.magnitude[: self.entry], lift, CAUTION**attempt)
+            start = schur + torch.diag(added)
             if self.proves(start):
                 return start
-        raise CertificateError("a segment's form is not provably non-negative at these multipliers.")
+        raise NotProved("a segment's form is not provably non-negative at these multipliers.")
 
     def least_rho(self, start: Tensor, claim: float) -> float:
         """The claim if it can be proved, else the least ρ that can, with M_start = ρ diag(start)."""
@@ -165,17 +206,17 @@ class Statement:
             if self.proves(candidate * weights):
                 return candidate
             lift *= 10.0
-        raise CertificateError("no ρ near the computed one is provable at these multipliers.")
+        raise NotProved("no ρ near the computed one is provable at these multipliers.")
 
 
 def greatest_eigenvalue(form: Tensor) -> float:
     """λ_max in plain floating point.
 
     Raises:
-        CertificateError: the form overflowed.
+        NotProved: the form overflowed.
     """
     if not bool(torch.isfinite(form).all()):
-        raise CertificateError("the form overflows at these multipliers.")
+        raise NotProved("the form overflows at these multipliers.")
     scale = float(form.abs().max()) if form.numel() else 0.0
     if scale == 0.0:
         return 0.0
@@ -188,8 +229,3 @@ def greatest_ratio(form: Tensor, weights: Tensor) -> float:
     """The largest eigenvalue of diag(weights)^{-1/2} form diag(weights)^{-1/2}, in floating point."""
     scale = weights.rsqrt()
     return greatest_eigenvalue(form * scale[:, None] * scale)
-
-
-def row_sums(radius: Tensor) -> Tensor:
-    """Row sums of a non-negative matrix, rounded up."""
-    return radius.sum(dim=1) * (1.0 + 4.0 * gamma(radius.shape[0] + 4.0)) + 1e-300

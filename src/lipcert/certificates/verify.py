@@ -11,8 +11,9 @@ import torch
 import lipcert.certificates.kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.base import Certificate, check
 from lipcert.certificates.file import read
-from lipcert.errors import CertificateError
+from lipcert.errors import CertificateError, NotProved
 from lipcert.network.graph import Network
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.result import _STRENGTH, Bound
@@ -25,7 +26,8 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
     Args:
         certificate: a certificate or the path of one.
         network: the captured model.
-        generator: random starts of probabilistic checks; None draws fresh entropy, so that nobody can prepare for it.
+        generator: random starts of probabilistic checks; None, as a verifier should have it, draws them from the
+            operating system's entropy, so that nobody can prepare for it.
 
     Raises:
         CertificateError: unreadable, damaged, of another model, or the check does not reach the claimed value.
@@ -37,18 +39,15 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
             f"this certificate is for another model: it names network {record.fingerprint[:12]}…, "
             f"the model given is {network.fingerprint[:12]}…"
         )
-    if generator is None:
-        generator = torch.Generator()
-        generator.seed()
     try:
         problem = Problem(network, record.norm, record.domain, record.select)
-        bound = check(problem, record.witness, record.method, generator, started)
+        bound = check(problem, record.witness, record.method, Chance(generator=generator), started)
     except CertificateError:
         raise
-    except Exception as problem:
-        raise CertificateError(
-            f"the certificate does not fit its check: {type(problem).__name__}: {problem}"
-        ) from problem
+    except NotProved as reason:
+        raise CertificateError(f"the certificate proves nothing: {reason}") from reason
+    except Exception as error:
+        raise CertificateError(f"the certificate does not fit its check: {type(error).__name__}: {error}") from error
     if not _covers(record, bound):
         raise CertificateError(
             f"the certificate claims {record.value!r} (log10 {record.log10!r}, {record.guarantee}), the check proves "

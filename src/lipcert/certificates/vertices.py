@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, certificate
+from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.map_written import Block, written
-from lipcert.errors import CertificateError, MethodError, UnsupportedNormError
-from lipcert.network.graph import ActivationNode, AffineNode
+from lipcert.errors import CertificateError, MethodError, NotProved, NumericsError, UnsupportedNormError
+from lipcert.increments import EntryCell, Linear
 from lipcert.network.linear import LinearMap, size
+from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.psd import square_sum_up
 from lipcert.numerics.rounding import add_up, gamma, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
 from lipcert.problem import Problem
-from lipcert.result import Bound, BreakdownRow
+from lipcert.result import BreakdownRow, Guarantee
 
 #: More neurons than this are never enumerated.
 MAX_NEURONS = 26
@@ -29,7 +30,7 @@ _BATCH = 1 << 18
 
 
 @certificate("vertex_enumeration")
-def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bound:
+def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """max over σ in {α, β}^n of ‖P diag(σ) Q‖ for x ↦ P φ(Q x) with n neurons between; l2 → l2.
 
     ``witness.settings["value"]`` claims the maximum; the check proves it, or refuses.
@@ -51,23 +52,22 @@ def check(problem: Problem, witness: Witness, generator: torch.Generator) -> Bou
     square = pair.proved_square(pair.to_units(float(claim)))
     value = pair.from_units(sqrt_up(square))
     remark = f"2^{pair.count} vertices"
-    guarantee = "rigorous" if pair.known else "numerical"
-    row = BreakdownRow("vertices", "enumeration", float(value), float(value), guarantee, remark)  # type: ignore[arg-type]
-    return Bound(
-        float(value), guarantee, "", problem.norm, problem.domain, breakdown=(row,), log10=value.log10,  # type: ignore[arg-type]
-    )  # fmt: skip
+    guarantee: Guarantee = "rigorous" if pair.known else "numerical"
+    return Proof(
+        value, guarantee, (BreakdownRow("vertices", "enumeration", float(value), float(value), guarantee, remark),)
+    )
 
 
-def layers(problem: Problem) -> tuple[LinearMap, ActivationNode, LinearMap]:
+def layers(problem: Problem) -> tuple[LinearMap, EntryCell, LinearMap]:
     """Q, φ and P of a network x ↦ P φ(Q x).
 
     Raises:
         MethodError: the network is not of that form.
     """
-    nodes = problem.network.nodes
-    if len(nodes) == 4:
-        _, first, middle, last = nodes
-        if isinstance(first, AffineNode) and isinstance(middle, ActivationNode) and isinstance(last, AffineNode):
+    relations = problem.increments.relations
+    if len(relations) == 4:
+        _, first, middle, last = relations
+        if isinstance(first, Linear) and isinstance(middle, EntryCell) and isinstance(last, Linear):
             (q,), (p,) = first.maps, last.maps
             return q, middle, p
     raise MethodError(
@@ -79,7 +79,7 @@ def layers(problem: Problem) -> tuple[LinearMap, ActivationNode, LinearMap]:
 def free_neurons(problem: Problem) -> int:
     """How many neurons of x ↦ P φ(Q x) have to be enumerated."""
     q, middle, p = layers(problem)
-    low, high = (s.reshape(-1) for s in middle.function.slopes(middle.shape))
+    low, high = middle.lower.reshape(-1), middle.upper.reshape(-1)
     if int((low < high).sum()) > 4096 or size(middle.shape) * max(q.in_size, p.out_size) > 1 << 27:
         return int((low < high).sum())
     return Pair.of(problem).count
@@ -111,7 +111,7 @@ class Pair:
     def of(cls, problem: Problem) -> Pair:
         """Read a network x ↦ P φ(Q x)."""
         q_map, middle, p_map = layers(problem)
-        low, high = (s.reshape(-1).clone() for s in middle.function.slopes(middle.shape))
+        low, high = middle.lower.reshape(-1).clone(), middle.upper.reshape(-1).clone()
         q_written, p_written = written(q_map, 2.0), written(p_map, 2.0)
         q, p = q_written.block, p_written.block
         greatest = torch.maximum(low.abs(), high.abs())
@@ -131,7 +131,7 @@ class Pair:
         bound = float(absolute.norm()) if absolute.numel() else 0.0
         shift = -math.frexp(bound * 1.0001)[1] if 0.0 < bound < math.inf else 0
         if not bound < math.inf or abs(shift) > 900:
-            raise CertificateError("a pair of layers overflows or vanishes in float64; rescale the weights.")
+            raise NumericsError("a pair of layers overflows or vanishes in float64; rescale the weights.")
         return cls(
             p_matrix * 2.0**shift, q_matrix, low, high, p.exponent + q.exponent - shift, mul_up(p_outer, q_outer),
             mul_up(error, 2.0**shift), q_written.known and p_written.known,
@@ -238,12 +238,12 @@ def _cholesky_residual(gram: Tensor, square: float) -> float:
     shifted = (shifted + shifted.mT) / 2
     factor, info = torch.linalg.cholesky_ex(shifted)
     if bool(info.any()):
-        raise CertificateError("the claimed value is not the maximum: some vertex lies above it.")
+        raise NotProved("the claimed value is not the maximum: some vertex lies above it.")
     residual = shifted - factor @ factor.mT
     length = float(residual.square().sum(dim=(1, 2)).sqrt().max())
     spread = float((factor.square().sum(dim=(1, 2)) + shifted.square().sum(dim=(1, 2)).sqrt()).max())
     if not math.isfinite(length) or not math.isfinite(spread):
-        raise CertificateError("a vertex of the pair is not a finite matrix.")
+        raise NotProved("a vertex of the pair is not a finite matrix.")
     rounding = mul_up(8.0 * gamma(float(n * n + 2 * n + 16)), add_up(spread, square, 1.0))
     return add_up(mul_up(length, 1.0 + 1e-9), rounding)
 

@@ -83,6 +83,7 @@ def bound(
     maximum: Annotated[float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
+    guarantee: Annotated[str, typer.Option("--guarantee", help="any, or rigorous: nothing less is returned")] = "any",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,6 +100,7 @@ def bound(
             seed=seed,
             budget=budget,
             progress=not as_json,
+            guarantee=guarantee,  # type: ignore[arg-type]
         )
         if save is not None:
             result.save(save)

@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.layer_product import DELTA, claim_slots
+from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
-from lipcert.methods.base import EQUAL_NORMS, Method, Run, method
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, SelectionNode
+from lipcert.increments import Linear
+from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
+from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
+from lipcert.network.linear import LinearMap
 from lipcert.problem import Norm, Problem
 
 
@@ -23,6 +25,9 @@ class AutoLip(Method):
 
     L_k = Σ_i ‖∂_i g_k‖ L_i in topological order, L_input = 1.
 
+    Norms that the budget has no time for (a direct call: three times the budget) are bounded by less work: passes
+    instead of a factorisation, then row and column sums; see ``norm_effort``.
+
     Attributes:
         fuse: merge affine neighbours first (never worse); False gives the paper's op-by-op recursion.
     """
@@ -31,47 +36,48 @@ class AutoLip(Method):
     norms: ClassVar[tuple[Norm, ...]] = EQUAL_NORMS
     summary: ClassVar[str] = "product of layer norms along the graph; cheap, any network, loose when deep"
 
+    fallback: ClassVar[str | None] = None
+
     fuse: bool = True
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
-        """Propose the norm of every linear map."""
+    def solve(self, problem: Problem, run: Run) -> Found:
+        """Propose the norm of every linear map, by as much work as the seconds allow."""
         self.require_norm(problem.norm)
         p = problem.norm[0]
-        network = problem.network if self.fuse else problem.unfused
-        slots = claim_slots(network, p)
-        delta = DELTA / max(1, len(slots))
-        norms: dict[tuple[int, int], float] = {}
-        rough: list[float] = []
-        for position, node in enumerate(network.nodes):
-            run.report(position / len(network.nodes), node.name)
-            if isinstance(node, AffineNode):
-                inputs = [rough[i] for i in node.parents]
-                total = 0.0
-                for term, linear in enumerate(node.maps):
-                    norms[position, term] = propose_norm(linear, p, delta, run.generator)
-                    total += norms[position, term] * inputs[term]
-                if p == 2 and len(node.maps) > 1:
-                    norms[position, -1] = math.nan
-                    length = math.hypot(*inputs)
-                    if math.isfinite(length) and _worth_stacking(node, length, total):
-                        norms[position, -1] = propose_norm(Stacked(node.maps), p, delta, run.generator)
-                        total = min(total, norms[position, -1] * length)
-                rough.append(total)
-            elif isinstance(node, ActivationNode):
-                rough.append(rough[node.parents[0]] * node.function.greatest_slope)
-            elif isinstance(node, GainNode):
-                rough.append(rough[node.parents[0]] * node.function.gains.get(p, math.inf))
-            elif isinstance(node, SelectionNode):
-                rough.append(rough[node.parents[0]] * node.function.gain(p))
-            else:
-                rough.append(1.0)
+        increments = problem.increments if self.fuse else problem.unfused_increments
+        slots = claim_slots(increments, p)
+        # A direct call has three times the budget: nobody waits there for more than this bound.
+        seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0)
+        effort = (
+            plan_norms(maps_of(increments), seconds, run.rigorous)
+            if p == 2
+            else Effort(dict.fromkeys(slots, "written"))
+        )
+        norms: dict[Slot, float] = {}
+
+        def norm(slot: Slot, linear: LinearMap) -> float:
+            norms[slot] = propose_norm(linear, p, run.generator, effort.routes[slot], effort.target)
+            return norms[slot]
+
+        def propose(position: int, relation: Linear, before: list[float]) -> float:
+            run.report(position / len(increments.relations), relation.name)
+            total = sum((norm((position, t), m) * before[t] for t, m in enumerate(relation.maps)), 0.0)
+            if p == 2 and len(relation.maps) > 1:
+                norms[position, -1] = math.nan
+                length = math.hypot(*before)
+                if math.isfinite(length) and _worth_stacking(relation, length, total):
+                    total = min(total, norm((position, -1), Stacked(relation.maps)) * length)
+            return total
+
+        increments.walk(lambda *_: 1.0, propose, lambda _, cell, before: before * cell.gain(p))
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
-        return Witness("layer_product", {"norms": values}, {"fuse": self.fuse})
+        settings = {"fuse": self.fuse, "routes": [effort.routes[slot] for slot in slots], "target": effort.target}
+        return Found(Witness("layer_product", {"norms": values}, settings))
 
 
-def _worth_stacking(node: AffineNode, length: float, total: float) -> bool:
+def _worth_stacking(relation: Linear, length: float, total: float) -> bool:
     """Whether a few power steps leave hope that ‖[A_1 … A_k]‖ √(Σ L²) is below Σ ‖A_i‖ L_i."""
-    stacked = Stacked(node.maps)
+    stacked = Stacked(relation.maps)
     vector = torch.ones(1, *stacked.in_shape, dtype=torch.float64)
     below = 0.0
     for _ in range(6):

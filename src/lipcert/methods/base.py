@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from torch import Tensor
 
 from lipcert.certificates.base import Witness, check
-from lipcert.errors import InputError, UnsupportedNormError
+from lipcert.errors import InputError, LipcertError, NotProved, NumericsError, UnsupportedNormError
+from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
-from lipcert.result import Bound
+from lipcert.result import Attempt, Bound
 
 Report = Callable[[float, str], None]
 T = TypeVar("T", bound=type)
@@ -29,6 +31,8 @@ class Run:
         device: where heavy searches may run; checks stay on the CPU.
         budget: seconds an anytime method may use.
         report: called with (fraction done, what is being done) now and then.
+        checked: whether the check has to fit in the budget too (else only the search does).
+        rigorous: whether only a rigorous bound is wanted.
     """
 
     generator: torch.Generator
@@ -36,6 +40,8 @@ class Run:
     budget: float = 60.0
     report: Report = lambda fraction, text: None
     started: float = field(default_factory=time.perf_counter)
+    checked: bool = False
+    rigorous: bool = False
 
     @property
     def left(self) -> float:
@@ -48,6 +54,37 @@ def fork(run: Run, share: float = 1.0) -> Run:
     return replace(run, budget=max(0.0, min(run.left, share * run.budget)), started=time.perf_counter())
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search returns.
+
+    Attributes:
+        witness: what it found.
+        weaker: makes a more cautious witness, for when this one proves nothing; it returns None when there is none.
+        state: where the search ended, for a later one to start from.
+    """
+
+    witness: Witness
+    weaker: Callable[[], Found | None] | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def next(self) -> Found | None:
+        """The more cautious result, or None."""
+        return None if self.weaker is None else self.weaker()
+
+    def before(self, last: Callable[[], Found | None]) -> Found:
+        """The same, with ``last`` after the weakest of its own."""
+
+        def weaker() -> Found | None:
+            try:
+                found = self.next()
+            except NotProved:
+                found = None
+            return last() if found is None else found.before(last)
+
+        return replace(self, weaker=weaker)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of all methods; subclasses are frozen dataclasses whose fields are their options."""
@@ -55,20 +92,70 @@ class Method:
     name: ClassVar[str]
     norms: ClassVar[tuple[Norm, ...]]
     summary: ClassVar[str]
+    #: The method whose bound is returned where this one proves nothing.
+    fallback: ClassVar[str | None] = "autolip"
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
-        """Find a witness for ``problem``."""
+    def solve(self, problem: Problem, run: Run) -> Found:
+        """Search a witness for ``problem``; anytime searches take the seconds of ``run.budget``, others what they need.
+
+        Raises:
+            MethodError: the method does not apply to this network.
+            NotProved: the search ended without anything that a check might accept.
+        """
         raise NotImplementedError
 
-    def bound(self, problem: Problem, run: Run, generator: torch.Generator) -> Bound:
-        """Solve and check: the Bound is the check's.
+    def bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
+        """The Bound of this method, or, where it proves nothing, of ``fallback``: ``tried`` then says why.
 
         Args:
             problem: what to bound.
             run: circumstances of the search.
-            generator: random starts of the check, independent of the search's.
+            chance: probability of error for all attempts together, and the source of the checks' random starts, which
+                has to be independent of the search and of the network.
+
+        Raises:
+            NumericsError: no attempt proved anything, or nothing rigorous where that is asked for.
         """
-        return check(problem, self.solve(problem, run), self.name, generator, run.started)
+        other = None if self.fallback in (None, self.name) else _METHODS[str(self.fallback)]()
+        began = time.perf_counter()
+        try:
+            bound = self.own_bound(problem, run, chance)
+            reason: LipcertError | None = None
+        except NumericsError as met:
+            if other is None or problem.norm not in other.norms:
+                raise
+            bound, reason = other.own_bound(problem, run, chance), met
+        if run.rigorous and bound.guarantee != "rigorous":
+            raise NumericsError(
+                f"method {self.name!r} proves {bound.value:.6g} here, but only as a {bound.guarantee} bound; leave out "
+                "guarantee='rigorous', or ask for it with method='auto'."
+            )
+        if reason is None:
+            return bound
+        first = Attempt(self.name, None, None, time.perf_counter() - began, str(reason))
+        second = Attempt(bound.method, bound.value, bound.guarantee, bound.seconds)
+        return replace(bound, tried=(first, second))
+
+    def own_bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
+        """Solve and check, weaker witnesses after stronger ones: the Bound is the check's; arguments as ``bound``.
+
+        Raises:
+            NumericsError: no attempt proved anything.
+        """
+        try:
+            found: Found | None = self.solve(problem, run)
+            while found is not None:
+                try:
+                    bound = check(problem, found.witness, self.name, chance, run.started)
+                except NotProved as reason:
+                    failure, found = reason, found.next()
+                else:
+                    return replace(bound, state=found.state)
+        except NotProved as reason:
+            failure = reason
+        raise NumericsError(
+            f"method {self.name!r} proved no bound here: {failure} Methods that ask for less: liplt, autolip."
+        ) from failure
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Why this method would not fit the budget of ``run``; None if it may."""

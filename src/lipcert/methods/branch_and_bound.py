@@ -16,14 +16,16 @@ from lipcert.certificates.base import Witness
 from lipcert.certificates.branch_tree import LEAF, Slopes, branchable
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import cheapest_segments
-from lipcert.errors import CertificateError, InputError, MethodError, NumericsError
-from lipcert.methods.base import Method, Run, method
+from lipcert.errors import InputError, MethodError, NotProved, NumericsError
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
+from lipcert.methods.base import Found, Method, Run, fork, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
 from lipcert.methods.branch_form import BatchForm
-from lipcert.methods.lipsdp import steps_to_output
+from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
+from lipcert.search.passes import steps_to_output
 
 #: Geometric lifts tried for every node, finest first.
 LIFTS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -62,21 +64,28 @@ class BranchAndBound(Method):
         if not 0 < self.gap < 1 or self.max_nodes < 1 or self.columns < 1 or self.passes < 1:
             raise InputError("BranchAndBound needs 0 < gap < 1 and max_nodes, columns and passes ≥ 1.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
-        """Search until the gap closes, the budget ends or the tree is full.
+    def solve(self, problem: Problem, run: Run) -> Found:
+        """Search until the gap closes, the budget ends or the tree is full; where no tree is proved, LipSDP.
 
         Raises:
             MethodError: a layer is too wide for the dense certificate.
         """
         self.require_norm(problem.norm)
-        network = problem.expanded
-        transformed = LoopTransformed(network, natural_exponents(network))
+        increments = problem.expanded_increments
+        transformed = ScaledIncrements(increments, natural_exponents(increments))
         if cheapest_segments(transformed) is None:
             raise MethodError(
                 "branch_and_bound needs layers that can be factored densely, and one of this network is too wide; "
                 "methods without that limit: lipsdp, liplt, autolip."
             )
-        return _Search(self, transformed, run).witness()
+
+        def root() -> Found:
+            return LipSDP().solve(problem, fork(run))
+
+        try:
+            return _Search(self, transformed, run).found().before(root)
+        except NotProved:
+            return root()
 
 
 @dataclass(eq=False)
@@ -97,7 +106,7 @@ class _Node:
 @dataclass(eq=False)
 class _Search:
     options: BranchAndBound
-    transformed: LoopTransformed
+    transformed: ScaledIncrements
     run: Run
     vertex: float = 0.0
     nodes: int = 1
@@ -119,7 +128,7 @@ class _Search:
 
     # -- the tree ---------------------------------------------------------------------------------------------
 
-    def witness(self) -> Witness:
+    def found(self) -> Found:
         """Branch until nothing is open, the budget ends or the tree is full; then the tree."""
         root = self.root()
         cost = self._check_cost(root)
@@ -148,7 +157,6 @@ class _Search:
     def root(self) -> _Node:
         """LipSDP on the whole network, from a random start, to a tenth of the gap or until it stalls."""
         patterns = torch.full((1, self.neurons.count), FREE, dtype=torch.int8)
-        patterns[:, ~self.allowed] = FREE
         start = self.climber.random(1, max(self.options.columns, 16), self.run.generator)
         count, best, before = 60, None, 0.0
         while True:
@@ -168,7 +176,7 @@ class _Search:
                 break
             start, before, count = ascent.vectors, value, 2 * count
         if not math.isfinite(best.rho):
-            raise CertificateError("branch_and_bound found no feasible multipliers; use lipsdp or autolip.")
+            raise NotProved("branch_and_bound found no feasible multipliers; use lipsdp or autolip.")
         return best
 
     def _round(self) -> None:
@@ -273,21 +281,21 @@ class _Search:
         """Seconds that the certificate's check will take per leaf."""
         fixed = Slopes(self.transformed).fixed({int(j): 0 for j in torch.nonzero(self.allowed)[:1]})
         began = time.perf_counter()
-        with suppress(CertificateError):
+        with suppress(NotProved):
             self.exact.fixing(fixed).least_rho(self._by_node(root.multipliers), root.slack, self._weights())
         return time.perf_counter() - began
 
     def _weights(self) -> Weights:
-        network = self.transformed.network
-        n, m = size(network.in_shape), size(network.out_shape)
+        increments = self.transformed.increments
+        n, m = size(increments.in_shape), size(increments.out_shape)
         return Weights(torch.ones(n, dtype=torch.float64), torch.ones(m, dtype=torch.float64))
 
     def _by_node(self, multipliers: Tensor) -> dict[int, Tensor]:
         rows = self.neurons.split(multipliers)
         return {cell.node: rows[cell.node][:1] if cell.block else rows[cell.node] for cell in self.transformed.cells}
 
-    def _packaged(self, root: _Node, lift: float) -> Witness:
-        """The witness; its fallback lifts all leaves' multipliers further."""
+    def _packaged(self, root: _Node, lift: float) -> Found:
+        """The witness; a weaker one lifts all leaves' multipliers further."""
         tree, leaves = _preorder(root)
         rho = max(leaf.rho for leaf in leaves)
         factors = (1.0 + lift) ** self.steps
@@ -311,11 +319,11 @@ class _Search:
             "leaves": len(leaves),
         }
 
-        def fallback() -> Witness | None:
+        def weaker() -> Found | None:
             following = max(1e-6, 10.0 * lift)
             return self._packaged(root, following) if following < 0.5 else None
 
-        return Witness("branch_tree", arrays, settings, fallback)
+        return Found(Witness("branch_tree", arrays, settings), weaker)
 
     def _tell(self) -> None:
         upper, vertex = (

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.segments import MAX_SIDE, cuts
-from lipcert.errors import CertificateError, InputError, MethodError
-from lipcert.methods.base import Method, Run, method
-from lipcert.network.graph import ActivationNode
+from lipcert.certificates.segments import MAX_SIDE
+from lipcert.errors import InputError, MethodError, NotProved
+from lipcert.increments import Cell, EntryCell, ScaledIncrements
+from lipcert.increments.units import natural_exponents
+from lipcert.methods.base import Found, Method, Run, method
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
 
 #: Relative lifts of the multipliers tried, smallest first: the closed form lies on the boundary of the feasible set,
@@ -52,16 +52,16 @@ class EclipseFast(Method):
         if self.direction not in ("best", "input", "output"):
             raise InputError(f"direction is best, input or output, not {self.direction!r}.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Multipliers from one or both ends; the better ones are returned."""
         self.require_norm(problem.norm)
-        network = problem.expanded
-        transformed = LoopTransformed(network, natural_exponents(network))
+        network = problem.expanded_increments
+        transformed = ScaledIncrements(network, natural_exponents(network))
         maps = _chain(transformed)
         form = DenseForm(transformed)
         weights = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
         recursions = {"input": _from_input, "output": _from_output}
-        best: _Found | None = None
+        best: _Feasible | None = None
         settings: dict[str, Any] = {"route": "dense", "layerwise": False}
         for direction, recursion in recursions.items():
             if self.direction not in ("best", direction):
@@ -73,14 +73,14 @@ class EclipseFast(Method):
                 best = found
                 settings["direction"] = direction
         if best is None:
-            raise CertificateError("the closed-form multipliers are not feasible in floats; try method 'lipsdp'.")
+            raise NotProved("the closed-form multipliers are not feasible in floats; try method 'lipsdp'.")
         arrays = {f"multipliers.{k}": m.reshape(1, -1) for k, m in best.multipliers.items()}
         arrays["exponents"] = torch.tensor(transformed.exponents, dtype=torch.int64)
         settings |= {"rho": best.rho * (1.0 + 1e-12), "slack": best.slack}
-        return Witness("quadratic", arrays, settings)
+        return Found(Witness("quadratic", arrays, settings))
 
 
-def _root(rho: float, transformed: LoopTransformed) -> float:
+def _root(rho: float, transformed: ScaledIncrements) -> float:
     """√ρ in the output's true units, for the record; 0 or inf outside the range of floats."""
     try:
         return math.ldexp(math.sqrt(rho), transformed.exponents[-1])
@@ -89,22 +89,22 @@ def _root(rho: float, transformed: LoopTransformed) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class _Feasible:
     rho: float
     slack: float
     multipliers: dict[int, Tensor]
 
 
 def _feasible(
-    transformed: LoopTransformed, form: DenseForm, weights: Weights, multipliers: list[Tensor]
-) -> _Found | None:
+    transformed: ScaledIncrements, form: DenseForm, weights: Weights, multipliers: list[Tensor]
+) -> _Feasible | None:
     """The best of the lifts that the check accepts; None if there is none."""
     nodes = [cell.node for cell in transformed.cells]
     values: dict[float, float] = {}
     for p in LIFTS:
         try:
             values[p] = form.least_rho(_lifted(nodes, multipliers, p), SLACK, weights, prove=False)
-        except CertificateError:
+        except NotProved:
             continue
         if len(values) > 1 and values[p] > 1.05 * min(values.values()):
             break
@@ -113,9 +113,9 @@ def _feasible(
         for slack in (SLACK, 1e3 * SLACK):
             try:
                 rho = form.least_rho(chosen, slack, weights, values[p] * (1.0 + 1e-8))
-            except CertificateError:
+            except NotProved:
                 continue
-            return _Found(rho, slack, chosen)
+            return _Feasible(rho, slack, chosen)
     return None
 
 
@@ -125,17 +125,15 @@ def _lifted(nodes: Sequence[int], multipliers: Sequence[Tensor], p: float) -> di
     return {k: m * (1.0 + p) ** (count - i) for i, (k, m) in enumerate(zip(nodes, multipliers, strict=True))}
 
 
-def _chain(transformed: LoopTransformed) -> list[Tensor]:
+def _chain(transformed: ScaledIncrements) -> list[Tensor]:
     """The matrices from the input to the first v, from each z to the next v, and from the last z to the output.
 
     Raises:
         MethodError: not a chain of activations, or a layer is too wide to factor.
     """
-    network = transformed.network
-    places = set(cuts(transformed))
+    places = set(transformed.increments.cuts)
     for cell in transformed.cells:
-        node = network.nodes[cell.node]
-        if not isinstance(node, ActivationNode):
+        if not isinstance(cell, EntryCell):
             problem = "is a gain block"
         elif cell.node not in places:
             problem = "lies on a branch"
@@ -145,21 +143,22 @@ def _chain(transformed: LoopTransformed) -> list[Tensor]:
             continue
         raise MethodError(
             "method 'eclipse_fast' needs a chain of activations whose layers can be factored; "
-            f"{node.name} at {node.where or f'node {cell.node}'} {problem}. "
+            f"{cell.name} at {cell.where or f'node {cell.node}'} {problem}. "
             "Methods that can: lipsdp, lipsdp_layer, lipsdp_ipm (small networks), liplt, autolip."
         )
     starts = [0, *(cell.node for cell in transformed.cells)]
-    stops = [*(cell.parent for cell in transformed.cells), len(network.nodes) - 1]
+    stops = [*(cell.parent for cell in transformed.cells), len(transformed.increments.relations) - 1]
     return [_between(transformed, a, b) for a, b in zip(starts, stops, strict=True)]
 
 
-def _between(transformed: LoopTransformed, start: int, stop: int) -> Tensor:
+def _between(transformed: ScaledIncrements, start: int, stop: int) -> Tensor:
     """The matrix of the affine nodes between two nodes, in the network's units."""
-    nodes = transformed.network.nodes
+    nodes = transformed.increments.relations
+    maps = transformed.matrices
     known = {start: torch.eye(size(nodes[start].shape), dtype=torch.float64)}
     for k in range(start + 1, stop + 1):
         total = torch.zeros(size(nodes[k].shape), known[start].shape[1], dtype=torch.float64)
-        for linear, parent in zip(transformed.maps[k], nodes[k].parents, strict=True):
+        for linear, parent in zip(maps[k], nodes[k].parents, strict=True):
             image = linear.apply(known[parent].T.reshape(-1, *linear.in_shape))
             total = total + image.reshape(len(image), -1).T
         known[k] = total
@@ -240,5 +239,5 @@ def _near_one(form: Tensor) -> tuple[Tensor, float]:
 
 def _greatest(form: Tensor) -> float:
     if not bool(torch.isfinite(form).all()):
-        raise CertificateError("the recursion overflows; rescale the network's weights.")
+        raise NotProved("the recursion overflows; rescale the network's weights.")
     return max(float(torch.linalg.eigvalsh((form + form.T) / 2)[-1]), 0.0) if form.numel() else 0.0

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.chains import FactoredChain, most_rank, needed_chains
 from lipcert.certificates.pair_product import PAIR_KINDS, pack, slot
 from lipcert.certificates.vertices import MAX_NEURONS, free_neurons
-from lipcert.errors import CertificateError, InputError, MethodError
+from lipcert.errors import InputError, MethodError, NotProved
 from lipcert.methods.autolip import AutoLip
-from lipcert.methods.base import Method, Run, method
+from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.lipsdp import LipSDP
 from lipcert.methods.power_iteration import norm_from_below
 from lipcert.methods.vertex_search import best_vertex, likely_vertex
@@ -32,7 +33,7 @@ class PairSolver(ABC):
     rank: int | None = None
 
     @abstractmethod
-    def solve(self, pair: Problem, run: Run) -> Witness | None:
+    def solve(self, pair: Problem, run: Run) -> Found | None:
         """A witness for the two-layer network; None leaves the product of norms."""
 
 
@@ -46,20 +47,21 @@ class CertifiedPairs(PairSolver):
 
     inner: Method = LipSDP()  # noqa: RUF009 (frozen)
 
-    def solve(self, pair: Problem, run: Run) -> Witness | None:
+    def solve(self, pair: Problem, run: Run) -> Found | None:
         """The inner method's own witness, unless it is the product of norms."""
         try:
-            witness = self.inner.solve(pair, run)
-        except CertificateError:
+            found = self.inner.solve(pair, run)
+        except NotProved:
             return None
-        if witness.kind == "layer_product":
+        kind = found.witness.kind
+        if kind == "layer_product":
             return None
-        if witness.kind not in PAIR_KINDS:
+        if kind not in PAIR_KINDS:
             raise MethodError(
-                f"method {self.inner.name!r} gives certificates of kind {witness.kind!r}, which do not bound a pair; "
+                f"method {self.inner.name!r} gives certificates of kind {kind!r}, which do not bound a pair; "
                 f"kinds that do: {', '.join(PAIR_KINDS)}."
             )
-        return witness
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class ExactPairs(PairSolver):
         if not 1 <= self.max_neurons <= MAX_NEURONS:
             raise InputError(f"max_neurons must lie between 1 and {MAX_NEURONS}, not {self.max_neurons}.")
 
-    def solve(self, pair: Problem, run: Run) -> Witness | None:
+    def solve(self, pair: Problem, run: Run) -> Found | None:
         """The best vertex found by ascent, as a claim that the check proves by looking at all; else the best of all."""
         count = free_neurons(pair)
         if count > self.max_neurons:
@@ -87,10 +89,10 @@ class ExactPairs(PairSolver):
             )
         likely = likely_vertex(pair, run.generator)
 
-        def fallback() -> Witness:
-            return Witness("vertex_enumeration", {}, {"value": best_vertex(pair, likely)})
+        def exhaustive() -> Found:
+            return Found(Witness("vertex_enumeration", {}, {"value": best_vertex(pair, likely)}))
 
-        return Witness("vertex_enumeration", {}, {"value": likely}, fallback)
+        return Found(Witness("vertex_enumeration", {}, {"value": likely}), exhaustive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ class RankKPairs(PairSolver):
         """k."""
         return self.k
 
-    def solve(self, pair: Problem, run: Run) -> Witness | None:
+    def solve(self, pair: Problem, run: Run) -> Found | None:
         """The inner solver's witness."""
         return self.inner.solve(pair, run)
 
@@ -146,7 +148,7 @@ class SeqLip(Method):
         if self.pools not in ("factor", "through"):
             raise InputError(f"pools is factor or through, not {self.pools!r}.")
 
-    def solve(self, problem: Problem, run: Run) -> Witness:
+    def solve(self, problem: Problem, run: Run) -> Found:
         """Solve every pair of every chain that the output's constant asks for."""
         self.require_norm(problem.norm)
         solver = CertifiedPairs(inner=self.pairs) if isinstance(self.pairs, Method) else self.pairs
@@ -157,36 +159,36 @@ class SeqLip(Method):
                 f"k = {solver.rank} is more than the number of singular values of any inner layer ({deepest}); "
                 f"use k ≤ {deepest} or the full spectrum (CertifiedPairs())."
             )
-        norms = AutoLip().solve(problem, run).arrays
+        norms = AutoLip().solve(problem, run).witness.arrays
         todo = []
         for place, chain in chains.items():
             factored = FactoredChain(chain, solver.rank)
             if solver.rank is not None and not _may_gain(factored, run.generator):
                 continue
             todo += [(slot(place, i), factored, i) for i in range(len(chain.maps) - 1)]
-        found: dict[str, Witness] = {}
+        found: dict[str, Found] = {}
         weights = [factored.chain.maps[i].out_size ** 2 for _, factored, i in todo]  # shares of the budget
         for number, (name, factored, i) in enumerate(todo):
             run.report(number / len(todo), f"pair {number + 1} of {len(todo)}")
             pair = factored.pair(i)
             share = max(run.left, 1.0) * weights[number] / max(1, sum(weights[number:]))
             own = Run(run.generator, run.device, share, run.report)
-            witness = None if pair is None else solver.solve(pair, own)
-            if witness is not None:
-                found[name] = witness
+            solution = None if pair is None else solver.solve(pair, own)
+            if solution is not None:
+                found[name] = solution
         return self._packed(found, dict(norms), solver.rank)
 
-    def _packed(self, pairs: dict[str, Witness], norms: dict, rank: int | None) -> Witness:  # type: ignore[type-arg]
-        """The witness; its fallback has every pair's own fallback, or the product of norms where there is none."""
-        witness = pack(pairs, norms, self.pools == "through", rank)
+    def _packed(self, pairs: dict[str, Found], norms: dict[str, Tensor], rank: int | None) -> Found:
+        """The witness; a weaker one has every pair's own weaker one, or the product of norms where there is none."""
 
-        def fallback() -> Witness | None:
+        def weaker() -> Found | None:
             if not pairs:
                 return None
-            weaker = {name: None if w.fallback is None else w.fallback() for name, w in pairs.items()}
-            return self._packed({name: w for name, w in weaker.items() if w is not None}, norms, rank)
+            others = {name: found.next() for name, found in pairs.items()}
+            return self._packed({name: found for name, found in others.items() if found is not None}, norms, rank)
 
-        return replace(witness, fallback=fallback)
+        witnesses = {name: found.witness for name, found in pairs.items()}
+        return Found(pack(witnesses, norms, self.pools == "through", rank), weaker)
 
 
 def _may_gain(factored: FactoredChain, generator: torch.Generator) -> bool:
