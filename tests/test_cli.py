@@ -241,6 +241,22 @@ def test_methods_and_ops() -> None:
     assert {row["name"] for row in rows} == {op.name for op in lipcert.supported_ops()}
 
 
+def test_a_module_that_sets_defaults_when_imported(here: Path) -> None:
+    name = "cli_defaults"
+    (here / f"{name}.py").write_text(
+        "import torch\nfrom torch import nn\nnet = nn.Linear(3, 2).eval()\n"
+        "torch.set_default_device('meta')\ntorch.set_default_dtype(torch.bfloat16)\n"
+    )
+    try:
+        code, value = run_json("bound", f"{name}:net", *SHAPE, *AUTO)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+        sys.modules.pop(name, None)
+    assert code == 0, value
+    assert value["bound"] > 0
+
+
 def test_version() -> None:
     result = run("--version")
     assert (result.exit_code, result.stdout.strip()) == (0, f"lipcert {lipcert.__version__}")
