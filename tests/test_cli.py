@@ -87,6 +87,7 @@ def test_bound(here: Path) -> None:
     assert code == 0
     assert value["bound"] == pytest.approx(3.0)
     assert (value["guarantee"], value["method"], value["norm"]) == ("rigorous", "autolip", [2, 2])
+    assert value["input_shape"] == [3]
     assert value["certificate"] is None
 
 
@@ -117,6 +118,7 @@ def test_lower(here: Path) -> None:
     code, value = run_json("lower", "cli_models:good", *SHAPE, "--budget", 0.2, "--norm", "inf,inf")
     assert code == 0
     assert value["lower_bound"] == pytest.approx(3.0, rel=1e-6)
+    assert (value["norm"], value["input_shape"]) == (["inf", "inf"], [3])
     assert len(value["point"]) == len(value["direction"]) == 3
 
 
@@ -237,6 +239,33 @@ def test_methods_and_ops() -> None:
     assert {row["name"] for row in rows} == {m.name for m in lipcert.methods()}
     code, rows = run_json("ops")
     assert {row["name"] for row in rows} == {op.name for op in lipcert.supported_ops()}
+
+
+def test_a_module_that_sets_defaults_when_imported(here: Path) -> None:
+    name = "cli_defaults"
+    (here / f"{name}.py").write_text(
+        "import torch\nfrom torch import nn\nnet = nn.Linear(3, 2).eval()\n"
+        "torch.set_default_device('meta')\ntorch.set_default_dtype(torch.bfloat16)\n"
+    )
+    try:
+        code, value = run_json("bound", f"{name}:net", *SHAPE, *AUTO)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+        sys.modules.pop(name, None)
+    assert code == 0, value
+    assert value["bound"] > 0
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout.strip()) == (0, f"lipcert {lipcert.__version__}")
+
+
+def test_norms_of_methods_are_numbers() -> None:
+    rows = {row["name"]: row["norms"] for row in run_json("methods")[1]}
+    assert [1, 1] in rows["autolip"]
+    assert ["inf", "inf"] in rows["autolip"]
 
 
 def test_no_arguments_show_the_help() -> None:

@@ -88,7 +88,8 @@ def test_only_the_callers_data_reach_a_steep_place() -> None:
         return v + 50.0 * torch.clamp(v - 12345.0, 0.0, 1.0)
 
     network = capture(nn.Linear(1, 1).eval(), torch.zeros(1, 1))
-    nodes = (*network.nodes, ActivationNode((1,), (1, 1), "steep", "", Nonlinearity("steep", steep, 0.0, 1.0)))
+    function = Nonlinearity("steep", steep, 0.0, 1.0)
+    nodes = (*network.nodes, ActivationNode(parents=(1,), shape=(1, 1), name="steep", function=function))
     affine = network.nodes[1]
     place = (12345.2 - float(affine.offset.reshape(-1)[0])) / float(affine.maps[0].matrix()[0, 0])  # type: ignore[attr-defined]
     with pytest.raises(CaptureError, match="bug in lipcert"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lipcert.capture.model import one_tensor
+from lipcert.capture.model import one_tensor, require_numbers
 from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError
 
 _HERE = ("/torch/", "/lipcert/", "<frozen", "<__array_function__")
@@ -71,6 +71,13 @@ def export_error(problem: Exception, module: nn.Module, example: Tensor) -> Lipc
             f"a layer of the model works in training mode ({first}): it normalises by the statistics of the batch. "
             "Call model.eval(), and give batch norm running statistics."
         )
+    for part in module.modules():
+        for name, value in vars(part).items():  # a buffer of this kind was refused at once
+            if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_quantized or value.is_nested):
+                try:
+                    require_numbers(name, value)
+                except LipcertError as error:
+                    return error
     example = example.clone()
     watch = _Watch(example)
     try:

@@ -14,6 +14,7 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import lipcert.ops.families  # noqa: F401  (registers every rule)
+from lipcert.capture.model import require_numbers
 from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
@@ -115,8 +116,7 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
         raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
     if type(value).__name__ == "FakeTensor":
         raise CaptureError(f"the exported graph holds no numbers for {spec.target!r}")
-    if value.is_complex():
-        raise CaptureError(f"parameter {spec.target!r} is complex ({value.dtype}); only real networks are supported")
+    require_numbers(spec.target, value)
     value = value.detach().cpu()
     return Constant.exactly(value if value.is_floating_point() else value.clone())
 

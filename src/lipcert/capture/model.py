@@ -49,7 +49,7 @@ def as_module(model: Any) -> nn.Module:
                 "has no Lipschitz constant. Pass the float model it was made from."
             )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        _require_numbers(name, tensor)
+        require_numbers(name, tensor)
     return module
 
 
@@ -63,7 +63,8 @@ def has_own_arithmetic(tensor: Tensor) -> bool:
     return type(tensor).__torch_dispatch__ != Tensor.__torch_dispatch__
 
 
-def _require_numbers(name: str, tensor: Tensor) -> None:
+def require_numbers(name: str, tensor: Tensor) -> None:
+    """Raise a named error unless a parameter is a plain dense real tensor that holds numbers."""
     if is_lazy(tensor):
         raise InputError(
             f"parameter {name!r} is lazy and has no shape yet; run the model once on an example, then train or load it."

@@ -63,19 +63,24 @@ def _draw(shape: Sequence[int], scales: Sequence[float], generator: torch.Genera
     return noise * sizes.reshape(-1, *[1] * (len(shape) - 1))
 
 
+def _pick(shape: Sequence[int], choices: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Every entry one of ``choices``, at random."""
+    places = torch.randint(len(choices), tuple(shape), generator=generator)
+    return torch.tensor(choices, dtype=torch.float64)[places]
+
+
 def _check_activation(node: Node, function: Nonlinearity, reached: Tensor, generator: torch.Generator) -> None:
     shape = reached.shape[1:]
-    rows = max(2 * len(_SCALES), min(_ENTRIES, _MOST_ENTRIES, -(-_ENTRIES // shape.numel())))
-    starts = [_draw((rows, *shape), _SCALES, generator), reached]
+    rows = (max(2, min(_ENTRIES, -(-_ENTRIES // shape.numel()))), *shape)
+    starts = [_pick(rows, _SCALES, generator) * torch.randn(rows, generator=generator, dtype=torch.float64), reached]
     for kink in function.kinks:
         place = torch.as_tensor(kink.position, dtype=torch.float64).expand(shape)
-        size = place.abs().clamp(min=1.0)
-        starts += [(place + step * size)[None] for s in _STEPS for step in (-1.5 * s, -s, -0.5 * s, 0.0, 0.5 * s)]
+        offset = _pick(rows, _STEPS, generator) * _pick(rows, (-1.5, -1.0, -0.5, 0.0, 0.5), generator)
+        starts.append(place + offset * place.abs().clamp(min=1.0))
     low, high = function.slopes(tuple(shape))
     for a in starts:
         a = a[torch.isfinite(a).reshape(len(a), -1).all(1)]
-        steps = torch.tensor(_STEPS, dtype=torch.float64)[torch.arange(len(a)) // len(_SCALES) % len(_STEPS)]
-        b = a + steps.reshape(-1, *[1] * len(shape)) * a.abs().clamp(min=1.0)
+        b = a + _pick(a.shape, _STEPS, generator) * a.abs().clamp(min=1.0)
         fa, fb = function(a), function(b)
         wide = torch.maximum(low.abs(), high.abs())
         granted = _RELATIVE * wide + _ROUNDING * (fa.abs() + fb.abs() + wide * (a.abs() + b.abs()) + 1.0) / (b - a)

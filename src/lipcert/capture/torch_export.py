@@ -19,7 +19,7 @@ from lipcert.capture.quotients import check_quotients
 from lipcert.capture.replay import check_replay
 from lipcert.capture.self_check import check_examples_independent, check_shapes, self_check
 from lipcert.capture.sequential import read_sequential
-from lipcert.errors import LipcertError
+from lipcert.errors import CaptureError, LipcertError
 from lipcert.network.graph import Network
 from lipcert.numerics.process_state import ordinary
 
@@ -80,8 +80,16 @@ def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram
 
 
 def _lowered(program: ExportedProgram, example: Tensor) -> tuple[Network, torch.dtype]:
-    refuse_training_ops(program)
-    network = lower(program)
+    try:
+        refuse_training_ops(program)
+        network = lower(program)
+    except LipcertError:
+        raise
+    except Exception as problem:
+        raise CaptureError(
+            f"the traced model cannot be rewritten in elementary operations: {type(problem).__name__}: "
+            f"{str(problem).strip().splitlines()[0][:300]}"
+        ) from problem
     return network, check_replay(network, program, example)
 
 

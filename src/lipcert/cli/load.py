@@ -57,7 +57,7 @@ def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgra
         raise InputError(f"MODEL must be a .pt2 file or package.module:factory (here perhaps {dotted}), not {name!r}.")
     if shape is None:
         raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
-    return _build(name), torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    return _build(name), _random(shape)
 
 
 def _build(name: str) -> nn.Module:
@@ -83,9 +83,15 @@ def _build(name: str) -> nn.Module:
     return model
 
 
+def _random(shape: tuple[int, ...]) -> Tensor:
+    """A batch of one, whatever default device or dtype the model's module has set."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return torch.rand(1, *shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
 def _example_of(program: ExportedProgram, shape: tuple[int, ...] | None) -> Tensor:
     if shape is not None:
-        return torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+        return _random(shape)
     arguments: tuple[Any, ...] = tuple(program.example_inputs[0]) if program.example_inputs else ()
     if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
         raise InputError("the .pt2 file carries no single example input; give --input-shape.")

@@ -7,6 +7,8 @@ set back and raises ``NumericsError`` for what cannot.
 
 from __future__ import annotations
 
+import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +24,10 @@ from lipcert.errors import NumericsError
 
 #: Entries of one chunk of PyTorch's parallel loops (at::internal::GRAIN_SIZE): each thread gets one at least.
 _GRAIN = 32768
-_UNIT, _NORMAL = 2.0**-53, 2.0**-1022
+_UNIT, _NORMAL = 2.0**-53, sys.float_info.min
+#: 2^-1074, from its bits: whoever computes or parses it under flush-to-zero may get 0.
+_LEAST = struct.unpack("<d", struct.pack("<q", 1))[0]
+_LARGE = 2.0**100
 #: Devices whose autocast mode could cast the maps of a network.
 _AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 #: Where newer versions of PyTorch keep the precision of float32 on the CPU; a part inherits from the whole before it.
@@ -68,7 +73,7 @@ def ordinary(dtype: torch.dtype | None = torch.float32) -> Iterator[None]:
 
 def subnormals_survive() -> bool:
     """Whether this thread neither flushes subnormal results to zero nor reads subnormal operands as zero."""
-    return _NORMAL * 0.5 > 0.0 and 2.0**-1074 * 2.0**100 > 0.0
+    return _NORMAL * 0.5 > 0.0 and _LEAST * _LARGE > 0.0
 
 
 def _rounds_to_nearest() -> bool:
@@ -123,11 +128,11 @@ def _pool_is_ordinary(threads: int) -> bool:
     """The probes of this thread, in a loop that PyTorch shares out over all its threads."""
     entries = threads * _GRAIN
     normal, one = (torch.full((entries,), v, dtype=torch.float64, device="cpu") for v in (_NORMAL, 1.0))
-    subnormal = torch.full((entries,), 2.0**-1074, dtype=torch.float64, device="cpu")
+    subnormal = torch.full((entries,), _LEAST, dtype=torch.float64, device="cpu")
     half, more = _UNIT, 1.5 * _UNIT
     up = 1.0 + 2.0 * _UNIT
     probes = (
-        normal * 0.5 > 0, subnormal * 2.0**100 > 0, one + half == 1.0, one + more == up,
+        normal * 0.5 > 0, subnormal * _LARGE > 0, one + half == 1.0, one + more == up,
         -one - half == -1.0, -one - more == -up,
     )  # fmt: skip
     return all(bool(probe.all()) for probe in probes)
