@@ -19,7 +19,7 @@ from lipcert.certificates import base
 from lipcert.certificates.base import Certificate, Witness, check
 from lipcert.certificates.branch_tree import leaf_fixings
 from lipcert.certificates.verify import verify
-from lipcert.errors import CertificateError, InputError, MethodError, NotProved, NumericsError, UnsupportedNormError
+from lipcert.errors import CertificateError, InputError, MethodError, NotProved, UnsupportedNormError
 from lipcert.methods.base import Run
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
@@ -525,5 +525,4 @@ def test_where_no_tree_is_proved_lipsdp_is_the_answer(monkeypatch: pytest.Monkey
     assert record(bound).kind == "quadratic"
     assert bound.value == pytest.approx(lipcert.bound(model, x, method="lipsdp").value, rel=1e-3)
     monkeypatch.setitem(base._CHECKS, "quadratic", nothing)  # type: ignore[arg-type]
-    with pytest.raises(NumericsError, match="proved no bound here: nothing"):
-        solved(model, 3)
+    assert record(solved(model, 3)).kind in ("loop_transform", "layer_product")

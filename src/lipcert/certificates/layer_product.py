@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.map_norm import NormBound, map_norm
+from lipcert.certificates.map_norm import TARGET, NormBound, Route, map_norm
 from lipcert.certificates.product_rule import Step, product_rule, rows
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
-from lipcert.numerics.chance import Chance
+from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.magnitude import ONE, Magnitude
 from lipcert.problem import Problem
 from lipcert.result import weakest
@@ -31,7 +34,9 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_k = Σ_i ‖A_{k←i}‖ L_i over the DAG, L_input = 1 (AutoLip: Scaman & Virmaux 2018, Algorithm 1).
 
     ``witness.arrays["norms"]`` holds one claimed norm per slot of ``claim_slots`` (NaN: none, find it here, or for a
-    stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused.
+    stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused, ``["routes"]`` by
+    what work each norm is bounded (``Route``; absent: ``written`` for all), ``["target"]`` how tight passes are
+    to be.
 
     Why this is an upper bound: by induction ‖δz_k‖_p ≤ L_k ‖δx‖_p for every increment δx. A sum of images obeys the
     triangle inequality with certified norms; the stacked map [A_1 … A_k] applied to the stacked increments gives
@@ -57,14 +62,13 @@ def recursion(increments: Increments, p: float, witness: Witness, chance: Chance
     """
     slots = claim_slots(increments, p)
     claims = read_claims(witness, slots)
-    share = chance.group(2 * len(slots))
+    norms = _Norms(p, claims, read_routes(witness, slots), _read_target(witness), chance.group(2 * len(slots)))
 
     def linear(position: int, relation: Linear, before: list[Step]) -> Step:
         def norm(map_: LinearMap, term: int) -> NormBound | None:
-            claim = claims[position, term]
-            if math.isnan(claim):
-                return None if term < 0 else map_norm(map_, p, None, share)
-            return map_norm(map_, p, claim, share)
+            if term < 0 and math.isnan(claims[position, term]):
+                return None
+            return norms.of((position, term), map_)
 
         return product_rule(relation, [step.constant for step in before], p, norm)
 
@@ -83,3 +87,37 @@ def read_claims(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[in
     if values.shape != (len(slots),):
         raise CertificateError(f"the certificate holds {values.numel()} norms, the network needs {len(slots)}.")
     return dict(zip(slots, (float(v) for v in values), strict=True))
+
+
+def read_routes(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[int, int], Route]:
+    """The route of every slot."""
+    routes = witness.settings.get("routes")
+    if routes is None:
+        return dict.fromkeys(slots, "written")
+    known = get_args(Route)
+    if not isinstance(routes, list) or len(routes) != len(slots) or any(route not in known for route in routes):
+        raise CertificateError(f"the certificate's routes must be {len(slots)} of {', '.join(known)}.")
+    return dict(zip(slots, routes, strict=True))
+
+
+def _read_target(witness: Witness) -> float:
+    target = witness.settings.get("target", TARGET)
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0.0 < target <= 10.0:
+        raise CertificateError("the certificate's target must be a number between 0 and 10.")
+    return float(target)
+
+
+@dataclass(frozen=True, eq=False)
+class _Norms:
+    """Norms of maps by what the witness claims of them."""
+
+    p: float
+    claims: Mapping[tuple[int, int], float]
+    routes: Mapping[tuple[int, int], Route]
+    target: float
+    share: Share
+
+    def of(self, slot: tuple[int, int], linear: LinearMap) -> NormBound:
+        claim = self.claims[slot]
+        known = None if math.isnan(claim) else claim
+        return map_norm(linear, self.p, known, self.share, self.routes[slot], self.target)

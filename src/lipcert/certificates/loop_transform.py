@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
@@ -67,18 +68,23 @@ def views(problem: Problem) -> list[Increments]:
 
 def is_dense(increments: Increments) -> bool:
     """Whether all maps from sources to nodes can be written down at a moderate price."""
+    return operations(increments) <= MAX_WORK
+
+
+def operations(increments: Increments) -> float:
+    """About how many floating-point operations the dense recursion takes; infinite where a node is too wide."""
     work, columns = 0.0, float(size(increments.in_shape))
     if size(increments.in_shape) > 10 * MAX_SIDE:
-        return False
+        return math.inf
     for relation in increments.relations[1:]:
         side = relation.size
         if side > MAX_SIDE:
-            return False
+            return math.inf
         if isinstance(relation, Linear):
             work += sum(2.0 * side * linear.in_size for linear in relation.maps) * columns + 3.0 * side**2 * columns
         else:
             columns += side
-    return work <= MAX_WORK
+    return work
 
 
 class Recursion(ABC):

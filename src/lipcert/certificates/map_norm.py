@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -214,12 +215,25 @@ def absolute_sums(unit: Scaled) -> tuple[Tensor, Tensor]:
     return rows * widen + unit.underflow, columns * widen + unit.underflow
 
 
-def map_norm(linear: LinearMap, p: float, claim: float | None = None, share: Share | None = None) -> NormBound:
+#: How a 2-norm is bounded: ``written``, by a matrix where it can be written down and by passes beyond; ``passes``, by
+#: Lanczos passes alone; ``sums``, by √(‖W‖_1 ‖W‖_∞), two passes.
+Route = Literal["written", "passes", "sums"]
+
+
+def map_norm(
+    linear: LinearMap,
+    p: float,
+    claim: float | None = None,
+    share: Share | None = None,
+    route: Route = "written",
+    target: float = TARGET,
+) -> NormBound:
     """Certified upper bound of ‖W‖_{p→p}, p in {1, 2, inf}.
 
     With a ``claim`` that can be proved, the claim is the value (one factorisation); otherwise the value is found here.
     Where that takes a random start, its probability of error is drawn from ``share`` (None: 1e-9, fresh entropy); a
-    claim that fails costs a draw of its own.
+    claim that fails costs a draw of its own. ``route`` says how much work a 2-norm is worth, ``target`` the relative
+    inflation that passes aim at: both decide how tight the bound is and of what kind, not whether it holds.
 
     Why this is an upper bound: for p = 1 and ∞ it is a sum of absolute values rounded up (Scaman & Virmaux 2018 and
     any textbook: greatest column / row sum). For p = 2 it is √(‖|W|‖_1 ‖|W|‖_∞), or a value proved by a verified
@@ -232,16 +246,22 @@ def map_norm(linear: LinearMap, p: float, claim: float | None = None, share: Sha
     unit = scaled(linear)
     if claim is not None:
         claim = ldexp_down(claim, -unit.exponent) if 0.0 < claim < math.inf else None
-    value, guarantee = _unit_norm(unit, p, claim or None, share or Chance().group(2))
+    value, guarantee = _unit_norm(unit, p, claim or None, share or Chance().group(2), route, target)
     return NormBound(Magnitude.of(value).times_power(unit.exponent), guarantee)
 
 
-def propose_norm(linear: LinearMap, p: float, generator: torch.Generator | None = None) -> float:
+def propose_norm(
+    linear: LinearMap,
+    p: float,
+    generator: torch.Generator | None = None,
+    route: Route = "written",
+    target: float = TARGET,
+) -> float:
     """A value that ``map_norm`` will very probably be able to prove: the search side, not a bound."""
-    if p != 2 or is_zero(linear):
-        return map_norm(linear, p).value
-    if not writable(linear):
-        return _rough_sigma(linear, generator) * (1.0 + TARGET) * (1.0 + SLACK)
+    if p != 2 or is_zero(linear) or route == "sums":
+        return map_norm(linear, p, route=route).value
+    if route == "passes" or not writable(linear):
+        return _rough_sigma(linear, generator) * (1.0 + target) * (1.0 + SLACK)
     unit = scaled(linear)
     rows, columns = absolute_sums(unit)
     schur = mul_up(sqrt_up(_greatest(rows)), sqrt_up(_greatest(columns)))
@@ -270,7 +290,9 @@ def _rough_sigma(linear: LinearMap, generator: torch.Generator | None) -> float:
     return ldexp_up(math.sqrt(max(ritz, 0.0)), unit.exponent)
 
 
-def _unit_norm(unit: Scaled, p: float, claim: float | None, share: Share) -> tuple[float, Guarantee]:
+def _unit_norm(
+    unit: Scaled, p: float, claim: float | None, share: Share, route: Route, target: float
+) -> tuple[float, Guarantee]:
     linear = unit.map
     guarantee: Guarantee = "rigorous" if _known(linear) else "numerical"
     rows, columns = absolute_sums(unit)
@@ -280,10 +302,10 @@ def _unit_norm(unit: Scaled, p: float, claim: float | None, share: Share) -> tup
     if p == 1:
         return _summed(unit, largest_column, by_rows=False), guarantee
     schur = mul_up(sqrt_up(largest_row), sqrt_up(largest_column))  # Schur's test: ‖W‖_2 ≤ √(‖W‖_1 ‖W‖_∞)
-    if isinstance(linear, Identity) or _attained(linear, schur, columns):
+    if route == "sums" or isinstance(linear, Identity) or _attained(linear, schur, columns):
         return schur, guarantee
-    if not writable(linear):
-        return _matrix_free(unit, schur, claim, share)
+    if route == "passes" or not writable(linear):
+        return _matrix_free(unit, schur, claim, share, target)
     matrix, error = _written(unit, schur)
     if claim is not None and certify_sigma_max(matrix, error, claim):
         return min(claim, schur), guarantee
@@ -364,7 +386,9 @@ def _attained(linear: LinearMap, schur: float, columns: Tensor) -> bool:
     return False
 
 
-def _matrix_free(unit: Scaled, schur: float, claim: float | None, share: Share) -> tuple[float, Guarantee]:
+def _matrix_free(
+    unit: Scaled, schur: float, claim: float | None, share: Share, target: float
+) -> tuple[float, Guarantee]:
     """The Lanczos bound, and what underflow may have taken from the map; claim and search draw one δ each."""
     linear = unit.map
     kind: Guarantee = "probabilistic" if _known(linear) else "numerical"
@@ -374,17 +398,17 @@ def _matrix_free(unit: Scaled, schur: float, claim: float | None, share: Share) 
         if claim is not None:
             goal = ldexp_down(max(0.0, claim - unit.underflow), -power) * (1.0 - 1e-12)
             delta = share.draw()
-            if certify_sigma_max_probabilistic(gram, n, goal, delta, _steps(n, delta), share.generator):
+            if certify_sigma_max_probabilistic(gram, n, goal, delta, lanczos_steps(n, delta, target), share.generator):
                 return min(claim, schur), kind
-        value, _ = sigma_max_probabilistic(gram, n, share.draw(), TARGET, 1000, share.generator)
+        value, _ = sigma_max_probabilistic(gram, n, share.draw(), target, 1000, share.generator)
     except ValueError as error:
         raise NumericsError(f"the largest singular value of a linear map cannot be found: {error}.") from error
     value = add_up(mul_up(value, 2.0**power), unit.underflow)
     return (value, kind) if value < schur else (schur, kind)
 
 
-def _steps(n: int, delta: float) -> int:
-    """Lanczos steps whose inflation is TARGET: the least k with 1/√(1 − ε) − 1 ≤ TARGET."""
-    epsilon = 1.0 - 1.0 / (1.0 + TARGET) ** 2
+def lanczos_steps(n: int, delta: float, target: float) -> int:
+    """Lanczos steps whose inflation is ``target``: the least k with 1/√(1 − ε) − 1 ≤ target."""
+    epsilon = 1.0 - 1.0 / (1.0 + target) ** 2
     logarithm = math.log(1.648) + 0.5 * math.log(n) - math.log(delta)
     return min(n, math.ceil((logarithm / math.sqrt(epsilon) + 1.0) / 2.0) + 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +107,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         raise UnsupportedNormError(f"SeqLip bounds l2 → l2 only, not l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
     through_pools, rank = options(witness)
     recursion = _Recursion(problem, witness, through_pools, rank, chance)
-    value, guarantee = recursion.constant(len(problem.increments.relations) - 1)
+    with _deep(4 * len(problem.increments.relations)):
+        value, guarantee = recursion.constant(len(problem.increments.relations) - 1)
     rows = recursion.rows or [
         BreakdownRow("no pairs", "chain", 1.0, float(value), guarantee,
                      "no two consecutive linear layers: SeqLip = AutoLip")
@@ -119,6 +122,17 @@ class _Step:
 
     value: Magnitude
     used: tuple[Guarantee, ...]
+
+
+@contextmanager
+def _deep(frames: int) -> Iterator[None]:
+    """Room for a recursion of ``frames`` calls: networks may be deeper than Python's own limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + frames)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 class _Recursion:

@@ -42,7 +42,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     ``witness.arrays``: ``multipliers.K`` for the nonlinear node K, a row per form with one λ per neuron (one for a
     block), and ``exponents``, how they are written (``Notation``); ``input_weights`` for p = ∞ and ``output_weights``
     for q = 1. ``witness.settings``: ``slack``, the relative lift of the intermediate forms, ``rho``, a claim for ρ
-    (each a number per form), ``route``, ``dense`` or ``matrix_free``, and ``layerwise``, one λ per layer.
+    (each a number per form), ``route``, ``dense`` or ``matrix_free``, ``layerwise``, one λ per
+    layer, and ``steps``, how many Lanczos steps a matrix-free check takes first.
 
     Why this is an upper bound: every increment satisfies δz = c δv + d δw with |δw_j| ≤ |δv_j|, so
     Σ λ_j (w_j² − v_j²) ≤ 0. If ρ‖x‖² + Σ λ w² − ‖y‖² − Σ λ v² ≥ 0 for all (x, w), then ‖y‖² ≤ ρ‖x‖²; ``Weights`` says
@@ -71,7 +72,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         if isinstance(means, DenseForm):
             rho = means.least_rho(own, slacks[place], weight, notation.rho(claims[place]))
         else:
-            rho = _matrix_free(transformed, own, weight, notation.rho(claims[place]), means, share)
+            steps = _first_steps(witness)
+            rho = _matrix_free(transformed, own, weight, notation.rho(claims[place]), means, share, steps)
         root = Magnitude.of(sqrt_up(mul_up(rho, weight.factor(problem.norm))))
         value = root.times_power(transformed.exponents[-1])
         final = max(final, value)
@@ -88,6 +90,13 @@ def _numbers(witness: Witness, key: str, count: int) -> list[float]:
     if len(numbers) != count or len(result) != count:
         raise CertificateError(f"the certificate's {key} must be {count} non-negative numbers.")
     return result
+
+
+def _first_steps(witness: Witness) -> int | None:
+    steps = witness.settings.get("steps")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS):
+        raise CertificateError(f"the certificate's steps must be an integer from 1 to {MOST_STEPS}.")
+    return steps
 
 
 def _read_weights(problem: Problem, witness: Witness, transformed: ScaledIncrements) -> list[Weights]:
@@ -178,6 +187,7 @@ def _matrix_free(
     rho: float,
     amplification: Amplification,
     share: Share,
+    first: int | None,
 ) -> float:
     """The claimed ρ, proved: multipliers and ρ enter as claimed, ‖G‖² ≤ θ/(1 − ε) must come out at most 1."""
     if not 0.0 < rho < math.inf:
@@ -188,7 +198,7 @@ def _matrix_free(
     scaled = ScaledMap(transformed, multipliers, weights, rho)
     if not float(scaled.underflow(amplification)) <= NEGLIGIBLE:
         raise NotProved("numbers of very different size meet in this form; a pass through the network might underflow.")
-    steps = 100 if scaled.size <= 300_000 else 240
+    steps = first or (100 if scaled.size <= 300_000 else 240)
     while True:
         steps = min(steps, scaled.size)
         try:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, Tracked, plus, times
+from lipcert.certificates.blocks import Block, Tracked, dense, plus, times
 from lipcert.certificates.map_norm import scaled
 from lipcert.errors import NotProved
-from lipcert.increments import Cell, Linear, ScaledIncrements
+from lipcert.increments import Cell, Increments, Linear, ScaledIncrements
 from lipcert.network.linear import Dense, Identity, LinearMap, size
 from lipcert.numerics.rounding import UNDERFLOW, add_up, ldexp_up, mul_up
 
@@ -32,21 +32,29 @@ class Written:
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes start+1 … stop, of which only ``start`` has outside parents' values and only ``stop`` is read outside."""
+    """Nodes start+1 … stop, between two cuts of the graph.
+
+    Attributes:
+        start, stop: last node before, and last node of, the segment.
+        entering, leaving: the nodes up to ``start``, and up to ``stop``, that are read later: the two cuts.
+        cells: the nonlinear nodes inside.
+    """
 
     start: int
     stop: int
+    entering: tuple[int, ...]
+    leaving: tuple[int, ...]
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentMatrices:
-    """The linear relation of a segment: (s_start, w_1, …) ↦ v of each cell and s_stop.
+    """The linear relation of a segment: (s, w_1, …) ↦ v of each cell and s', s and s' the values on its two cuts.
 
     Attributes:
         preactivations: the block row of each cell's v.
-        output: the block row of s_stop.
-        places: columns of each block: block 0 is s_start, block i the w of cell i.
+        output: the block row of s', the leaving nodes one below the other.
+        places: columns of each block: block 0 is s, the entering nodes side by side; block i the w of cell i.
     """
 
     preactivations: tuple[Tracked, ...]
@@ -55,53 +63,82 @@ class SegmentMatrices:
 
     @property
     def entry(self) -> int:
-        """Number of entries of s_start."""
+        """Number of entries of s."""
         return int(self.places[0].stop)
 
     @property
     def side(self) -> int:
-        """Number of entries of (s_start, w_1, …)."""
+        """Number of entries of (s, w_1, …)."""
         return int(self.places[-1].stop)
 
 
+def live(increments: Increments) -> list[tuple[int, ...]]:
+    """For every node k: the nodes up to k that are read after k, or, behind the last one, the output."""
+    furthest = [max(c, default=k) for k, c in enumerate(increments.consumers)]
+    furthest[-1] = len(furthest)
+    result: list[tuple[int, ...]] = [(0,)]
+    for k in range(1, len(furthest)):
+        result.append(tuple(i for i in (*result[-1], k) if furthest[i] > k))
+    return result
+
+
 def cheapest_segments(transformed: ScaledIncrements) -> list[Segment] | None:
-    """The cheapest way to cut the network into factorable segments, from input to output; None if there is none."""
-    places = transformed.increments.cuts
+    """The cheapest way to cut the network into factorable segments, from input to output; None if there is none.
+
+    A cut may cross several nodes: an unrolled recurrence is cut between two steps, the state and the inputs still to
+    come being what crosses, and a residual block in its middle where that is cheaper.
+    """
     nodes = transformed.increments.relations
-    best: list[tuple[float, int]] = [(0.0, -1)]
-    for j in range(1, len(places)):
+    crossing = live(transformed.increments)
+    width = [sum(size(nodes[i].shape) for i in cut) for cut in crossing]
+    cell_at = transformed.cell_at
+    places = [k for k in range(len(nodes)) if k == 0 or 0 < width[k] <= MAX_SIDE]
+    if places[-1] != len(nodes) - 1:
+        return None
+    best: dict[int, tuple[float, int]] = {0: (0.0, -1)}
+    for number, j in enumerate(places[1:], 1):
         choice = (math.inf, -1)
-        for i in range(j - 1, -1, -1):
-            inner = [c for c in transformed.cells if places[i] < c.node <= places[j]]
-            cost = best[i][0] + _cost(
-                size(nodes[places[i]].shape), size(nodes[places[j]].shape), inner, transformed, i == 0
-            )
-            choice = min(choice, (cost, i))
-            if sum(c.size for c in inner) > MAX_SIDE:
+        inner, rows = 0, 0  # sizes of the w and of the v inside
+        k = j
+        for i in reversed(places[:number]):
+            while k > i:
+                cell = cell_at.get(k)
+                if cell is not None:
+                    inner, rows = inner + cell.size, rows + size(nodes[cell.parent].shape)
+                k -= 1
+            if inner > MAX_SIDE:
                 break
-        best.append(choice)
-    if math.isinf(best[-1][0]):
+            choice = min(choice, (best[i][0] + _cost(width[i], width[j], inner, rows, i == 0), i))
+        best[j] = choice
+    if math.isinf(best[len(nodes) - 1][0]):
         return None
     result = []
-    j = len(places) - 1
+    j = len(nodes) - 1
     while j > 0:
         i = best[j][1]
-        inside = tuple(c for c in transformed.cells if places[i] < c.node <= places[j])
-        result.append(Segment(places[i], places[j], inside))
+        inside = tuple(c for c in transformed.cells if i < c.node <= j)
+        result.append(Segment(i, j, crossing[i], crossing[j], inside))
         j = i
     return result[::-1]
 
 
-def _cost(entry: int, exit_: int, cells: list[Cell], transformed: ScaledIncrements, first: bool) -> float:
-    if exit_ > MAX_SIDE:
-        return math.inf
-    if not cells:
+def operations(transformed: ScaledIncrements, segment: Segment) -> float:
+    """About how many floating-point operations one look at the form on a segment takes."""
+    nodes = transformed.increments.relations
+    entry, exit_ = (sum(nodes[k].size for k in cut) for cut in (segment.entering, segment.leaving))
+    inner = sum(cell.size for cell in segment.cells)
+    rows = sum(nodes[cell.parent].size for cell in segment.cells)
+    return _cost(entry, exit_, inner, rows, segment.start == 0)
+
+
+def _cost(entry: int, exit_: int, inner: int, rows: int, first: bool) -> float:
+    """About how many operations a segment takes, infinite if it is too wide to factor."""
+    if not inner:
         if first and entry > exit_:
             return float(exit_) ** 2 * entry + exit_**3
         return math.inf if entry > MAX_SIDE else 2.0 * float(exit_) * entry * (entry + exit_)
-    side = entry + sum(c.size for c in cells)
-    rows = exit_ + sum(transformed.increments.relations[c.parent].size for c in cells)
-    return math.inf if side > MAX_SIDE else 2.0 * float(side) ** 3 + 2.0 * float(side) ** 2 * rows + 1e5
+    side = entry + inner
+    return math.inf if side > MAX_SIDE else 2.0 * float(side) ** 3 + 2.0 * float(side) ** 2 * (exit_ + rows) + 1e5
 
 
 def matrices(
@@ -114,10 +151,8 @@ def matrices(
     """
     written = {} if written is None else written
     nodes = transformed.increments.relations
-    entry = size(nodes[segment.start].shape)
+    known, entry = _entering(transformed, segment)
     places = [slice(0, entry)]
-    ones = torch.ones(entry, dtype=torch.float64)
-    known: dict[int, Tracked] = {segment.start: Tracked({0: ones}, {0: ones}, entry, 0.0, 0.0)}
     preactivations = []
     for k in range(segment.start + 1, segment.stop + 1):
         relation = nodes[k]
@@ -129,7 +164,37 @@ def matrices(
         preactivations.append(v)
         places.append(slice(places[-1].stop, places[-1].stop + cell.size))
         known[k] = _activate(cell, v, len(places) - 1)
-    return SegmentMatrices(tuple(preactivations), known[segment.stop], places)
+    output = _stacked([known[k] for k in segment.leaving], places)
+    return SegmentMatrices(tuple(preactivations), output, places)
+
+
+def _entering(transformed: ScaledIncrements, segment: Segment) -> tuple[dict[int, Tracked], int]:
+    """Every entering node as its own rows of the identity on all of them, and the size of that."""
+    sizes = [size(transformed.increments.relations[k].shape) for k in segment.entering]
+    ones = torch.ones(sum(sizes), dtype=torch.float64)
+    if len(sizes) == 1:
+        return {segment.entering[0]: Tracked({0: ones}, {0: ones}, sizes[0], 0.0, 0.0)}, sizes[0]
+    rows = torch.diag(ones).split(sizes)
+    return {
+        k: Tracked({0: part}, {0: part}, len(part), 0.0, 0.0) for k, part in zip(segment.entering, rows, strict=True)
+    }, sum(sizes)
+
+
+def _stacked(parts: list[Tracked], places: list[slice]) -> Tracked:
+    """Block rows one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def column(blocks: list[Mapping[int, Tensor]], i: int) -> Tensor:
+        width = places[i].stop - places[i].start
+        empty = [torch.zeros(part.rows, width, dtype=torch.float64) for part in parts]
+        return torch.cat([dense(b[i]) if i in b else e for b, e in zip(blocks, empty, strict=True)])
+
+    numbers = sorted({i for part in parts for i in part.parts})
+    values = {i: column([part.parts for part in parts], i) for i in numbers}
+    absolute = {i: column([part.absolute for part in parts], i) for i in numbers}
+    rounding, floor = max(part.rounding for part in parts), max(part.floor for part in parts)
+    return Tracked(values, absolute, sum(part.rows for part in parts), rounding, floor)
 
 
 def _activate(cell: Cell, v: Tracked, block: int) -> Tracked:

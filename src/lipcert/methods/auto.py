@@ -1,80 +1,146 @@
-"""The automatic choice: cheap bounds first, LipSDP with the time that is left, the best Bound returned."""
+"""The automatic choice: what is at hand at once, then LipSDP with the time there is, the best Bound returned."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from lipcert.certificates.quadratic import NORMS as QUADRATIC_NORMS
 from lipcert.errors import LipcertError
+from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, fork, method, registered
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Attempt, Bound
 
-#: Share of the budget that each method before the last may use.
-EARLY_SHARE = 0.05
+#: Share of the budget that a method before LipSDP may use, so that a bound is at hand; seconds that nobody grudges.
+EARLY_SHARE, EARLY_SECONDS = 0.05, 0.5
+
+#: Networks with at most this many neurons are handed to branch and bound, for this share of the budget.
+TINY, TINY_SHARE = 150, 0.05
 
 
 @method
 @dataclass(frozen=True, kw_only=True)
 class Auto(Method):
-    """Tries methods from cheap to tight within the budget and returns the best Bound, with a table of what was tried.
+    """Tries methods from cheap to tight and returns the best Bound within the budget, checks included.
+
+    First ``early``, in a small share of the budget each, so that a bound is at hand; then ``main`` with what is left;
+    then, where the main ones gave nothing better, the early ones again with the seconds that remain. Tiny networks go
+    to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous if there is time.
 
     Attributes:
-        plan: names of the methods to try, in order; those that cannot do the norms are skipped.
+        early, main, last: names of methods; those that cannot do the norms are skipped.
     """
 
     name: ClassVar[str] = "auto"
     norms: ClassVar[tuple[Norm, ...]] = (*EQUAL_NORMS, *(n for n in QUADRATIC_NORMS if n not in EQUAL_NORMS))
-    summary: ClassVar[str] = "the best of autolip, liplt and lipsdp within budget= seconds; the default"
+    summary: ClassVar[str] = "the best of autolip, liplt, lipsdp and more within budget= seconds; the default"
 
-    plan: tuple[str, ...] = ("autolip", "liplt", "lipsdp")
+    early: tuple[str, ...] = ("autolip", "liplt")
+    main: tuple[str, ...] = ("lipsdp",)
+    last: tuple[str, ...] = ("branch_and_bound",)
 
     def solve(self, problem: Problem, run: Run) -> Found:
         """The witness of the best bound."""
-        best = self.bound(problem, run, Chance())
+        best = self.own_bound(problem, run, Chance())
         return Found(best.certificate.witness, state=best.state)  # type: ignore[union-attr]
 
-    def bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
+    def own_bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
         """The best Bound of the plan; raises the first method's error if none gave one."""
         self.require_norm(problem.norm)
+        trials = Trials(problem, replace(run, checked=True), chance)
+        trials.guarded(lambda: self._plan(problem, trials))
+        return trials.result(self)
+
+    def _plan(self, problem: Problem, trials: Trials) -> None:
+        run = trials.run
+        for one in self._able(self.early, problem.norm):
+            trials.attempt(one, max(EARLY_SECONDS, EARLY_SHARE * run.budget))
+        before = trials.best
+        for one in self._able(self.main, problem.norm):
+            trials.attempt(one, run.left)
+        if trials.best is None or trials.best is before:
+            for one in self._able(self.early, problem.norm):
+                trials.attempt(one, run.left)
+        elif _neurons(problem) <= TINY:
+            for one in self._able(self.last, problem.norm):
+                trials.attempt(one, min(run.left, max(EARLY_SECONDS, TINY_SHARE * run.budget)))
+        best = trials.best
+        if best is not None and best.method == AutoLip.name and best.guarantee == "probabilistic":
+            trials.attempt(AutoLip(), 0.9 * run.left, rigorous=True)
+
+    def _able(self, names: Sequence[str], norm: Norm) -> list[Method]:
         kinds = registered()
-        chosen = [kinds[name]() for name in self.plan if name in kinds and problem.norm in kinds[name].norms]
-        bounds, attempts, failures = attempt(chosen, problem, run, chance, EARLY_SHARE)
-        if not bounds:
-            raise failures[0] if failures else self.impossible(problem.norm)
-        best = min(bounds, key=lambda b: (b.value, -(b.log10 or 0.0) if b.log10 is None else b.log10))
-        delta = 0.0 if best.guarantee == "rigorous" else chance.spent
-        return replace(best, seconds=time.perf_counter() - run.started, tried=tuple(attempts), delta=delta)
+        return [kinds[name]() for name in names if name in kinds and norm in kinds[name].norms]
 
 
-def attempt(
-    methods: Sequence[Method], problem: Problem, run: Run, chance: Chance, early_share: float = 1.0
-) -> tuple[list[Bound], list[Attempt], list[LipcertError]]:
-    """Run methods one after the other; a method that fails or would not fit the budget leaves a remark.
+@dataclass(eq=False)
+class Trials:
+    """Methods run one after the other on one problem, with one budget and one ``chance``."""
 
-    All but the last are told to use at most ``early_share`` of the budget; all draw from the same ``chance``.
-    """
-    bounds: list[Bound] = []
-    attempts: list[Attempt] = []
-    failures: list[LipcertError] = []
-    for one in methods:
+    problem: Problem
+    run: Run
+    chance: Chance
+    best: Bound | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    failures: list[LipcertError] = field(default_factory=list)
+    current: str = ""
+
+    def guarded(self, work: Callable[[], None]) -> None:
+        """Run ``work``; Ctrl-C ends it quietly once there is a bound, and is an interrupt like any other before."""
         began = time.perf_counter()
-        run.report(0.0, one.name)
-        own = fork(run, 1.0 if one is methods[-1] else early_share)
-        obstacle = one.obstacle(problem, own) if bounds else None
-        if obstacle is not None:
-            attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))
-            continue
         try:
-            bound = one.bound(problem, own, chance)
-        except LipcertError as problem_met:
-            failures.append(problem_met)
-            attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, str(problem_met)))
-            continue
-        bounds.append(bound)
-        attempts.append(Attempt(one.name, bound.value, bound.guarantee, time.perf_counter() - began))
-    return bounds, attempts, failures
+            work()
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            self.attempts.append(Attempt(self.current, None, None, time.perf_counter() - began, "interrupted"))
+
+    def attempt(self, one: Method, seconds: float, rigorous: bool = False) -> None:
+        """Run a method for about so many seconds; one that fails, or has no time, leaves a remark."""
+        began = time.perf_counter()
+        self.current = one.name
+        self.run.report(0.0, one.name)
+        own = replace(fork(self.run), budget=max(0.0, min(seconds, self.run.left)))
+        own = replace(own, rigorous=own.rigorous or rigorous)
+        obstacle = one.obstacle(self.problem, own) if self.best is not None else None
+        if obstacle is not None:
+            self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))
+            return
+        try:
+            bound = one.own_bound(self.problem, own, self.chance)
+        except LipcertError as reason:
+            self.failures.append(reason)
+            self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, str(reason)))
+            return
+        remark = ""
+        if self.run.rigorous and bound.guarantee != "rigorous":
+            remark = "not rigorous, so not returned"
+        elif self.best is None or _size(bound) <= _size(self.best):
+            self.best = bound
+        self.attempts.append(Attempt(one.name, bound.value, bound.guarantee, time.perf_counter() - began, remark))
+
+    def result(self, asked: Method) -> Bound:
+        """The best Bound with the table of what was tried.
+
+        Raises:
+            LipcertError: no method gave one.
+        """
+        if self.best is None:
+            raise self.failures[0] if self.failures else asked.impossible(self.problem.norm)
+        delta = 0.0 if self.best.guarantee == "rigorous" else self.chance.spent
+        seconds = time.perf_counter() - self.run.started
+        return replace(self.best, seconds=seconds, tried=tuple(self.attempts), delta=delta)
+
+
+def _size(bound: Bound) -> tuple[float, float]:
+    """For comparison: the value, and its logarithm where that over- or underflows."""
+    return bound.value, -math.inf if bound.log10 is None else bound.log10
+
+
+def _neurons(problem: Problem) -> int:
+    return sum(cell.size for cell in problem.expanded_increments.cells)

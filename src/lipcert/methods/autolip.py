@@ -13,6 +13,8 @@ from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
 from lipcert.increments import Linear
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
+from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
+from lipcert.network.linear import LinearMap
 from lipcert.problem import Norm, Problem
 
 
@@ -23,6 +25,9 @@ class AutoLip(Method):
 
     L_k = Σ_i ‖∂_i g_k‖ L_i in topological order, L_input = 1.
 
+    Norms that the budget has no time for (a direct call: three times the budget) are bounded by less work: passes
+    instead of a factorisation, then row and column sums; see ``norm_effort``.
+
     Attributes:
         fuse: merge affine neighbours first (never worse); False gives the paper's op-by-op recursion.
     """
@@ -31,33 +36,43 @@ class AutoLip(Method):
     norms: ClassVar[tuple[Norm, ...]] = EQUAL_NORMS
     summary: ClassVar[str] = "product of layer norms along the graph; cheap, any network, loose when deep"
 
+    fallback: ClassVar[str | None] = None
+
     fuse: bool = True
 
     def solve(self, problem: Problem, run: Run) -> Found:
-        """Propose the norm of every linear map."""
+        """Propose the norm of every linear map, by as much work as the seconds allow."""
         self.require_norm(problem.norm)
         p = problem.norm[0]
         increments = problem.increments if self.fuse else problem.unfused_increments
         slots = claim_slots(increments, p)
-        norms: dict[tuple[int, int], float] = {}
+        # A direct call has three times the budget: nobody waits there for more than this bound.
+        seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0)
+        effort = (
+            plan_norms(maps_of(increments), seconds, run.rigorous)
+            if p == 2
+            else Effort(dict.fromkeys(slots, "written"))
+        )
+        norms: dict[Slot, float] = {}
+
+        def norm(slot: Slot, linear: LinearMap) -> float:
+            norms[slot] = propose_norm(linear, p, run.generator, effort.routes[slot], effort.target)
+            return norms[slot]
 
         def propose(position: int, relation: Linear, before: list[float]) -> float:
             run.report(position / len(increments.relations), relation.name)
-            total = 0.0
-            for term, linear in enumerate(relation.maps):
-                norms[position, term] = propose_norm(linear, p, run.generator)
-                total += norms[position, term] * before[term]
+            total = sum((norm((position, t), m) * before[t] for t, m in enumerate(relation.maps)), 0.0)
             if p == 2 and len(relation.maps) > 1:
                 norms[position, -1] = math.nan
                 length = math.hypot(*before)
                 if math.isfinite(length) and _worth_stacking(relation, length, total):
-                    norms[position, -1] = propose_norm(Stacked(relation.maps), p, run.generator)
-                    total = min(total, norms[position, -1] * length)
+                    total = min(total, norm((position, -1), Stacked(relation.maps)) * length)
             return total
 
         increments.walk(lambda *_: 1.0, propose, lambda _, cell, before: before * cell.gain(p))
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
-        return Found(Witness("layer_product", {"norms": values}, {"fuse": self.fuse}))
+        settings = {"fuse": self.fuse, "routes": [effort.routes[slot] for slot in slots], "target": effort.target}
+        return Found(Witness("layer_product", {"norms": values}, settings))
 
 
 def _worth_stacking(relation: Linear, length: float, total: float) -> bool:

@@ -16,7 +16,7 @@ from lipcert.certificates.base import Witness, check
 from lipcert.errors import CertificateError, InputError, LipcertError, NotProved, NumericsError, UnsupportedNormError
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
-from lipcert.result import Bound
+from lipcert.result import Attempt, Bound
 
 Report = Callable[[float, str], None]
 T = TypeVar("T", bound=type)
@@ -31,6 +31,8 @@ class Run:
         device: where heavy searches may run; checks stay on the CPU.
         budget: seconds an anytime method may use.
         report: called with (fraction done, what is being done) now and then.
+        checked: whether the check has to fit in the budget too (else only the search does).
+        rigorous: whether only a rigorous bound is wanted.
     """
 
     generator: torch.Generator
@@ -38,6 +40,8 @@ class Run:
     budget: float = 60.0
     report: Report = lambda fraction, text: None
     started: float = field(default_factory=time.perf_counter)
+    checked: bool = False
+    rigorous: bool = False
 
     @property
     def left(self) -> float:
@@ -88,6 +92,8 @@ class Method:
     name: ClassVar[str]
     norms: ClassVar[tuple[Norm, ...]]
     summary: ClassVar[str]
+    #: The method whose bound is returned where this one proves nothing.
+    fallback: ClassVar[str | None] = "autolip"
 
     def solve(self, problem: Problem, run: Run) -> Found:
         """Search a witness for ``problem``; anytime searches take the seconds of ``run.budget``, others what they need.
@@ -99,13 +105,39 @@ class Method:
         raise NotImplementedError
 
     def bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
-        """Solve and check, weaker witnesses after stronger ones: the Bound is the check's.
+        """The Bound of this method, or, where it proves nothing, of ``fallback``: ``tried`` then says why.
 
         Args:
             problem: what to bound.
             run: circumstances of the search.
             chance: probability of error for all attempts together, and the source of the checks' random starts, which
                 has to be independent of the search and of the network.
+
+        Raises:
+            NumericsError: no attempt proved anything, or nothing rigorous where that is asked for.
+        """
+        other = None if self.fallback in (None, self.name) else _METHODS[str(self.fallback)]()
+        began = time.perf_counter()
+        try:
+            bound = self.own_bound(problem, run, chance)
+            reason: LipcertError | None = None
+        except NumericsError as met:
+            if other is None or problem.norm not in other.norms:
+                raise
+            bound, reason = other.own_bound(problem, run, chance), met
+        if run.rigorous and bound.guarantee != "rigorous":
+            raise NumericsError(
+                f"method {self.name!r} proves {bound.value:.6g} here, but only as a {bound.guarantee} bound; leave out "
+                "guarantee='rigorous', or ask for it with method='auto'."
+            )
+        if reason is None:
+            return bound
+        first = Attempt(self.name, None, None, time.perf_counter() - began, str(reason))
+        second = Attempt(bound.method, bound.value, bound.guarantee, bound.seconds)
+        return replace(bound, tried=(first, second))
+
+    def own_bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
+        """Solve and check, weaker witnesses after stronger ones: the Bound is the check's; arguments as ``bound``.
 
         Raises:
             NumericsError: no attempt proved anything.

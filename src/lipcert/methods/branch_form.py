@@ -132,9 +132,10 @@ class BatchForm:
         """Pre-activations and output of a segment as matrices (B, rows, columns so far)."""
         transformed = self.form.transformed
         nodes = transformed.increments.relations
-        entry = size(nodes[segment.start].shape)
-        known = {segment.start: torch.eye(entry, dtype=torch.float64)[None]}
-        width = entry
+        sizes = [size(nodes[k].shape) for k in segment.entering]
+        entry = width = sum(sizes)
+        rows = torch.eye(entry, dtype=torch.float64).split(sizes)
+        known = {k: part[None] for k, part in zip(segment.entering, rows, strict=True)}
         preactivations = []
         for k in range(segment.start + 1, segment.stop + 1):
             node = nodes[k]
@@ -153,7 +154,9 @@ class BatchForm:
             z[:, :, width:] = torch.diag_embed(d[k])
             width += cell.size
             known[k] = z
-        return preactivations, _widened(known[segment.stop], width), entry
+        leaving = [_widened(known[k], width) for k in segment.leaving]
+        batch = max(len(part) for part in leaving)
+        return preactivations, torch.cat([part.expand(batch, -1, -1) for part in leaving], dim=1), entry
 
     def _absolute(
         self, segment: Segment, c: Mapping[int, Tensor], d: Mapping[int, Tensor]

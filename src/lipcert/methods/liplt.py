@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.loop_transform import is_dense, views
+from lipcert.certificates.loop_transform import is_dense, operations, views
 from lipcert.errors import InputError
 from lipcert.increments import Increments, ScaledIncrements
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
+from lipcert.methods.cost import operations_per_second
+from lipcert.methods.norm_effort import maps_of, seconds_at_best
 from lipcert.problem import Norm, Problem
 
 #: Lanczos steps, forward and backward, of one probabilistic norm.
@@ -54,12 +56,21 @@ class LipLT(Method):
         return Found(Witness("loop_transform", {}, {"window": window}))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
-        """Without matrices every norm is a few hundred passes; is there time for the least of them?"""
-        wide = [increments for increments in views(problem) if not is_dense(increments)]
-        needed = sum(_seconds_per_layer(increments) * _layers_crossed(increments, 1) for increments in wide) * _PASSES
-        if needed <= run.left:
-            return None
-        return f"its matrix-free norms would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
+        """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
+        needed = sum(_least_seconds(increments, problem.norm[0]) for increments in views(problem))
+        if needed > run.left:
+            return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
+        if run.rigorous and not all(is_dense(increments) for increments in views(problem)):
+            return "its norms here are probabilistic"
+        return None
+
+
+def _least_seconds(increments: Increments, p: float) -> float:
+    """About what LipLT takes: every matrix, or the norms over two layers and those of the product rule."""
+    if is_dense(increments):
+        return 2.0 * operations(increments) / operations_per_second()
+    passes = _seconds_per_layer(increments) * _layers_crossed(increments, 1) * _PASSES
+    return passes + (seconds_at_best(maps_of(increments)) if p == 2 else 0.0)
 
 
 def _layers_crossed(increments: Increments, window: int) -> float:

@@ -25,7 +25,8 @@ class VectorNeuron:
 
     The generalised power method (u ← h/‖h‖, X ← G/‖G‖ with h, G the gradients of the value) with Nesterov
     extrapolation on the spheres and a restart whenever the value falls. Input norm 2: ‖X‖_F = 1; ∞: every input row a
-    unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖; ∞: one problem per output, all in one batch.
+    unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖; ∞: one problem per output, all in one batch. With ``growth``
+    every d is so many times larger: its multipliers leave a check that margin.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class VectorNeuron:
         columns: int,
         generator: torch.Generator,
         start: Mapping[str, Tensor] | None = None,
+        growth: float = 1.0,
     ) -> None:
         self.network = network
         self.cells = network.scaled.cells
@@ -48,7 +50,7 @@ class VectorNeuron:
         self.tiny = torch.finfo(dtype).tiny
         self.dead = 1e3 * self.tiny**0.5
         self._c = {cell.node: cell.c.to(device, dtype) for cell in self.cells}
-        self._d = {cell.node: cell.d.to(device, dtype) for cell in self.cells}
+        self._d = {cell.node: growth * cell.d.to(device, dtype) for cell in self.cells}
         if start:
             self.columns = start["x"].shape[1]
         self._x = self._unit_input(self._first(start, "x", in_shape))

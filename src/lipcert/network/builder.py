@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -82,6 +83,8 @@ class NetworkBuilder:
         offset: Tensor | None = None,
         name: str = "affine",
         where: Where = (),
+        offset_rounding: float = math.inf,
+        offset_error: Tensor | None = None,
     ) -> Var:
         """``Σ map(var) + offset``; terms on the same variable are merged."""
         merged: dict[int, LinearMap] = {}
@@ -96,7 +99,7 @@ class NetworkBuilder:
         return self._append(
             AffineNode(
                 parents=tuple(merged), shape=shape, name=name, origin=_origins(where), maps=tuple(merged.values()),
-                offset=offset,
+                offset=offset, offset_rounding=offset_rounding, offset_error=offset_error,
             )
         )  # fmt: skip
 

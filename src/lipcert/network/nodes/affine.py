@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -16,10 +17,16 @@ from lipcert.network.relations import Linear, Relation
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AffineNode(Node):
-    """``Σ_i maps[i](parent_i) + offset``; the parents are distinct."""
+    """``Σ_i maps[i](parent_i) + offset``; the parents are distinct.
+
+    ``offset_rounding`` counts the units of relative rounding error in each entry of the offset: 0 for a stored one,
+    infinite when nothing is known. Offsets matter to no bound, only to what an expression is recognised as.
+    """
 
     maps: tuple[LinearMap, ...] = ()
     offset: Tensor | None = None
+    offset_rounding: float = math.inf
+    offset_error: Tensor | None = None
 
     @property
     def is_identity(self) -> bool:

@@ -1,0 +1,305 @@
+"""LipSDP where layers are too wide to factor: multipliers with a margin for a Lanczos check, found by passes alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.dense_form import Weights
+from lipcert.certificates.quadratic import ScaledMap
+from lipcert.errors import NotProved
+from lipcert.increments import Cell, ScaledIncrements
+from lipcert.methods.base import Found, Run
+from lipcert.methods.cost import free_memory, seconds_of
+from lipcert.methods.lipsdp_finish import Finish
+from lipcert.methods.vector_neuron import DEAD, VectorNeuron
+from lipcert.network.linear import size
+from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
+from lipcert.problem import Norm
+from lipcert.search.passes import steps_to_output
+
+#: Geometric lifts tried on top of the check's own margin: they make up for an iteration that has not converged.
+LIFTS = (
+    1e-4,
+    3e-4,
+    1e-3,
+    2e-3,
+    3e-3,
+    4e-3,
+    6e-3,
+    1e-2,
+    1.5e-2,
+    2e-2,
+    3e-2,
+    4e-2,
+    6e-2,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    9.0,
+)
+
+#: Where multipliers need a larger lift than this when the iteration has settled, it goes on with twice the columns,
+#: up to MOST_COLUMNS; lifts are tried from FINEST on. It has settled when 20 passes gain less than SETTLED.
+FINEST, FINE, MOST_COLUMNS, SETTLED = 3e-4, 1e-3, 128, 3e-4
+
+#: ‖G‖² beyond which single neurons are looked at, and a search in float32 is taken on in float64.
+GROSS = 1.1
+
+#: Squared norm of a row or column of G, by random probes, beyond which its neuron's multiplier is set anew.
+STANDS_OUT = 1.2
+
+#: Lanczos steps of a look at one lift; most and fewest steps of the check.
+LOOK, MOST, LEAST = 30, 400, 60
+
+#: Seconds that keeping one entry of Lanczos's basis orthogonal to one vector takes: two sweeps through memory, twice.
+_SWEEP = 4e-9
+
+#: Probability of error that the check is expected to have for one form, at the least.
+_DELTA = 1e-11
+
+
+@dataclass(frozen=True)
+class FreeEffort:
+    """What a matrix-free check will do, fixed before the search because the search leaves it its margin.
+
+    Attributes:
+        steps: Lanczos steps.
+        margin: the check needs ‖G‖² ≤ 1 − margin: more than its relative error at so many steps.
+        seconds: what one application of GᵀG takes.
+        check: what the check of all forms takes, in seconds.
+        obstacle: why there is no time or memory for it; None if there is.
+    """
+
+    steps: int
+    margin: float
+    seconds: float
+    check: float
+    obstacle: str | None
+
+    @classmethod
+    def of(cls, exact: ScaledIncrements, norm: Norm, run: Run) -> FreeEffort:
+        """The most steps, up to MOST, that take at most half of the seconds there are, and fit in memory."""
+        network = exact.increments
+        ones = {c.node: torch.ones(1 if c.block else c.size, dtype=torch.float64) for c in exact.cells}
+        plain = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
+        scaled = ScaledMap(exact, ones, plain, 1.0)
+        start = torch.ones(scaled.size, dtype=torch.float64)
+        scaled.gram(start)
+        one = seconds_of(lambda: scaled.gram(start))
+        forms, n = size(network.out_shape) if norm[1] == math.inf else 1, scaled.size
+
+        def check(steps: int) -> float:
+            return forms * (steps * one + _SWEEP * n * steps**2 / 2.0)
+
+        steps = min(MOST if n <= 300_000 else 240, max(n, 1))
+        obstacle = None
+        if run.checked:
+            while steps > LEAST and check(steps) > 0.45 * run.left:
+                steps -= 10
+            needed = check(min(LEAST, steps)) + 2 * forms * LOOK * one + 60.0 * one
+            if needed > run.left:
+                obstacle = f"its matrix-free check would take about {needed:.0f} s; raise budget="
+        room = int(free_memory() / (12.0 * n)) if n else steps
+        steps = min(steps, max(room, 1))
+        if room < LEAST <= n:
+            obstacle = f"its matrix-free check needs about {12e-9 * n * LEAST:.1f} GB of memory"
+        epsilon = kuczynski_wozniakowski_epsilon(n, steps, _DELTA / forms) if 0 < steps < n else 0.0
+        return cls(steps, min(0.5, 1.1 * epsilon + 1e-9), one, check(steps), obstacle)
+
+    @property
+    def growth(self) -> float:
+        """By how much neurons may grow, if the multipliers of the grown network are to leave the margin.
+
+        Σ λ w² and ρ‖x‖² count (1 − margin) times: as if |w| ≤ |v|/√(1 − margin).
+        """
+        return 1.0 / math.sqrt(1.0 - self.margin)
+
+
+@dataclass(eq=False)
+class FreeFinish(Finish):
+    """Probabilistic: ‖G‖ ≤ 1 by Lanczos, G being the network scaled by the multipliers."""
+
+    effort: FreeEffort
+    _factors: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+
+    def check_seconds(self) -> float:
+        """The check itself, and the looks at lifts before it."""
+        return 1.1 * self.effort.check + 3.0 * self.search.problems * LOOK * self.effort.seconds
+
+    def short(self) -> bool:
+        """As for the dense route; without a check that has to fit, 60 % of the budget are for the search."""
+        return super().short() if self.run.checked else self.run.left <= 0.4 * self.run.budget
+
+    def found(self) -> Found:
+        """Passes, with more columns while few prove too few; then the least lift that holds."""
+        forms = range(self.search.problems)
+        while self._settled() and self.search.columns < MOST_COLUMNS:
+            if not bool((self.search.rho > 0).all()):
+                break
+            if all(self._ritz(form, FINE) <= 1.0 - self.effort.margin for form in forms) or self.short():
+                break
+            self.search.widen(2 * self.search.columns)
+        if not bool((self.search.rho > 0).all()):
+            raise NotProved("the network looks constant in float arithmetic; use autolip.")
+        if any(self._ritz(form, FINE) > GROSS for form in forms):
+            self._refine()
+        return self._packaged([self._place(form) for form in forms])
+
+    def _settled(self) -> bool:
+        """Passes until they gain next to nothing (True), or until time or passes run out (False)."""
+        last, start = self.search.rho, self.search.passes
+        while self.search.passes < self.options.max_passes:
+            going = self.passes(20)
+            if self.short():
+                return False
+            value = self.search.rho
+            if self.search.passes >= start + 60 and bool((value < last * (1.0 + SETTLED)).all()):
+                return True
+            if not going and self.search.passes >= self.options.max_passes:
+                return False
+            last = value
+        return False
+
+    def _refine(self) -> None:
+        """Multipliers that do not hold at all: more passes in float64, then neuron by neuron what still sticks out.
+
+        float32 loses neurons whose v or h is 1e-7 of the others'; their ratio is noise, and the form is violated there
+        whatever the lift.
+        """
+        if self.search.network.dtype == torch.float32:
+            fine = replace(self.search.network, dtype=torch.float64)
+            growth, passes = self.effort.growth, self.search.passes
+            self.search = VectorNeuron(
+                fine, self.search.norm, self.search.columns, self.run.generator, self.search.state, growth
+            )
+            self.search.passes = passes
+            for _ in range(30):
+                self.search.step()
+                if self.short() and self.search.passes >= passes + 5:
+                    break
+        for form in range(self.search.problems):
+            for _ in range(8):
+                if self._ritz(form, FINE) <= GROSS:
+                    break
+                self._mend(form)
+
+    def _mend(self, form: int) -> None:
+        """Multipliers of single neurons that alone make ‖G‖ > 1 are set where they stick out least.
+
+        Column w_j of G has squared norm (what the network makes of w_j)/λ_j, row v_j has λ_j (what makes v_j up): λ_j
+        has to lie between the two, and its geometric middle makes them equal.
+        """
+        scaled = self._scaled(form, FINE)
+        rows, columns = squared_norms(scaled, self.run.generator)
+        known = self._factors.setdefault(form, {})
+        for cell in self.exact.cells:
+            above, below = columns[cell.node], rows[cell.node]
+            if cell.block:
+                above, below = (t.max().reshape(1) if t.numel() else t.new_ones(1) for t in (above, below))
+            outside = torch.maximum(above, below) > STANDS_OUT
+            middle = (above.clamp(min=1e-100) / below.clamp(min=1e-100)).sqrt()
+            factor = torch.where(outside, middle, 1.0)
+            known[cell.node] = known.get(cell.node, torch.ones_like(above)) * factor
+
+    def _scaled(self, form: int, p: float) -> ScaledMap:
+        return ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
+
+    def _ritz(self, form: int, p: float) -> float:
+        """‖G‖² at this lift as a short Lanczos run sees it; the check needs 1 − margin."""
+        scaled = self._scaled(form, p)
+        try:
+            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(LOOK, scaled.size), self.run.generator)
+        except ValueError:  # numbers too far apart for a pass
+            return math.inf
+        self.run.report(0.9, f"lift {p:.1e}")
+        return ritz
+
+    def _place(self, form: int) -> int:
+        """The least lift that holds, or about so: a lift p divides ‖G‖² by up to 1 + p."""
+        place = LIFTS.index(FINEST)
+        goal = 1.0 - self.effort.margin
+        while place < len(LIFTS) - 1:
+            p = LIFTS[place]
+            ritz = self._ritz(form, p)
+            if ritz <= goal:
+                break
+            needed = 0.8 * ((1.0 + p) * ritz / goal - 1.0)
+            place = min((i for i, q in enumerate(LIFTS) if i > place and q >= needed), default=len(LIFTS) - 1)
+            if self.run.checked and self.run.left < 1.2 * self.effort.check:
+                break
+        return place
+
+    def _packaged(self, places: list[int]) -> Found:
+        def weaker() -> Found | None:
+            coarser = [place + 2 for place in places]
+            late = self.run.checked and self.run.left < self.effort.check
+            return None if late or max(coarser) >= len(LIFTS) else self._packaged(coarser)
+
+        lifts = [LIFTS[place] for place in places]
+        return self.package(
+            [self._positive(form, p) for form, p in enumerate(lifts)],
+            [self._rho(form, p) for form, p in enumerate(lifts)],
+            [0.0] * len(lifts), "matrix_free", weaker, steps=self.effort.steps,
+        )  # fmt: skip
+
+    def _rho(self, form: int, p: float) -> float:
+        steps = max(steps_to_output(self.exact).values(), default=0)
+        return float(self.search.rho[form]) * (1.0 + p) ** (steps + 1) / (1.0 - self.effort.margin)
+
+    def _positive(self, form: int, p: float) -> dict[int, Tensor]:
+        lifted = self.lifted(form, p)
+        factors = self._factors.get(form, {})
+        result = {}
+        for k, m in lifted.items():
+            if not bool(torch.isfinite(m).all()):
+                raise NotProved("the multipliers overflow; rescale the network's weights.")
+            top = max(float(m.max()), 1e-100)
+            positive = torch.where(m < 0, torch.full_like(m, _free(m, top)), m.clamp(min=1e-30 * top))
+            result[k] = (positive * factors[k]).clamp(1e-250, 1e250) if k in factors else positive
+        return result
+
+
+def _free(multipliers: Tensor, top: float) -> float:
+    """For neurons without a v: it costs nothing, so as large as is harmless to floats."""
+    assert DEAD < 0 <= top
+    return 1e3 * top
+
+
+def squared_norms(
+    scaled: ScaledMap, generator: torch.Generator, probes: int = 16
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Squared norms of G's rows at every v and of its columns at every w, as random probes see them (±35 %).
+
+    E (Gz)_i² is the squared norm of row i for z of independent normal entries; columns are the rows of Gᵀ.
+    """
+    exact = scaled.transformed
+    z = torch.randn(probes, scaled.size, generator=generator, dtype=torch.float64)
+    squares: dict[int, Tensor] = {}
+    with torch.enable_grad():
+        leaf = z.requires_grad_(True)
+        pieces = torch.split(leaf * scaled.scale, scaled.sizes, dim=1)
+        order = {c.node: i + 1 for i, c in enumerate(exact.cells)}
+        total = leaf.new_zeros(())
+
+        def output(cell: Cell, v: Tensor) -> Tensor:
+            nonlocal total
+            image = v * scaled.out[cell.node]
+            squares[cell.node] = image.detach().square().mean(dim=0).reshape(-1)
+            probe = torch.randn(image.shape, generator=generator, dtype=torch.float64)
+            total = total + (probe * image).sum()
+            w = pieces[order[cell.node]].reshape(probes, *cell.shape)
+            return cell.d * w if v.shape[1:] != w.shape[1:] else cell.c * v + cell.d * w
+
+        values = exact.run(pieces[0].reshape(probes, *exact.increments.in_shape), output, exact.matrices)
+        last = scaled.output.sqrt() * values[-1]
+        total = total + (torch.randn(last.shape, generator=generator, dtype=torch.float64) * last).sum()
+        (gradient,) = torch.autograd.grad(total, leaf)
+    columns = torch.split(gradient.square().mean(dim=0), scaled.sizes)
+    return squares, {c.node: columns[order[c.node]] for c in exact.cells}
