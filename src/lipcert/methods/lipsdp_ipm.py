@@ -18,8 +18,8 @@ from lipcert.increments import Cell, ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.network.linear import size
-from lipcert.numerics.interior_point import Program, Solution, solve
 from lipcert.problem import Norm, Problem
+from lipcert.search.interior_point import Program, Solution, solve
 from lipcert.search.passes import Passes, steps_to_output
 
 #: Geometric lifts tried on the solution, smallest first; and on tiny multipliers when the output is constant.
