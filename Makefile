@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench experiments docs clean distclean
+.PHONY: help setup demo test test-slow lint trusted format bench experiments docs clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,9 @@ lint: setup ## ruff, mypy and the layer rule
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+trusted: setup ## the files that the check of each kind of certificate imports, with their lengths
+	$(BIN)/python docs/trusted.py
 
 format: setup ## rewrite the sources the way `make lint` wants them
 	$(BIN)/ruff check --fix .

@@ -154,6 +154,8 @@ class Problem:
                 raise InputError("select has no rows: nothing is left to bound. Give a (k, m) matrix with k ≥ 1.")
             if not bool(torch.isfinite(self.select).all()):
                 raise InputError("select holds NaN or infinity.")
+            if not torch.equal(self.select.double().to(self.select.dtype), self.select):
+                raise InputError("select holds integers that float64 cannot: give them as floats, rounded as you like.")
         if m == 0 and self.norm[0] != self.norm[1]:
             raise InputError("the model's output has no entries: its constant is 0 in every norm.")
 

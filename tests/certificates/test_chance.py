@@ -14,7 +14,6 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import map_norm, quadratic
 from lipcert.errors import LipcertError
-from lipcert.methods.auto import attempt
 from lipcert.methods.base import Method, Run, registered
 from lipcert.numerics import chance as module
 from lipcert.numerics import lanczos
@@ -89,9 +88,9 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return deltas
 
 
-def network() -> tuple[nn.Module, torch.Tensor]:
+def network(width: int = 1200) -> tuple[nn.Module, torch.Tensor]:
     """More neurons than the Lanczos steps of a check, so that the number of steps matters."""
-    model = nn.Sequential(Residual(mlp((6, 150, 6), 1)), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    model = nn.Sequential(Residual(mlp((6, width, 6), 1)), nn.ReLU(), nn.Linear(6, 3)).double().eval()
     return model, torch.zeros(1, 6, dtype=torch.float64)
 
 
@@ -112,7 +111,7 @@ def test_what_a_bound_says_it_spent_is_what_its_statements_spent(method: Method,
 
 def test_auto_counts_all_that_it_tried(spent: list[float]) -> None:
     bound = lipcert.bound(*network(), method="auto", budget=3)
-    assert len(bound.tried) == 3
+    assert len(bound.tried) >= 2
     assert math.fsum(spent) <= TOTAL
     if bound.guarantee == "probabilistic":
         assert math.fsum(spent) <= bound.delta <= TOTAL
@@ -124,11 +123,12 @@ def test_methods_side_by_side_share_one_budget(spent: list[float]) -> None:
     problem = Problem(capture(*network()))
     chance = Chance()
     run = Run(torch.Generator().manual_seed(0), torch.device("cpu"), 3.0)
-    bounds, _, _ = attempt(METHODS, problem, run, chance)
-    assert len(bounds) == len(METHODS)
+    bounds = [method.bound(problem, run, chance) for method in METHODS]
     assert math.fsum(spent) <= chance.spent <= TOTAL
     assert [b.delta for b in bounds] == sorted(b.delta for b in bounds)
-    lipcert.compare(*network(), budget=1.0, lower_budget=0.1)
+    spent.clear()
+    lipcert.compare(*network(), methods=METHODS, budget=1.0, lower_budget=0.1)
+    assert 0.0 < math.fsum(spent) <= TOTAL
 
 
 def test_failed_attempts_are_counted(spent: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_failed_attempts_are_counted(spent: list[float], monkeypatch: pytest.Mon
 def test_rigorous_bounds_spend_nothing() -> None:
     for name in registered():
         try:
-            bound = lipcert.bound(*network(), method=name, budget=1)
+            bound = lipcert.bound(*network(12), method=name, budget=1)
         except LipcertError:
             continue
         assert (bound.guarantee, bound.delta) == ("rigorous", 0.0), name

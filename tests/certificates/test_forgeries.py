@@ -18,7 +18,8 @@ THIN = [pytest.param(1, marks=pytest.mark.slow), 11]
 
 #: The settings that a kind reads.
 READ = {
-    "layer_product": ("fuse",), "loop_transform": ("window",), "quadratic": ("rho", "slack", "route", "layerwise"),
+    "layer_product": ("fuse",), "loop_transform": ("window",),
+    "quadratic": ("rho", "slack", "route", "layerwise", "steps"),
     "branch_tree": ("rho", "layerwise"), "layer_pairs": ("rank", "pools", "pairs"),
     "vertex_enumeration": ("value",),
 }  # fmt: skip

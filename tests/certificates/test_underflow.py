@@ -161,7 +161,7 @@ def test_block_rows_and_forms_are_within_their_radius(seed: int) -> None:
     increments = Increments.of(Problem(capture(model, torch.zeros(1, 2, dtype=torch.float64))).expanded)
     exponents = (0, 300, 300, int(torch.randint(-300, 300, (1,), generator=g)))
     scaled = ScaledIncrements(increments, exponents)
-    relation = matrices(scaled, Segment(0, 3, scaled.cells))
+    relation = matrices(scaled, Segment(0, 3, (0,), (3,), scaled.cells))
     (cell,) = scaled.cells
     c, d = ([[Fraction(float(v)) if i == j else Fraction(0) for j in range(3)] for i, v in enumerate(t.reshape(-1))]
             for t in (cell.c, cell.d))  # fmt: skip

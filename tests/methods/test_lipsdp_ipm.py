@@ -16,8 +16,8 @@ from lipcert.certificates.base import Witness, check
 from lipcert.errors import CertificateError, InputError, MethodError, NotProved, NumericsError
 from lipcert.methods.base import Run
 from lipcert.numerics.chance import Chance
-from lipcert.numerics.interior_point import Program, solve
 from lipcert.problem import Problem
+from lipcert.search.interior_point import Program, solve
 from tests.methods.solving import solved
 from tests.methods.test_lipsdp import HARD, chain, observed, randn, recipe
 from tests.zoo import ZOO, Residual, mlp, random_network, vertex_maximum, zoo_case

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipcert.numerics import top_singular_triplets
+from lipcert.numerics.triplets import top_singular_triplets
 
 F64 = torch.float64
 

@@ -107,16 +107,19 @@ def _header(content: bytes) -> dict[str, Any]:
 
 def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certificate:
     witness_arrays = {k.removeprefix("witness."): v for k, v in arrays.items() if k.startswith("witness.")}
-    norm = tuple(float(v) for v in header["norm"])
+    norm = [float(v) for v in header["norm"]] if isinstance(header["norm"], list) else []
     if len(norm) != 2 or not isinstance(header["settings"], dict) or not isinstance(header["kind"], str):
         raise CertificateError("the certificate's norm, settings or kind has the wrong form.")
+    select = arrays.get("select")
+    if select is not None and select.dtype != torch.float64:
+        raise CertificateError(f"the certificate's selection must hold float64 numbers, not {select.dtype}.")
     return Certificate(
         witness=Witness(header["kind"], witness_arrays, header["settings"]),
         method=str(header["method"]),
         fingerprint=str(header["fingerprint"]),
         norm=(norm[0], norm[1]),
         domain=_domain_from_json(header["domain"], arrays),
-        select=arrays.get("select"),
+        select=select,
         value=float(header["value"]),
         log10=None if header["log10"] is None else float(header["log10"]),
         guarantee=str(header["guarantee"]),

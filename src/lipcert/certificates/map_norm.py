@@ -12,16 +12,13 @@ from torch import Tensor
 from lipcert.errors import NumericsError
 from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum, add, compose, size
 from lipcert.numerics.chance import Chance, Share
-from lipcert.numerics.lanczos import Gram, certify_sigma_max_probabilistic, lambda_max_ritz, sigma_max_probabilistic
+from lipcert.numerics.lanczos import Gram, certify_sigma_max_probabilistic, sigma_max_probabilistic
 from lipcert.numerics.magnitude import Magnitude
-from lipcert.numerics.rounding import add_up, gamma, ldexp_down, ldexp_up, mul_up, sqrt_up
+from lipcert.numerics.rounding import add_up, gamma, ldexp_down, mul_up, sqrt_up
 from lipcert.numerics.spectral import (
-    DENSE_EIGENVALUES,
     certify_sigma_max,
     norm_1_upper,
     norm_inf_upper,
-    propose_sigma_max,
-    propose_sigma_max_of_map,
     sigma_max_upper,
 )
 from lipcert.result import Guarantee
@@ -176,7 +173,7 @@ def _exponent(linear: LinearMap) -> int:
     if isinstance(linear, OpMap) and inner_reach(linear) > REACH:
         raise NumericsError(f"the constants of {linear.label} are too far from 1 in size; rescale the weights.")
     rows, columns = _sums(linear)
-    bound = math.sqrt(_greatest(rows)) * math.sqrt(_greatest(columns))
+    bound = math.sqrt(greatest(rows)) * math.sqrt(greatest(columns))
     exponent = math.frexp(bound)[1] if bound else 0
     if abs(exponent) > REACH:
         raise NumericsError(
@@ -241,53 +238,13 @@ def map_norm(
     return NormBound(Magnitude.of(value).times_power(unit.exponent), guarantee)
 
 
-def propose_norm(
-    linear: LinearMap,
-    p: float,
-    generator: torch.Generator | None = None,
-    route: Route = "written",
-    target: float = TARGET,
-) -> float:
-    """A value that ``map_norm`` will very probably be able to prove: the search side, not a bound."""
-    if p != 2 or linear.is_zero or route == "sums":
-        return map_norm(linear, p, route=route).value
-    if route == "passes" or not writable(linear):
-        return _rough_sigma(linear, generator) * (1.0 + target) * (1.0 + SLACK)
-    unit = scaled(linear)
-    rows, columns = absolute_sums(unit)
-    schur = mul_up(sqrt_up(_greatest(rows)), sqrt_up(_greatest(columns)))
-    shape = linear.out_size, linear.in_size
-    if min(shape) <= DENSE_EIGENVALUES:
-        value = propose_sigma_max(*_written(unit, schur))
-    else:
-        value = propose_sigma_max_of_map(_short_gram(unit.map), shape, schur, _written_error(unit, schur))
-    value = min(schur, value)
-    return ldexp_up(value * (1.0 + 1e-12), unit.exponent)
-
-
-def _rough_sigma(linear: LinearMap, generator: torch.Generator | None) -> float:
-    """σ_max from below by a short Lanczos run in float32."""
-    unit = scaled(linear)
-    here = unit.map.to(torch.float32, "cpu")
-
-    def gram(x: Tensor) -> Tensor:
-        return here.gram(x.reshape(1, *linear.in_shape)).reshape(-1)
-
-    steps = min(80, linear.in_size)
-    try:
-        ritz, _ = lambda_max_ritz(gram, linear.in_size, steps, generator, dtype=torch.float32)
-    except ValueError:
-        return math.nan
-    return ldexp_up(math.sqrt(max(ritz, 0.0)), unit.exponent)
-
-
 def _unit_norm(
     unit: Scaled, p: float, claim: float | None, share: Share, route: Route, target: float
 ) -> tuple[float, Guarantee]:
     linear = unit.map
     guarantee: Guarantee = "rigorous" if _known(linear) else "numerical"
     rows, columns = absolute_sums(unit)
-    largest_row, largest_column = _greatest(rows), _greatest(columns)
+    largest_row, largest_column = greatest(rows), greatest(columns)
     if p == math.inf:
         return _summed(unit, largest_row, by_rows=True), guarantee
     if p == 1:
@@ -297,18 +254,19 @@ def _unit_norm(
         return schur, guarantee
     if route == "passes" or not writable(linear):
         return _matrix_free(unit, schur, claim, share, target)
-    matrix, error = _written(unit, schur)
+    matrix, error = written_map(unit, schur)
     if claim is not None and certify_sigma_max(matrix, error, claim):
         return min(claim, schur), guarantee
     return min(schur, sigma_max_upper(matrix, error)), guarantee
 
 
-def _written(unit: Scaled, schur: float) -> tuple[Tensor, float]:
+def written_map(unit: Scaled, schur: float) -> tuple[Tensor, float]:
     """The dense matrix of ``unit.map`` and how far it may be from the exact map in the 2-norm."""
-    return unit.map.matrix(), _written_error(unit, schur)
+    return unit.map.matrix(), written_error(unit, schur)
 
 
-def _written_error(unit: Scaled, schur: float) -> float:
+def written_error(unit: Scaled, schur: float) -> float:
+    """How far the matrix of ``unit.map`` may be from the exact map in the 2-norm; ``schur`` bounds ‖|W|‖_2."""
     return add_up(mul_up(2.0 * gamma(_terms(unit.map) + 8.0), schur), unit.underflow)
 
 
@@ -327,11 +285,16 @@ def _terms(linear: LinearMap) -> float:
     return linear.rounding if _known(linear) else float(linear.in_size + linear.out_size)
 
 
-def _greatest(values: Tensor) -> float:
-    greatest = float(values.max()) if values.numel() else 0.0
-    if not math.isfinite(greatest):
+def greatest(values: Tensor) -> float:
+    """The largest of non-negative numbers, 0 for none.
+
+    Raises:
+        NumericsError: not finite.
+    """
+    largest = float(values.max()) if values.numel() else 0.0
+    if not math.isfinite(largest):
         raise NumericsError("a linear map overflows float64; rescale the weights of the layers concerned.")
-    return greatest
+    return largest
 
 
 def _summed(unit: Scaled, pass_bound: float, by_rows: bool) -> float:
@@ -346,28 +309,15 @@ def _summed(unit: Scaled, pass_bound: float, by_rows: bool) -> float:
     return min(pass_bound, add_up(exact, error))
 
 
-def _gram(linear: LinearMap) -> Gram:
+def flat_gram(linear: LinearMap) -> Gram:
     """x ↦ WᵀW x on flat float64 vectors."""
     here = linear.to(torch.float64, "cpu")
     return lambda x: here.gram(x.reshape(1, *linear.in_shape)).reshape(-1)
 
 
-def _short_gram(linear: LinearMap) -> Gram:
-    """WᵀW or WWᵀ on flat float64 vectors, whichever is smaller."""
-    if linear.in_size <= linear.out_size:
-        return _gram(linear)
-    here = linear.to(torch.float64, "cpu")
-
-    def gram(y: Tensor) -> Tensor:
-        with torch.no_grad():
-            return here.apply(here.transpose(y.reshape(1, *linear.out_shape))).reshape(-1)
-
-    return gram
-
-
 def _attained(linear: LinearMap, schur: float, columns: Tensor) -> bool:
     """Whether one step from below already meets √(‖W‖_1‖W‖_∞) (permutations, slices, batch norm, …)."""
-    gram = _gram(linear)
+    gram = flat_gram(linear)
     spike = torch.zeros(linear.in_size, dtype=torch.float64)
     spike[int(columns.reshape(-1).argmax())] = 1.0
     for start in (spike, torch.ones(linear.in_size, dtype=torch.float64)):
@@ -380,21 +330,24 @@ def _attained(linear: LinearMap, schur: float, columns: Tensor) -> bool:
 def _matrix_free(
     unit: Scaled, schur: float, claim: float | None, share: Share, target: float
 ) -> tuple[float, Guarantee]:
-    """The Lanczos bound, and what underflow may have taken from the map; claim and search draw one δ each."""
-    linear = unit.map
+    """The Lanczos bound, and what the passes' own rounding may hide; claim and search draw one δ each.
+
+    Rounding inside Lanczos is not included: that is what ``probabilistic`` leaves out.
+    """
+    linear, hidden = unit.map, written_error(unit, schur)
     kind: Guarantee = "probabilistic" if _known(linear) else "numerical"
     power = math.frexp(schur)[1]  # the Gram map is applied to a map of norm about 1
-    gram, n = _gram(compose(Identity(linear.in_shape, 2.0**-power), linear)), size(linear.in_shape)
+    gram, n = flat_gram(compose(Identity(linear.in_shape, 2.0**-power), linear)), size(linear.in_shape)
     try:
         if claim is not None:
-            goal = ldexp_down(max(0.0, claim - unit.underflow), -power) * (1.0 - 1e-12)
+            goal = ldexp_down(max(0.0, claim - hidden), -power) * (1.0 - 1e-12)
             delta = share.draw()
             if certify_sigma_max_probabilistic(gram, n, goal, delta, lanczos_steps(n, delta, target), share.generator):
                 return min(claim, schur), kind
         value, _ = sigma_max_probabilistic(gram, n, share.draw(), target, 1000, share.generator)
     except ValueError as error:
         raise NumericsError(f"the largest singular value of a linear map cannot be found: {error}.") from error
-    value = add_up(mul_up(value, 2.0**power), unit.underflow)
+    value = add_up(mul_up(value, 2.0**power), hidden)
     return (value, kind) if value < schur else (schur, kind)
 
 

@@ -115,7 +115,7 @@ def _apply(block: Block, vector: Tensor) -> Tensor:
 class Statement:
     """One segment: blkdiag(M_start, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell ⪰ 0, with M_start still open."""
 
-    def __init__(self, matrix: Tensor, radius: Radius | None, entry: int, magnitude: Tensor) -> None:
+    def __init__(self, matrix: Tensor, radius: Radius, entry: int, magnitude: Tensor) -> None:
         self.matrix, self.radius, self.entry, self.magnitude = matrix, radius, entry, magnitude
 
     @classmethod
@@ -125,26 +125,22 @@ class Statement:
         relation: SegmentMatrices,
         form: Block,
         multipliers: Mapping[int, Tensor],
-        prove: bool,
     ) -> Statement:
-        """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound if ``prove``."""
-        radius = Radius(relation) if prove else None
+        """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound."""
+        radius = Radius(relation)
         matrix = congruence(relation.output.parts, form, relation.places, relation.side).neg_()
         magnitude = magnitudes(relation.output, form, relation.places, relation.side)
-        if radius is not None:
-            radius.include(relation.output, form, 2.0 * len(segment.cells))
+        radius.include(relation.output, form, 2.0 * len(segment.cells))
         on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
         for cell, v in zip(segment.cells, relation.preactivations, strict=True):
             lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.rows)
             on_w.append(lam_w)
             matrix -= congruence(v.parts, lam_v, relation.places, relation.side)
             magnitude += magnitudes(v, lam_v, relation.places, relation.side)
-            if radius is not None:
-                radius.include(v, lam_v, 2.0 * len(segment.cells))
+            radius.include(v, lam_v, 2.0 * len(segment.cells))
         diagonal = torch.cat(on_w)
         matrix.diagonal().add_(diagonal)
-        if radius is not None:
-            radius.diagonal = diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0))
+        radius.diagonal = diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0))
         return cls(matrix, radius, relation.entry, magnitude)
 
     def schur(self, shift: float = 0.0) -> Tensor:
@@ -166,8 +162,6 @@ class Statement:
     def proves(self, start: Tensor) -> bool:
         """Whether blkdiag(start, ·) makes the statement true, rounding included."""
         n, radius = self.entry, self.radius
-        if radius is None:
-            raise ValueError("a statement built without error bounds proves nothing")
         matrix = self.matrix.clone()
         matrix[:n, :n] += start
         added = (start.abs() + matrix[:n, :n].abs()) * gamma(4.0)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.blocks import dense
-from lipcert.certificates.dense_form import BLIND, DenseForm
+from lipcert.certificates.dense_form import DenseForm
 from lipcert.certificates.segments import Segment
 from lipcert.certificates.statement import CAUTION, CLEAR, room
 from lipcert.increments import Cell, Linear
 from lipcert.methods.branch_ascent import Neurons
 from lipcert.network.linear import size
+from lipcert.search.float_form import BLIND
 
 _TINY = 1e-300
 
@@ -50,7 +51,7 @@ class BatchForm:
             patterns: (B, count).
             multipliers: (B, count) λ.
             slack: (B,) relative lift of the intermediate forms.
-            margin: as in ``DenseForm.repaired``.
+            margin: as in ``float_form.repaired``.
         """
         c, d = (self.neurons.split(rows) for rows in self.neurons.slopes(patterns))
         lam = {node: rows.clone() for node, rows in self.neurons.split(multipliers).items()}
@@ -180,7 +181,7 @@ class BatchForm:
         lam: dict[int, Tensor],
         margin: Tensor,
     ) -> None:
-        """``DenseForm.repaired`` for a batch: raise λ where the curvature on a single w_j demands it."""
+        """``float_form.repaired`` for a batch: raise λ where the curvature on a single w_j demands it."""
         ends = [0]
         for cell in segment.cells:
             ends.append(ends[-1] + cell.size)

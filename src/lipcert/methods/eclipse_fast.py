@@ -19,6 +19,7 @@ from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.network.linear import size
 from lipcert.problem import Norm, Problem
+from lipcert.search.float_form import float_rho
 
 #: Relative lifts of the multipliers tried, smallest first: the closed form lies on the boundary of the feasible set,
 #: where ρ as a function of the multipliers is steep; a few per cent inside it is often much smaller.
@@ -103,7 +104,7 @@ def _feasible(
     values: dict[float, float] = {}
     for p in LIFTS:
         try:
-            values[p] = form.least_rho(_lifted(nodes, multipliers, p), SLACK, weights, prove=False)
+            values[p] = float_rho(form, _lifted(nodes, multipliers, p), SLACK, weights)
         except NotProved:
             continue
         if len(values) > 1 and values[p] > 1.05 * min(values.values()):

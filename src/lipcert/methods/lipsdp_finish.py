@@ -19,6 +19,7 @@ from lipcert.increments import ScaledIncrements
 from lipcert.methods.base import Found, Run
 from lipcert.methods.cost import seconds_of
 from lipcert.methods.vector_neuron import VectorNeuron
+from lipcert.search.float_form import repaired
 from lipcert.search.passes import steps_to_output
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class DenseFinish(Finish):
         p = LIFTS[place]
         began = time.perf_counter()
         try:
-            multipliers, rho = self.form.repaired(self.lifted(form, p), p, self.weights(form))
+            multipliers, rho = repaired(self.form, self.lifted(form, p), p, self.weights(form))
         except NotProved:
             return None
         self._looked = (time.perf_counter() - began) * self.search.problems

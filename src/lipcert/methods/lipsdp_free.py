@@ -258,6 +258,8 @@ class FreeFinish(Finish):
         factors = self._factors.get(form, {})
         result = {}
         for k, m in lifted.items():
+            if not bool(torch.isfinite(m).all()):
+                raise NotProved("the multipliers overflow; rescale the network's weights.")
             top = max(float(m.max()), 1e-100)
             positive = torch.where(m < 0, torch.full_like(m, _free(m, top)), m.clamp(min=1e-30 * top))
             result[k] = (positive * factors[k]).clamp(1e-250, 1e250) if k in factors else positive

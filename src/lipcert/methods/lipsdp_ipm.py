@@ -18,8 +18,9 @@ from lipcert.increments import Cell, ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.network.linear import size
-from lipcert.numerics.interior_point import Program, Solution, solve
 from lipcert.problem import Norm, Problem
+from lipcert.search.float_form import repaired
+from lipcert.search.interior_point import Program, Solution, solve
 from lipcert.search.passes import Passes, steps_to_output
 
 #: Geometric lifts tried on the solution, smallest first; and on tiny multipliers when the output is constant.
@@ -115,7 +116,7 @@ class LipSDPInteriorPoint(Method):
         for p in lifts:
             lifted = {k: m * (1.0 + p) ** min(steps[k], 350.0 / math.log10(10.0 + p)) for k, m in multipliers.items()}
             try:
-                chosen, _ = form.repaired(lifted, min(p, 0.1), weights)
+                chosen, _ = repaired(form, lifted, min(p, 0.1), weights)
                 rho = form.least_rho(chosen, 0.0, weights)
             except NotProved:
                 continue

@@ -20,18 +20,6 @@ import torch
 from torch import Tensor
 
 from lipcert.numerics.rounding import div_up, down, mul_up, sqrt_up, up
-from lipcert.numerics.triplets import top_singular_triplets
-
-__all__ = [
-    "Ritz",
-    "certify_sigma_max_probabilistic",
-    "kuczynski_wozniakowski_epsilon",
-    "lambda_max_ritz",
-    "lanczos_ritz",
-    "power_method",
-    "sigma_max_probabilistic",
-    "top_singular_triplets",
-]
 
 Gram = Callable[[Tensor], Tensor]
 

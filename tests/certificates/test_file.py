@@ -1,0 +1,128 @@
+"""Files that are no certificates, or not quite: with a proper checksum, below the level of the dataclass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lipcert.certificates import file as module
+from lipcert.certificates.file import read, save
+from lipcert.certificates.verify import verify
+from lipcert.errors import CertificateError, InputError
+from lipcert.problem import Problem
+from tests.certificates.forging import genuine
+
+Change = Callable[[dict[str, Any], dict[str, Tensor]], None]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save(genuine("layer_product").record, tmp_path / "c.lipcert")
+    return tmp_path / "c.lipcert"
+
+
+def rewritten(path: Path, change: Change) -> None:
+    """Any header, any arrays, and the checksum that belongs to them."""
+    content = path.read_bytes()
+    arrays, header = module.load(content), module._header(content)
+    header.pop("sha256")
+    change(header, arrays)
+    path.write_bytes(module._to_bytes(header, arrays))
+
+
+def put(key: str, value: Any) -> Change:
+    return lambda header, arrays: header.__setitem__(key, value)
+
+
+def array(key: str, value: Tensor) -> Change:
+    return lambda header, arrays: arrays.__setitem__(key, value)
+
+
+ROWS = 3
+
+REFUSED: dict[str, Change] = {
+    "a selection of half precision": array("select", torch.ones(1, ROWS, dtype=torch.float16)),
+    "a selection of integers": array("select", torch.ones(1, ROWS, dtype=torch.int64)),
+    "a selection of truths": array("select", torch.ones(1, ROWS, dtype=torch.bool)),
+    "an infinite selection": array("select", torch.full((1, ROWS), torch.inf, dtype=torch.float64)),
+    "a selection of another width": array("select", torch.ones(1, ROWS + 1, dtype=torch.float64)),
+    "a value that overflows": put("value", "1e-400"),
+    "a value with digits of another script": put("value", "٠.١"),
+    "a value that is a truth": put("value", False),
+    "a list as log10": put("log10", [0.0]),
+    "a guarantee of rank": put("guarantee", ["rigorous"]),
+    "three norms": put("norm", [2.0, 2.0, 2.0]),
+    "norms as one string": put("norm", "22"),
+    "settings in a list": put("settings", [["fuse", True]]),
+    "an endless domain": put("domain", {"type": "ball", "radius": "inf", "p": 2}),
+    "another format": put("format", "lipcert-certificate-1 "),
+}
+
+
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_a_file_with_a_proper_checksum_and_a_wrong_content(what: str, path: Path) -> None:
+    rewritten(path, REFUSED[what])
+    with pytest.raises(CertificateError):
+        verify(path, genuine("layer_product").network)
+
+
+def header_bytes(path: Path, change: Callable[[str], str]) -> None:
+    """Change the text of the header where it stands, without a new checksum."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    outer = json.loads(content[8 : 8 + length])
+    outer["__metadata__"]["header"] = change(outer["__metadata__"]["header"])
+    text = json.dumps(outer).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace('"value":', '"value": 0.0, "value":', 1),
+    lambda text: text[:-1] + ', "value": 1e-9}',
+    lambda text: text[:-1] + ', "value": 1e400}',
+    lambda text: text[:-1] + ', "value": -Infinity}',
+    lambda text: text[:-1] + ', "value": NaN}',
+    lambda text: text.replace('"value": ', '"value":  ', 1),
+    lambda text: "[" * 100_000,
+    lambda text: '{"format": "lipcert-certificate-1"}',
+    lambda text: "", lambda text: "null", lambda text: text + text, lambda text: text.upper(),
+])  # fmt: skip
+def test_headers_that_are_not_what_was_written(change: Callable[[str], str], path: Path) -> None:
+    header_bytes(path, change)
+    with pytest.raises(CertificateError):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\x00", b"\xff" * 8, b"\xff" * 100, (2**63).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"{}",
+    (10**9).to_bytes(8, "little") + b"{" * 100, b"PK\x03\x04" + b"\x00" * 60, b"\x80\x04." * 30,
+])  # fmt: skip
+def test_bytes_that_are_no_certificate(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    with pytest.raises(CertificateError):
+        read(path)
+
+
+def test_a_certificate_that_is_cut_or_followed_by_something(path: Path) -> None:
+    content = path.read_bytes()
+    for changed in (content[:-1], content[:100], content + b"\x00", content + content, b" " + content):
+        path.write_bytes(changed)
+        with pytest.raises(CertificateError):
+            read(path)
+
+
+def test_a_selection_that_floats_cannot_hold_is_refused() -> None:
+    network = genuine("layer_product").network
+    rows = network.out_shape[-1]
+    with pytest.raises(InputError, match="select"):
+        Problem(network, select=torch.full((1, rows), 2**53 + 1))
+    with pytest.raises(InputError, match="select"):
+        Problem(network, select=torch.ones(1, rows, dtype=torch.complex64))
+    assert Problem(network, select=torch.full((1, rows), 2**53)).select is not None

@@ -1,0 +1,42 @@
+"""The trusted core stays small enough to read: the limits of docs/trusted.txt hold, and nothing is left out of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import trusted
+from lipcert.certificates import kinds  # noqa: F401  (registers every check)
+from lipcert.certificates.base import _CHECKS
+
+
+def test_the_checks_have_not_outgrown_their_limits() -> None:
+    assert trusted.main(["--check"]) == 0
+
+
+def test_every_kind_of_certificate_has_a_limit_near_its_length() -> None:
+    assert set(trusted.kinds()) == set(_CHECKS) == set(trusted.limits())
+    for kind, count in trusted.lines().items():
+        assert count <= trusted.limits()[kind] < 1.15 * count, kind
+
+
+@pytest.mark.parametrize("kind", list(trusted.kinds()))
+def test_the_list_is_what_a_check_really_imports(kind: str) -> None:
+    """In a process of its own; ``lipcert`` itself is an empty package there, as it would import everything."""
+    start = trusted.kinds()[kind]
+    listed = {str(path.relative_to(trusted.SOURCE)) for path in trusted.closure(start)}
+    script = f"""
+import importlib, sys, types
+package = types.ModuleType("lipcert")
+package.__path__ = [{str(trusted.SOURCE)!r}]
+sys.modules["lipcert"] = package
+importlib.import_module("lipcert.certificates.{start.stem}")
+print(*[m.__file__ for name, m in sys.modules.items() if name.startswith("lipcert.")], sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    loaded = {str(Path(line).relative_to(trusted.SOURCE)) for line in done.stdout.splitlines()}
+    assert loaded <= listed
+    assert not any(name.startswith(("search/", "methods/", "attack/", "capture/", "ops/")) for name in listed)
