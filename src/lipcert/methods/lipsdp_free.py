@@ -13,7 +13,7 @@ from lipcert.certificates.dense_form import Weights
 from lipcert.certificates.quadratic import ScaledMap
 from lipcert.errors import NotProved
 from lipcert.methods.base import Found, Run
-from lipcert.methods.cost import free_memory, seconds_of
+from lipcert.methods.cost import SWEEP, free_memory, seconds_of
 from lipcert.methods.lipsdp_finish import FEWEST, Finish
 from lipcert.methods.vector_neuron import DEAD, VectorNeuron
 from lipcert.network.linear import size
@@ -61,9 +61,6 @@ STANDS_OUT = 1.2
 #: Lanczos steps of a look at one lift; most and fewest steps of the check.
 LOOK, MOST, LEAST = 30, 400, 30
 
-#: Seconds that keeping one entry of Lanczos's basis orthogonal to one vector takes: two sweeps through memory, twice.
-_SWEEP = 2e-9
-
 #: Probability of error that the check is expected to have for one form, at the least.
 _DELTA = 1e-11
 
@@ -103,7 +100,7 @@ class FreeEffort:
         room = int(free_memory() / (12.0 * n)) if n else 0
         effort = cls(0, 0.0, one, forms, n, min(MOST if n <= 300_000 else 240, max(n, 1), max(room, 1)), None)
         least = min(LEAST, effort.most)
-        needed = effort.check(least) + (2 * forms * LOOK + 60) * one
+        needed = effort.check(least) + (0.5 * forms * LOOK + 25.0) * one
         if room < LEAST <= n:
             why = f"its matrix-free check needs about {12e-9 * n * LEAST:.1f} GB of memory"
             effort = replace(effort, obstacle=why)
@@ -114,7 +111,7 @@ class FreeEffort:
 
     def check(self, steps: int) -> float:
         """Seconds of the check of all forms: products with GᵀG, and keeping the basis orthogonal."""
-        return self.forms * (steps * self.seconds + _SWEEP * self.size * steps**2 / 2.0)
+        return self.forms * (steps * self.seconds + SWEEP * self.size * steps**2 / 2.0)
 
     def within(self, seconds: float) -> FreeEffort:
         """As many steps as take so many seconds, but no fewer than LEAST."""
@@ -143,7 +140,7 @@ class FreeFinish(Finish):
 
     def check_seconds(self) -> float:
         """The check itself, and the looks at lifts before it."""
-        return 1.1 * self.effort.check(self.effort.steps) + 3.0 * self.search.problems * LOOK * self.effort.seconds
+        return 1.1 * self.effort.check(self.effort.steps) + 1.5 * self.search.problems * LOOK * self.effort.seconds
 
     def short(self) -> bool:
         """As for the dense route; without a check that has to fit, 60 % of the budget are for the search."""
@@ -161,8 +158,9 @@ class FreeFinish(Finish):
         wanted = self.search.columns if self.effort.size < SMALL else MANY_COLUMNS
         while wanted > self.search.columns and (FEWEST * one * wanted > seconds or wanted > room):
             wanted //= 2
-        if wanted > self.search.columns:
-            self.search.widen(wanted)
+        if wanted > self.search.columns and self.options.start is None:
+            old = self.search
+            self.search = VectorNeuron(old.transformed, old.norm, wanted, self.run.generator, growth=self.effort.growth)
 
     def found(self) -> Found:
         """Passes, with more columns while few prove too few; then the least lift that holds."""
@@ -200,7 +198,7 @@ class FreeFinish(Finish):
         if not self.run.checked:
             return
         began, passes = self.run.left, 10
-        effort = self.effort.within(0.8 * (self.run.left - 4.0 * self.search.problems * LOOK * self.effort.seconds))
+        effort = self.effort.within(0.8 * (self.run.left - 1.5 * self.search.problems * LOOK * self.effort.seconds))
         if effort.margin > 0.8 * self.effort.margin:
             return
         self.effort = effort
