@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness, check
-from lipcert.errors import CertificateError, InputError, NotProved, NumericsError
+from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.methods.base import Run
 from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.network.loop_transform import LoopTransformed, natural_exponents
@@ -28,7 +28,9 @@ INF = math.inf
 #: ECLipsE recipe: (L, width, LipSDP-Neuron optimum of a dense interior point, relative gap ≤ 1e-7).
 RECIPE = [(2, 20, 0.3839808046), (2, 80, 0.1587430659), (5, 40, 0.0178039737), (10, 60, 0.006984286)]
 
-lipsdp_module = importlib.import_module("lipcert.methods.lipsdp")  # the name lipcert.methods is taken by the function
+lipsdp_free = importlib.import_module(
+    "lipcert.methods.lipsdp_free"
+)  # the name lipcert.methods is taken by the function
 
 
 def recipe(length: int, width: int) -> nn.Module:
@@ -239,9 +241,8 @@ def test_too_few_columns_are_noticed_and_more_are_added(monkeypatch):
     optimum = lipcert.bound(model, x, method="lipsdp_ipm").value
     one = lipcert.LipSDP(columns=1, route="matrix_free")
     assert optimum * (1 - 1e-6) <= lipcert.bound(model, x, method=one).value <= 1.02 * optimum
-    monkeypatch.setattr(lipsdp_module, "MOST_COLUMNS", 1)
-    with pytest.raises(NumericsError, match="not feasible"):
-        lipcert.bound(model, x, method=one)
+    monkeypatch.setattr(lipsdp_free, "MOST_COLUMNS", 1)
+    assert lipcert.bound(model, x, method=one).value > 1.5 * optimum  # lifted, or another method's: valid all the same
 
 
 def test_float32_search_gives_a_valid_bound():
