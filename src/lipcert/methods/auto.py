@@ -70,7 +70,9 @@ class Auto(Method):
             for one in self._able(self.last, problem.norm):
                 trials.attempt(one, min(run.left, max(EARLY_SECONDS, TINY_SHARE * run.budget)))
         best = trials.best
-        if best is not None and best.method == AutoLip.name and best.guarantee == "probabilistic":
+        if best is None or best.method != AutoLip.name or best.guarantee == "rigorous":
+            return
+        if run.left > 2.0 * best.seconds:
             trials.attempt(AutoLip(), 0.9 * run.left, rigorous=True)
 
     def _able(self, names: Sequence[str], norm: Norm) -> list[Method]:

@@ -12,6 +12,9 @@ import torch
 #: Memory to count on where the machine does not say, and the share of the free memory that one search may take.
 _UNKNOWN_MEMORY, MEMORY_SHARE = 4e9, 0.4
 
+#: Seconds that keeping one entry of Lanczos's basis orthogonal to one vector takes: two sweeps through memory, twice.
+SWEEP = 2e-9
+
 
 @functools.cache
 def operations_per_second() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,13 +14,13 @@ from lipcert.certificates.quadratic import ScaledMap
 from lipcert.errors import NotProved
 from lipcert.increments import Cell, ScaledIncrements
 from lipcert.methods.base import Found, Run
-from lipcert.methods.cost import free_memory, seconds_of
-from lipcert.methods.lipsdp_finish import Finish
+from lipcert.methods.cost import SWEEP, free_memory, seconds_of
+from lipcert.methods.lipsdp_finish import FEWEST, Finish
 from lipcert.methods.vector_neuron import DEAD, VectorNeuron
 from lipcert.network.linear import size
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.problem import Norm
-from lipcert.search.passes import steps_to_output
+from lipcert.search.passes import Passes, steps_to_output
 
 #: Geometric lifts tried on top of the check's own margin: they make up for an iteration that has not converged.
 LIFTS = (
@@ -49,6 +50,9 @@ LIFTS = (
 #: up to MOST_COLUMNS; lifts are tried from FINEST on. It has settled when 20 passes gain less than SETTLED.
 FINEST, FINE, MOST_COLUMNS, SETTLED = 3e-4, 1e-3, 128, 3e-4
 
+#: Columns to start with on networks with more entries of (x, w) than this, if there is time.
+SMALL, MANY_COLUMNS = 20_000, 64
+
 #: ‖G‖² beyond which single neurons are looked at, and a search in float32 is taken on in float64.
 GROSS = 1.1
 
@@ -56,10 +60,7 @@ GROSS = 1.1
 STANDS_OUT = 1.2
 
 #: Lanczos steps of a look at one lift; most and fewest steps of the check.
-LOOK, MOST, LEAST = 30, 400, 60
-
-#: Seconds that keeping one entry of Lanczos's basis orthogonal to one vector takes: two sweeps through memory, twice.
-_SWEEP = 4e-9
+LOOK, MOST, LEAST = 30, 400, 30
 
 #: Probability of error that the check is expected to have for one form, at the least.
 _DELTA = 1e-11
@@ -73,14 +74,17 @@ class FreeEffort:
         steps: Lanczos steps.
         margin: the check needs ‖G‖² ≤ 1 − margin: more than its relative error at so many steps.
         seconds: what one application of GᵀG takes.
-        check: what the check of all forms takes, in seconds.
+        forms, size: number of forms, and of entries of (x, w).
+        most: most steps, for memory and because more gain nothing.
         obstacle: why there is no time or memory for it; None if there is.
     """
 
     steps: int
     margin: float
     seconds: float
-    check: float
+    forms: int
+    size: int
+    most: int
     obstacle: str | None
 
     @classmethod
@@ -94,24 +98,30 @@ class FreeEffort:
         scaled.gram(start)
         one = seconds_of(lambda: scaled.gram(start))
         forms, n = size(network.out_shape) if norm[1] == math.inf else 1, scaled.size
-
-        def check(steps: int) -> float:
-            return forms * (steps * one + _SWEEP * n * steps**2 / 2.0)
-
-        steps = min(MOST if n <= 300_000 else 240, max(n, 1))
-        obstacle = None
-        if run.checked:
-            while steps > LEAST and check(steps) > 0.45 * run.left:
-                steps -= 10
-            needed = check(min(LEAST, steps)) + 2 * forms * LOOK * one + 60.0 * one
-            if needed > run.left:
-                obstacle = f"its matrix-free check would take about {needed:.0f} s; raise budget="
-        room = int(free_memory() / (12.0 * n)) if n else steps
-        steps = min(steps, max(room, 1))
+        room = int(free_memory() / (12.0 * n)) if n else 0
+        effort = cls(0, 0.0, one, forms, n, min(MOST if n <= 300_000 else 240, max(n, 1), max(room, 1)), None)
+        least = min(LEAST, effort.most)
+        needed = effort.check(least) + (0.5 * forms * LOOK + 25.0) * one
         if room < LEAST <= n:
-            obstacle = f"its matrix-free check needs about {12e-9 * n * LEAST:.1f} GB of memory"
-        epsilon = kuczynski_wozniakowski_epsilon(n, steps, _DELTA / forms) if 0 < steps < n else 0.0
-        return cls(steps, min(0.5, 1.1 * epsilon + 1e-9), one, check(steps), obstacle)
+            why = f"its matrix-free check needs about {12e-9 * n * LEAST:.1f} GB of memory"
+            effort = replace(effort, obstacle=why)
+        elif run.checked and needed > run.left:
+            why = f"its matrix-free check would take about {needed:.0f} s; raise budget="
+            effort = replace(effort, obstacle=why)
+        return effort.within(0.45 * run.left if run.checked else math.inf)
+
+    def check(self, steps: int) -> float:
+        """Seconds of the check of all forms: products with GᵀG, and keeping the basis orthogonal."""
+        return self.forms * (steps * self.seconds + SWEEP * self.size * steps**2 / 2.0)
+
+    def within(self, seconds: float) -> FreeEffort:
+        """As many steps as take so many seconds, but no fewer than LEAST."""
+        steps = self.most
+        while steps > LEAST and self.check(steps) > seconds:
+            steps -= 10
+        n = self.size
+        epsilon = kuczynski_wozniakowski_epsilon(n, steps, _DELTA / self.forms) if 0 < steps < n else 0.0
+        return replace(self, steps=steps, margin=min(0.5, 1.1 * epsilon + 1e-9))
 
     @property
     def growth(self) -> float:
@@ -131,11 +141,27 @@ class FreeFinish(Finish):
 
     def check_seconds(self) -> float:
         """The check itself, and the looks at lifts before it."""
-        return 1.1 * self.effort.check + 3.0 * self.search.problems * LOOK * self.effort.seconds
+        return 1.1 * self.effort.check(self.effort.steps) + 1.5 * self.search.problems * LOOK * self.effort.seconds
 
     def short(self) -> bool:
         """As for the dense route; without a check that has to fit, 60 % of the budget are for the search."""
         return super().short() if self.run.checked else self.run.left <= 0.4 * self.run.budget
+
+    def __post_init__(self) -> None:
+        """As many columns as leave time and memory for FEWEST passes: large networks need more than small ones.
+
+        With too few the iteration ends in a point whose multipliers do not hold, however long it runs.
+        """
+        self.search.step()
+        one = seconds_of(self.search.step) / self.search.columns
+        seconds = 0.8 * (self.run.left - self.check_seconds() if self.run.checked else 0.6 * self.run.left)
+        room = free_memory() / (8.0 * torch.finfo(self.search.network.dtype).bits / 8.0 * max(self.effort.size, 1))
+        wanted = self.search.columns if self.effort.size < SMALL else MANY_COLUMNS
+        while wanted > self.search.columns and (FEWEST * one * wanted > seconds or wanted > room):
+            wanted //= 2
+        if wanted > self.search.columns and self.options.start is None:
+            old = self.search
+            self.search = VectorNeuron(old.network, old.norm, wanted, self.run.generator, growth=self.effort.growth)
 
     def found(self) -> Found:
         """Passes, with more columns while few prove too few; then the least lift that holds."""
@@ -148,6 +174,7 @@ class FreeFinish(Finish):
             self.search.widen(2 * self.search.columns)
         if not bool((self.search.rho > 0).all()):
             raise NotProved("the network looks constant in float arithmetic; use autolip.")
+        self._spend_the_rest()
         if any(self._ritz(form, FINE) > GROSS for form in forms):
             self._refine()
         return self._packaged([self._place(form) for form in forms])
@@ -166,6 +193,24 @@ class FreeFinish(Finish):
                 return False
             last = value
         return False
+
+    def _spend_the_rest(self) -> None:
+        """A search that settled early leaves time for a longer check, so for a smaller margin and a few more passes."""
+        if not self.run.checked:
+            return
+        began, passes = self.run.left, 10
+        effort = self.effort.within(0.8 * (self.run.left - 1.5 * self.search.problems * LOOK * self.effort.seconds))
+        if effort.margin > 0.8 * self.effort.margin:
+            return
+        self.effort = effort
+        self.search.grow(effort.growth)
+        for _ in range(passes):
+            self.search.step()
+        one = (began - self.run.left) / passes
+        while passes < FEWEST and self.run.left - 5.0 * one > self.check_seconds():
+            for _ in range(5):
+                self.search.step()
+            passes += 5
 
     def _refine(self) -> None:
         """Multipliers that do not hold at all: more passes in float64, then neuron by neuron what still sticks out.
@@ -196,8 +241,7 @@ class FreeFinish(Finish):
         Column w_j of G has squared norm (what the network makes of w_j)/λ_j, row v_j has λ_j (what makes v_j up): λ_j
         has to lie between the two, and its geometric middle makes them equal.
         """
-        scaled = self._scaled(form, FINE)
-        rows, columns = squared_norms(scaled, self.run.generator)
+        rows, columns = self._look(form, FINE).squared_norms(self.run.generator)
         known = self._factors.setdefault(form, {})
         for cell in self.exact.cells:
             above, below = columns[cell.node], rows[cell.node]
@@ -208,18 +252,14 @@ class FreeFinish(Finish):
             factor = torch.where(outside, middle, 1.0)
             known[cell.node] = known.get(cell.node, torch.ones_like(above)) * factor
 
-    def _scaled(self, form: int, p: float) -> ScaledMap:
-        return ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
+    def _look(self, form: int, p: float) -> Look:
+        scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
+        return Look(self.search.network, scaled)
 
     def _ritz(self, form: int, p: float) -> float:
         """‖G‖² at this lift as a short Lanczos run sees it; the check needs 1 − margin."""
-        scaled = self._scaled(form, p)
-        try:
-            ritz, _ = lambda_max_ritz(scaled.gram, scaled.size, min(LOOK, scaled.size), self.run.generator)
-        except ValueError:  # numbers too far apart for a pass
-            return math.inf
         self.run.report(0.9, f"lift {p:.1e}")
-        return ritz
+        return self._look(form, p).greatest(LOOK, self.run.generator)
 
     def _place(self, form: int) -> int:
         """The least lift that holds, or about so: a lift p divides ‖G‖² by up to 1 + p."""
@@ -232,14 +272,14 @@ class FreeFinish(Finish):
                 break
             needed = 0.8 * ((1.0 + p) * ritz / goal - 1.0)
             place = min((i for i, q in enumerate(LIFTS) if i > place and q >= needed), default=len(LIFTS) - 1)
-            if self.run.checked and self.run.left < 1.2 * self.effort.check:
+            if self.run.checked and self.run.left < 1.2 * self.effort.check(self.effort.steps):
                 break
         return place
 
     def _packaged(self, places: list[int]) -> Found:
         def weaker() -> Found | None:
             coarser = [place + 2 for place in places]
-            late = self.run.checked and self.run.left < self.effort.check
+            late = self.run.checked and self.run.left < self.effort.check(self.effort.steps)
             return None if late or max(coarser) >= len(LIFTS) else self._packaged(coarser)
 
         lifts = [LIFTS[place] for place in places]
@@ -272,34 +312,69 @@ def _free(multipliers: Tensor, top: float) -> float:
     return 1e3 * top
 
 
-def squared_norms(
-    scaled: ScaledMap, generator: torch.Generator, probes: int = 16
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Squared norms of G's rows at every v and of its columns at every w, as random probes see them (±35 %).
+class Look:
+    """G at given multipliers in the search's own precision: for looks, which prove nothing; several times as fast."""
 
-    E (Gz)_i² is the squared norm of row i for z of independent normal entries; columns are the rows of Gᵀ.
-    """
-    exact = scaled.transformed
-    z = torch.randn(probes, scaled.size, generator=generator, dtype=torch.float64)
-    squares: dict[int, Tensor] = {}
-    with torch.enable_grad():
-        leaf = z.requires_grad_(True)
-        pieces = torch.split(leaf * scaled.scale, scaled.sizes, dim=1)
-        order = {c.node: i + 1 for i, c in enumerate(exact.cells)}
-        total = leaf.new_zeros(())
+    def __init__(self, search: Passes, scaled: ScaledMap) -> None:
+        self.passes, self.sizes, self.size = search, scaled.sizes, scaled.size
+
+        def cast(t: Tensor) -> Tensor:
+            return t.to(search.device, search.dtype)
+
+        self.scale, self.output = cast(scaled.scale), cast(scaled.output.sqrt())
+        self.out = {node: cast(out) for node, out in scaled.out.items()}
+        self.c = {cell.node: cast(cell.c) for cell in search.scaled.cells}
+        self.d = {cell.node: cast(cell.d) for cell in search.scaled.cells}
+        self.block = {cell.node: number + 1 for number, cell in enumerate(search.scaled.cells)}
+
+    def images(self, vectors: Tensor) -> dict[int, Tensor]:
+        """G on a batch (B, size): the parts at every v, by node, and at the output, by −1."""
+        pieces = torch.split(vectors * self.scale, self.sizes, dim=1)
+        result: dict[int, Tensor] = {}
 
         def output(cell: Cell, v: Tensor) -> Tensor:
-            nonlocal total
-            image = v * scaled.out[cell.node]
-            squares[cell.node] = image.detach().square().mean(dim=0).reshape(-1)
-            probe = torch.randn(image.shape, generator=generator, dtype=torch.float64)
-            total = total + (probe * image).sum()
-            w = pieces[order[cell.node]].reshape(probes, *cell.shape)
-            return cell.d * w if v.shape[1:] != w.shape[1:] else cell.c * v + cell.d * w
+            result[cell.node] = v * self.out[cell.node]
+            w = pieces[self.block[cell.node]].reshape(len(vectors), *cell.shape)
+            return (
+                self.d[cell.node] * w if v.shape[1:] != w.shape[1:] else self.c[cell.node] * v + self.d[cell.node] * w
+            )
 
-        values = exact.run(pieces[0].reshape(probes, *exact.increments.in_shape), output, exact.matrices)
-        last = scaled.output.sqrt() * values[-1]
-        total = total + (torch.randn(last.shape, generator=generator, dtype=torch.float64) * last).sum()
-        (gradient,) = torch.autograd.grad(total, leaf)
-    columns = torch.split(gradient.square().mean(dim=0), scaled.sizes)
-    return squares, {c.node: columns[order[c.node]] for c in exact.cells}
+        values = self.passes.forward(pieces[0].reshape(len(vectors), *self.passes.scaled.increments.in_shape), output)
+        result[-1] = self.output * values[-1]
+        return result
+
+    def pulled(self, vectors: Tensor, weight: Callable[[Tensor], Tensor]) -> tuple[dict[int, Tensor], Tensor]:
+        """The images of ``vectors``, and Gᵀ on the images' ``weight``."""
+        with torch.enable_grad():
+            leaf = vectors.detach().clone().requires_grad_(True)
+            images = self.images(leaf)
+            parts = [(image * weight(image.detach())).sum() for image in images.values()]
+            (gradient,) = torch.autograd.grad(sum(parts[1:], parts[0]), leaf)
+        return {node: image.detach() for node, image in images.items()}, gradient
+
+    def greatest(self, steps: int, generator: torch.Generator) -> float:
+        """‖G‖², about, and from below."""
+
+        def gram(x: Tensor) -> Tensor:
+            return self.pulled(x[None], lambda image: image)[1][0]
+
+        try:
+            return lambda_max_ritz(gram, self.size, min(steps, self.size), generator, dtype=self.scale.dtype)[0]
+        except ValueError:  # out of range in this precision: far from feasible
+            return math.inf
+
+    def squared_norms(
+        self, generator: torch.Generator, probes: int = 16
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Squared norms of G's rows at every v and of its columns at every w, as random probes see them (±35 %).
+
+        E (Gz)_i² is the squared norm of row i for z of independent normal entries; columns are the rows of Gᵀ.
+        """
+
+        def random(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+        images, gradient = self.pulled(random(self.scale.expand(probes, -1)), random)
+        rows = {node: image.square().mean(dim=0).reshape(-1).double().cpu() for node, image in images.items()}
+        columns = torch.split(gradient.square().mean(dim=0).double().cpu(), self.sizes)
+        return rows, {node: columns[number] for node, number in self.block.items()}

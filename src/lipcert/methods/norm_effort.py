@@ -10,7 +10,7 @@ import torch
 from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import TARGET, Route, Stacked, lanczos_steps, writable
 from lipcert.increments import Increments
-from lipcert.methods.cost import operations_per_second, seconds_of
+from lipcert.methods.cost import SWEEP, operations_per_second, seconds_of
 from lipcert.network.linear import Dense, LinearMap
 
 Slot = tuple[int, int]
@@ -84,6 +84,7 @@ class _Price:
     written: float
     one_pass: float
     steps: Mapping[float, float]
+    entries: int
     writable: bool
 
     @classmethod
@@ -99,7 +100,7 @@ class _Price:
         if not isinstance(linear, Dense):
             written += 0.15 * linear.in_size * one_pass
         steps = {t: float(lanczos_steps(linear.in_size, 1e-12, t)) if linear.in_size else 0.0 for t in (TARGET, ROUGH)}
-        return cls(written, one_pass, steps, writable(linear))
+        return cls(written, one_pass, steps, linear.in_size, writable(linear))
 
     def seconds(self, route: Route, target: float) -> float:
         """Search and check by this route."""
@@ -108,7 +109,8 @@ class _Price:
             return sums
         if route == "written":
             return sums + self.written
-        return sums + (self.steps[target] + _PROPOSAL) * self.one_pass
+        steps = self.steps[target]
+        return sums + (steps + _PROPOSAL) * self.one_pass + SWEEP * self.entries * steps**2
 
     def ladder(self, rigorous: bool) -> tuple[Route, ...]:
         """The routes there are, best first."""

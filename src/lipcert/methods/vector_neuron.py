@@ -42,6 +42,7 @@ class VectorNeuron:
         self.cells = network.scaled.cells
         self.norm = norm
         self.columns = columns
+        self.growth = growth
         self.generator = generator
         self.passes = 0
         in_shape, out_shape = network.scaled.increments.in_shape, network.scaled.increments.out_shape
@@ -107,6 +108,17 @@ class VectorNeuron:
         self._last_units = dict(self._units)
         self._momentum = torch.zeros_like(self._momentum)
         self._previous = torch.full_like(self._previous, -1.0)
+
+    def grow(self, growth: float) -> None:
+        """Go on with another ``growth``; values and multipliers start afresh, the point does not."""
+        for cell in self.cells:
+            self._d[cell.node] = self._d[cell.node] * (growth / self.growth)
+        self.growth = growth
+        self._momentum = torch.zeros_like(self._momentum)
+        self._previous = torch.full_like(self._previous, -1.0)
+        self._best = torch.full_like(self._best, -1.0)
+        self._kept = {}
+        self.__dict__.pop("multipliers", None)
 
     @property
     def rho(self) -> Tensor:
