@@ -326,6 +326,21 @@ def test_products_that_underflow_are_not_taken_for_zero_or_more():
     assert at(problem(model, 1), torch.ones(1, dtype=D), torch.ones(1, dtype=D)) <= 1e-100
 
 
+@pytest.mark.parametrize(
+    "weights", [(1e-310, 1e300), (3e-320, 1e300, 1e10), (1e-160, 1e-160, 1e300), (1e-300, 1e-20, 1e308)]
+)
+def test_subnormal_products_are_never_too_large(weights):
+    """The rounding of a subnormal number is large beside it, and the error bound itself must not underflow."""
+    layers = [nn.Linear(1, 1, bias=False).double() for _ in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight.data.fill_(weight)
+    p = problem(nn.Sequential(*layers), 1)
+    true = math.prod(Fraction(w) for w in weights)
+    for x in (1.0, 0.3, 1e-5, 1e5):
+        for v in (1.0, 0.7, 1e-3):
+            assert Fraction(at(p, torch.tensor([x], dtype=D), torch.tensor([v], dtype=D))) <= true
+
+
 def test_overflow_is_refused():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
     for layer in model:
@@ -392,7 +407,7 @@ def test_flushed_subnormals_change_nothing():
         assert evaluate(p, witness) == plain
     finally:
         torch.set_flush_denormal(False)
-    assert plain <= 1e-310 * 1e300
+    assert Fraction(plain) <= Fraction(1e-310) * Fraction(1e300)
 
 
 @pytest.mark.parametrize("digits", [0, 1, 3])

@@ -223,9 +223,11 @@ def image(linear: LinearMap, x: Enclosure) -> Enclosure:
     pair = torch.cat([x.value.mid, x.tangent.mid])
     gamma = _gamma(linear.rounding)
     mid = linear.apply(pair)
-    spread = pair.abs() * gamma + torch.cat([x.value.rad, x.tangent.rad])
+    sizes = torch.cat([x.value.rad, x.tangent.rad])
+    spread = pair.abs() * gamma + sizes
     rad = linear.absolute().apply(spread) * (1.0 + 2.0 * gamma) * UP
-    rad = torch.where(rad > 0, rad + TINY * _factor(linear) * linear.in_size, rad)
+    if gamma > 0:
+        rad = torch.where(_touched(linear, pair.abs() + sizes), rad + TINY * _factor(linear) * linear.in_size, rad)
     values, tangents = Range(mid, rad).halves()
     return Enclosure(values, tangents)
 
@@ -253,6 +255,15 @@ def _gamma(count: float) -> float:
     """γ of one rounding more than counted, which covers the product γ|x|; 0 for a map that only moves entries."""
     k = (count + 1.0) * UNIT if count else 0.0
     return k / (1.0 - k) * (1.0 + 4.0 * UNIT) if k < 0.25 else math.inf
+
+
+def _touched(linear: LinearMap, sizes: Tensor) -> Tensor:
+    """Where an image is not exactly zero: decided on zeros and ones, which do not underflow as the sizes may."""
+    pattern = linear.absolute()
+    if isinstance(pattern, (OpMap, Dense)) and pattern.constants:
+        ones: Any = tuple((c != 0).to(torch.float64) for c in pattern.constants)
+        pattern = replace(pattern, constants=ones)
+    return pattern.apply((sizes > 0).to(torch.float64)) > 0
 
 
 def _factor(linear: LinearMap) -> float:

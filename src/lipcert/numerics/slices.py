@@ -95,7 +95,8 @@ def bilinear(apply: Callable[[Tensor, Tensor], Tensor], constant: Tensor, x: Ran
     radius = radius * (1.0 + 4.0 * (terms + 4.0) * 2.0**-53) * UP
     dropped = len(used) * count * terms * (digits + 1.0) * 2.0 ** (above_x + above_c - bits * (count + 1) + 4)
     dropped = dropped if lost else 0.0
-    radius = torch.where(radius > 0, radius + TINY * (1.0 + float(constant.abs().max())) * terms, radius)
+    if bool((x.rad + rest_x).any()) or bool(rest_c.any()):  # a radius that underflows is none
+        radius = radius + TINY * (1.0 + float(constant.abs().max())) * terms
     parts = [level * 2.0 ** (top - bits * s) for s, level in enumerate(levels) if level is not None]
     if not parts:
         zero = torch.zeros_like(radius)
