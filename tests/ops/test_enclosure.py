@@ -449,3 +449,48 @@ def test_factors_that_are_no_numbers_are_named(factor):
     model = Fn(lambda s, x: torch.addmm(s.a[:1], x, s.a, alpha=factor), a=ones)
     with pytest.raises(lipcert.errors.UnsupportedOpError, match="finite"):
         bound(model)
+
+
+class Weight(nn.Module):
+    """A parametrisation given as a function."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, w):
+        return self.f(w)
+
+
+PLACES = torch.tensor([[0, 0, 1, 2, 2]] * 5)
+RIGOROUS = {
+    "rows of length exp(w)": lambda w: torch.exp(w[:, :1]) * w / w.norm(dim=1, keepdim=True).clamp_min(1e-3),
+    "standardised": lambda w: (w - w.mean(1, keepdim=True)) / torch.sqrt(w.var(1, keepdim=True) + 1e-5),
+    "by moments": lambda w: w * torch.rsqrt(torch.var_mean(w, dim=1, keepdim=True, correction=0)[0] + 1e-5),
+    "symmetric": lambda w: w.triu() + w.triu(1).T,
+    "stochastic": lambda w: torch.softmax(w, 1),
+    "positive": torch.nn.functional.softplus,
+    "quantised": lambda w: torch.round(w / (w.abs().max() / 127)).clamp(-127, 127) * (w.abs().max() / 127),
+    "cumulated": lambda w: torch.cumprod(w, 1) + torch.cumsum(w, 0),
+    "scattered": lambda w: torch.zeros_like(w).scatter_add(1, PLACES, w),
+    "contracted": lambda w: torch.einsum("ij,jk->ik", w, torch.eye(5, dtype=w.dtype)[[1, 0, 2, 4, 3]]),
+}
+UNKNOWN = {
+    "scatter_reduce": lambda w: torch.zeros_like(w).scatter_reduce(1, PLACES, w, "amax", include_self=False),
+    "power": lambda w: torch.linalg.matrix_power(w, 3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", [*RIGOROUS, *UNKNOWN])
+@pytest.mark.parametrize("normed", [False, True])
+def test_parametrised_weights_are_those_that_run(name, dtype, normed):
+    """The bound is the norm of the module's own weight, to the last digits; spectral_norm on top of it or not."""
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 5, bias=False)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Weight({**RIGOROUS, **UNKNOWN}[name]))
+    layer = (nn.utils.parametrizations.spectral_norm(layer) if normed else layer).to(dtype).eval()
+    own = float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2))
+    result = bound(layer, n=5, dtype=dtype)
+    assert result.guarantee == ("rigorous" if name in RIGOROUS else "numerical")
+    assert own * (1 - 1e-15) <= result.value <= own * (1 + 1e-10)
