@@ -494,3 +494,28 @@ def test_parametrised_weights_are_those_that_run(name, dtype, normed):
     result = bound(layer, n=5, dtype=dtype)
     assert result.guarantee == ("rigorous" if name in RIGOROUS else "numerical")
     assert own * (1 - 1e-15) <= result.value <= own * (1 + 1e-10)
+
+
+SMALL = 1e-17
+BETWEEN = {
+    "matrix product": (lambda s, x: x @ (((s.a + 1.0) - 1.0) * 1e17).expand(2, 2), 2.0),
+    "convolution": (lambda s, x: torch.conv1d(x[:, None], ((s.a + 1) - 1)[None, None] * 1e17)[:, 0], 1.0),
+    "masked": (lambda s, x: x.masked_fill(torch.tensor([True, False]), 0.0) * ((s.a + 1) - 1) * 1e17, 1.0),
+    "bilinear": (lambda s, x: nn.functional.bilinear(x, (s.a + 1 - 1).expand(1, 2) * 1e17, s.ones), 8**0.5),
+    "bias": (lambda s, x: torch.relu(x + (s.a + 1 - 1)), 1.0),
+    "joined": (lambda s, x: torch.relu(torch.cat([x, (s.a + 1 - 1)[None]], 1)).sum(1, keepdim=True), 2**0.5),
+    "in a layer": (lambda s, x: torch.tanh(x * (s.a + 1)) * 0.5 + x * ((s.a + 1) - 1) * 1e17, 1.5),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_undetermined_constants_leave_the_truth_between_the_bounds(name):
+    """a + 1 − 1 with a = 1e-17 is 0 in floats and 1e-17 in truth: neither bound takes the 0 for granted."""
+    function, truth = BETWEEN[name]
+    model = Fn(function, a=torch.tensor([SMALL], dtype=D), ones=torch.ones(1, 2, 2, dtype=D)).eval()
+    for method in BOTH:
+        result = bound(model, method=method)
+        assert result.guarantee == "rigorous"
+        assert truth * (1 - 1e-15) <= result.value <= truth * 1.3
+    lower = lipcert.lower_bound(model, torch.zeros(1, 2, dtype=D), budget=0.5)
+    assert lower.value <= truth * (1 + 1e-15)
