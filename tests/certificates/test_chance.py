@@ -32,18 +32,21 @@ def test_a_budget_is_never_overdrawn() -> None:
             share = groups[int(torch.randint(len(groups), (1,), generator=generator))]
             drawn += Fraction(share.draw())
         assert drawn <= Fraction(chance.spent) <= Fraction(delta)
-        assert math.isclose(chance.spent, delta, rel_tol=1e-6)
+        assert chance.spent > 0.9 * delta
 
 
 def test_nothing_is_spent_before_the_first_statement_and_groups_are_equal() -> None:
     chance = Chance()
     first, second = chance.group(3), chance.group(1)
     assert chance.spent == 0.0
-    assert second.draw() == pytest.approx(TOTAL / 2)
+    assert second.draw() == pytest.approx(0.6 * TOTAL)
     draws = {first.draw(), first.draw(), first.draw()}
     assert len(draws) == 1
-    assert draws.pop() == pytest.approx(TOTAL / 12)
+    assert draws.pop() == pytest.approx(0.6 * TOTAL / 4 / 3)
     assert chance.spent == pytest.approx(0.75 * TOTAL)
+    for _ in range(5000):
+        assert chance.group(1).draw() > 0.0
+    assert 0.98 * TOTAL < chance.spent < TOTAL
     with pytest.raises(ValueError, match="between 0 and 1"):
         Chance(0.0)
 
