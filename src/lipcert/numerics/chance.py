@@ -32,6 +32,7 @@ class Chance:
 
     Attributes:
         spent: what all groups took so far.
+        varies: whether a value, not only the yes to a claim, has come from a random start; another start gives another.
     """
 
     def __init__(self, delta: float = TOTAL, generator: torch.Generator | None = None) -> None:
@@ -39,6 +40,7 @@ class Chance:
             raise ValueError(f"a probability of error lies between 0 and 1, not at {delta!r}")
         self.generator = generator
         self.spent = 0.0
+        self.varies = False
         self._delta, self._groups = delta, 0
 
     def take(self) -> float:
@@ -65,8 +67,9 @@ class Share:
         """Source of the random starts."""
         return self._chance.generator
 
-    def draw(self) -> float:
-        """δ of one statement, to be used for it alone."""
+    def draw(self, value: bool = False) -> float:
+        """δ of one statement, to be used for it alone; ``value``: it is about a value that the start determines."""
+        self._chance.varies |= value
         if not self._left:
             self._each, self._left = self._chance.take() / self._count * (1.0 - 2.0**-50), self._count
         self._left -= 1
