@@ -25,9 +25,11 @@ from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.vector_neuron import VectorNeuron
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Problem
+from lipcert.search.passes import Passes
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = 16
@@ -78,8 +80,9 @@ def measure(depth: int, width: int, whole: bool) -> Cost:
     model = network(depth, width)
     x = torch.randn(COLUMNS, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     problem = Problem(capture(model, x[:1]))
-    transformed = LoopTransformed(problem.expanded, natural_exponents(problem.expanded))
-    search = VectorNeuron(transformed, (2.0, 2.0), COLUMNS, torch.Generator().manual_seed(0))
+    increments = problem.expanded_increments
+    transformed = ScaledIncrements(increments, natural_exponents(increments))
+    search = VectorNeuron(Passes(transformed), (2.0, 2.0), COLUMNS, torch.Generator().manual_seed(0))
     parameters = list(model.parameters())
     for p in parameters:
         p.requires_grad_(False)

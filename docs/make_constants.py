@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 import lipcert
+from lipcert.ops.recognise.registry import patterns
 
 PAGE = Path(__file__).with_name("constants.md")
 
@@ -27,6 +28,10 @@ by the number of overlapping windows.
 A constant in a summary is rounded as shown; in the program it is a float rounded to the safe side.
 """
 
+PATTERNS = """\
+Expressions of a model's own code whose parts have no constant but which have one together. Coefficients are compared
+as exact rationals: `where(x > 0.1, 4*x - 0.3, x)` is refused, because the doubles 4·0.1 − 0.3 and 0.1 differ."""
+
 
 def page() -> str:
     """The page's text."""
@@ -46,6 +51,12 @@ def page() -> str:
             text = summary.replace("|", "\\|").replace("``", "`")
             lines.append(f"| {ops} | {kind} | {text} |")
         lines.append("")
+    lines += ["## Written by hand", "", PATTERNS, "", "| expression | recognised as |", "|---|---|"]
+    for pattern in patterns():
+        written = ", ".join(pattern.forms).replace("|", "\\|")
+        meaning = (pattern.match.__doc__ or "").splitlines()[0].replace("|", "\\|")
+        lines.append(f"| {written} | {pattern.name}: {meaning} |")
+    lines.append("")
     return "\n".join(lines)
 
 

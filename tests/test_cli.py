@@ -86,7 +86,7 @@ def test_bound(here: Path) -> None:
     code, value = run_json("bound", "cli_models:good", *SHAPE, *AUTO)
     assert code == 0
     assert value["bound"] == pytest.approx(3.0)
-    assert (value["guarantee"], value["method"], value["norm"]) == ("rigorous", "autolip", ["2.0", "2.0"])
+    assert (value["guarantee"], value["method"], value["norm"]) == ("rigorous", "autolip", [2, 2])
     assert value["certificate"] is None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import lipcert.methods.all  # noqa: F401  (registers every method)
-from lipcert.capture.torch_export import capture
+from lipcert.capture.model_file import what_a_file_is
+from lipcert.capture.torch_export import capture, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CaptureError, InputError
@@ -23,15 +25,15 @@ from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
 from lipcert.numerics.chance import Chance
+from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
-from lipcert.problem import Ball, Box, Domain, Problem, as_norm
+from lipcert.problem import Ball, Box, Domain, Problem, as_norm, require_real
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
 
 Model = nn.Module | ExportedProgram | str | Path
 
 
-@torch.inference_mode(False)  # maps are transposed by autograd
 def bound(
     model: Model,
     example_input: Tensor,
@@ -74,13 +76,12 @@ def bound(
     chosen = make(method)
     problem = _problem(model, example_input, norm, domain, select)
     chosen.require_norm(problem.norm)
-    with _reporter(progress, f"{chosen.name}") as report:
+    with ordinary(), _reporter(progress, f"{chosen.name}") as report:
         run = Run(_generator(seed), _device(device), _budget(budget), report, rigorous=_rigorous(guarantee))
         with torch.random.fork_rng(devices=[]):
             return replace(chosen.bound(problem, run, Chance()), seconds=time.perf_counter() - started)
 
 
-@torch.inference_mode(False)  # maps are transposed by autograd
 def compare(
     model: Model,
     example_input: Tensor,
@@ -108,6 +109,7 @@ def compare(
         A ``Comparison``: rows (method, value, guarantee, seconds, remark), the lower bound, and ``print``-able text.
     """
     problem = _problem(model, example_input, norm, domain, select)
+    _require_data(inputs, problem)
     if methods is None:
         chosen = [kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms]
     else:
@@ -118,17 +120,17 @@ def compare(
 
     rows: list[Attempt] = []
     chance = Chance()  # one for all rows: whoever quotes the best of them may
-    with _reporter(progress, "compare") as report, torch.random.fork_rng(devices=[]):
+    with ordinary(), _reporter(progress, "compare") as report, torch.random.fork_rng(devices=[]):
         for one in chosen:
             run = Run(_generator(seed), _device(device), _budget(budget), report)
             trials = Trials(problem, run, chance)
             trials.attempt(one, run.budget)
             rows += trials.attempts
-        lower = attack(problem, inputs, _budget(lower_budget), seed, _device(device), report)
+        found = attack(problem, inputs, _budget(lower_budget), seed, _device(device), report)
+    lower = replace(found, input_shape=problem.model.in_shape[1:])
     return Comparison(tuple(sorted(rows, key=lambda r: math.inf if r.value is None else r.value)), lower)
 
 
-@torch.inference_mode(False)  # maps are transposed by autograd
 def lower_bound(
     model: Model,
     example_input: Tensor,
@@ -154,17 +156,14 @@ def lower_bound(
     """
     problem = _problem(model, example_input, norm, domain, select)
     _generator(seed)  # refuses an unusable seed
-    if inputs is not None and not isinstance(inputs, Tensor):
-        raise InputError(f"inputs must be a tensor (B, *shape of one example), not {type(inputs).__name__}.")
-    if inputs is not None and tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
-        raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
+    _require_data(inputs, problem)
     from lipcert.attack import attack
 
-    with _reporter(progress, "attack") as report, torch.random.fork_rng(devices=[]):
-        return attack(problem, inputs, _budget(budget), seed, _device(device), report)
+    with ordinary(), _reporter(progress, "attack") as report, torch.random.fork_rng(devices=[]):
+        found = attack(problem, inputs, _budget(budget), seed, _device(device), report)
+    return replace(found, input_shape=problem.model.in_shape[1:])
 
 
-@torch.inference_mode(False)  # maps are transposed by autograd
 def estimate(
     model: Model,
     example_input: Tensor,
@@ -187,11 +186,10 @@ def estimate(
         pools: ``through`` puts max-pools and sorts inside the pairs (greedy and rank k); ``factor`` ends chains there.
     """
     problem = _problem(model, example_input, norm, None, select)
-    with torch.random.fork_rng(devices=[]):
+    with ordinary(), torch.random.fork_rng(devices=[]):
         return estimates.estimate(problem, method, k, steps, _generator(seed), pools)
 
 
-@torch.inference_mode(False)  # maps are transposed by autograd
 def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
     """Re-check a saved certificate: recapture the model, compare its hash, run the check alone.
 
@@ -211,21 +209,20 @@ def supported_ops() -> tuple[OpInfo, ...]:
     return registered_ops()
 
 
+@ordinary(dtype=None)
 def load_model(model: Model) -> nn.Module | ExportedProgram:
     """A model as it is, or loaded from the path of a ``.pt2`` file.
 
     Raises:
-        CaptureError: the file cannot be read as an exported program.
+        CaptureError: the file cannot be read as an exported program; says what it is and how to convert it.
     """
     if not isinstance(model, (str, Path)):
         return model
     try:
-        return torch.export.load(str(model))
+        with quiet(), redirect_stderr(io.StringIO()):
+            return torch.export.load(str(model))
     except Exception as problem:
-        raise CaptureError(
-            f"cannot load {model} as a torch.export program (.pt2): {type(problem).__name__}: {problem}. "
-            "Save one with torch.export.save(torch.export.export(model, (example,)), path)."
-        ) from problem
+        raise CaptureError(f"cannot load {model}: {what_a_file_is(Path(model), problem)}") from problem
 
 
 def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
@@ -235,6 +232,14 @@ def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: T
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
     return Problem(capture(load_model(model), example), pair, domain, select)
+
+
+def _require_data(inputs: Any, problem: Problem) -> None:
+    if inputs is None:
+        return
+    require_real("inputs", inputs, "shape (B, *shape of one example)")
+    if tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
+        raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import InputError
+from lipcert.increments import Increments
 from lipcert.network.graph import Network
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
@@ -20,9 +22,15 @@ Norm = tuple[float, float]
 NORMS = (1.0, 2.0, math.inf)
 
 
-def _require_real(what: str, value: Any) -> None:
+def require_real(what: str, value: Any, shape: str = "one example's shape") -> None:
+    """Raise InputError unless ``value`` is a dense real tensor that holds numbers."""
     if not isinstance(value, Tensor) or value.is_complex():
-        raise InputError(f"{what} must be a real tensor of one example's shape, not {type(value).__name__}.")
+        raise InputError(f"{what} must be a real tensor of {shape}, not {type(value).__name__}.")
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        kind = "on the meta device" if value.device.type == "meta" else "sparse, nested or quantised"
+        raise InputError(f"{what} is {kind}; it must be a plain dense tensor of {shape}.")
+    if value.is_floating_point() and value.dtype.itemsize == 1:
+        raise InputError(f"{what} has dtype {value.dtype}; convert it with .float() first.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +42,7 @@ class Ball:
     p: float = math.inf
 
     def __post_init__(self) -> None:
-        _require_real("the centre of a ball", self.center)
+        require_real("the centre of a ball", self.center)
         if not isinstance(self.radius, (int, float)) or not self.radius >= 0 or not math.isfinite(self.radius):
             raise InputError(f"a ball needs a finite radius ≥ 0, not {self.radius}.")
         if self.p not in NORMS:
@@ -58,8 +66,21 @@ class Ball:
         return center + offset * shrink.reshape(-1, *([1] * (x.dim() - 1)))
 
     def contains(self, x: Tensor) -> bool:
-        """Whether one point lies in the ball."""
-        return float((x.reshape(-1) - self.center.to(x).reshape(-1)).norm(p=self.p)) <= self.radius
+        """Whether one point lies in the ball, decided in exact arithmetic where floats leave a doubt."""
+        x, center = (t.detach().reshape(-1).to("cpu", torch.float64) for t in (x, self.center))
+        distance = float((x - center).norm(p=self.p))
+        slack = 1e-15 * (4.0 + math.sqrt(x.numel()) + x.numel())  # of a sum in any order, with room
+        if math.isfinite(distance) and 1e-100 < distance < 1e100 and slack < 0.5:
+            if distance * (1.0 + slack) <= self.radius:
+                return True
+            if distance * (1.0 - slack) > self.radius:
+                return False
+        if not bool(torch.isfinite(x).all()):
+            return False
+        gaps = [abs(Fraction(a) - Fraction(b)) for a, b in zip(x.tolist(), center.tolist(), strict=True) if a != b]
+        if self.p == 2:
+            return sum(g * g for g in gaps) <= Fraction(self.radius) ** 2
+        return (sum(gaps) if self.p == 1 else max(gaps, default=Fraction(0))) <= Fraction(self.radius)
 
     @property
     def dimension(self) -> int:
@@ -75,8 +96,8 @@ class Box:
     upper: Tensor
 
     def __post_init__(self) -> None:
-        _require_real("the lower end of a box", self.lower)
-        _require_real("the upper end of a box", self.upper)
+        require_real("the lower end of a box", self.lower)
+        require_real("the upper end of a box", self.upper)
         if self.lower.shape != self.upper.shape or not bool((self.lower <= self.upper).all()):
             raise InputError("a box needs lower and upper of one shape with lower ≤ upper everywhere, and no NaN.")
 
@@ -91,8 +112,8 @@ class Box:
 
     def contains(self, x: Tensor) -> bool:
         """Whether one point lies in the box."""
-        flat = x.reshape(-1)
-        return bool(((flat >= self.lower.to(x).reshape(-1)) & (flat <= self.upper.to(x).reshape(-1))).all())
+        flat, lower, upper = (t.detach().reshape(-1).to("cpu", torch.float64) for t in (x, self.lower, self.upper))
+        return bool(((flat >= lower) & (flat <= upper)).all())
 
     @property
     def dimension(self) -> int:
@@ -126,10 +147,15 @@ class Problem:
         if self.domain is not None and self.domain.dimension != n:
             raise InputError(f"the domain has {self.domain.dimension} coordinates, the model's input has {n}.")
         if self.select is not None:
+            require_real("select", self.select, f"shape (k, {m})")
             if self.select.dim() != 2 or self.select.shape[1] != m:
                 raise InputError(f"select must be a (k, {m}) matrix for this model, not {tuple(self.select.shape)}.")
+            if not len(self.select):
+                raise InputError("select has no rows: nothing is left to bound. Give a (k, m) matrix with k ≥ 1.")
             if not bool(torch.isfinite(self.select).all()):
                 raise InputError("select holds NaN or infinity.")
+        if m == 0 and self.norm[0] != self.norm[1]:
+            raise InputError("the model's output has no entries: its constant is 0 in every norm.")
 
     @cached_property
     def network(self) -> Network:
@@ -141,14 +167,36 @@ class Problem:
         """The network op by op, with the selection appended."""
         if self.select is None:
             return self.model
-        matrix = self.select.detach().to(device="cpu", dtype=torch.float64)
+        matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
         shape = (1, matrix.shape[0])
-        return then(self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1))))
+        return then(
+            self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), True)
+        )
 
     @cached_property
     def expanded(self) -> Network:
         """The fused network with every selection replaced by linear maps and ReLUs."""
         return fuse(expand(self.unfused))
+
+    @cached_property
+    def increments(self) -> Increments:
+        """What the increments of the fused network obey, selections as blocks."""
+        return Increments.of(self.network)
+
+    @cached_property
+    def unfused_increments(self) -> Increments:
+        """The same op by op."""
+        return Increments.of(self.unfused)
+
+    @cached_property
+    def expanded_increments(self) -> Increments:
+        """Those of the fused network with every selection as linear relations and cells of ReLUs."""
+        return Increments.of(self.expanded)
+
+    @cached_property
+    def has_selections(self) -> bool:
+        """Whether ``expanded`` is another network than ``network``."""
+        return any(cell.kind == "selection" for cell in self.increments.cells)
 
 
 def as_norm(norm: Any) -> Norm:

@@ -23,6 +23,11 @@ def weakest(guarantees: list[Guarantee]) -> Guarantee:
     return min(guarantees, key=_STRENGTH.index, default="rigorous")
 
 
+def _input(shape: tuple[int, ...]) -> str:
+    """The shape of one example for a report: a batch dimension that was forgotten shows here."""
+    return f"; input {'×'.join(map(str, shape))}" if shape else ""
+
+
 class Saveable(Protocol):
     """What a Bound carries as its certificate."""
 
@@ -40,7 +45,17 @@ class Saveable(Protocol):
 
 @dataclass(frozen=True)
 class BreakdownRow:
-    """One step of a bound: the node, what was used for it and the constant accumulated up to it."""
+    """One step of a bound.
+
+    Attributes:
+        name: the operations of the node (``conv2d+flatten``).
+        kind: ``linear``, ``activation``, ``gain``, ``selection``, or what a method's own rows are about.
+        constant: what was used for the node itself.
+        cumulative: the constant accumulated up to it.
+        guarantee: how sure the two are.
+        remark: where they come from.
+        module: paths of the modules the node comes from (``features.0 + features.1``), empty if unknown.
+    """
 
     name: str
     kind: str
@@ -48,6 +63,12 @@ class BreakdownRow:
     cumulative: float
     guarantee: Guarantee
     remark: str = ""
+    module: str = ""
+
+    @property
+    def label(self) -> str:
+        """Module path and operations, for tables."""
+        return f"{self.module}: {self.name}" if self.module else self.name
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,7 @@ class Bound:
             attempts and of the other methods that were tried included; 0 for a rigorous bound.
         select: the (k, m) matrix of the selection of outputs that the bound is about; None: all outputs.
         state: where the search ended, for a later one to start from; not saved.
+        input_shape: shape of one example, as it was understood.
     """
 
     value: float
@@ -100,6 +122,7 @@ class Bound:
     delta: float = 0.0
     select: Tensor | None = field(default=None, repr=False)
     state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    input_shape: tuple[int, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write the certificate to ``path`` (atomically); raises CertificateError if it cannot be written."""
@@ -115,12 +138,12 @@ class Bound:
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
         return (
             f"Lipschitz constant{of} ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}, {where}; "
-            f"{sure}, {self.method}, {self.seconds:.2f} s)"
+            f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(r.name)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
+            f"<tr><td>{html.escape(r.label)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
             f"<td>{r.cumulative:.6g}</td><td>{r.guarantee}</td><td>{html.escape(r.remark)}</td></tr>"
             for r in self.breakdown
         )
@@ -149,11 +172,12 @@ class LowerBound:
     domain: Domain = None
     seconds: float = 0.0
     history: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    input_shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"Lipschitz constant ≥ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}; "
-            f"derivative at a point, {self.seconds:.2f} s)"
+            f"derivative at a point, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
 
@@ -191,4 +215,6 @@ class Comparison:
             times = "-" if ratio is None else f"{ratio:.4g}"
             lines.append(f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}")
         lines.append(f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness")
+        if self.lower.input_shape:
+            lines.append(f"input {'×'.join(map(str, self.lower.input_shape))}")
         return "\n".join(lines)

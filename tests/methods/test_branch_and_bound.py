@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
+from lipcert.certificates import base
 from lipcert.certificates.base import Certificate, Witness, check
 from lipcert.certificates.branch_tree import leaf_fixings
 from lipcert.certificates.verify import verify
@@ -484,3 +485,44 @@ def test_linear_and_zero_networks(widths: list[int]) -> None:
     for parameter in model.parameters():
         parameter.data.zero_()
     assert solved(model, 3).value <= 1e-100
+
+
+# -- pools: terms of a curvature cancel where max(a, b) = b + relu(a − b) has its ReLU fixed ------------------------
+
+
+def pooled(kind: int, seed: int) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(seed)
+    layers: tuple[nn.Module, ...]
+    if kind == 0:
+        layers, shape = (nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)), (1, 6, 6)
+    elif kind == 1:
+        pool = (nn.Unflatten(1, (1, 8)), nn.MaxPool1d(2), nn.Flatten())
+        layers, shape = (nn.Linear(4, 8), nn.ReLU(), *pool, nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (4,)
+    else:  # windows that overlap
+        pool = (nn.Unflatten(1, (1, 9)), nn.MaxPool1d(3, 2), nn.Flatten())
+        layers, shape = (nn.Linear(5, 9), *pool, nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (5,)
+    return nn.Sequential(*layers).double().eval(), torch.zeros(1, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_networks_with_pools_get_a_proved_tree(kind: int) -> None:
+    model, x = pooled(kind, kind)
+    bound = lipcert.bound(model, x, method=lipcert.BranchAndBound(max_nodes=20), budget=5)
+    assert record(bound).kind == "branch_tree"
+    assert not bound.breakdown[0].remark.startswith("1 leaves")
+    assert bound.value <= lipcert.bound(model, x, method="lipsdp").value * (1 + 1e-3)
+    assert bound.value >= lipcert.lower_bound(model, x, budget=0.2).value
+
+
+def test_where_no_tree_is_proved_lipsdp_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain([3, 4, 2], relu, 0)
+
+    def nothing(*arguments: object) -> None:
+        raise NotProved("nothing.")
+
+    monkeypatch.setitem(base._CHECKS, "branch_tree", nothing)  # type: ignore[arg-type]
+    bound, x = solved(model, 3), torch.zeros(1, 3, dtype=torch.float64)
+    assert record(bound).kind == "quadratic"
+    assert bound.value == pytest.approx(lipcert.bound(model, x, method="lipsdp").value, rel=1e-3)
+    monkeypatch.setitem(base._CHECKS, "quadratic", nothing)  # type: ignore[arg-type]
+    assert record(solved(model, 3)).kind in ("loop_transform", "layer_product")

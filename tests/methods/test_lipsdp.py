@@ -16,11 +16,13 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness, check
 from lipcert.errors import CertificateError, InputError, NotProved
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Run
 from lipcert.methods.vector_neuron import VectorNeuron
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
+from lipcert.search.passes import Passes
 from tests.zoo import ZOO, Residual, difference_quotients, linear_weights, mlp, random_network, vertex_maximum, zoo_case
 
 INF = math.inf
@@ -28,9 +30,7 @@ INF = math.inf
 #: ECLipsE recipe: (L, width, LipSDP-Neuron optimum of a dense interior point, relative gap ≤ 1e-7).
 RECIPE = [(2, 20, 0.3839808046), (2, 80, 0.1587430659), (5, 40, 0.0178039737), (10, 60, 0.006984286)]
 
-lipsdp_free = importlib.import_module(
-    "lipcert.methods.lipsdp_free"
-)  # the name lipcert.methods is taken by the function
+lipsdp_free = importlib.import_module("lipcert.methods.lipsdp_free")  # lipcert.methods is also a function
 
 
 def recipe(length: int, width: int) -> nn.Module:
@@ -254,9 +254,9 @@ def test_float32_search_gives_a_valid_bound():
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
     case = zoo_case(name)
-    network = Problem(capture(case.model, case.example)).expanded
-    transformed = LoopTransformed(network, natural_exponents(network))
-    search = VectorNeuron(transformed, norm, 3, torch.Generator().manual_seed(1))
+    increments = Problem(capture(case.model, case.example)).expanded_increments
+    passes = Passes(ScaledIncrements(increments, natural_exponents(increments)))
+    search = VectorNeuron(passes, norm, 3, torch.Generator().manual_seed(1))
     value, found, _, _ = search._evaluate()
     x = search._x.clone().requires_grad_()
     at_z = {}
@@ -267,14 +267,14 @@ def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
         unit = search._units[cell.node]
         z = cell.d * length.reshape(-1, *([1] * (unit.dim() - 1))) * unit if cell.block else cell.d * length * unit
         at_z[cell.node] = z if v.shape != z.shape else z + cell.c * v
-        return at_z[cell.node].reshape(-1, *cell.out_shape)
+        return at_z[cell.node].reshape(-1, *cell.shape)
 
-    y = transformed.spread(x.reshape(-1, *x.shape[2:]), output)[-1].reshape(search.problems, 3, -1)
+    y = passes.forward(x.reshape(-1, *x.shape[2:]), output)[-1].reshape(search.problems, 3, -1)
     squares = y.square().sum(dim=1)
     expected = {2: squares.sum(dim=1), 1: squares.sqrt().sum(dim=1).square(), INF: squares.diagonal()}[norm[1]]
     assert torch.allclose(value, expected, rtol=1e-12)
     if expected.requires_grad:
-        wanted = [x, *(at_z[cell.node] for cell in transformed.cells)]
+        wanted = [x, *(at_z[cell.node] for cell in search.cells)]
         gradients = torch.autograd.grad(0.5 * expected.sum(), wanted, allow_unused=True)
         for mine, theirs in zip(found, gradients, strict=True):
             assert (mine is None) == (theirs is None)

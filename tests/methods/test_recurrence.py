@@ -11,7 +11,8 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import MAX_SIDE, Segment, cheapest_segments, live
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.problem import Problem
 
 
@@ -76,9 +77,9 @@ def test_long_relu_recurrence_reaches_the_value_of_its_linear_part() -> None:
     assert exact <= value <= 1.01 * exact
 
 
-def transformed_of(model: nn.Module, shape: tuple[int, ...]) -> LoopTransformed:
-    network = Problem(capture(model, torch.zeros(1, *shape))).expanded
-    return LoopTransformed(network, natural_exponents(network))
+def transformed_of(model: nn.Module, shape: tuple[int, ...]) -> ScaledIncrements:
+    increments = Problem(capture(model, torch.zeros(1, *shape))).expanded_increments
+    return ScaledIncrements(increments, natural_exponents(increments))
 
 
 def test_cuts_follow_the_steps_and_cover_every_neuron_once() -> None:
@@ -88,10 +89,10 @@ def test_cuts_follow_the_steps_and_cover_every_neuron_once() -> None:
     assert len(segments) > 6
     assert [c.node for s in segments for c in s.cells] == [c.node for c in transformed.cells]
     assert segments[0].entering == (0,)
-    assert segments[-1].leaving == (len(transformed.network.nodes) - 1,)
+    assert segments[-1].leaving == (len(transformed.increments.relations) - 1,)
     for before, after in pairwise(segments):
         assert (before.stop, before.leaving) == (after.start, after.entering)
-    crossing = live(transformed.network)
+    crossing = live(transformed.increments)
     assert max(len(cut) for cut in crossing) > 1
     assert sum(sum(c.size for c in s.cells) for s in segments) <= MAX_SIDE
 
@@ -100,7 +101,7 @@ def test_one_segment_and_many_give_the_same_least_rho(monkeypatch: pytest.Monkey
     """Eliminating a network step by step, and all at once, is the same Schur complement."""
     model = recurrent(6, width=8, gain=1.0)
     transformed = transformed_of(model, (6, 4))
-    last = len(transformed.network.nodes) - 1
+    last = len(transformed.increments.relations) - 1
     whole = [Segment(0, last, (0,), (last,), transformed.cells)]
     weights = Weights(torch.ones(24, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
     arrays = lipcert.bound(model, torch.zeros(1, 6, 4), method="lipsdp").certificate.witness.arrays

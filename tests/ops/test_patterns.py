@@ -13,7 +13,7 @@ from lipcert.errors import CaptureError, LipcertError, NotLipschitzError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode
 from lipcert.ops.context import Constant, Context
-from lipcert.ops.elementwise import scalar_of
+from lipcert.ops.recognise.scalings import scalar_of
 from lipcert.ops.registry import find_rule
 
 # -- near misses ------------------------------------------------------------------------------------------

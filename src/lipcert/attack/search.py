@@ -13,6 +13,7 @@ from lipcert.attack.jacobian import SearchNetwork
 from lipcert.attack.moves import climb
 from lipcert.attack.norms import maximiser
 from lipcert.attack.pool import FINALISTS, Pool
+from lipcert.attack.region_walk import walk
 from lipcert.attack.settle import finish
 from lipcert.attack.starts import Region
 from lipcert.errors import InputError
@@ -30,6 +31,10 @@ _RESERVE, _RESERVED_STEPS = 0.2, 8
 _SMALL = 1e-20
 #: Rounds without improvement after which the search stops.
 _PATIENCE = 12
+#: Share of the budget for the walk over regions, and rounds without improvement that end the search after one.
+_WALK, _PATIENCE_AFTER_WALK = 0.6, 4
+#: Share of the budget for a first look at inputs with a pattern, and how many of them.
+_LOOK, _LOOKED_AT = 0.1, 96
 #: Random points that are looked at before a round, per start and step of the round.
 _SCREENED = 0.25
 
@@ -60,7 +65,8 @@ def attack(
         progress: called as progress(fraction, text).
 
     Returns:
-        A LowerBound; value 0 with a zero direction if no better point passes the check.
+        A LowerBound; value 0 with a zero direction if no better point passes the check. An interrupt (Ctrl-C) ends
+        the search, and the best point so far is returned.
 
     Raises:
         InputError: inputs of a wrong shape, NaN in them, or a budget that is not a number ≥ 0.
@@ -71,11 +77,15 @@ def attack(
     pool = Pool(begin)
     target = torch.device("cpu" if device is None else device)
     data = _checked_inputs(inputs, problem.network.in_shape)
-    for dtype in (torch.float32, torch.float64):
-        if _search(problem, data, pool, dtype, target, begin, budget, seed, progress):
-            break
-        pool.entries.clear()
-    value, witness = finish(problem, pool, begin + budget, seed)
+    try:
+        for dtype in (torch.float32, torch.float64):
+            if _search(problem, data, pool, dtype, target, begin, budget, seed, progress):
+                break
+            pool.entries.clear()
+        deadline = begin + budget
+    except KeyboardInterrupt:  # what has been found is worth proving; a second one ends that too
+        deadline = time.perf_counter()
+    value, witness = finish(problem, pool, deadline, seed)
     seconds = time.perf_counter() - begin
     if progress is not None:
         progress(1.0, f"lower bound {value:.6g}")
@@ -125,6 +135,7 @@ def _search(
         return False
     if search.linear or expired():
         return True
+    looked = _look(search, region, pool, generator, min(deadline, time.perf_counter() + _LOOK * budget))
     per_step = 0.0
     for _ in range(2):  # the first call also pays for warming up
         clock = time.perf_counter()
@@ -137,12 +148,15 @@ def _search(
     steps = planned_steps(per_step, budget)
     looks = int(batch * steps * _SCREENED)
     idle = number = 0
-    while not expired() and idle < (_PATIENCE if pool.best > 0 else 2):
+    patience = _PATIENCE
+    while not expired() and idle < (patience if pool.best > 0 else 2):
         before = pool.best
         refine = number % 2 == 1
         if number:
             x = _starts(region, data, pool, batch, generator, fresh=False, refine=refine)
             best = _directions(search, x, generator)
+        elif looked is not None:
+            x[-len(looked) :] = looked[: len(x)]
         if not refine:
             _screen(search, region, x, best, pool, generator, looks)
         x, v = anneal(
@@ -161,10 +175,43 @@ def _search(
             _climb_all(search, region, pool, 2, min(deadline, time.perf_counter() + 0.05 * budget))
         idle = 0 if pool.best > before * (1 + 1e-5) else idle + 1
         number += 1
+        if number == 1 and _walk(problem, data, pool, generator, min(deadline, time.perf_counter() + _WALK * budget)):
+            patience = _PATIENCE_AFTER_WALK
         if progress is not None:
             progress(min(0.95, (time.perf_counter() - begin) / max(budget, 1e-9)), f"lower bound {pool.best:.6g}")
     _climb_all(search, region, pool, FINALISTS, end)
     return True
+
+
+def _walk(problem: Problem, data: Tensor | None, pool: Pool, generator: torch.Generator, deadline: float) -> bool:
+    """The walk over activation regions, from the best points so far, data and random points; False if not for it."""
+    region = Region.of(problem.domain, problem.network.in_shape, data, torch.zeros((), dtype=torch.float64))
+    starts = [region.sample(8, generator), region.patterned(6, generator)]
+    starts += [e[1].double().cpu()[None] for e in pool.entries]
+    if data is not None:
+        starts.append(data[torch.randperm(len(data), generator=generator)[:8]])
+    points = region.project(torch.cat(starts))
+    return walk(problem, region, points, lambda: time.perf_counter() > deadline, pool.add)
+
+
+def _look(
+    search: SearchNetwork, region: Region, pool: Pool, generator: torch.Generator, deadline: float
+) -> Tensor | None:
+    """Judge constant, smooth and sparse inputs; the steepest are starts of the first round."""
+    points = torch.cat([region.steep(), region.patterned(_LOOKED_AT, generator)])
+    block = max(1, min(_BATCH, _BATCH_WORK // max(1, search.work)))
+    seen, gains = [], []
+    for part in points[torch.randperm(len(points), generator=generator)].split(block):
+        if time.perf_counter() > deadline:
+            break
+        values, directions = search.gains(part, _directions(search, part, generator))
+        pool.add(part, values, directions)
+        seen.append(part)
+        gains.append(torch.nan_to_num(values, 0.0, 0.0, 0.0))
+    if not seen:
+        return None
+    order = torch.cat(gains).argsort(descending=True)
+    return torch.cat(seen)[order[: max(1, block // 4)]]
 
 
 def _climb_all(search: SearchNetwork, region: Region, pool: Pool, count: int, deadline: float) -> None:
@@ -175,8 +222,8 @@ def _climb_all(search: SearchNetwork, region: Region, pool: Pool, count: int, de
         climb(
             search,
             region,
-            point[None],
-            direction[None],
+            point[None].to(region.origin),
+            direction[None].to(region.origin),
             value,
             lambda: time.perf_counter() > deadline,
             pool.add,
@@ -199,14 +246,15 @@ def _starts(
         chosen = data[torch.randperm(len(data), generator=generator)[: max(1, batch // 2)]].to(region.origin)
         parts.append(chosen + noise * region.scale * torch.randn(chosen.shape, generator=generator).to(chosen))
     if not fresh and pool.entries:
-        best = torch.stack([e[1] for e in pool.entries]).to(region.origin)
+        best = torch.stack([e[1].to(region.origin) for e in pool.entries])
         best = best[torch.arange(batch if refine else max(1, batch // 4)) % len(best)]
         spread = torch.tensor([0.03, 0.1, 0.3])[torch.arange(len(best)) // FINALISTS % 3].to(best)
         spread = spread.reshape(-1, *([1] * (best.dim() - 1)))
         parts.append(best + spread * region.scale * torch.randn(best.shape, generator=generator).to(best))
     left = batch - sum(len(p) for p in parts)
     if left > 0:
-        parts.append(region.sample(left, generator))
+        patterned = 0 if refine else left // 3
+        parts += [region.sample(left - patterned, generator), region.patterned(patterned, generator)]
     return region.project(torch.cat(parts)[:batch])
 
 

@@ -13,6 +13,13 @@ from lipcert.problem import Ball, Box, Domain
 
 #: Multiples of the unit scale at which random starts are drawn.
 SCALES = (1.0, 4.0)
+#: Multiples of the unit scale for starts with a pattern: constants, waves, blocks, a few spots.
+_LEVELS = (1.0, 0.25, 4.0, 0.05, 16.0)
+#: Noise on constant inputs, in unit scales: none, and far below and above what a normalisation adds to a variance.
+_NOISES = (0.0, 1e-6, 1e-4, 1e-3, 1e-2, 0.1)
+#: Cells per axis of smooth patterns, and shares of the entries that are not 0 in sparse ones.
+_CELLS = (1, 2, 4, 7)
+_SHARES = (0.3, 0.1, 0.02)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,45 @@ class Region:
         noise = torch.randn(count, *self.origin.shape[1:], generator=generator).to(self.origin)
         factors = torch.tensor([SCALES[i % len(SCALES)] for i in range(count)]).to(noise)
         return self.project(self.origin + self.scale * noise * factors.reshape(-1, *([1] * (noise.dim() - 1))))
+
+    def steep(self) -> Tensor:
+        """Points where normalisations are steep: constant and nearly constant inputs, at several levels."""
+        generator = torch.Generator().manual_seed(0)
+        shape = self.origin.shape[1:]
+        points = []
+        for noise in _NOISES:
+            for level in (0.0, 1.0, -1.0, 0.1, 4.0):
+                points.append(level + noise * torch.randn(shape, generator=generator, dtype=torch.float64))
+        return self.project(self.origin + self.scale * torch.stack(points).to(self.origin))
+
+    def patterned(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random points with a pattern: smooth and blocky at several frequencies, sparse, constant per channel."""
+        shape = self.origin.shape[1:]
+        points = []
+        for number in range(count):
+            level = _LEVELS[number // 3 % len(_LEVELS)]
+            kind, choice = number % 3, int(torch.randint(0, 1 << 20, (), generator=generator))
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if kind == 2:
+                share = _SHARES[choice % len(_SHARES)]
+                kept = torch.rand(shape, generator=generator, dtype=torch.float64) < share
+                point = torch.where(kept, noise / math.sqrt(share), torch.zeros_like(noise))
+            else:
+                point = _coarse(shape, _CELLS[choice % len(_CELLS)], kind == 0, generator)
+            points.append(level * point)
+        if not points:
+            return self.origin[:0]
+        return self.project(self.origin + self.scale * torch.stack(points).to(self.origin))
+
+
+def _coarse(shape: torch.Size, cells: int, smooth: bool, generator: torch.Generator) -> Tensor:
+    """Noise on a grid of ``cells`` per axis, interpolated (or repeated) to the last two axes; channels differ."""
+    axes = [n for n in shape if n > 1][-2:] or [1]
+    rows, columns = ([1, *axes] if len(axes) == 1 else axes)[-2:]
+    others = math.prod(shape) // (rows * columns)
+    noise = torch.randn(1, others, min(cells, rows), min(cells, columns), generator=generator, dtype=torch.float64)
+    mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
+    return torch.nn.functional.interpolate(noise, (rows, columns), **mode).reshape(shape)
 
 
 def inside(domain: Domain, x: Tensor) -> Tensor:

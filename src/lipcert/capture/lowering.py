@@ -14,10 +14,12 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import lipcert.ops.families  # noqa: F401  (registers every rule)
-from lipcert.errors import CaptureError, InputError, TrainModeError, UnsupportedOpError
+from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.linear import Shape
+from lipcert.network.origin import Origin
+from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.folding import fold
 from lipcert.ops.registry import find_rule
@@ -30,6 +32,15 @@ _TRAINING_ARGUMENT = {
 }  # fmt: skip
 
 
+#: Arithmetic of Python numbers that a trace records → the op that does the same to constants.
+_SCALAR_OPS: dict[Any, Any] = {
+    torch.sym_max: torch.ops.aten.maximum.default, torch.sym_min: torch.ops.aten.minimum.default,
+    operator.add: torch.ops.aten.add.Tensor, operator.sub: torch.ops.aten.sub.Tensor,
+    operator.mul: torch.ops.aten.mul.Tensor, operator.truediv: torch.ops.aten.div.Tensor,
+    operator.neg: torch.ops.aten.neg.default,
+}  # fmt: skip
+
+
 def op_name(target: Any) -> tuple[str, str]:
     """(name, overload) of an ATen op."""
     if isinstance(target, torch._ops.OpOverload):
@@ -37,24 +48,15 @@ def op_name(target: Any) -> tuple[str, str]:
     return getattr(target, "__name__", str(target)), ""
 
 
-def place_in_code(node: FxNode) -> str:
-    """``file:line in function, module 'path'`` of the user's own code, as far as the trace knows it."""
-    parts = []
+def place_in_code(node: FxNode) -> Origin:
+    """The line of the user's own code and the module of a call, as far as the trace knows them."""
     frames = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
     own = [f for f in frames if "/torch/" not in f[0]]
-    if own:
-        file, line, function = own[-1]
-        parts.append(f"{file}:{line} in {function}")
-    stack = node.meta.get("nn_module_stack") or {}
-    if stack:
-        path, kind = list(stack.values())[-1]
-        kind = kind if isinstance(kind, str) else kind.__name__
-        if path:
-            parts.append(f"module '{path}' ({kind.rsplit('.', 1)[-1]})")
-    if not parts and frames:
-        file, line, function = frames[-1]
-        parts.append(f"{file}:{line} in {function}")
-    return ", ".join(parts)
+    path, kind = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1]
+    kind = (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
+    shown = own or ([] if path else frames)
+    line = "{}:{} in {}".format(*shown[-1]) if shown else ""
+    return Origin(path, kind if path else "", line)
 
 
 def refuse_training_ops(program: ExportedProgram) -> None:
@@ -103,11 +105,15 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
         if builder.nodes:
             raise InputError("the model takes several inputs; wrap it in a module of one tensor input.")
         return builder.input(tuple(node.meta["val"].shape))
+    if spec.kind == InputKind.TOKEN:  # orders the checks inside linalg ops; carries no value
+        return None
     value = program.state_dict.get(spec.target)
     if value is None:
         value = program.constants.get(spec.target)
     if not isinstance(value, Tensor):
         raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
+    if type(value).__name__ == "FakeTensor":
+        raise CaptureError(f"the exported graph holds no numbers for {spec.target!r}")
     if value.is_complex():
         raise CaptureError(f"parameter {spec.target!r} is complex ({value.dtype}); only real networks are supported")
     value = value.detach().cpu()
@@ -120,6 +126,15 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
         return args[0][args[1]]
     value = node.meta.get("val")
     ctx.where = place_in_code(node)
+    if node.target is torch.ops.higher_order.with_effects:
+        token, target, *args = args
+        return token, apply_rule(ctx, target, tuple(args), kwargs)
+    if node.target in _SCALAR_OPS:
+        ctx.dtype = torch.float64
+        operands = (
+            a if isinstance(a, (Var, Constant)) else Constant(torch.tensor(a, dtype=torch.float64)) for a in args
+        )
+        return apply_rule(ctx, _SCALAR_OPS[node.target], tuple(operands), kwargs)
     ctx.dtype = value.dtype if isinstance(value, Tensor) else None
     if isinstance(value, Tensor) and value.is_complex():
         raise CaptureError(
@@ -155,7 +170,7 @@ def apply_rule(
         )
     parents = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Var)]
     if not parents:
-        return fold(target, name, args, kwargs)
+        return _folded(ctx, target, args, kwargs)
     rule = find_rule(name, overload)
     if rule is None:
         error = ctx.unsupported("no rule covers it.")
@@ -165,9 +180,34 @@ def apply_rule(
     if overload == "out":
         raise ctx.unsupported("it writes into an argument.")
     try:
-        return rule(ctx, *args, **kwargs)
+        with ordinary_dtype():
+            return rule(ctx, *args, **kwargs)
+    except LipcertError:
+        raise
     except TypeError as problem:
         raise ctx.unsupported(f"called in a form its rule does not know ({problem}).") from problem
+    except Exception as problem:
+        raise UnsupportedOpError(
+            f"aten.{name} at {ctx.where}: lipcert's rule for it fails on these arguments ({type(problem).__name__}: "
+            f"{str(problem)[:200]}). This is a bug in lipcert and not in your model; please report it."
+        ) from problem
+
+
+def _folded(ctx: Context, target: Any, args: Any, kwargs: Any) -> Any:
+    """The value of an op on constants alone."""
+    if ctx.op in ("item", "_local_scalar_dense"):
+        constant: Constant = args[0]  # as a Python number only if it is exact: a tensor keeps its rounding count
+        return Constant(constant.value.reshape(()), constant.rounding) if constant.rounding else constant.value.item()
+    try:
+        return fold(target, ctx.op, args, kwargs)
+    except LipcertError:
+        raise
+    except Exception as problem:
+        raise CaptureError(
+            f"aten.{ctx.op} at {ctx.where}, applied to parameters only, cannot be evaluated "
+            f"({type(problem).__name__}: {str(problem)[:200]}). Evaluate it once outside forward and keep the result "
+            "in a buffer."
+        ) from problem
 
 
 def _settings(args: Any, kwargs: Any) -> tuple[object, ...]:
@@ -187,13 +227,20 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
     for spec, leaf in zip(program.graph_signature.output_specs, tree_leaves(node.args[0]), strict=True):
         if spec.kind == OutputKind.USER_OUTPUT:
             outputs.append(env[leaf] if isinstance(leaf, FxNode) else leaf)
-        elif spec.kind != OutputKind.USER_INPUT_MUTATION:  # an input written in place changes no parameter
+        elif spec.kind not in (
+            OutputKind.USER_INPUT_MUTATION,
+            OutputKind.TOKEN,
+        ):  # an input written in place changes no parameter
             raise TrainModeError(
                 f"forward changes {spec.target!r}; a certified bound needs a fixed function. Call model.eval()."
             )
-    if len(outputs) != 1:
-        raise InputError(f"the model returns {len(outputs)} outputs; wrap it in a module that returns one tensor.")
-    output = outputs[0]
+    outputs = [output for output in outputs if output is not None]
+    if len(outputs) > 1:
+        raise InputError(
+            f"the model returns {len(outputs)} outputs; wrap it in a module that returns one tensor (torch.cat joins "
+            "several)."
+        )
+    output = outputs[0] if outputs else None
     if not ctx.builder.nodes:
         raise InputError("the model takes no tensor input.")
     if isinstance(output, Constant):

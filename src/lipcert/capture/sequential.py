@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 from lipcert.capture.lowering import apply_rule
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
+from lipcert.network.origin import Origin
 from lipcert.ops.context import Constant, Context
 
 _aten = torch.ops.aten
@@ -62,7 +63,7 @@ def read_sequential(module: nn.Module, example: Tensor) -> Network | None:
     x = builder.input(tuple(example.shape))
     for path, layer in layers:
         target, arguments = _LAYERS[type(layer)]
-        context.where = f"module '{path}' ({type(layer).__name__})"
+        context.where = Origin(path, type(layer).__name__)
         x = apply_rule(context, target, arguments(x, layer), {})
     return builder.finish(x)
 

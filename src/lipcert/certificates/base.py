@@ -13,6 +13,7 @@ from torch import Tensor
 from lipcert.errors import CertificateError
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
+from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Domain, Norm, Problem
 from lipcert.result import Bound, BreakdownRow, Guarantee
 
@@ -106,6 +107,7 @@ def prove(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     return _CHECKS[witness.kind](problem, witness, chance)
 
 
+@ordinary()
 def check(problem: Problem, witness: Witness, method: str, chance: Chance, started: float | None = None) -> Bound:
     """The Bound that a witness proves (the check's own value, never the method's).
 
@@ -132,4 +134,5 @@ def check(problem: Problem, witness: Witness, method: str, chance: Chance, start
     return Bound(
         value, proof.guarantee, method, problem.norm, problem.domain, time.perf_counter() - started, record, proof.rows,
         log10, delta=0.0 if proof.guarantee == "rigorous" else chance.spent, select=problem.select,
+        input_shape=problem.model.in_shape[1:],
     )  # fmt: skip

@@ -12,9 +12,8 @@ from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.multipliers import Notation, in_own_units, read_multipliers
 from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
-from lipcert.network.graph import ActivationNode
+from lipcert.increments import EntryCell, ScaledIncrements
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import LoopTransformed
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import sqrt_up
@@ -60,8 +59,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     slack, claim = _slack(witness, len(leaves)), notation.rho(_claim(witness))
     form, slopes = DenseForm(transformed), Slopes(transformed)
     weights = Weights(
-        torch.ones(size(transformed.network.in_shape), dtype=torch.float64),
-        torch.ones(size(transformed.network.out_shape), dtype=torch.float64),
+        torch.ones(size(transformed.increments.in_shape), dtype=torch.float64),
+        torch.ones(size(transformed.increments.out_shape), dtype=torch.float64),
     )
     rho = 0.0
     for place, fixings in enumerate(leaves):
@@ -71,7 +70,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
             raise NotProved("a leaf's ρ is not a number.")
         rho = max(rho, proved)
     value = Magnitude.of(sqrt_up(rho)).times_power(transformed.exponents[-1])
-    exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
+    exact = all(math.isfinite(m.rounding) for maps in transformed.maps.values() for m in maps)
     guarantee: Guarantee = "rigorous" if exact else "numerical"
     depth = max(len(fixings) for fixings in leaves)
     remark = f"{len(leaves)} leaves, up to {depth} of {int(branchable(transformed).sum())} neurons fixed"
@@ -79,12 +78,11 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     return Proof(value, guarantee, (row,))
 
 
-def branchable(transformed: LoopTransformed) -> Tensor:
+def branchable(transformed: ScaledIncrements) -> Tensor:
     """For every neuron, counted through the cells in order, whether it has two slopes to choose from."""
     flags = []
     for cell in transformed.cells:
-        activation = isinstance(transformed.network.nodes[cell.node], ActivationNode)
-        flags.append(cell.d.reshape(-1) > 0 if activation else torch.zeros(cell.size, dtype=torch.bool))
+        flags.append(cell.free if isinstance(cell, EntryCell) else torch.zeros(cell.size, dtype=torch.bool))
     return torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)
 
 
@@ -113,15 +111,14 @@ def leaf_fixings(tree: list[int], allowed: Tensor) -> Iterator[dict[int, int]]:
 
 
 class Slopes:
-    """Fixings as the per-node slopes that ``LoopTransformed`` takes."""
+    """Fixings as the per-node slopes that ``Increments.fixing`` takes."""
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         self._places: list[tuple[int, int]] = []
         self._ends: dict[int, tuple[Tensor, Tensor]] = {}
         for cell in transformed.cells:
-            node = transformed.network.nodes[cell.node]
-            if isinstance(node, ActivationNode):
-                self._ends[cell.node] = node.function.slopes(node.shape)
+            if isinstance(cell, EntryCell):
+                self._ends[cell.node] = cell.lower, cell.upper
             self._places += [(cell.node, entry) for entry in range(cell.size)]
 
     def fixed(self, fixings: Mapping[int, int]) -> dict[int, Tensor]:

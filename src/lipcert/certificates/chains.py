@@ -11,9 +11,11 @@ from torch import Tensor
 
 from lipcert.certificates.map_norm import Stacked, writable
 from lipcert.errors import MethodError
+from lipcert.increments import Cell
 from lipcert.network.builder import NetworkBuilder
-from lipcert.network.graph import ActivationNode, AffineNode, Network, Node, SelectionNode
+from lipcert.network.graph import Network
 from lipcert.network.linear import Dense, LinearMap, add, compose
+from lipcert.network.nodes import ActivationNode, AffineNode, Node, SelectionNode
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.spectrum import leading_triplets
 from lipcert.problem import Problem
@@ -48,14 +50,8 @@ class Chain:
 
 def stage_gains(stage: tuple[Node, ...]) -> list[float]:
     """The constant of every node of a stage in the 2-norm."""
-    gains = []
-    for node in stage:
-        if isinstance(node, ActivationNode):
-            gains.append(node.function.greatest_slope)
-        else:
-            assert isinstance(node, SelectionNode)
-            gains.append(node.function.gain(2.0))
-    return gains
+    cells = [node.relation(0) for node in stage]
+    return [cell.gain(2.0) for cell in cells if isinstance(cell, Cell)]
 
 
 def chain_to(network: Network, place: Place, through_pools: bool) -> Chain:
@@ -166,10 +162,8 @@ class FactoredChain:
         var = builder.affine([(builder.input(left.in_shape), left)], left.out_shape, name="left factor")
         for node in self.chain.stages[i]:
             if isinstance(node, ActivationNode):
-                var = builder.activation(var, any_slope(node.function))
-            else:
-                assert isinstance(node, SelectionNode)
-                var = builder.selection(var, node.function)
+                node = replace(node, function=any_slope(node.function))
+            var = builder.again(node, [var])
         output = builder.affine([(var, right)], right.out_shape, name="right factor")
         return Problem(builder.finish(output))
 

@@ -14,16 +14,20 @@ from torch import Tensor
 from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
 from lipcert.certificates.segments import Segment, SegmentMatrices, Written, cheapest_segments, matrices
 from lipcert.certificates.statement import (
+    CAUTION,
+    CLEAR,
     FLOOR,
     Radius,
     Statement,
     greatest_eigenvalue,
     greatest_ratio,
     least_lift,
+    magnitudes,
     multiplier_pair,
+    room,
 )
 from lipcert.errors import NotProved
-from lipcert.network.loop_transform import LoopTransformed
+from lipcert.increments import ScaledIncrements
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import UNDERFLOW, add_up, div_up, gamma, ldexp_up, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
@@ -62,7 +66,7 @@ class DenseForm:
         NotProved: a layer is too wide to factor.
     """
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         segments = cheapest_segments(transformed)
         if segments is None:
             raise NotProved("a layer is too wide to factor; the certificate needs the matrix-free route.")
@@ -75,10 +79,8 @@ class DenseForm:
         """The form of the network with these slopes fixed; what does not depend on them is shared.
 
         Args:
-            fixed: as in ``LoopTransformed``; ``self`` must be of a network without fixed slopes.
+            fixed: position of a cell → slopes, NaN where a neuron stays free.
         """
-        if self.transformed.fixed:
-            raise ValueError("this form has fixed slopes already")
         result = copy(self)
         result.transformed = self.transformed.fixing(fixed)
         cell_at = result.transformed.cell_at
@@ -128,7 +130,7 @@ class DenseForm:
             first = segment.start == 0
             if segment.cells:
                 if repair is not None:
-                    _repair(segment, relation, form, *repair, self.transformed.blind)
+                    _repair(segment, relation, form, *repair, self.transformed.increments.unreached)
                 statement = Statement.build(segment, relation, form, multipliers, prove)
                 if first:
                     if prove:
@@ -139,7 +141,8 @@ class DenseForm:
                 else:
                     form = statement.schur(least_lift(relation.side))
                     lift = max(slack, least_lift(relation.side))
-                    form = form + torch.diag(lift * form.diagonal().clamp(min=0.0))
+                    magnitude = statement.magnitude[: statement.entry]
+                    form = form + torch.diag(room(form.diagonal(), magnitude, lift, CAUTION))
             elif first and relation.entry > form.shape[0]:
                 value = _wide_input(relation.output, dense(form), start, prove)
                 return claim if value <= claim < math.inf else value
@@ -161,19 +164,25 @@ def _repair(
     margin: float,
     blind: Mapping[int, Tensor],
 ) -> None:
-    """Raise the multipliers of a segment's cells where a single neuron's curvature demands it, last cell first."""
+    """Raise the multipliers of a segment's cells where a single neuron's curvature demands it, last cell first.
+
+    Where the terms of a curvature cancel, the multiplier has to be clear of their rounding as well.
+    """
     for number in range(len(segment.cells) - 1, -1, -1):
         cell = segment.cells[number]
         curvature = _curvature(relation.output.parts.get(number + 1), form, cell.size)
+        terms = magnitudes(relation.output, form, relation.places, relation.side)
         for later in range(number + 1, len(segment.cells)):
             v = relation.preactivations[later]
             _, on_v = multiplier_pair(segment.cells[later], multipliers[segment.cells[later].node], v.rows)
             curvature = curvature + _curvature(v.parts.get(number + 1), on_v, cell.size)
+            terms = terms + magnitudes(v, on_v, relation.places, relation.side)
+        error = CLEAR * terms[relation.places[number + 1]]
         current = multipliers[cell.node]
         dead = current < 0
         current = current.clamp(min=0.0)
         if cell.block:
-            least = float(curvature.max()) if curvature.numel() else 0.0
+            least = float((curvature + error).max()) if curvature.numel() else 0.0
             if bool(dead):
                 multipliers[cell.node] = torch.full_like(current, max(1e4 * least, 1e-250))
             elif float(current) <= least * (1.0 + 0.5 * margin):
@@ -182,11 +191,11 @@ def _repair(
                 multipliers[cell.node] = current
             continue
         c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
-        best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0)
-        floor = 1e-30 * float(curvature.max()) if current.numel() else 0.0
+        floor = (1e-30 * curvature.max() if current.numel() else curvature.sum()).clamp(min=1e-250) + error
+        best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0) + floor
         low = current <= curvature * (1.0 + 0.5 * margin) + floor
-        chosen = torch.where(low, torch.maximum(best, current).clamp(min=max(floor, 1e-250)), current)
-        chosen = torch.where(dead, 1e4 * curvature.clamp(min=max(floor, 1e-250)), chosen)
+        chosen = torch.where(low, torch.maximum(best, current), current)
+        chosen = torch.where(dead, 1e4 * torch.maximum(curvature, floor), chosen)
         free = BLIND * max(float(curvature.max()) if curvature.numel() else 0.0, 1e-250)
         multipliers[cell.node] = torch.where(blind[cell.node], free, chosen)
 

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lipcert.network.graph import AffineNode, Network
+from lipcert.increments import EntryCell, Increments, Linear, Relation, ScaledIncrements
 from lipcert.network.linear import LinearMap, Shape
-from lipcert.network.loop_transform import Cell, LoopTransformed
 
 
-def reachable(network: Network, cells: Mapping[int, Cell], source: int, target: int) -> bool:
-    """Whether a path leads from source to target through affine nodes and activations with c ≠ 0."""
+def passes(relation: Relation) -> bool:
+    """Whether anything goes through a node when w is zero everywhere: linear relations and cells with c ≠ 0."""
+    return isinstance(relation, Linear) or (isinstance(relation, EntryCell) and bool(relation.c.any()))
+
+
+def reachable(increments: Increments, source: int, target: int) -> bool:
+    """Whether a path leads from source to target through nodes that pass something on."""
     reached = {source}
     for k in range(source + 1, target + 1):
-        node = network.nodes[k]
-        passes = isinstance(node, AffineNode) or (k in cells and bool(cells[k].c.any()))
-        if passes and any(parent in reached for parent in node.parents):
+        relation = increments.relations[k]
+        if any(parent in reached for parent in relation.parents) and passes(relation):
             reached.add(k)
     return target in reached
 
 
 @dataclass(frozen=True, eq=False)
 class Pathway(LinearMap):
-    """The value of node ``target`` as a linear function of w at an activation (``spiked``) or of the value of a node.
+    """The value of node ``target`` as a linear function of w at a cell (``spiked``) or of the value of a node.
 
-    Activations in between are replaced by c, everything else is zero. Both sides are in the units of ``transformed``.
+    Cells in between are replaced by c, everything else is zero. Both sides are in the units of ``transformed``.
     """
 
-    transformed: LoopTransformed
-    cells: Mapping[int, Cell]
+    transformed: ScaledIncrements
     source: int
     target: int
     spiked: bool
@@ -42,28 +43,32 @@ class Pathway(LinearMap):
     device: torch.device | str = "cpu"
 
     @property
+    def _relations(self) -> tuple[Relation, ...]:
+        return self.transformed.increments.relations
+
+    @property
     def in_shape(self) -> Shape:  # type: ignore[override]
         """Shape of the source."""
-        return self.transformed.network.nodes[self.source].shape
+        return self._relations[self.source].shape
 
     @property
     def out_shape(self) -> Shape:  # type: ignore[override]
         """Shape of the target."""
-        return self.transformed.network.nodes[self.target].shape
+        return self._relations[self.target].shape
 
     @property
     def rounding(self) -> float:  # type: ignore[override]
         """The longest path's sum of counts."""
         counts = {self.source: 1.0}
         for k in range(self.source + 1, self.target + 1):
-            node = self.transformed.network.nodes[k]
+            node = self._relations[k]
             inside = [parent for parent in node.parents if parent in counts]
             if not inside:
                 continue
-            if isinstance(node, AffineNode):
-                pairs = zip(node.parents, self.transformed.exact_maps[k], strict=True)
+            if isinstance(node, Linear):
+                pairs = zip(node.parents, self.transformed.maps[k], strict=True)
                 counts[k] = max(counts[i] + m.rounding for i, m in pairs if i in counts) + len(inside)
-            elif k in self.cells:
+            elif isinstance(node, EntryCell):
                 counts[k] = counts[inside[0]] + 1.0
         return counts.get(self.target, 0.0)
 
@@ -72,26 +77,25 @@ class Pathway(LinearMap):
 
     def apply(self, x: Tensor) -> Tensor:
         """Image of a batch."""
-        nodes = self.transformed.network.nodes
         known: dict[int, Tensor] = {}
-        known[self.source] = x * self._factor(self.cells[self.source].d, x) if self.spiked else x
+        known[self.source] = x * self._factor(self.transformed.cell_at[self.source].d, x) if self.spiked else x
         for k in range(self.source + 1, self.target + 1):
-            node = nodes[k]
-            if isinstance(node, AffineNode):
+            node = self._relations[k]
+            if isinstance(node, Linear):
                 images = [
                     (m.absolute() if self.positive else m).to(x.dtype, x.device).apply(known[parent])
-                    for parent, m in zip(node.parents, self.transformed.exact_maps[k], strict=True)
+                    for parent, m in zip(node.parents, self.transformed.maps[k], strict=True)
                     if parent in known
                 ]
                 if images:
                     known[k] = sum(images[1:], images[0])
-            elif k in self.cells and node.parents[0] in known and bool(self.cells[k].c.any()):
-                known[k] = self._factor(self.cells[k].c, x) * known[node.parents[0]]
+            elif isinstance(node, EntryCell) and node.parent in known and passes(node):
+                known[k] = self._factor(node.c, x) * known[node.parent]
         return known[self.target]
 
     def absolute(self) -> LinearMap:
         """With absolute values of maps, c and d."""
-        return Pathway(self.transformed, self.cells, self.source, self.target, self.spiked, True)
+        return Pathway(self.transformed, self.source, self.target, self.spiked, True)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
         """Itself: constants follow the argument."""

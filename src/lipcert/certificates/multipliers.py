@@ -11,20 +11,22 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.errors import CertificateError
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.problem import Problem
 
 #: Powers of two in which a witness may state its multipliers; any finite double is within them.
 MOST_EXPONENT = 1_000_000
 
 
-def in_own_units(problem: Problem, layerwise: bool = False) -> LoopTransformed:
-    """The loop-transformed network in units that follow from the network alone.
+def in_own_units(problem: Problem, layerwise: bool = False) -> ScaledIncrements:
+    """The increments in units that follow from the network alone.
 
     Units decide what underflows and what a proof costs, never what is true: the statement that comes out is about the
     network, and what underflow takes is part of the proof. So they need not be the same on every machine either.
     """
-    return LoopTransformed(problem.expanded, natural_exponents(problem.expanded), layerwise)
+    increments = problem.expanded_increments.layerwise() if layerwise else problem.expanded_increments
+    return ScaledIncrements(increments, natural_exponents(increments))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +41,14 @@ class Notation:
     own: tuple[int, ...]
 
     @classmethod
-    def of(cls, witness: Witness, transformed: LoopTransformed) -> Notation:
+    def of(cls, witness: Witness, transformed: ScaledIncrements) -> Notation:
         """Read ``witness.arrays["exponents"]``.
 
         Raises:
             CertificateError: not one integer of moderate size for every node.
         """
         stored = witness.arrays.get("exponents")
-        count = len(transformed.network.nodes)
+        count = len(transformed.increments.relations)
         if stored is None or stored.shape != (count,) or stored.dtype not in (torch.int32, torch.int64):
             raise CertificateError("the certificate's exponents do not fit the network.")
         values = tuple(int(e) for e in stored)
@@ -69,7 +71,7 @@ class Notation:
 
 
 def read_multipliers(
-    witness: Witness, transformed: LoopTransformed, notation: Notation, forms: int
+    witness: Witness, transformed: ScaledIncrements, notation: Notation, forms: int
 ) -> dict[int, Tensor]:
     """``multipliers.K`` of every nonlinear node K, (forms, neurons), or (forms, 1) for a block, in the check's units.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +14,9 @@ from lipcert.certificates import layer_product
 from lipcert.certificates.base import Proof, Witness, certificate, prove
 from lipcert.certificates.chains import Chain, FactoredChain, Place, needed_chains, stage_gains
 from lipcert.certificates.map_norm import NormBound, Stacked, map_norm
+from lipcert.certificates.product_rule import Step, length
 from lipcert.errors import CertificateError, UnsupportedNormError
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
@@ -103,8 +106,9 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     if problem.norm != (2.0, 2.0):
         raise UnsupportedNormError(f"SeqLip bounds l2 → l2 only, not l{problem.norm[0]:g} → l{problem.norm[1]:g}.")
     through_pools, rank = options(witness)
-    recursion = _Recursion(problem.network, witness, through_pools, rank, chance)
-    value, guarantee = recursion.constant(len(problem.network.nodes) - 1)
+    recursion = _Recursion(problem, witness, through_pools, rank, chance)
+    with _deep(4 * len(problem.increments.relations)):
+        value, guarantee = recursion.constant(len(problem.increments.relations) - 1)
     rows = recursion.rows or [
         BreakdownRow("no pairs", "chain", 1.0, float(value), guarantee,
                      "no two consecutive linear layers: SeqLip = AutoLip")
@@ -120,20 +124,33 @@ class _Step:
     used: tuple[Guarantee, ...]
 
 
+@contextmanager
+def _deep(frames: int) -> Iterator[None]:
+    """Room for a recursion of ``frames`` calls: networks may be deeper than Python's own limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + frames)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 class _Recursion:
     """Constants L of the nodes that the output asks for, with chains wherever a chain ends."""
 
     def __init__(
-        self, network: Network, witness: Witness, through_pools: bool, rank: int | None, chance: Chance
+        self, problem: Problem, witness: Witness, through_pools: bool, rank: int | None, chance: Chance
     ) -> None:
-        self.network, self.rank, self.chance = network, rank, chance
-        self.chains = needed_chains(network, through_pools)
+        self.increments, self.rank, self.chance = problem.increments, rank, chance
+        self.chains = needed_chains(problem.network, through_pools)
         self.pairs = unpack(witness)
-        self.claims = layer_product.read_claims(witness, layer_product.claim_slots(network, 2.0))
+        self.claims = layer_product.read_claims(witness, layer_product.claim_slots(self.increments, 2.0))
         uses = sum(4 * len(chain.maps) + 2 for chain in self.chains.values()) + 1
         self.share = chance.group(uses)
-        product = layer_product.recursion(network, 2.0, witness, chance)
-        self.autolip: list[Known] = list(zip(product[0], _running(network, product[1]), strict=True))
+        steps = layer_product.recursion(self.increments, 2.0, witness, chance)
+        self.autolip: list[Known] = [
+            (step.constant, guarantee) for step, guarantee in zip(steps, _running(self.increments, steps), strict=True)
+        ]
         self.rows: list[BreakdownRow] = []
         self._known: dict[int, Known] = {}
         self._norms: dict[int, tuple[LinearMap, NormBound]] = {}
@@ -146,18 +163,15 @@ class _Recursion:
         return self._known[k]
 
     def _constant(self, k: int) -> Known:
-        node = self.network.nodes[k]
-        if isinstance(node, InputNode):
-            return ONE, "rigorous"
-        if isinstance(node, AffineNode):
-            return self._affine(k, node)
-        value, used = self.constant(node.parents[0])
-        if isinstance(node, (ActivationNode, SelectionNode)):
-            return value * Magnitude.of(stage_gains((node,))[0]), used
-        assert isinstance(node, GainNode)
-        return value * Magnitude.of(node.function.gains[2.0]), used
+        relation = self.increments.relations[k]
+        if isinstance(relation, Linear):
+            return self._linear(k, relation)
+        if isinstance(relation, Cell):
+            value, used = self.constant(relation.parent)
+            return value * Magnitude.of(relation.gain(2.0)), used
+        return ONE, "rigorous"
 
-    def _affine(self, k: int, node: AffineNode) -> Known:
+    def _linear(self, k: int, node: Linear) -> Known:
         total, used = ZERO, []
         for term in range(len(node.maps)):
             value, guarantee = self._chain((k, term))
@@ -166,28 +180,23 @@ class _Recursion:
         claim = self.claims.get((k, -1), math.nan)
         if len(node.maps) > 1 and not math.isnan(claim):
             norm = map_norm(Stacked(node.maps), 2.0, claim, self.share)
-            length, guarantee = self._length(node.parents)
-            if norm.magnitude * length < total:
-                return norm.magnitude * length, weakest([guarantee, norm.guarantee])
+            together, guarantee = self._length(node.parents)
+            if norm.magnitude * together < total:
+                return norm.magnitude * together, weakest([guarantee, norm.guarantee])
         return total, weakest(used)
 
     def _length(self, positions: tuple[int, ...]) -> Known:
         """√(Σ L²) of some nodes."""
-        length, *others = [self.constant(k) for k in positions]
-        value, used = length[0], [length[1]]
-        for other, guarantee in others:
-            value = value.hypot(other)
-            used.append(guarantee)
-        return value, weakest(used)
+        known = [self.constant(k) for k in positions]
+        return length([value for value, _ in known]), weakest([guarantee for _, guarantee in known])
 
     def _chain(self, place: Place) -> Known:
         chain = self.chains[place]
         start, sure = self._length(chain.base)
         if len(chain.maps) == 1:
             linear = chain.maps[0]
-            node = self.network.nodes[place[0]]
-            assert isinstance(node, AffineNode)
-            claim = self.claims[place] if linear is node.maps[place[1]] else math.nan
+            own = self.increments.linears[place[0]].maps[place[1]]
+            claim = self.claims[place] if linear is own else math.nan
             norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.share)
             return norm.magnitude * start, weakest([sure, norm.guarantee])
         if not any(slot(place, i) in self.pairs for i in range(len(chain.maps) - 1)):
@@ -204,8 +213,7 @@ class _Recursion:
         positions = [stage[0].parents[0] for stage in chain.stages] + [place[0]]
         for i, linear in enumerate(chain.maps):
             term = place[1] if i == len(chain.maps) - 1 else -1 if isinstance(linear, Stacked) else 0
-            node = self.network.nodes[positions[i]]
-            assert isinstance(node, AffineNode)
+            node = self.increments.linears[positions[i]]
             own = isinstance(linear, Stacked) or linear is node.maps[term]
             claim = self.claims.get((positions[i], term), math.nan) if own else math.nan
             norm = map_norm(linear, 2.0, None if math.isnan(claim) else claim, self.share)
@@ -265,14 +273,16 @@ class _Recursion:
     def _name(self, chain: Chain, place: Place, i: int) -> str:
         """The report's name of linear map i of a chain."""
         if i == len(chain.maps) - 1:
-            return self.network.nodes[place[0]].name
+            return self.increments.relations[place[0]].name
         stage = chain.stages[i]
-        return self.network.nodes[stage[0].parents[0]].name
+        return self.increments.relations[stage[0].parents[0]].name
 
 
-def _running(network: Network, used: list[Guarantee]) -> list[Guarantee]:
+def _running(increments: Increments, steps: list[Step]) -> list[Guarantee]:
     """The weakest guarantee on any path to each node."""
-    result: list[Guarantee] = []
-    for k, node in enumerate(network.nodes):
-        result.append(weakest([used[k], *(result[p] for p in node.parents)]))
-    return result
+    used = [step.guarantee for step in steps]
+    return increments.walk(
+        lambda k, _: used[k],
+        lambda k, _, before: weakest([used[k], *before]),
+        lambda k, _, before: weakest([used[k], before]),
+    )

@@ -14,8 +14,8 @@ from lipcert.certificates.multipliers import Notation, in_own_units, read_multip
 from lipcert.certificates.range_guard import Amplification, total
 from lipcert.certificates.statement import multiplier_pair
 from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
+from lipcert.increments import Cell, ScaledIncrements
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.numerics.magnitude import ZERO, Magnitude
@@ -59,7 +59,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     notation = Notation.of(witness, transformed)
     weights = _read_weights(problem, witness, transformed)
     multipliers = read_multipliers(witness, transformed, notation, len(weights))
-    exact = all(math.isfinite(m.rounding) for maps in transformed.exact_maps.values() for m in maps)
+    exact = all(math.isfinite(m.rounding) for maps in transformed.maps.values() for m in maps)
     route = str(witness.settings.get("route", "dense"))
     claims, slacks = (_numbers(witness, key, len(weights)) for key in ("rho", "slack"))
     guarantee: Guarantee = ("rigorous" if route == "dense" else "probabilistic") if exact else "numerical"
@@ -99,10 +99,10 @@ def _first_steps(witness: Witness) -> int | None:
     return steps
 
 
-def _read_weights(problem: Problem, witness: Witness, transformed: LoopTransformed) -> list[Weights]:
+def _read_weights(problem: Problem, witness: Witness, transformed: ScaledIncrements) -> list[Weights]:
     """One pair of weights per quadratic form; those a norm fixes are made here, the others are the witness's."""
     p, q = problem.norm
-    n, m = size(transformed.network.in_shape), size(transformed.network.out_shape)
+    n, m = size(transformed.increments.in_shape), size(transformed.increments.out_shape)
     count = m if q == math.inf else 1
 
     def free(key: str, width: int) -> Tensor:
@@ -123,15 +123,15 @@ class ScaledMap:
     """G = D_out^{1/2} H D_in^{-1/2} with H: (x, w) ↦ (v, y); the form is non-negative exactly if ‖G‖ ≤ 1."""
 
     def __init__(
-        self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor], weights: Weights, rho: float
+        self, transformed: ScaledIncrements, multipliers: Mapping[int, Tensor], weights: Weights, rho: float
     ) -> None:
         self.transformed = transformed
-        self.output = weights.output.reshape(transformed.network.out_shape)
-        self.sizes = [size(transformed.network.in_shape), *(c.size for c in transformed.cells)]
+        self.output = weights.output.reshape(transformed.increments.out_shape)
+        self.sizes = [size(transformed.increments.in_shape), *(c.size for c in transformed.cells)]
         scale = [(rho * weights.input).rsqrt()]
         self.out: dict[int, Tensor] = {}
         for cell in transformed.cells:
-            v_shape = transformed.network.nodes[cell.parent].shape
+            v_shape = transformed.increments.relations[cell.parent].shape
             on_w, on_v = multiplier_pair(cell, multipliers[cell.node], size(v_shape))
             scale.append(on_w.rsqrt())
             self.out[cell.node] = on_v.sqrt().reshape(v_shape)
@@ -150,7 +150,10 @@ class ScaledMap:
         scaled on the way in or out.
         """
         widest = [float(part.max()) if part.numel() else 0.0 for part in torch.split(self.scale, self.sizes)]
-        entering, leaving = {0: widest[0]}, {len(self.transformed.network.nodes) - 1: float(self.output.max().sqrt())}
+        entering, leaving = (
+            {0: widest[0]},
+            {len(self.transformed.increments.relations) - 1: float(self.output.max().sqrt())},
+        )
         for cell, scale in zip(self.transformed.cells, widest[1:], strict=True):
             entering[cell.node] = mul_up(float(cell.d.max()), scale)
             leaving[cell.parent] = max(leaving.get(cell.parent, 0.0), float(self.out[cell.node].max()))
@@ -162,23 +165,23 @@ class ScaledMap:
         with torch.enable_grad():
             leaf = vector.detach().clone().requires_grad_(True)
             pieces = torch.split(leaf * self.scale, self.sizes)
-            shape = self.transformed.network.in_shape
+            shape = self.transformed.increments.in_shape
             order = {c.node: i + 1 for i, c in enumerate(self.transformed.cells)}
             squares = []
 
             def output(cell: Cell, v: Tensor) -> Tensor:
                 squares.append((v * self.out[cell.node]).square().sum())
-                w = pieces[order[cell.node]].reshape(1, *cell.out_shape)
+                w = pieces[order[cell.node]].reshape(1, *cell.shape)
                 return cell.d * w if v.shape[1:] != w.shape[1:] else cell.c * v + cell.d * w
 
-            values = self.transformed.spread(pieces[0].reshape(1, *shape), output)
+            values = self.transformed.run(pieces[0].reshape(1, *shape), output, self.transformed.matrices)
             squares.append((self.output * values[-1].square()).sum())
             (gradient,) = torch.autograd.grad(0.5 * sum(squares[1:], squares[0]), leaf)
         return gradient
 
 
 def _matrix_free(
-    transformed: LoopTransformed,
+    transformed: ScaledIncrements,
     multipliers: Mapping[int, Tensor],
     weights: Weights,
     rho: float,

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 
 from lipcert.certificates.map_norm import absolute_sums, inner_reach, scaled
 from lipcert.errors import NumericsError
-from lipcert.network.graph import AffineNode
-from lipcert.network.linear import size
-from lipcert.network.loop_transform import LoopTransformed
+from lipcert.increments import EntryCell, Linear, ScaledIncrements
 from lipcert.numerics.magnitude import ZERO, Magnitude
 from lipcert.numerics.rounding import UNDERFLOW, add_up, mul_up
 
 
 class Amplification:
-    """How far an absolute error at a node of a loop-transformed network may grow until it reaches others.
+    """How far an absolute error at a node of scaled increments may grow until it reaches others.
 
     A product or sum of floats that underflows is off by at most the least normal number, whatever its factors. So a
     pass, forward or backward, loses at most ``loss`` at any node, in every p-norm: an error of that size in each of the
@@ -26,11 +24,11 @@ class Amplification:
         NumericsError: a map's norm lies outside the range of floats.
     """
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         self.transformed = transformed
         self._norms: dict[int, tuple[Magnitude, ...]] = {}
         numbers, reach = 0, 0.0
-        for k, maps in transformed.exact_maps.items():
+        for k, maps in transformed.maps.items():
             norms = []
             for linear in maps:
                 unit = scaled(linear)
@@ -42,36 +40,33 @@ class Amplification:
                 numbers += sum(leaf.in_size + leaf.out_size for leaf in linear.leaves())
                 reach = max(reach, inner_reach(linear))
             self._norms[k] = tuple(norms)
-        numbers += sum(size(node.shape) for node in transformed.network.nodes)
+        numbers += sum(relation.size for relation in transformed.increments.relations)
         self.loss = Magnitude.of(mul_up(UNDERFLOW, 8.0, float(numbers), float(numbers))).times_power(math.ceil(reach))
 
     def forward(self, entering: Mapping[int, float]) -> list[Magnitude]:
         """Bounds of the factor from unit inputs, multiplied by ``entering`` where they enter, to every node."""
         result: list[Magnitude] = []
-        for k, node in enumerate(self.transformed.network.nodes):
+        for k, node in enumerate(self.transformed.increments.relations):
             value = Magnitude.of(entering.get(k, 0.0))
-            if isinstance(node, AffineNode):
+            if isinstance(node, Linear):
                 for parent, norm in zip(node.parents, self._norms[k], strict=True):
                     value = value + norm * result[parent]
-            elif k in self.transformed.cell_at:
-                cell = self.transformed.cell_at[k]
-                value = value + Magnitude.of(float(cell.c.abs().max())) * result[cell.parent]
+            elif isinstance(node, EntryCell) and node.size:
+                value = value + Magnitude.of(float(node.c.abs().max())) * result[node.parent]
             result.append(value)
         return result
 
     def backward(self, leaving: Mapping[int, float]) -> list[Magnitude]:
         """Bounds of the factor from every node to all that is measured, multiplied by ``leaving`` where it is."""
-        nodes = self.transformed.network.nodes
+        nodes = self.transformed.increments.relations
         result = [Magnitude.of(leaving.get(k, 0.0)) for k in range(len(nodes))]
         for k in range(len(nodes) - 1, -1, -1):
             node = nodes[k]
-            if isinstance(node, AffineNode):
+            if isinstance(node, Linear):
                 for parent, norm in zip(node.parents, self._norms[k], strict=True):
                     result[parent] = result[parent] + norm * result[k]
-            elif k in self.transformed.cell_at:
-                cell = self.transformed.cell_at[k]
-                factor = Magnitude.of(float(cell.c.abs().max()))
-                result[cell.parent] = result[cell.parent] + factor * result[k]
+            elif isinstance(node, EntryCell) and node.size:
+                result[node.parent] = result[node.parent] + Magnitude.of(float(node.c.abs().max())) * result[k]
         return result
 
     def between_nodes(self) -> Magnitude:
@@ -79,9 +74,10 @@ class Amplification:
 
         Twice for the way back of a Gram map, and twice again as ‖GᵀG + E‖ ≥ (‖G‖ − 2δ)² for ‖E‖ ≤ 2δ‖G‖ + δ².
         """
-        nodes = self.transformed.network.nodes
+        nodes = self.transformed.increments.relations
         widest = max(self.backward(dict.fromkeys(range(len(nodes)), 1.0)))
-        spread = max((float(cell.d.max()) for cell in self.transformed.cells), default=0.0)
+        entries = [cell for cell in self.transformed.cells if isinstance(cell, EntryCell) and cell.size]
+        spread = max((float(cell.d.max()) for cell in entries), default=0.0)
         return Magnitude.of(add_up(4.0, mul_up(4.0, spread))) * Magnitude.of(float(len(nodes))) * widest * self.loss
 
 

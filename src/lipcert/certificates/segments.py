@@ -13,9 +13,8 @@ from torch import Tensor
 from lipcert.certificates.blocks import Block, Tracked, dense, plus, times
 from lipcert.certificates.map_norm import scaled
 from lipcert.errors import NotProved
-from lipcert.network.graph import AffineNode, Network
+from lipcert.increments import Cell, Increments, Linear, ScaledIncrements
 from lipcert.network.linear import Dense, Identity, LinearMap, size
-from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.numerics.rounding import UNDERFLOW, add_up, ldexp_up, mul_up
 
 #: Largest side of a matrix that is factored.
@@ -73,22 +72,9 @@ class SegmentMatrices:
         return int(self.places[-1].stop)
 
 
-def cuts(transformed: LoopTransformed) -> list[int]:
-    """Nodes through which every path from input to output passes, input and output included."""
-    nodes = transformed.network.nodes
-    reach = 0
-    result = []
-    furthest = [max(c, default=k) for k, c in enumerate(transformed.network.consumers)]
-    for k in range(len(nodes)):
-        if reach <= k:
-            result.append(k)
-        reach = max(reach, furthest[k])
-    return result
-
-
-def live(network: Network) -> list[tuple[int, ...]]:
+def live(increments: Increments) -> list[tuple[int, ...]]:
     """For every node k: the nodes up to k that are read after k, or, behind the last one, the output."""
-    furthest = [max(c, default=k) for k, c in enumerate(network.consumers)]
+    furthest = [max(c, default=k) for k, c in enumerate(increments.consumers)]
     furthest[-1] = len(furthest)
     result: list[tuple[int, ...]] = [(0,)]
     for k in range(1, len(furthest)):
@@ -96,14 +82,14 @@ def live(network: Network) -> list[tuple[int, ...]]:
     return result
 
 
-def cheapest_segments(transformed: LoopTransformed) -> list[Segment] | None:
+def cheapest_segments(transformed: ScaledIncrements) -> list[Segment] | None:
     """The cheapest way to cut the network into factorable segments, from input to output; None if there is none.
 
     A cut may cross several nodes: an unrolled recurrence is cut between two steps, the state and the inputs still to
     come being what crosses, and a residual block in its middle where that is cheaper.
     """
-    nodes = transformed.network.nodes
-    crossing = live(transformed.network)
+    nodes = transformed.increments.relations
+    crossing = live(transformed.increments)
     width = [sum(size(nodes[i].shape) for i in cut) for cut in crossing]
     cell_at = transformed.cell_at
     places = [k for k in range(len(nodes)) if k == 0 or 0 < width[k] <= MAX_SIDE]
@@ -136,12 +122,12 @@ def cheapest_segments(transformed: LoopTransformed) -> list[Segment] | None:
     return result[::-1]
 
 
-def operations(transformed: LoopTransformed, segment: Segment) -> float:
+def operations(transformed: ScaledIncrements, segment: Segment) -> float:
     """About how many floating-point operations one look at the form on a segment takes."""
-    nodes = transformed.network.nodes
-    entry, exit_ = (sum(size(nodes[k].shape) for k in cut) for cut in (segment.entering, segment.leaving))
+    nodes = transformed.increments.relations
+    entry, exit_ = (sum(nodes[k].size for k in cut) for cut in (segment.entering, segment.leaving))
     inner = sum(cell.size for cell in segment.cells)
-    rows = sum(size(nodes[cell.parent].shape) for cell in segment.cells)
+    rows = sum(nodes[cell.parent].size for cell in segment.cells)
     return _cost(entry, exit_, inner, rows, segment.start == 0)
 
 
@@ -156,7 +142,7 @@ def _cost(entry: int, exit_: int, inner: int, rows: int, first: bool) -> float:
 
 
 def matrices(
-    transformed: LoopTransformed, segment: Segment, written: dict[tuple[int, int], Written] | None = None
+    transformed: ScaledIncrements, segment: Segment, written: dict[tuple[int, int], Written] | None = None
 ) -> SegmentMatrices:
     """The segment's relation as float64 blocks with entrywise error bounds; ``written`` keeps maps for a next time.
 
@@ -164,13 +150,14 @@ def matrices(
         NotProved: it overflows.
     """
     written = {} if written is None else written
-    nodes = transformed.network.nodes
+    nodes = transformed.increments.relations
     known, entry = _entering(transformed, segment)
     places = [slice(0, entry)]
     preactivations = []
     for k in range(segment.start + 1, segment.stop + 1):
-        if isinstance(nodes[k], AffineNode):
-            known[k] = _affine(transformed, k, known, written)
+        relation = nodes[k]
+        if isinstance(relation, Linear):
+            known[k] = _linear(transformed, k, relation, known, written)
             continue
         cell = transformed.cell_at[k]
         v = known[cell.parent]
@@ -181,9 +168,9 @@ def matrices(
     return SegmentMatrices(tuple(preactivations), output, places)
 
 
-def _entering(transformed: LoopTransformed, segment: Segment) -> tuple[dict[int, Tracked], int]:
+def _entering(transformed: ScaledIncrements, segment: Segment) -> tuple[dict[int, Tracked], int]:
     """Every entering node as its own rows of the identity on all of them, and the size of that."""
-    sizes = [size(transformed.network.nodes[k].shape) for k in segment.entering]
+    sizes = [size(transformed.increments.relations[k].shape) for k in segment.entering]
     ones = torch.ones(sum(sizes), dtype=torch.float64)
     if len(sizes) == 1:
         return {segment.entering[0]: Tracked({0: ones}, {0: ones}, sizes[0], 0.0, 0.0)}, sizes[0]
@@ -224,15 +211,17 @@ def _activate(cell: Cell, v: Tracked, block: int) -> Tracked:
     return Tracked(parts, absolute, cell.size, v.rounding + 1.0, floor)
 
 
-def _affine(
-    transformed: LoopTransformed, k: int, known: Mapping[int, Tracked], written: dict[tuple[int, int], Written]
+def _linear(
+    transformed: ScaledIncrements,
+    k: int,
+    relation: Linear,
+    known: Mapping[int, Tracked],
+    written: dict[tuple[int, int], Written],
 ) -> Tracked:
-    node = transformed.network.nodes[k]
-    rows = size(node.shape)
     parts: dict[int, Tensor] = {}
     absolute: dict[int, Tensor] = {}
     rounding = floor = 0.0
-    for linear, parent in zip(transformed.exact_maps[k], node.parents, strict=True):
+    for linear, parent in zip(transformed.maps[k], relation.parents, strict=True):
         if (k, parent) not in written:
             written[k, parent] = _written(linear)
         own_map, inner = written[k, parent], known[parent]
@@ -242,7 +231,7 @@ def _affine(
         floor = add_up(floor, _product_floor(own_map, inner))
         own = linear.rounding if math.isfinite(linear.rounding) else float(linear.in_size + linear.out_size)
         rounding = max(rounding, inner.rounding + own + linear.in_size + 2.0)
-    return Tracked(parts, absolute, rows, rounding + 2.0 * len(node.parents), floor)
+    return Tracked(parts, absolute, relation.size, rounding + 2.0 * len(relation.parents), floor)
 
 
 def _product_floor(linear: Written, inner: Tracked) -> float:

@@ -11,13 +11,21 @@ from torch import Tensor
 from lipcert.certificates.blocks import Block, Tracked, congruence, transposed
 from lipcert.certificates.segments import Segment, SegmentMatrices
 from lipcert.errors import NotProved
-from lipcert.network.loop_transform import Cell
+from lipcert.increments import Cell
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import UNDERFLOW, gamma
 from lipcert.numerics.spectral import estimate_lambda_max
 
 #: Least ρ worth proving; a network whose ρ is below counts as having this one.
 FLOOR = 1e-250
+
+#: Where the terms of a curvature cancel, as those of b in b + relu(a − b) with the ReLU fixed at slope 1, what is left
+#: is their rounding. CLEAR is the least curvature, relative to its terms, that a form or a multiplier is given, and
+#: SHARE the least share of them by which a proof scales an entry.
+CLEAR, SHARE = 1e-9, 1e-4
+
+#: Factor by which the room of a form grows from attempt to attempt; a search, which does not prove, takes the second.
+CAUTION = 16.0
 
 
 def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor, Tensor]:
@@ -38,6 +46,29 @@ def least_lift(side: int) -> float:
     diagonal would then cost a constant.
     """
     return 2e-13 * side
+
+
+def magnitudes(v: Tracked, form: Block, places: list[slice], side: int) -> Tensor:
+    """About how large the terms are that meet on the diagonal of VᵀM̂V: (Σ_r |V_ri| √M̂_rr)²."""
+    root = (form if form.dim() == 1 else form.diagonal()).clamp(min=0.0).sqrt()
+    result = torch.zeros(side, dtype=torch.float64)
+    for i, part in v.absolute.items():
+        result[places[i]] = _apply(transposed(part), root).square()
+    return result
+
+
+def room(diagonal: Tensor, magnitude: Tensor, lift: Tensor | float, caution: float) -> Tensor:
+    """What is added to the diagonal of a computed form so that a proof has room: (..., n) like both arguments.
+
+    ``lift`` in proportion; what keeps it clear of the rounding of its terms; and for entries without any curvature a
+    little, next to the least that has some.
+    """
+    clear = torch.maximum(diagonal, CLEAR * caution * magnitude).clamp(min=0.0)
+    if not clear.shape[-1]:
+        return clear
+    least = torch.where(clear > 0, clear, torch.inf).amin(dim=-1, keepdim=True)
+    floor = torch.where(torch.isfinite(least), 1e-12 * caution * least, 0.0).clamp(min=FLOOR)
+    return (clear - diagonal) + lift * clear + floor
 
 
 class Radius:
@@ -84,8 +115,8 @@ def _apply(block: Block, vector: Tensor) -> Tensor:
 class Statement:
     """One segment: blkdiag(M_start, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell ⪰ 0, with M_start still open."""
 
-    def __init__(self, matrix: Tensor, radius: Radius | None, entry: int) -> None:
-        self.matrix, self.radius, self.entry = matrix, radius, entry
+    def __init__(self, matrix: Tensor, radius: Radius | None, entry: int, magnitude: Tensor) -> None:
+        self.matrix, self.radius, self.entry, self.magnitude = matrix, radius, entry, magnitude
 
     @classmethod
     def build(
@@ -99,6 +130,7 @@ class Statement:
         """blkdiag(0, Λ) − V_stopᵀ M̂ V_stop − Σ V_cellᵀ Λ V_cell, with an entrywise error bound if ``prove``."""
         radius = Radius(relation) if prove else None
         matrix = congruence(relation.output.parts, form, relation.places, relation.side).neg_()
+        magnitude = magnitudes(relation.output, form, relation.places, relation.side)
         if radius is not None:
             radius.include(relation.output, form, 2.0 * len(segment.cells))
         on_w = [torch.zeros(relation.entry, dtype=torch.float64)]
@@ -106,13 +138,14 @@ class Statement:
             lam_w, lam_v = multiplier_pair(cell, multipliers[cell.node], v.rows)
             on_w.append(lam_w)
             matrix -= congruence(v.parts, lam_v, relation.places, relation.side)
+            magnitude += magnitudes(v, lam_v, relation.places, relation.side)
             if radius is not None:
                 radius.include(v, lam_v, 2.0 * len(segment.cells))
         diagonal = torch.cat(on_w)
         matrix.diagonal().add_(diagonal)
         if radius is not None:
             radius.diagonal = diagonal * (4.0 * gamma(2.0 * len(segment.cells) + 4.0))
-        return cls(matrix, radius, relation.entry)
+        return cls(matrix, radius, relation.entry, magnitude)
 
     def schur(self, shift: float = 0.0) -> Tensor:
         """The float matrix that M_start has to exceed: B C⁻¹ Bᵀ − A for the blocks of the statement.
@@ -146,18 +179,17 @@ class Statement:
 
         # The block at the start is a small difference; errors are those of its terms, so these set the scale.
         scale = torch.cat([start.diagonal(), matrix.diagonal()[n:]])
+        scale = torch.maximum(scale, SHARE * self.magnitude)
         return is_positive_definite_scaled(matrix, errors, scale) or is_positive_definite_scaled(matrix, errors)
 
     def lifted(self, slack: float) -> Tensor:
         """A stored M̂_start that is proved to work: the Schur complement with its diagonal lifted a little."""
         least = least_lift(self.matrix.shape[0])
         for attempt in range(6):
-            shift = least * 16.0**attempt
+            shift = least * CAUTION**attempt
             schur, lift = self.schur(shift), max(slack, shift)
-            diagonal = schur.diagonal().clamp(min=0.0)
-            positive = diagonal[diagonal > 0]  # entries without curvature get a little, next to the least that has some
-            floor = max(1e-12 * 16.0**attempt * float(positive.min()), FLOOR) if positive.numel() else FLOOR
-            start = schur + torch.diag(lift * diagonal + floor)
+            added = room(schur.diagonal(), self.magnitude[: self.entry], lift, CAUTION**attempt)
+            start = schur + torch.diag(added)
             if self.proves(start):
                 return start
         raise NotProved("a segment's form is not provably non-negative at these multipliers.")

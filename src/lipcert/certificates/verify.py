@@ -14,10 +14,12 @@ from lipcert.certificates.file import read
 from lipcert.errors import CertificateError, NotProved
 from lipcert.network.graph import Network
 from lipcert.numerics.chance import Chance
+from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.result import _STRENGTH, Bound
 
 
+@ordinary()
 def verify(certificate: Certificate | str | Path, network: Network, generator: torch.Generator | None = None) -> Bound:
     """The Bound that a certificate proves for this network, recomputed.
 

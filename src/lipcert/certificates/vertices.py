@@ -12,7 +12,7 @@ from torch import Tensor
 from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.map_written import Block, written
 from lipcert.errors import CertificateError, MethodError, NotProved, NumericsError, UnsupportedNormError
-from lipcert.network.graph import ActivationNode, AffineNode
+from lipcert.increments import EntryCell, Linear
 from lipcert.network.linear import LinearMap, size
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
@@ -58,16 +58,16 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     )
 
 
-def layers(problem: Problem) -> tuple[LinearMap, ActivationNode, LinearMap]:
+def layers(problem: Problem) -> tuple[LinearMap, EntryCell, LinearMap]:
     """Q, φ and P of a network x ↦ P φ(Q x).
 
     Raises:
         MethodError: the network is not of that form.
     """
-    nodes = problem.network.nodes
-    if len(nodes) == 4:
-        _, first, middle, last = nodes
-        if isinstance(first, AffineNode) and isinstance(middle, ActivationNode) and isinstance(last, AffineNode):
+    relations = problem.increments.relations
+    if len(relations) == 4:
+        _, first, middle, last = relations
+        if isinstance(first, Linear) and isinstance(middle, EntryCell) and isinstance(last, Linear):
             (q,), (p,) = first.maps, last.maps
             return q, middle, p
     raise MethodError(
@@ -79,7 +79,7 @@ def layers(problem: Problem) -> tuple[LinearMap, ActivationNode, LinearMap]:
 def free_neurons(problem: Problem) -> int:
     """How many neurons of x ↦ P φ(Q x) have to be enumerated."""
     q, middle, p = layers(problem)
-    low, high = (s.reshape(-1) for s in middle.function.slopes(middle.shape))
+    low, high = middle.lower.reshape(-1), middle.upper.reshape(-1)
     if int((low < high).sum()) > 4096 or size(middle.shape) * max(q.in_size, p.out_size) > 1 << 27:
         return int((low < high).sum())
     return Pair.of(problem).count
@@ -111,7 +111,7 @@ class Pair:
     def of(cls, problem: Problem) -> Pair:
         """Read a network x ↦ P φ(Q x)."""
         q_map, middle, p_map = layers(problem)
-        low, high = (s.reshape(-1).clone() for s in middle.function.slopes(middle.shape))
+        low, high = middle.lower.reshape(-1).clone(), middle.upper.reshape(-1).clone()
         q_written, p_written = written(q_map, 2.0), written(p_map, 2.0)
         q, p = q_written.block, p_written.block
         greatest = torch.maximum(low.abs(), high.abs())

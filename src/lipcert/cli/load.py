@@ -14,6 +14,9 @@ from torch.export import ExportedProgram
 from lipcert.api import load_model
 from lipcert.errors import CaptureError, InputError
 
+#: Names that mean a file even if there is none.
+_SUFFIXES = (".onnx", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".ts", ".jit")
+
 
 def parse_norm(text: str) -> tuple[float, float]:
     """``2,2`` or ``inf,1`` as (p, q)."""
@@ -43,14 +46,15 @@ def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgra
         CaptureError: the file cannot be read, or the factory fails.
     """
     shape = None if input_shape is None else parse_shape(input_shape)
-    if name.endswith(".pt2"):
-        if not Path(name).is_file():
-            raise InputError(f"there is no file {name}.")
+    if name.endswith(".pt2") and not Path(name).is_file():
+        raise InputError(f"there is no file {name}.")
+    if Path(name).is_file() or (":" not in name and Path(name).suffix in _SUFFIXES):
         program = load_model(name)
         assert isinstance(program, ExportedProgram)
         return program, _example_of(program, shape)
     if ":" not in name:
-        raise InputError(f"MODEL must be a .pt2 file or package.module:factory, not {name!r}.")
+        dotted = ":".join(name.rsplit(".", 1)) if "." in name else "package.module:factory"
+        raise InputError(f"MODEL must be a .pt2 file or package.module:factory (here perhaps {dotted}), not {name!r}.")
     if shape is None:
         raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
     return _build(name), torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))

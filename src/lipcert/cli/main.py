@@ -40,6 +40,21 @@ def main() -> None:
     app()
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lipcert {lipcert.__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 bound above --max, 2 error."""
+
+
 @contextmanager
 def _guard(as_json: bool) -> Iterator[None]:
     """Turn any error into a message on stderr (and JSON on stdout) and exit code 2.
@@ -119,11 +134,12 @@ def lower(
     if as_json:
         witness = result.witness
         typer.echo(json.dumps({
-            "lower_bound": result.value, "norm": [str(v) for v in result.norm], "seconds": result.seconds,
+            "lower_bound": result.value, "norm": _norm(result.norm), "seconds": result.seconds,
+            "input_shape": list(result.input_shape),
             "point": witness.point.reshape(-1).tolist(), "direction": witness.direction.reshape(-1).tolist(),
         }))  # fmt: skip
     else:
-        console.print(escape(str(result)))
+        console.print(escape(str(result)), soft_wrap=True)
 
 
 @app.command()
@@ -145,7 +161,8 @@ def compare(
         )  # fmt: skip
     if as_json:
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
-        typer.echo(json.dumps({"rows": rows, "lower_bound": result.lower.value}))
+        shape = list(result.lower.input_shape)
+        typer.echo(json.dumps({"rows": rows, "lower_bound": result.lower.value, "input_shape": shape}))
     else:
         console.print(str(result), highlight=False, markup=False)
 
@@ -172,7 +189,7 @@ def estimate(
         row = {"estimate": _finite(result.value), "method": result.method, "seconds": result.seconds}
         typer.echo(json.dumps(row))
     else:
-        console.print(escape(str(result)))
+        console.print(escape(str(result)), soft_wrap=True)
 
 
 @app.command()
@@ -189,7 +206,7 @@ def verify(
     if as_json:
         typer.echo(json.dumps({"verified": True, **_as_dict(result)}))
     else:
-        console.print("[green]verified[/green]", escape(str(result)))
+        console.print("[green]verified[/green]", escape(str(result)), soft_wrap=True)
 
 
 @app.command()
@@ -198,7 +215,7 @@ def methods(as_json: JsonOption = False) -> None:
     rows = lipcert.methods()
     if as_json:
         typer.echo(json.dumps([
-            {"name": r.name, "summary": r.summary, "norms": [[str(v) for v in n] for n in r.norms],
+            {"name": r.name, "summary": r.summary, "norms": [_norm(n) for n in r.norms],
              "options": {k: str(v) for k, v in r.options.items()}} for r in rows
         ]))  # fmt: skip
         return
@@ -228,9 +245,15 @@ def _as_dict(result: Bound) -> dict[str, Any]:
         "log10": None if result.log10 is None else _finite(result.log10),
         "guarantee": result.guarantee,
         "method": result.method,
-        "norm": [str(v) for v in result.norm],
+        "norm": _norm(result.norm),
+        "input_shape": list(result.input_shape),
         "seconds": result.seconds,
     }
+
+
+def _norm(norm: tuple[float, float]) -> list[int | str]:
+    """1, 2 or "inf" for each side."""
+    return [int(p) if math.isfinite(p) else "inf" for p in norm]
 
 
 def _finite(value: float) -> float | str:
@@ -239,7 +262,7 @@ def _finite(value: float) -> float | str:
 
 
 def _print(result: Bound) -> None:
-    console.print(escape(str(result)))
+    console.print(escape(str(result)), soft_wrap=True)
     if not result.breakdown:
         return
     table = Table("step", "kind", "constant", "so far", "guarantee", "remark")

@@ -13,8 +13,6 @@ from lipcert.errors import LipcertError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, fork, method, registered
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
-from lipcert.network.graph import ActivationNode, GainNode
-from lipcert.network.linear import size
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Attempt, Bound
@@ -151,5 +149,4 @@ def _size(bound: Bound) -> tuple[float, float]:
 
 
 def _neurons(problem: Problem) -> int:
-    nodes = problem.expanded.nodes
-    return sum(size(node.shape) for node in nodes if isinstance(node, (ActivationNode, GainNode)))
+    return sum(cell.size for cell in problem.expanded_increments.cells)

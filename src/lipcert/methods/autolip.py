@@ -11,9 +11,9 @@ import torch
 from lipcert.certificates.base import Witness
 from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import Stacked, propose_norm
+from lipcert.increments import Linear
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, SelectionNode
 from lipcert.network.linear import LinearMap
 from lipcert.problem import Norm, Problem
 
@@ -44,47 +44,40 @@ class AutoLip(Method):
         """Propose the norm of every linear map, by as much work as the seconds allow."""
         self.require_norm(problem.norm)
         p = problem.norm[0]
-        network = problem.network if self.fuse else problem.unfused
-        slots = claim_slots(network, p)
+        increments = problem.increments if self.fuse else problem.unfused_increments
+        slots = claim_slots(increments, p)
         # A direct call has three times the budget: nobody waits there for more than this bound.
         seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0)
         effort = (
-            plan_norms(maps_of(network), seconds, run.rigorous) if p == 2 else Effort(dict.fromkeys(slots, "written"))
+            plan_norms(maps_of(increments), seconds, run.rigorous)
+            if p == 2
+            else Effort(dict.fromkeys(slots, "written"))
         )
         norms: dict[Slot, float] = {}
-        rough: list[float] = []
 
         def norm(slot: Slot, linear: LinearMap) -> float:
             norms[slot] = propose_norm(linear, p, run.generator, effort.routes[slot], effort.target)
             return norms[slot]
 
-        for position, node in enumerate(network.nodes):
-            run.report(position / len(network.nodes), node.name)
-            if isinstance(node, AffineNode):
-                inputs = [rough[i] for i in node.parents]
-                total = sum((norm((position, t), m) * inputs[t] for t, m in enumerate(node.maps)), 0.0)
-                if p == 2 and len(node.maps) > 1:
-                    norms[position, -1] = math.nan
-                    length = math.hypot(*inputs)
-                    if math.isfinite(length) and _worth_stacking(node, length, total):
-                        total = min(total, norm((position, -1), Stacked(node.maps)) * length)
-                rough.append(total)
-            elif isinstance(node, ActivationNode):
-                rough.append(rough[node.parents[0]] * node.function.greatest_slope)
-            elif isinstance(node, GainNode):
-                rough.append(rough[node.parents[0]] * node.function.gains.get(p, math.inf))
-            elif isinstance(node, SelectionNode):
-                rough.append(rough[node.parents[0]] * node.function.gain(p))
-            else:
-                rough.append(1.0)
+        def propose(position: int, relation: Linear, before: list[float]) -> float:
+            run.report(position / len(increments.relations), relation.name)
+            total = sum((norm((position, t), m) * before[t] for t, m in enumerate(relation.maps)), 0.0)
+            if p == 2 and len(relation.maps) > 1:
+                norms[position, -1] = math.nan
+                length = math.hypot(*before)
+                if math.isfinite(length) and _worth_stacking(relation, length, total):
+                    total = min(total, norm((position, -1), Stacked(relation.maps)) * length)
+            return total
+
+        increments.walk(lambda *_: 1.0, propose, lambda _, cell, before: before * cell.gain(p))
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
         settings = {"fuse": self.fuse, "routes": [effort.routes[slot] for slot in slots], "target": effort.target}
         return Found(Witness("layer_product", {"norms": values}, settings))
 
 
-def _worth_stacking(node: AffineNode, length: float, total: float) -> bool:
+def _worth_stacking(relation: Linear, length: float, total: float) -> bool:
     """Whether a few power steps leave hope that ‖[A_1 … A_k]‖ √(Σ L²) is below Σ ‖A_i‖ L_i."""
-    stacked = Stacked(node.maps)
+    stacked = Stacked(relation.maps)
     vector = torch.ones(1, *stacked.in_shape, dtype=torch.float64)
     below = 0.0
     for _ in range(6):

@@ -72,6 +72,18 @@ class Found:
         """The more cautious result, or None."""
         return None if self.weaker is None else self.weaker()
 
+    def before(self, last: Callable[[], Found | None]) -> Found:
+        """The same, with ``last`` after the weakest of its own."""
+
+        def weaker() -> Found | None:
+            try:
+                found = self.next()
+            except NotProved:
+                found = None
+            return last() if found is None else found.before(last)
+
+        return replace(self, weaker=weaker)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:

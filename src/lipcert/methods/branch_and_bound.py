@@ -17,12 +17,15 @@ from lipcert.certificates.branch_tree import LEAF, Slopes, branchable
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.segments import cheapest_segments
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
-from lipcert.methods.base import Found, Method, Run, method
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
+from lipcert.methods.base import Found, Method, Run, fork, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
 from lipcert.methods.branch_form import BatchForm
+from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
+from lipcert.search.passes import steps_to_output
 
 #: Geometric lifts tried for every node, finest first.
 LIFTS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -62,20 +65,27 @@ class BranchAndBound(Method):
             raise InputError("BranchAndBound needs 0 < gap < 1 and max_nodes, columns and passes ≥ 1.")
 
     def solve(self, problem: Problem, run: Run) -> Found:
-        """Search until the gap closes, the budget ends or the tree is full.
+        """Search until the gap closes, the budget ends or the tree is full; where no tree is proved, LipSDP.
 
         Raises:
             MethodError: a layer is too wide for the dense certificate.
         """
         self.require_norm(problem.norm)
-        network = problem.expanded
-        transformed = LoopTransformed(network, natural_exponents(network))
+        increments = problem.expanded_increments
+        transformed = ScaledIncrements(increments, natural_exponents(increments))
         if cheapest_segments(transformed) is None:
             raise MethodError(
                 "branch_and_bound needs layers that can be factored densely, and one of this network is too wide; "
                 "methods without that limit: lipsdp, liplt, autolip."
             )
-        return _Search(self, transformed, run).found()
+
+        def root() -> Found:
+            return LipSDP().solve(problem, fork(run))
+
+        try:
+            return _Search(self, transformed, run).found().before(root)
+        except NotProved:
+            return root()
 
 
 @dataclass(eq=False)
@@ -96,7 +106,7 @@ class _Node:
 @dataclass(eq=False)
 class _Search:
     options: BranchAndBound
-    transformed: LoopTransformed
+    transformed: ScaledIncrements
     run: Run
     vertex: float = 0.0
     nodes: int = 1
@@ -109,7 +119,7 @@ class _Search:
         self.exact = DenseForm(self.transformed)
         self.form = BatchForm(self.exact, self.neurons)
         self.allowed = branchable(self.transformed)
-        steps = self.transformed.steps_to_output
+        steps = steps_to_output(self.transformed)
         self.steps = torch.cat(
             [torch.full((cell.size,), float(steps[cell.node]), dtype=torch.float64) for cell in self.transformed.cells]
             or [torch.zeros(0, dtype=torch.float64)]
@@ -147,7 +157,6 @@ class _Search:
     def root(self) -> _Node:
         """LipSDP on the whole network, from a random start, to a tenth of the gap or until it stalls."""
         patterns = torch.full((1, self.neurons.count), FREE, dtype=torch.int8)
-        patterns[:, ~self.allowed] = FREE
         start = self.climber.random(1, max(self.options.columns, 16), self.run.generator)
         count, best, before = 60, None, 0.0
         while True:
@@ -277,8 +286,8 @@ class _Search:
         return time.perf_counter() - began
 
     def _weights(self) -> Weights:
-        network = self.transformed.network
-        n, m = size(network.in_shape), size(network.out_shape)
+        increments = self.transformed.increments
+        n, m = size(increments.in_shape), size(increments.out_shape)
         return Weights(torch.ones(n, dtype=torch.float64), torch.ones(m, dtype=torch.float64))
 
     def _by_node(self, multipliers: Tensor) -> dict[int, Tensor]:

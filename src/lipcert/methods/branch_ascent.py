@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipcert.network.graph import ActivationNode
+from lipcert.increments import Cell, EntryCell, ScaledIncrements
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed
+from lipcert.search.passes import Passes
 
 #: A pattern's entry for a free neuron; 0 and 1 stand for the slopes α and β.
 FREE = -1
@@ -24,16 +24,15 @@ _TINY = 1e-300
 class Neurons:
     """All entries of all cells in one row, with their slopes."""
 
-    def __init__(self, transformed: LoopTransformed) -> None:
+    def __init__(self, transformed: ScaledIncrements) -> None:
         self.cells = transformed.cells
         self.places = []
         ends: list[tuple[Tensor, Tensor]] = []
         start = 0
         for cell in self.cells:
-            node = transformed.network.nodes[cell.node]
             self.places.append(slice(start, start + cell.size))
             start += cell.size
-            both = node.function.slopes(node.shape) if isinstance(node, ActivationNode) else (cell.c, cell.c)
+            both = (cell.lower, cell.upper) if isinstance(cell, EntryCell) else (cell.c, cell.c)
             ends.append((both[0].reshape(-1), both[1].reshape(-1)))
         self.count = start
         nothing = [torch.zeros(0, dtype=torch.float64)]
@@ -102,15 +101,16 @@ class Ascent:
 class Climber:
     """The vector-neuron iteration (DESIGN §3) on a batch of nodes: u ← h/‖h‖, X ← G/‖G‖, extrapolated."""
 
-    transformed: LoopTransformed
+    transformed: ScaledIncrements
     neurons: Neurons = field(init=False)
 
     def __post_init__(self) -> None:
         self.neurons = Neurons(self.transformed)
+        self._passes = Passes(self.transformed)
 
     def random(self, count: int, columns: int, generator: torch.Generator) -> Vectors:
         """Random points for ``count`` nodes."""
-        n = size(self.transformed.network.in_shape)
+        n = size(self.transformed.increments.in_shape)
         x = torch.randn(count, columns, n, generator=generator, dtype=torch.float64)
         units = torch.randn(count, columns, self.neurons.count, generator=generator, dtype=torch.float64)
         return Vectors(x / x.norm(dim=(1, 2), keepdim=True), self._normalised(units, units))
@@ -156,7 +156,7 @@ class Climber:
         """Gradients with respect to X and to the units (B, r, count), and the point with its multipliers."""
         count, columns, _ = x.shape
         per_cell = {name: self.neurons.split(rows) for name, rows in (("c", c), ("d", d), ("u", units))}
-        shape = self.transformed.network.in_shape
+        shape = self.transformed.increments.in_shape
         leaf = x.detach().requires_grad_(True)
         outputs: list[Tensor] = []
         inputs: list[Tensor] = []
@@ -172,10 +172,10 @@ class Climber:
             outputs.append(z)
             inputs.append(v.detach())
             lengths.append(length.detach().expand(count, 1, cell.size))
-            return z.reshape(-1, *cell.out_shape)
+            return z.reshape(-1, *cell.shape)
 
         with torch.enable_grad():
-            y = self.transformed.spread(leaf.reshape(-1, *shape), output)[-1].reshape(count, columns, -1)
+            y = self._passes.forward(leaf.reshape(-1, *shape), output)[-1].reshape(count, columns, -1)
             value = y.square().sum(dim=(1, 2))
             found: tuple[Tensor | None, ...] = (None,) * (1 + len(outputs))
             if value.requires_grad:

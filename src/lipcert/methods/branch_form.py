@@ -14,8 +14,9 @@ from torch import Tensor
 from lipcert.certificates.blocks import dense
 from lipcert.certificates.dense_form import BLIND, DenseForm
 from lipcert.certificates.segments import Segment
+from lipcert.certificates.statement import CAUTION, CLEAR, room
+from lipcert.increments import Cell, Linear
 from lipcert.methods.branch_ascent import Neurons
-from lipcert.network.graph import AffineNode
 from lipcert.network.linear import size
 
 _TINY = 1e-300
@@ -31,9 +32,9 @@ class BatchForm:
     _wide: Tensor | None = None
 
     def __post_init__(self) -> None:
-        network, transformed = self.form.transformed.network, self.form.transformed
-        for k, maps in transformed.exact_maps.items():
-            for parent, linear in zip(network.nodes[k].parents, maps, strict=True):
+        transformed = self.form.transformed
+        for k, maps in transformed.maps.items():
+            for parent, linear in zip(transformed.increments.relations[k].parents, maps, strict=True):
                 self._maps[k, parent] = linear.matrix()
         first, relation = self.form.segments[0], self.form.relations[0]
         if not first.cells and relation.entry > relation.output.rows:
@@ -53,23 +54,20 @@ class BatchForm:
         """
         c, d = (self.neurons.split(rows) for rows in self.neurons.slopes(patterns))
         lam = {node: rows.clone() for node, rows in self.neurons.split(multipliers).items()}
-        m = size(self.form.transformed.network.out_shape)
+        m = size(self.form.transformed.increments.out_shape)
         matrix = torch.eye(m, dtype=torch.float64).expand(len(patterns), m, m)
         failed = torch.zeros(len(patterns), dtype=torch.bool)
         rho: Tensor | None = None
         for number in range(len(self.form.segments) - 1, -1, -1):
             segment, relation = self.form.segments[number], self.form.relations[number]
             if segment.cells:
-                matrix, bad = self._schur(segment, matrix, c, d, lam, margin)
+                matrix, bad = self._schur(number, matrix, c, d, lam, slack, margin)
                 failed |= bad
             elif segment.start == 0 and self._wide is not None:
                 rho = _wide_rho(self._wide, matrix)
             else:
                 constant = dense(relation.output.parts[0])
                 matrix = constant.T @ matrix @ constant
-            if segment.start:
-                diagonal = matrix.diagonal(dim1=1, dim2=2)
-                matrix = matrix + torch.diag_embed(slack[:, None] * diagonal.clamp(min=0.0))
         if rho is None:
             rho = _largest(matrix)
         repaired = torch.cat([lam[cell.node] for cell in self.neurons.cells], dim=1) if lam else multipliers
@@ -77,16 +75,19 @@ class BatchForm:
 
     def _schur(
         self,
-        segment: Segment,
+        number: int,
         form: Tensor,
         c: Mapping[int, Tensor],
         d: Mapping[int, Tensor],
         lam: dict[int, Tensor],
+        slack: Tensor,
         margin: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        preactivations, output, entry = self._relation(segment, c, d)
+        segment = self.form.segments[number]
+        preactivations, output, entry = self._relation(segment, self._maps, c, d)
+        absolute = self._absolute(segment, c, d)
         if margin is not None:
-            self._repair(segment, preactivations, output, form, c, d, lam, margin)
+            self._repair(segment, preactivations, output, absolute, form, c, d, lam, margin)
         matrix = -(output.mT @ (form @ output))
         on_w = []
         for cell, v in zip(segment.cells, preactivations, strict=True):
@@ -104,14 +105,33 @@ class BatchForm:
         if bool(bad.any()):
             factor = torch.where(bad[:, None, None], torch.eye(factor.shape[1], dtype=torch.float64), factor)
         half = torch.linalg.solve_triangular(factor, b.mT, upper=False)
-        return half.mT @ half - (a + a.mT) / 2, bad
+        schur = half.mT @ half - (a + a.mT) / 2
+        if segment.start:
+            terms = torch.zeros(len(schur), entry, dtype=torch.float64)
+            if absolute is not None:
+                terms = terms + _terms(absolute[1], form)[:, :entry]
+                for cell, v in zip(segment.cells, absolute[0], strict=True):
+                    terms = terms + _terms(v, self._weight(cell, v, d, lam))[:, :entry]
+            schur = schur + torch.diag_embed(room(schur.diagonal(dim1=1, dim2=2), terms, slack[:, None], CAUTION))
+        return schur, bad
+
+    @staticmethod
+    def _weight(cell: Cell, v: Tensor, d: Mapping[int, Tensor], lam: Mapping[int, Tensor]) -> Tensor:
+        """λ on the entries of a cell's v, (B, rows); 0 for a neuron with d = 0."""
+        if cell.block:
+            return lam[cell.node][:, :1].expand(-1, v.shape[1])
+        return torch.where(d[cell.node] == 0, 0.0, lam[cell.node])
 
     def _relation(
-        self, segment: Segment, c: Mapping[int, Tensor], d: Mapping[int, Tensor]
+        self,
+        segment: Segment,
+        maps: Mapping[tuple[int, int], Tensor],
+        c: Mapping[int, Tensor],
+        d: Mapping[int, Tensor],
     ) -> tuple[list[Tensor], Tensor, int]:
         """Pre-activations and output of a segment as matrices (B, rows, columns so far)."""
         transformed = self.form.transformed
-        nodes = transformed.network.nodes
+        nodes = transformed.increments.relations
         sizes = [size(nodes[k].shape) for k in segment.entering]
         entry = width = sum(sizes)
         rows = torch.eye(entry, dtype=torch.float64).split(sizes)
@@ -119,10 +139,10 @@ class BatchForm:
         preactivations = []
         for k in range(segment.start + 1, segment.stop + 1):
             node = nodes[k]
-            if isinstance(node, AffineNode):
+            if isinstance(node, Linear):
                 total = torch.zeros(1, size(node.shape), width, dtype=torch.float64)
                 for parent in node.parents:
-                    total = _plus(total, self._maps[k, parent] @ known[parent])
+                    total = _plus(total, maps[k, parent] @ known[parent])
                 known[k] = total
                 continue
             cell = transformed.cell_at[k]
@@ -138,11 +158,22 @@ class BatchForm:
         batch = max(len(part) for part in leaving)
         return preactivations, torch.cat([part.expand(batch, -1, -1) for part in leaving], dim=1), entry
 
+    def _absolute(
+        self, segment: Segment, c: Mapping[int, Tensor], d: Mapping[int, Tensor]
+    ) -> tuple[list[Tensor], Tensor] | None:
+        """What dominates the relation, where paths meet in it and may cancel; None elsewhere."""
+        nodes = self.form.transformed.increments.relations
+        if all(len(nodes[k].parents) < 2 for k in range(segment.start + 1, segment.stop + 1)):
+            return None
+        maps = {place: matrix.abs() for place, matrix in self._maps.items()}
+        return self._relation(segment, maps, {k: values.abs() for k, values in c.items()}, d)[:2]
+
     def _repair(
         self,
         segment: Segment,
         preactivations: list[Tensor],
         output: Tensor,
+        absolute: tuple[list[Tensor], Tensor] | None,
         form: Tensor,
         c: Mapping[int, Tensor],
         d: Mapping[int, Tensor],
@@ -155,33 +186,44 @@ class BatchForm:
             ends.append(ends[-1] + cell.size)
         entry = output.shape[2] - ends[-1]
         margin = margin[:, None]
-        for number in range(len(segment.cells) - 1, -1, -1):
-            cell = segment.cells[number]
-            place = slice(entry + ends[number], entry + ends[number + 1])
+        for own in range(len(segment.cells) - 1, -1, -1):
+            cell = segment.cells[own]
+            place = slice(entry + ends[own], entry + ends[own + 1])
             part = output[:, :, place]
             curvature = (part * (form @ part)).sum(dim=1)
-            for later in range(number + 1, len(segment.cells)):
+            terms = torch.zeros_like(curvature) if absolute is None else _terms(absolute[1][:, :, place], form)
+            for later in range(own + 1, len(segment.cells)):
                 other = segment.cells[later]
                 v = preactivations[later][:, :, place]
                 if v.shape[2] == 0:  # a parallel branch: it does not depend on this cell
                     continue
-                weight = torch.where((d[other.node] == 0) & torch.tensor(not other.block), 0.0, lam[other.node])
-                weight = weight[:, :1].expand(-1, v.shape[1]) if other.block else weight
+                weight = self._weight(other, v, d, lam)
                 curvature = curvature + (weight[:, :, None] * v.square()).sum(dim=1)
+                if absolute is not None:
+                    terms = terms + _terms(absolute[0][later][:, :, place], weight)
+            error = CLEAR * terms
             current = lam[cell.node]
             if cell.block:
-                least = curvature.max(dim=1, keepdim=True).values
+                least = (curvature + error).max(dim=1, keepdim=True).values
                 low = current <= least * (1.0 + 0.5 * margin)
                 lam[cell.node] = torch.where(low, torch.maximum(current, 2.0 * least), current)
                 continue
             ratio = c[cell.node].abs() / d[cell.node].clamp(min=_TINY)
-            best = curvature * torch.maximum(1.0 + ratio, 1.0 + 2.0 * margin).clamp(max=4.0)
-            floor = 1e-30 * curvature.max(dim=1, keepdim=True).values if current.shape[1] else 0.0
+            if not current.shape[1]:
+                continue
+            floor = 1e-30 * curvature.max(dim=1, keepdim=True).values + error
+            best = curvature * torch.maximum(1.0 + ratio, 1.0 + 2.0 * margin).clamp(max=4.0) + floor
             low = current <= curvature * (1.0 + 0.5 * margin) + floor
-            raised = torch.maximum(torch.maximum(best, current), torch.as_tensor(floor)).clamp(min=1e-250)
+            raised = torch.maximum(best, current).clamp(min=1e-250)
             free = BLIND * curvature.max(dim=1, keepdim=True).values.clamp(min=1e-250)
-            blind = self.form.transformed.blind[cell.node]
+            blind = self.form.transformed.increments.unreached[cell.node]
             lam[cell.node] = torch.where(blind, free, torch.where(low, raised, current))
+
+
+def _terms(absolute: Tensor, form: Tensor) -> Tensor:
+    """``statement.magnitudes`` for a batch: (Σ_r |V_ri| √M_rr)², (B, columns)."""
+    root = (form if form.dim() == 2 else form.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt()
+    return (absolute.mT @ root[:, :, None]).square().squeeze(2)
 
 
 def _widened(a: Tensor, width: int) -> Tensor:

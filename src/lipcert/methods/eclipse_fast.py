@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.segments import MAX_SIDE, cuts
+from lipcert.certificates.segments import MAX_SIDE
 from lipcert.errors import InputError, MethodError, NotProved
+from lipcert.increments import Cell, EntryCell, ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, method
-from lipcert.network.graph import ActivationNode
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
 
 #: Relative lifts of the multipliers tried, smallest first: the closed form lies on the boundary of the feasible set,
@@ -55,8 +55,8 @@ class EclipseFast(Method):
     def solve(self, problem: Problem, run: Run) -> Found:
         """Multipliers from one or both ends; the better ones are returned."""
         self.require_norm(problem.norm)
-        network = problem.expanded
-        transformed = LoopTransformed(network, natural_exponents(network))
+        network = problem.expanded_increments
+        transformed = ScaledIncrements(network, natural_exponents(network))
         maps = _chain(transformed)
         form = DenseForm(transformed)
         weights = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
@@ -80,7 +80,7 @@ class EclipseFast(Method):
         return Found(Witness("quadratic", arrays, settings))
 
 
-def _root(rho: float, transformed: LoopTransformed) -> float:
+def _root(rho: float, transformed: ScaledIncrements) -> float:
     """√ρ in the output's true units, for the record; 0 or inf outside the range of floats."""
     try:
         return math.ldexp(math.sqrt(rho), transformed.exponents[-1])
@@ -96,7 +96,7 @@ class _Feasible:
 
 
 def _feasible(
-    transformed: LoopTransformed, form: DenseForm, weights: Weights, multipliers: list[Tensor]
+    transformed: ScaledIncrements, form: DenseForm, weights: Weights, multipliers: list[Tensor]
 ) -> _Feasible | None:
     """The best of the lifts that the check accepts; None if there is none."""
     nodes = [cell.node for cell in transformed.cells]
@@ -125,17 +125,15 @@ def _lifted(nodes: Sequence[int], multipliers: Sequence[Tensor], p: float) -> di
     return {k: m * (1.0 + p) ** (count - i) for i, (k, m) in enumerate(zip(nodes, multipliers, strict=True))}
 
 
-def _chain(transformed: LoopTransformed) -> list[Tensor]:
+def _chain(transformed: ScaledIncrements) -> list[Tensor]:
     """The matrices from the input to the first v, from each z to the next v, and from the last z to the output.
 
     Raises:
         MethodError: not a chain of activations, or a layer is too wide to factor.
     """
-    network = transformed.network
-    places = set(cuts(transformed))
+    places = set(transformed.increments.cuts)
     for cell in transformed.cells:
-        node = network.nodes[cell.node]
-        if not isinstance(node, ActivationNode):
+        if not isinstance(cell, EntryCell):
             problem = "is a gain block"
         elif cell.node not in places:
             problem = "lies on a branch"
@@ -145,21 +143,22 @@ def _chain(transformed: LoopTransformed) -> list[Tensor]:
             continue
         raise MethodError(
             "method 'eclipse_fast' needs a chain of activations whose layers can be factored; "
-            f"{node.name} at {node.where or f'node {cell.node}'} {problem}. "
+            f"{cell.name} at {cell.where or f'node {cell.node}'} {problem}. "
             "Methods that can: lipsdp, lipsdp_layer, lipsdp_ipm (small networks), liplt, autolip."
         )
     starts = [0, *(cell.node for cell in transformed.cells)]
-    stops = [*(cell.parent for cell in transformed.cells), len(network.nodes) - 1]
+    stops = [*(cell.parent for cell in transformed.cells), len(transformed.increments.relations) - 1]
     return [_between(transformed, a, b) for a, b in zip(starts, stops, strict=True)]
 
 
-def _between(transformed: LoopTransformed, start: int, stop: int) -> Tensor:
+def _between(transformed: ScaledIncrements, start: int, stop: int) -> Tensor:
     """The matrix of the affine nodes between two nodes, in the network's units."""
-    nodes = transformed.network.nodes
+    nodes = transformed.increments.relations
+    maps = transformed.matrices
     known = {start: torch.eye(size(nodes[start].shape), dtype=torch.float64)}
     for k in range(start + 1, stop + 1):
         total = torch.zeros(size(nodes[k].shape), known[start].shape[1], dtype=torch.float64)
-        for linear, parent in zip(transformed.maps[k], nodes[k].parents, strict=True):
+        for linear, parent in zip(maps[k], nodes[k].parents, strict=True):
             image = linear.apply(known[parent].T.reshape(-1, *linear.in_shape))
             total = total + image.reshape(len(image), -1).T
         known[k] = total

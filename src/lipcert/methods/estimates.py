@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lipcert.certificates.chains import RESIDUAL, Chain, Place, needed_chains, stage_gains
+from lipcert.certificates.chains import RESIDUAL, Chain, Place, needed_chains
 from lipcert.certificates.map_norm import Stacked, writable
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
+from lipcert.increments import Cell, Linear, Relation
 from lipcert.methods.pair_ascent import PairMaximiser, Stage, maximise_greedily, maximise_lbfgs
 from lipcert.methods.power_iteration import norm_from_below
-from lipcert.network.graph import AffineNode, GainNode, InputNode, Node
 from lipcert.network.linear import LinearMap
 from lipcert.network.spectrum import leading_triplets
 from lipcert.problem import Problem
@@ -104,9 +104,9 @@ class _Products:
         rank: int | None = None,
         through_pools: bool = False,
     ) -> None:
-        self.network, self.generator, self.steps = problem.network, generator, steps
+        self.increments, self.generator, self.steps = problem.increments, generator, steps
         self.maximiser, self.rank = maximiser, rank
-        self.chains: dict[Place, Chain] = needed_chains(self.network, through_pools) if maximiser else {}
+        self.chains: dict[Place, Chain] = needed_chains(problem.network, through_pools) if maximiser else {}
         self._known: dict[int, float] = {}
         self._triplets: dict[int, tuple[LinearMap, Factors]] = {}
 
@@ -121,30 +121,26 @@ class _Products:
 
     def value(self) -> float:
         """The constant of the output."""
-        return self.constant(len(self.network.nodes) - 1)
+        return self.constant(len(self.increments.relations) - 1)
 
     def constant(self, k: int) -> float:
         """The constant of node k."""
         if k not in self._known:
-            self._known[k] = self._constant(self.network.nodes[k], k)
+            self._known[k] = self._constant(self.increments.relations[k], k)
         return self._known[k]
 
-    def _constant(self, node: Node, k: int) -> float:
-        if isinstance(node, InputNode):
-            return 1.0
-        if isinstance(node, AffineNode):
+    def _constant(self, node: Relation, k: int) -> float:
+        if isinstance(node, Cell):
+            return self.constant(node.parent) * node.gain(2.0)
+        if isinstance(node, Linear):
             total = sum(self._term(node, (k, term)) for term in range(len(node.maps)))
             if len(node.maps) > 1:
                 length = math.hypot(*(self.constant(p) for p in node.parents))
                 total = min(total, self._norm(Stacked(node.maps)) * length)
             return total
-        if isinstance(node, GainNode):
-            if 2.0 not in node.function.gains:
-                raise UnsupportedNormError(f"{node.name} at {node.where} has no known l2 constant.")
-            return self.constant(node.parents[0]) * node.function.gains[2.0]
-        return self.constant(node.parents[0]) * stage_gains((node,))[0]
+        return 1.0
 
-    def _term(self, node: AffineNode, place: Place) -> float:
+    def _term(self, node: Linear, place: Place) -> float:
         linear, parent = node.maps[place[1]], node.parents[place[1]]
         chain = self.chains.get(place)
         if chain is None or len(chain.maps) == 1 or self.maximiser is None:

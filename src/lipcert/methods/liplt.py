@@ -11,10 +11,10 @@ import torch
 from lipcert.certificates.base import Witness
 from lipcert.certificates.loop_transform import is_dense, operations, views
 from lipcert.errors import InputError
+from lipcert.increments import Increments, ScaledIncrements
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.cost import operations_per_second
 from lipcert.methods.norm_effort import maps_of, seconds_at_best
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network
 from lipcert.problem import Norm, Problem
 
 #: Lanczos steps, forward and backward, of one probabilistic norm.
@@ -49,50 +49,51 @@ class LipLT(Method):
         self.require_norm(problem.norm)
         if self.window is not None:
             return Found(Witness("loop_transform", {}, {"window": self.window}))
-        wide = [network for network in views(problem) if not is_dense(network)]
+        wide = [increments for increments in views(problem) if not is_dense(increments)]
         if not wide:
             return Found(Witness("loop_transform"))
-        window = min(_affordable(network, run.left) for network in wide)
+        window = min(_affordable(increments, run.left) for increments in wide)
         return Found(Witness("loop_transform", {}, {"window": window}))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
-        needed = sum(_least_seconds(network, problem.norm[0]) for network in views(problem))
+        needed = sum(_least_seconds(increments, problem.norm[0]) for increments in views(problem))
         if needed > run.left:
             return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
-        if run.rigorous and not all(is_dense(network) for network in views(problem)):
+        if run.rigorous and not all(is_dense(increments) for increments in views(problem)):
             return "its norms here are probabilistic"
         return None
 
 
-def _least_seconds(network: Network, p: float) -> float:
+def _least_seconds(increments: Increments, p: float) -> float:
     """About what LipLT takes: every matrix, or the norms over two layers and those of the product rule."""
-    if is_dense(network):
-        return 2.0 * operations(network) / operations_per_second()
-    passes = _seconds_per_layer(network) * _layers_crossed(network, 1) * _PASSES
-    return passes + (seconds_at_best(maps_of(network)) if p == 2 else 0.0)
+    if is_dense(increments):
+        return 2.0 * operations(increments) / operations_per_second()
+    passes = _seconds_per_layer(increments) * _layers_crossed(increments, 1) * _PASSES
+    return passes + (seconds_at_best(maps_of(increments)) if p == 2 else 0.0)
 
 
-def _layers_crossed(network: Network, window: int) -> float:
+def _layers_crossed(increments: Increments, window: int) -> float:
     """About how many layers the maps from all sources to all nodes cross."""
-    affine = sum(isinstance(node, AffineNode) for node in network.nodes)
-    return affine * (window + 1) ** 2 / 2.0
+    return len(increments.linears) * (window + 1) ** 2 / 2.0
 
 
-def _seconds_per_layer(network: Network) -> float:
-    here = network.to(torch.float64, "cpu")
-    x = torch.zeros(1, *network.in_shape, dtype=torch.float64)
+def _seconds_per_layer(increments: Increments) -> float:
+    scaled = ScaledIncrements(increments, (0,) * len(increments.relations))
+    x = torch.zeros(1, *increments.in_shape, dtype=torch.float64)
     started = time.perf_counter()
     with torch.no_grad():
-        here.forward(x)
-    return (time.perf_counter() - started) / max(1, sum(isinstance(node, AffineNode) for node in network.nodes))
+        scaled.run(x, lambda cell, v: v.new_zeros(1, *cell.shape))
+    return (time.perf_counter() - started) / max(1, len(increments.linears))
 
 
-def _affordable(network: Network, seconds: float) -> int:
+def _affordable(increments: Increments, seconds: float) -> int:
     """The largest window whose probabilistic norms fit in about the time left."""
-    nonlinear = sum(isinstance(node, (ActivationNode, GainNode)) for node in network.nodes)
-    per_layer = _seconds_per_layer(network)
+    per_layer = _seconds_per_layer(increments)
     window = 1
-    while window < nonlinear and _layers_crossed(network, window + 1) * per_layer * _PASSES <= 0.8 * seconds:
+    while (
+        window < len(increments.cells)
+        and _layers_crossed(increments, window + 1) * per_layer * _PASSES <= 0.8 * seconds
+    ):
         window += 1
     return window

@@ -12,15 +12,17 @@ from torch import Tensor
 from lipcert.certificates.quadratic import NORMS
 from lipcert.certificates.segments import cheapest_segments, operations
 from lipcert.errors import InputError
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.cost import operations_per_second
 from lipcert.methods.lipsdp_finish import DenseFinish
 from lipcert.methods.lipsdp_free import FreeEffort, FreeFinish
 from lipcert.methods.vector_neuron import VectorNeuron
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from lipcert.problem import Norm, Problem
 from lipcert.result import Bound
+from lipcert.search.passes import Passes
 
 
 @method
@@ -65,10 +67,8 @@ class LipSDP(Method):
     def solve(self, problem: Problem, run: Run) -> Found:
         """Search multipliers until the gap closes or the budget ends."""
         self.require_norm(problem.norm)
-        network = problem.expanded
-        exponents = natural_exponents(network)
-        exact = LoopTransformed(network, exponents, self.layerwise)
-        if problem.norm in AutoLip.norms and not bool(exact.reached[-1].any()):
+        exact = self._increments(problem)
+        if problem.norm in AutoLip.norms and not bool(exact.increments.reached[-1].any()):
             return AutoLip().solve(problem, run)  # a constant output: 0, which no positive multiplier proves
         dense = self._dense(exact, run)
         effort = None if dense else FreeEffort.of(exact, problem.norm, run)
@@ -77,14 +77,14 @@ class LipSDP(Method):
             dtype = torch.float64 if neurons <= 20_000 else torch.float32
         else:
             dtype = getattr(torch, self.precision)
-        transformed = LoopTransformed(network, exponents, self.layerwise, dtype, run.device)
+        passes = Passes(exact, dtype, run.device)
         growth = 1.0 if effort is None else effort.growth
-        search = VectorNeuron(transformed, problem.norm, self.columns, run.generator, _state(self.start), growth)
+        search = VectorNeuron(passes, problem.norm, self.columns, run.generator, _state(self.start), growth)
         if effort is None:
             return DenseFinish(exact, self, search, run).found()
         return FreeFinish(exact, self, search, run, effort).found()
 
-    def _dense(self, exact: LoopTransformed, run: Run) -> bool:
+    def _dense(self, exact: ScaledIncrements, run: Run) -> bool:
         """Whether layers are factored: as asked, or where they can be and, if the check has to fit, there is time."""
         if self.route != "auto":
             return self.route == "dense"
@@ -92,9 +92,14 @@ class LipSDP(Method):
         hurry = run.checked and not run.rigorous
         return needed is not None and not (hurry and needed > 0.5 * run.left)
 
+    def _increments(self, problem: Problem) -> ScaledIncrements:
+        """What the search and the check work on."""
+        increments = problem.expanded_increments.layerwise() if self.layerwise else problem.expanded_increments
+        return ScaledIncrements(increments, natural_exponents(increments))
+
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time, and memory, for the check and the fewest passes?"""
-        exact = LoopTransformed(problem.expanded, natural_exponents(problem.expanded), self.layerwise)
+        exact = self._increments(problem)
         if self.route != "matrix_free":
             needed = dense_seconds(exact)
             if needed is not None and needed <= (0.9 if self.route == "dense" else 0.5) * run.left:
@@ -124,7 +129,7 @@ def _constant(start: Bound) -> bool:
     return isinstance(start, Bound) and start.value == 0.0 and start.method in ("lipsdp", "lipsdp_layer")
 
 
-def dense_seconds(exact: LoopTransformed) -> float | None:
+def dense_seconds(exact: ScaledIncrements) -> float | None:
     """About what writing a network's segments, a look at its form and the proof take; None if a layer is too wide.
 
     Measured: ``operations`` counts so generously that twice that many pay for all three.
@@ -137,4 +142,5 @@ def dense_seconds(exact: LoopTransformed) -> float | None:
 
 def dense_seconds_of(problem: Problem) -> float | None:
     """``dense_seconds`` of a problem's network."""
-    return dense_seconds(LoopTransformed(problem.expanded, natural_exponents(problem.expanded)))
+    increments = problem.expanded_increments
+    return dense_seconds(ScaledIncrements(increments, natural_exponents(increments)))

@@ -15,10 +15,11 @@ from lipcert.certificates.base import Witness
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.certificates.statement import FLOOR
 from lipcert.errors import NotProved, NumericsError
+from lipcert.increments import ScaledIncrements
 from lipcert.methods.base import Found, Run
 from lipcert.methods.cost import seconds_of
 from lipcert.methods.vector_neuron import VectorNeuron
-from lipcert.network.loop_transform import LoopTransformed
+from lipcert.search.passes import steps_to_output
 
 if TYPE_CHECKING:
     from lipcert.methods.lipsdp import LipSDP
@@ -48,7 +49,7 @@ class Lift:
 class Finish:
     """Common part of the two routes: run passes, now and then look at the certified gap."""
 
-    exact: LoopTransformed
+    exact: ScaledIncrements
     options: LipSDP
     search: VectorNeuron
     run: Run
@@ -63,7 +64,12 @@ class Finish:
 
     def lifted(self, form: int, p: float) -> dict[int, Tensor]:
         """λ_k (1 + p)^{steps from k to the output}: a margin proportional to p in every direction."""
-        steps = self.exact.steps_to_output
+        steps = steps_to_output(self.exact)
+        if len(self.search.multipliers) < len(self.exact.cells):
+            raise NumericsError(
+                "the search met no output it could measure: the scales of the layers lie too far apart for its floats; "
+                "use another method (autolip, liplt)."
+            )
         return {k: m[form] * (1.0 + p) ** steps[k] for k, m in self.search.multipliers.items()}
 
     def weights(self, form: int) -> Weights:
@@ -115,7 +121,7 @@ class DenseFinish(Finish):
     def __post_init__(self) -> None:
         self._written = self._looked = 0.0
         self._written = seconds_of(self._write)
-        self.depth = max(self.exact.steps_to_output.values(), default=0) + 1
+        self.depth = max(steps_to_output(self.exact).values(), default=0) + 1
         wanted = self.options.tolerance / self.depth
         place = min(range(len(LIFTS)), key=lambda i: abs(math.log(LIFTS[i] / wanted)))
         self.places = [place] * self.search.problems

@@ -12,14 +12,15 @@ from torch import Tensor
 from lipcert.certificates.dense_form import Weights
 from lipcert.certificates.quadratic import ScaledMap
 from lipcert.errors import NotProved
+from lipcert.increments import Cell, ScaledIncrements
 from lipcert.methods.base import Found, Run
 from lipcert.methods.cost import SWEEP, free_memory, seconds_of
 from lipcert.methods.lipsdp_finish import FEWEST, Finish
 from lipcert.methods.vector_neuron import DEAD, VectorNeuron
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.problem import Norm
+from lipcert.search.passes import Passes, steps_to_output
 
 #: Geometric lifts tried on top of the check's own margin: they make up for an iteration that has not converged.
 LIFTS = (
@@ -87,9 +88,9 @@ class FreeEffort:
     obstacle: str | None
 
     @classmethod
-    def of(cls, exact: LoopTransformed, norm: Norm, run: Run) -> FreeEffort:
+    def of(cls, exact: ScaledIncrements, norm: Norm, run: Run) -> FreeEffort:
         """The most steps, up to MOST, that take at most half of the seconds there are, and fit in memory."""
-        network = exact.network
+        network = exact.increments
         ones = {c.node: torch.ones(1 if c.block else c.size, dtype=torch.float64) for c in exact.cells}
         plain = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
         scaled = ScaledMap(exact, ones, plain, 1.0)
@@ -154,13 +155,13 @@ class FreeFinish(Finish):
         self.search.step()
         one = seconds_of(self.search.step) / self.search.columns
         seconds = 0.8 * (self.run.left - self.check_seconds() if self.run.checked else 0.6 * self.run.left)
-        room = free_memory() / (8.0 * torch.finfo(self.search.transformed.dtype).bits / 8.0 * max(self.effort.size, 1))
+        room = free_memory() / (8.0 * torch.finfo(self.search.network.dtype).bits / 8.0 * max(self.effort.size, 1))
         wanted = self.search.columns if self.effort.size < SMALL else MANY_COLUMNS
         while wanted > self.search.columns and (FEWEST * one * wanted > seconds or wanted > room):
             wanted //= 2
         if wanted > self.search.columns and self.options.start is None:
             old = self.search
-            self.search = VectorNeuron(old.transformed, old.norm, wanted, self.run.generator, growth=self.effort.growth)
+            self.search = VectorNeuron(old.network, old.norm, wanted, self.run.generator, growth=self.effort.growth)
 
     def found(self) -> Found:
         """Passes, with more columns while few prove too few; then the least lift that holds."""
@@ -217,9 +218,8 @@ class FreeFinish(Finish):
         float32 loses neurons whose v or h is 1e-7 of the others'; their ratio is noise, and the form is violated there
         whatever the lift.
         """
-        if self.search.transformed.dtype == torch.float32:
-            here = self.search.transformed
-            fine = LoopTransformed(here.network, here.exponents, here.layerwise, torch.float64, here.device)
+        if self.search.network.dtype == torch.float32:
+            fine = replace(self.search.network, dtype=torch.float64)
             growth, passes = self.effort.growth, self.search.passes
             self.search = VectorNeuron(
                 fine, self.search.norm, self.search.columns, self.run.generator, self.search.state, growth
@@ -254,7 +254,7 @@ class FreeFinish(Finish):
 
     def _look(self, form: int, p: float) -> Look:
         scaled = ScaledMap(self.exact, self._positive(form, p), self.weights(form), self._rho(form, p))
-        return Look(self.search.transformed, scaled)
+        return Look(self.search.network, scaled)
 
     def _ritz(self, form: int, p: float) -> float:
         """‖G‖² at this lift as a short Lanczos run sees it; the check needs 1 − margin."""
@@ -290,7 +290,7 @@ class FreeFinish(Finish):
         )  # fmt: skip
 
     def _rho(self, form: int, p: float) -> float:
-        steps = max(self.exact.steps_to_output.values(), default=0)
+        steps = max(steps_to_output(self.exact).values(), default=0)
         return float(self.search.rho[form]) * (1.0 + p) ** (steps + 1) / (1.0 - self.effort.margin)
 
     def _positive(self, form: int, p: float) -> dict[int, Tensor]:
@@ -313,17 +313,18 @@ def _free(multipliers: Tensor, top: float) -> float:
 class Look:
     """G at given multipliers in the search's own precision: for looks, which prove nothing; several times as fast."""
 
-    def __init__(self, search: LoopTransformed, scaled: ScaledMap) -> None:
-        self.transformed, self.sizes, self.size = search, scaled.sizes, scaled.size
+    def __init__(self, search: Passes, scaled: ScaledMap) -> None:
+        self.network, self.sizes, self.size = search, scaled.sizes, scaled.size
+        cells = search.scaled.cells
 
         def cast(t: Tensor) -> Tensor:
             return t.to(search.device, search.dtype)
 
         self.scale, self.output = cast(scaled.scale), cast(scaled.output.sqrt())
         self.out = {node: cast(out) for node, out in scaled.out.items()}
-        self.c = {cell.node: cast(cell.c) for cell in search.cells}
-        self.d = {cell.node: cast(cell.d) for cell in search.cells}
-        self.block = {cell.node: number + 1 for number, cell in enumerate(search.cells)}
+        self.c = {cell.node: cast(cell.c) for cell in cells}
+        self.d = {cell.node: cast(cell.d) for cell in cells}
+        self.block = {cell.node: number + 1 for number, cell in enumerate(cells)}
 
     def images(self, vectors: Tensor) -> dict[int, Tensor]:
         """G on a batch (B, size): the parts at every v, by node, and at the output, by −1."""
@@ -332,12 +333,13 @@ class Look:
 
         def output(cell: Cell, v: Tensor) -> Tensor:
             result[cell.node] = v * self.out[cell.node]
-            w = pieces[self.block[cell.node]].reshape(len(vectors), *cell.out_shape)
+            w = pieces[self.block[cell.node]].reshape(len(vectors), *cell.shape)
             return (
                 self.d[cell.node] * w if v.shape[1:] != w.shape[1:] else self.c[cell.node] * v + self.d[cell.node] * w
             )
 
-        values = self.transformed.spread(pieces[0].reshape(len(vectors), *self.transformed.network.in_shape), output)
+        shape = self.network.scaled.increments.in_shape
+        values = self.network.forward(pieces[0].reshape(len(vectors), *shape), output)
         result[-1] = self.output * values[-1]
         return result
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from lipcert.certificates.base import Witness
 from lipcert.certificates.dense_form import DenseForm, Weights
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
+from lipcert.increments import Cell, ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.network.linear import size
-from lipcert.network.loop_transform import Cell, LoopTransformed, natural_exponents
 from lipcert.numerics.interior_point import Program, Solution, solve
 from lipcert.problem import Norm, Problem
+from lipcert.search.passes import Passes, steps_to_output
 
 #: Geometric lifts tried on the solution, smallest first; and on tiny multipliers when the output is constant.
 LIFTS: Sequence[float] = (1e-9, 1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1)
@@ -60,8 +62,8 @@ class LipSDPInteriorPoint(Method):
     def solve(self, problem: Problem, run: Run) -> Found:
         """Solve the program, then lift its multipliers as little as the check allows."""
         self.require_norm(problem.norm)
-        network = problem.expanded
-        transformed = LoopTransformed(network, natural_exponents(network), self.layerwise)
+        increments = problem.expanded_increments.layerwise() if self.layerwise else problem.expanded_increments
+        transformed = ScaledIncrements(increments, natural_exponents(increments))
         self._require_size(transformed)
         relation = Relation.of(transformed)
         rho, scale = _guess(relation, run.generator)
@@ -90,10 +92,10 @@ class LipSDPInteriorPoint(Method):
             }  # fmt: skip
         return Found(Witness(witness.kind, witness.arrays, settings))
 
-    def _require_size(self, transformed: LoopTransformed) -> None:
+    def _require_size(self, transformed: ScaledIncrements) -> None:
         neurons = sum(cell.size for cell in transformed.cells)
-        inputs = size(transformed.network.in_shape)
-        reduced = min(inputs, neurons + size(transformed.network.out_shape))
+        inputs = size(transformed.increments.in_shape)
+        reduced = min(inputs, neurons + size(transformed.increments.out_shape))
         if reduced + neurons > self.max_size or inputs > 2 * self.max_size:
             raise MethodError(
                 f"method 'lipsdp_ipm' works on dense matrices: {inputs} inputs and {neurons} neurons are more than "
@@ -102,13 +104,13 @@ class LipSDPInteriorPoint(Method):
             )
 
     def _witness(
-        self, transformed: LoopTransformed, multipliers: Mapping[int, Tensor], lifts: Sequence[float]
+        self, transformed: ScaledIncrements, multipliers: Mapping[int, Tensor], lifts: Sequence[float]
     ) -> Witness:
         """The least lift that passes."""
         form = DenseForm(transformed)
-        network = transformed.network
+        network = transformed.increments
         weights = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
-        steps = transformed.steps_to_output
+        steps = steps_to_output(transformed)
         best: tuple[float, dict[int, Tensor]] | None = None
         for p in lifts:
             lifted = {k: m * (1.0 + p) ** min(steps[k], 350.0 / math.log10(10.0 + p)) for k, m in multipliers.items()}
@@ -196,16 +198,16 @@ class Relation:
         counts: number of multipliers of each cell.
     """
 
-    transformed: LoopTransformed
+    transformed: ScaledIncrements
     v: Tensor
     y: Tensor
     inputs: int
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, transformed: LoopTransformed) -> Relation:
+    def of(cls, transformed: ScaledIncrements) -> Relation:
         """Run the network's affine maps on unit vectors."""
-        network, cells = transformed.network, transformed.cells
+        network, cells = transformed.increments, transformed.cells
         inputs = size(network.in_shape)
         places = dict(zip((c.node for c in cells), _starts(inputs, [c.size for c in cells]), strict=True))
         units = torch.eye(inputs + sum(c.size for c in cells), dtype=torch.float64)
@@ -213,11 +215,11 @@ class Relation:
 
         def output(cell: Cell, v: Tensor) -> Tensor:
             rows.append(v.reshape(len(units), -1).T)
-            z = units[:, places[cell.node] : places[cell.node] + cell.size].reshape(len(units), *cell.out_shape)
+            z = units[:, places[cell.node] : places[cell.node] + cell.size].reshape(len(units), *cell.shape)
             return torch.where(cell.d == 0, cell.c * v, z) if v.shape == z.shape else z * (cell.d != 0)
 
         with torch.no_grad():
-            values = transformed.spread(units[:, :inputs].reshape(len(units), *network.in_shape), output)
+            values = Passes(transformed).forward(units[:, :inputs].reshape(len(units), *network.in_shape), output)
         y = values[-1].reshape(len(units), -1).T
         v = torch.cat(rows)
         on_x = _reduced(torch.cat([v[:, :inputs], y[:, :inputs]]))
@@ -230,7 +232,7 @@ class Relation:
         """The columns of each cell's z and the rows of its v."""
         result, z, v = [], self.inputs, 0
         for cell in self.transformed.cells:
-            v_size = size(self.transformed.network.nodes[cell.parent].shape)
+            v_size = self.transformed.increments.relations[cell.parent].size
             result.append((slice(z, z + cell.size), slice(v, v + v_size)))
             z, v = z + cell.size, v + v_size
         return result
@@ -263,7 +265,7 @@ class Relation:
         z_group, v_group = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
         slope = [torch.zeros(0, dtype=torch.float64)]
         for cell, start in zip(self.transformed.cells, _starts(0, self.counts), strict=True):
-            v_size = size(self.transformed.network.nodes[cell.parent].shape)
+            v_size = self.transformed.increments.relations[cell.parent].size
             z_group.append(start + torch.arange(cell.size) * (not cell.block))
             v_group.append(start + torch.arange(v_size) * (not cell.block))
             slope.append(cell.d.reshape(-1))
@@ -275,7 +277,7 @@ class Relation:
         z_place, v_place = 0, 0
         eye = torch.eye(len(z_group), dtype=torch.float64)
         for cell in self.transformed.cells:
-            v = self.v[v_place : v_place + size(self.transformed.network.nodes[cell.parent].shape)]
+            v = self.v[v_place : v_place + self.transformed.increments.relations[cell.parent].size]
             e = torch.zeros(cell.size, self.v.shape[1], dtype=torch.float64)
             e[:, self.inputs :] = eye[z_place : z_place + cell.size]
             groups = z_group[z_place : z_place + cell.size]

@@ -9,8 +9,8 @@ import torch
 
 from lipcert.certificates.layer_product import claim_slots
 from lipcert.certificates.map_norm import TARGET, Route, Stacked, lanczos_steps, writable
+from lipcert.increments import Increments
 from lipcert.methods.cost import SWEEP, operations_per_second, seconds_of
-from lipcert.network.graph import AffineNode, Network
 from lipcert.network.linear import Dense, LinearMap
 
 Slot = tuple[int, int]
@@ -29,13 +29,12 @@ class Effort:
     target: float = TARGET
 
 
-def maps_of(network: Network) -> dict[Slot, LinearMap]:
+def maps_of(increments: Increments) -> dict[Slot, LinearMap]:
     """The map of every slot of ``claim_slots`` for p = 2."""
     maps: dict[Slot, LinearMap] = {}
-    for position, term in claim_slots(network, 2.0):
-        node = network.nodes[position]
-        assert isinstance(node, AffineNode)
-        maps[position, term] = node.maps[term] if term >= 0 else Stacked(node.maps)
+    for position, term in claim_slots(increments, 2.0):
+        own = increments.linears[position].maps
+        maps[position, term] = own[term] if term >= 0 else Stacked(own)
     return maps
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import InputError
+from lipcert.increments import Cell
 from lipcert.network.linear import Shape, size
-from lipcert.network.loop_transform import Cell, LoopTransformed, Pull
 from lipcert.problem import Norm
+from lipcert.search.passes import Passes, Pull
 
 #: Stands for the multiplier of a neuron whose v is zero: free of cost, so as large as one likes.
 DEAD = -1.0
@@ -30,32 +31,32 @@ class VectorNeuron:
 
     def __init__(
         self,
-        transformed: LoopTransformed,
+        network: Passes,
         norm: Norm,
         columns: int,
         generator: torch.Generator,
         start: Mapping[str, Tensor] | None = None,
         growth: float = 1.0,
     ) -> None:
-        self.transformed = transformed
+        self.network = network
+        self.cells = network.scaled.cells
         self.norm = norm
         self.columns = columns
         self.growth = growth
         self.generator = generator
         self.passes = 0
-        in_shape, out_shape = transformed.network.in_shape, transformed.network.out_shape
+        in_shape, out_shape = network.scaled.increments.in_shape, network.scaled.increments.out_shape
         self.problems = size(out_shape) if norm[1] == math.inf else 1
-        dtype, device = transformed.dtype, transformed.device
+        dtype, device = network.dtype, network.device
         self.tiny = torch.finfo(dtype).tiny
         self.dead = 1e3 * self.tiny**0.5
-        self._c = {cell.node: cell.c.to(device, dtype) for cell in transformed.cells}
-        self._d = {cell.node: growth * cell.d.to(device, dtype) for cell in transformed.cells}
+        self._c = {cell.node: cell.c.to(device, dtype) for cell in self.cells}
+        self._d = {cell.node: growth * cell.d.to(device, dtype) for cell in self.cells}
         if start:
             self.columns = start["x"].shape[1]
         self._x = self._unit_input(self._first(start, "x", in_shape))
         self._units = {
-            cell.node: _unit(self._first(start, f"unit.{cell.node}", cell.out_shape), None, cell)
-            for cell in transformed.cells
+            cell.node: _unit(self._first(start, f"unit.{cell.node}", cell.shape), None, cell) for cell in self.cells
         }
         self._last_x, self._last_units = self._x, dict(self._units)
         self._momentum = torch.zeros(self.problems, dtype=dtype, device=device)
@@ -75,7 +76,7 @@ class VectorNeuron:
                 "start= is a bound of another network or pair of norms; LipSDP starts from its own Bound of a network "
                 "with the same layers, for the same norm= and select=."
             )
-        return start[name].to(self.transformed.device, self.transformed.dtype)
+        return start[name].to(self.network.device, self.network.dtype)
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ class VectorNeuron:
             return torch.cat([kept, new * (0.3 * size_of_both[0] / size_of_both[1])], dim=1)
 
         self._x = self._last_x = self._unit_input(wider(self._x))
-        for cell in self.transformed.cells:
+        for cell in self.cells:
             self._units[cell.node] = _unit(wider(self._units[cell.node]), None, cell)
         self._last_units = dict(self._units)
         self._momentum = torch.zeros_like(self._momentum)
@@ -110,7 +111,7 @@ class VectorNeuron:
 
     def grow(self, growth: float) -> None:
         """Go on with another ``growth``; values and multipliers start afresh, the point does not."""
-        for cell in self.transformed.cells:
+        for cell in self.cells:
             self._d[cell.node] = self._d[cell.node] * (growth / self.growth)
         self.growth = growth
         self._momentum = torch.zeros_like(self._momentum)
@@ -126,7 +127,7 @@ class VectorNeuron:
 
     def _random(self, shape: Shape) -> Tensor:
         sample = torch.randn(self.problems, self.columns, *shape, generator=self.generator, dtype=torch.float64)
-        return sample.to(self.transformed.device, self.transformed.dtype)
+        return sample.to(self.network.device, self.network.dtype)
 
     def _unit_input(self, x: Tensor, otherwise: Tensor | None = None) -> Tensor:
         axes = (1,) if self.norm[0] == math.inf else tuple(range(1, x.dim()))
@@ -154,7 +155,7 @@ class VectorNeuron:
         g = gradients[0]
         new_x = self._x if g is None else self._unit_input(g, self._x)
         self._x, self._last_x = self._moved(new_x, self._last_x, back, weight, None)
-        for cell, h in zip(self.transformed.cells, gradients[1:], strict=True):
+        for cell, h in zip(self.cells, gradients[1:], strict=True):
             old = self._units[cell.node]
             if h is not None and cell.block:
                 h = self._d[cell.node] * h
@@ -205,12 +206,12 @@ class VectorNeuron:
 
             return z.flatten(0, 1), pull
 
-        out, pull_back = self.transformed.spread_both_ways(self._x.flatten(0, 1), output)
+        out, pull_back = self.network.both_ways(self._x.flatten(0, 1), output)
         y = out.reshape(self.problems, self.columns, -1)
         value, slope = self._value(y)
         g = pull_back(slope.reshape(out.shape))
         gradients = [None if g is None else g.reshape(self._x.shape)]
-        return value, [*gradients, *(at_z.get(cell.node) for cell in self.transformed.cells)], lengths, y
+        return value, [*gradients, *(at_z.get(cell.node) for cell in self.cells)], lengths, y
 
     def _value(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The squared output norm per problem, and half its gradient."""
@@ -231,7 +232,7 @@ class VectorNeuron:
         def update(old: Tensor | None, new: Tensor) -> Tensor:
             return new if old is None or whole else torch.where(self._each(better, new), new, old)
 
-        for cell, h in zip(self.transformed.cells, gradients[1:], strict=True):
+        for cell, h in zip(self.cells, gradients[1:], strict=True):
             length = lengths[cell.node].reshape(self.problems, -1)
             strength = _Strength(h, self._d[cell.node], cell)
             dead = length <= self.dead
@@ -260,7 +261,7 @@ class VectorNeuron:
     @property
     def input_weights(self) -> Tensor:
         """(problems, n) weights with sum 1 at the best points so far for input norm ∞, ones for 2."""
-        n = size(self.transformed.network.in_shape)
+        n = size(self.network.scaled.increments.in_shape)
         if self.norm[0] != math.inf or self._kept_g is None:
             return torch.ones(self.problems, n, dtype=torch.float64)
         return _shares(self._kept_g.square().sum(dim=1).sqrt().reshape(self.problems, -1)).cpu()
@@ -268,7 +269,7 @@ class VectorNeuron:
     @property
     def output_weights(self) -> Tensor:
         """(problems, m): e with Σ 1/e_i = 1 for output norm 1, one-hot rows for ∞, ones for 2."""
-        m = size(self.transformed.network.out_shape)
+        m = size(self.network.scaled.increments.out_shape)
         if self.norm[1] == math.inf:
             return torch.eye(m, dtype=torch.float64)
         if self.norm[1] != 1:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from lipcert.errors import CaptureError
-from lipcert.network.graph import (
-    ActivationNode,
-    AffineNode,
-    GainNode,
-    InputNode,
-    Network,
-    Node,
-    SelectionNode,
-)
+from lipcert.network.graph import Network
 from lipcert.network.linear import LinearMap, Shape, add
+from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, SelectionNode
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
+from lipcert.network.origin import Origin, Origins
+from lipcert.network.relations import Relation
+
+#: Where a node comes from: one call, or all the calls that a fused node was made of.
+Where = Origin | Origins
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Var:
     shape: Shape
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class UnresolvedNode(Node):
     """A value no node kind covers *by itself*: an error unless a later rule absorbs it (x·sigmoid(x) → SiLU).
 
@@ -38,7 +37,25 @@ class UnresolvedNode(Node):
 
     op: str = ""
     settings: tuple[object, ...] = ()
-    error: CaptureError | None = None
+    error: CaptureError
+
+    def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
+        """The error: no network holds such a node."""
+        raise self.error
+
+    def relation(self, position: int) -> Relation:
+        """The error: no network holds such a node."""
+        raise self.error
+
+
+def _origins(where: Where) -> Origins:
+    if isinstance(where, Origin):
+        return (where,) if where else ()
+    return where
+
+
+def _place(where: Where) -> str:
+    return "; ".join(str(origin) for origin in _origins(where))
 
 
 class NetworkBuilder:
@@ -57,7 +74,7 @@ class NetworkBuilder:
 
     def input(self, shape: Shape) -> Var:
         """The input node; call once, first."""
-        return self._append(InputNode((), shape, "input"))
+        return self._append(InputNode(parents=(), shape=shape, name="input"))
 
     def affine(
         self,
@@ -65,7 +82,9 @@ class NetworkBuilder:
         shape: Shape,
         offset: Tensor | None = None,
         name: str = "affine",
-        where: str = "",
+        where: Where = (),
+        offset_rounding: float = math.inf,
+        offset_error: Tensor | None = None,
     ) -> Var:
         """``Σ map(var) + offset``; terms on the same variable are merged."""
         merged: dict[int, LinearMap] = {}
@@ -76,20 +95,40 @@ class NetworkBuilder:
                 merged[var.position] = linear
         for linear in merged.values():
             if linear.out_shape != shape:
-                raise CaptureError(f"{name}: a map gives shape {linear.out_shape}, expected {shape} ({where})")
-        return self._append(AffineNode(tuple(merged), shape, name, where, tuple(merged.values()), offset))
+                raise CaptureError(f"{name}: a map gives shape {linear.out_shape}, expected {shape} ({_place(where)})")
+        return self._append(
+            AffineNode(
+                parents=tuple(merged), shape=shape, name=name, origin=_origins(where), maps=tuple(merged.values()),
+                offset=offset, offset_rounding=offset_rounding, offset_error=offset_error,
+            )
+        )  # fmt: skip
 
-    def activation(self, var: Var, function: Nonlinearity, where: str = "") -> Var:
+    def activation(self, var: Var, function: Nonlinearity, where: Where = ()) -> Var:
         """An elementwise activation of ``var``."""
-        return self._append(ActivationNode((var.position,), var.shape, function.name, where, function))
+        origin = _origins(where)
+        return self._append(
+            ActivationNode(
+                parents=(var.position,), shape=var.shape, name=function.name, origin=origin, function=function
+            )
+        )
 
-    def gain(self, var: Var, function: GainFunction, shape: Shape, where: str = "") -> Var:
+    def gain(self, var: Var, function: GainFunction, shape: Shape, where: Where = ()) -> Var:
         """A gain-bounded block applied to ``var``."""
-        return self._append(GainNode((var.position,), shape, function.name, where, function))
+        origin = _origins(where)
+        return self._append(
+            GainNode(parents=(var.position,), shape=shape, name=function.name, origin=origin, function=function)
+        )
 
-    def selection(self, var: Var, function: Selection, where: str = "") -> Var:
+    def selection(self, var: Var, function: Selection, where: Where = ()) -> Var:
         """A maximum or sort of ``var``."""
-        return self._append(SelectionNode((var.position,), function.out_shape, function.name, where, function))
+        shape, origin = function.out_shape, _origins(where)
+        return self._append(
+            SelectionNode(parents=(var.position,), shape=shape, name=function.name, origin=origin, function=function)
+        )
+
+    def again(self, node: Node, parents: Sequence[Var]) -> Var:
+        """A node of another network with new parents."""
+        return self._append(replace(node, parents=tuple(p.position for p in parents)))
 
     def unresolved(
         self,
@@ -98,11 +137,15 @@ class NetworkBuilder:
         op: str,
         error: CaptureError,
         settings: tuple[object, ...] = (),
-        where: str = "",
+        where: Where = (),
     ) -> Var:
         """A value that only a later pattern rule can make sense of."""
         positions = tuple(p.position for p in parents)
-        return self._append(UnresolvedNode(positions, shape, op, where, op, settings, error))
+        return self._append(
+            UnresolvedNode(
+                parents=positions, shape=shape, name=op, origin=_origins(where), op=op, settings=settings, error=error
+            )
+        )
 
     def finish(self, output: Var) -> Network:
         """The Network that computes ``output``; raises the error of the first unresolved node it needs."""
@@ -116,7 +159,6 @@ class NetworkBuilder:
         for old in kept:
             node = self.nodes[old]
             if isinstance(node, UnresolvedNode):
-                assert node.error is not None
                 raise node.error
             nodes.append(replace(node, parents=tuple(new_position[p] for p in node.parents)))
         return Network(tuple(nodes))

@@ -3,62 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lipcert.network.linear import LinearMap, Shape, update_hash_with_tensor
-from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
+from lipcert.network.linear import Shape
+from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, SelectionNode
 
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One value of the network. ``parents`` are positions in ``Network.nodes``, all before the node's own.
-
-    ``name`` is short (``conv2d``), ``where`` the place in the user's code, both for reports only.
-    """
-
-    parents: tuple[int, ...]
-    shape: Shape
-    name: str
-    where: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class InputNode(Node):
-    """The network's input, always node 0."""
-
-
-@dataclass(frozen=True, eq=False)
-class AffineNode(Node):
-    """``Σ_i maps[i](parent_i) + offset``; the parents are distinct."""
-
-    maps: tuple[LinearMap, ...] = ()
-    offset: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ActivationNode(Node):
-    """An elementwise activation of its one parent."""
-
-    function: Nonlinearity = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, eq=False)
-class GainNode(Node):
-    """A block of known gain applied to its one parent."""
-
-    function: GainFunction = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, eq=False)
-class SelectionNode(Node):
-    """A maximum or a sort of its one parent's entries."""
-
-    function: Selection = None  # type: ignore[assignment]
+__all__ = ["ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "SelectionNode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +49,7 @@ class Network:
         """SHA-256 over kinds, wiring, shapes, functions and parameters, in canonical order."""
         digest = hashlib.sha256()
         for node in self.nodes:
-            digest.update(repr((type(node).__name__, node.parents, node.shape)).encode())
-            if isinstance(node, AffineNode):
-                for linear in node.maps:
-                    linear.update_hash(digest)
-                if node.offset is not None:
-                    update_hash_with_tensor(digest, node.offset)
-            elif isinstance(node, (ActivationNode, GainNode, SelectionNode)):
-                node.function.update_hash(digest)
+            node.update_hash(digest)
         return digest.hexdigest()
 
     def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -110,7 +58,7 @@ class Network:
         last_use = [max(c, default=len(self.nodes)) for c in self.consumers]
         for position, node in enumerate(self.nodes):
             inputs = [alive[p] for p in node.parents]
-            value = x if isinstance(node, InputNode) else evaluate(node, inputs, x)
+            value = node.value(inputs, x)
             alive[position] = value
             yield position, value
             for parent in node.parents:
@@ -124,30 +72,4 @@ class Network:
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Network:
         """The same network with its constants in another dtype and on another device."""
-
-        def move(node: Node) -> Node:
-            if isinstance(node, AffineNode):
-                offset = None if node.offset is None else node.offset.to(device=device, dtype=dtype)
-                return replace(node, maps=tuple(m.to(dtype, device) for m in node.maps), offset=offset)
-            if isinstance(node, ActivationNode):
-                return replace(node, function=node.function.to(dtype, device))
-            if isinstance(node, GainNode):
-                return replace(node, function=node.function.to(dtype, device))
-            return node
-
-        return Network(tuple(move(node) for node in self.nodes))
-
-
-def evaluate(node: Node, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Value of one node on a batch, from its parents' values."""
-    if isinstance(node, AffineNode):
-        total: Tensor | None = None
-        for linear, value in zip(node.maps, inputs, strict=True):
-            image = linear.apply(value)
-            total = image if total is None else total + image
-        if total is None:
-            total = torch.zeros(len(like), *node.shape, dtype=like.dtype, device=like.device)
-        return total if node.offset is None else total + node.offset
-    if isinstance(node, (ActivationNode, GainNode, SelectionNode)):
-        return node.function(inputs[0])
-    raise TypeError(f"node of unknown kind {type(node).__name__}")
+        return Network(tuple(node.to(dtype, device) for node in self.nodes))

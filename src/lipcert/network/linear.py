@@ -128,7 +128,9 @@ class OpMap(LinearMap):
     """A linear operation given as code: ``function(x, *constants)`` on one example of shape ``in_shape``.
 
     ``function`` is linear in x, closes over nothing that carries a dtype or a device, and dominates itself
-    in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
+    in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|. ``stored`` says that the
+    constants are the model's own, without error, and that the function is linear in each of them: ``rounding`` then
+    counts the terms of the longest sum and nothing else.
     """
 
     label: str
@@ -138,8 +140,11 @@ class OpMap(LinearMap):
     constants: tuple[Tensor, ...] = ()
     attributes: str = ""
     rounding: float = 0.0
+    stored: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
+            return x.through(self)
         return torch.vmap(lambda example: self.function(example, *self.constants))(x)
 
     def absolute(self) -> LinearMap:
@@ -161,20 +166,26 @@ class OpMap(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Dense(LinearMap):
-    """A linear map given by its (out_size, in_size) matrix; its rounding is unknown unless told."""
+    """A linear map given by its (out_size, in_size) matrix; its rounding is unknown unless told.
+
+    ``stored``: as for ``OpMap``.
+    """
 
     constants: tuple[Tensor]
     in_shape: Shape
     out_shape: Shape
     rounding: float = math.inf
+    stored: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            return x.through(self)
         if len(self.in_shape) == 2 == len(self.out_shape) and self.in_shape[0] == 1 == self.out_shape[0]:
             return torch.nn.functional.linear(x, self.constants[0])
-        return (x.reshape(len(x), -1) @ self.constants[0].T).reshape(len(x), *self.out_shape)
+        return (x.reshape(len(x), self.in_size) @ self.constants[0].T).reshape(len(x), *self.out_shape)
 
     def transpose(self, y: Tensor) -> Tensor:
-        return (y.reshape(len(y), -1) @ self.constants[0]).reshape(len(y), *self.in_shape)
+        return (y.reshape(len(y), self.out_size) @ self.constants[0]).reshape(len(y), *self.in_shape)
 
     def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return self.apply(x), self.transpose
@@ -226,7 +237,7 @@ class Identity(LinearMap):
         return self.apply(x), self.transpose
 
     def gram(self, x: Tensor) -> Tensor:
-        return x * self.scale**2
+        return self.apply(self.apply(x))  # the square itself may overflow, which Python raises
 
     def absolute(self) -> LinearMap:
         return Identity(self.in_shape, abs(self.scale))

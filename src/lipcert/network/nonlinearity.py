@@ -117,6 +117,11 @@ class GainFunction:
     parameters: tuple[Tensor, ...] = ()
     attributes: str = ""
 
+    @property
+    def evaluation_error(self) -> float:
+        """What underflow inside ``function`` may add to an entry of its value, beside relative roundings."""
+        return 0.0
+
     def __call__(self, x: Tensor) -> Tensor:
         """f on a batch (B, *in_shape)."""
         return torch.vmap(lambda example: self.function(example, *self.parameters))(x)

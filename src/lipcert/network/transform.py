@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, Var
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, SelectionNode
+from lipcert.network.graph import Network
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, size
+from lipcert.network.nodes import ActivationNode, AffineNode, SelectionNode
 from lipcert.network.nonlinearity import Kink, MaxSelection, Nonlinearity, SortSelection
+from lipcert.network.origin import Origins, united
 
 RELU = Nonlinearity("relu", torch.relu, 0.0, 1.0, (Kink(0.0, 1.0),))
 
@@ -18,7 +20,8 @@ RELU = Nonlinearity("relu", torch.relu, 0.0, 1.0, (Kink(0.0, 1.0),))
 def then(network: Network, linear: LinearMap, name: str = "select") -> Network:
     """``linear ∘ network``."""
     last = len(network.nodes) - 1
-    return Network((*network.nodes, AffineNode((last,), linear.out_shape, name, "", (linear,), None)))
+    node = AffineNode(parents=(last,), shape=linear.out_shape, name=name, maps=(linear,))
+    return Network((*network.nodes, node))
 
 
 def fuse(network: Network) -> Network:
@@ -40,37 +43,25 @@ def _fuse_once(network: Network) -> Network:
     pending: dict[int, AffineNode] = {}  # affine nodes that wait to be merged into their only consumer
     last = len(network.nodes) - 1
     for position, node in enumerate(network.nodes):
-        if isinstance(node, InputNode):
-            new[position] = builder.input(node.shape)
-        elif isinstance(node, AffineNode):
-            node = _absorb(node, pending)
-            readers = network.consumers[position]
-            if position != last and len(readers) == 1 and isinstance(network.nodes[readers[0]], AffineNode):
-                pending[position] = node
-            elif _is_identity(node) and position != last:
-                new[position] = new[node.parents[0]]
-            else:
-                terms = [(new[p], m) for p, m in zip(node.parents, node.maps, strict=True)]
-                new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.where)
-        elif isinstance(node, ActivationNode):
-            new[position] = builder.activation(new[node.parents[0]], node.function, node.where)
-        elif isinstance(node, GainNode):
-            new[position] = builder.gain(new[node.parents[0]], node.function, node.shape, node.where)
-        elif isinstance(node, SelectionNode):
-            new[position] = builder.selection(new[node.parents[0]], node.function, node.where)
+        if not isinstance(node, AffineNode):
+            new[position] = builder.again(node, [new[p] for p in node.parents])
+            continue
+        node = _absorb(node, pending)
+        readers = network.consumers[position]
+        if position != last and len(readers) == 1 and isinstance(network.nodes[readers[0]], AffineNode):
+            pending[position] = node
+        elif node.is_identity and position != last:
+            new[position] = new[node.parents[0]]
+        else:
+            terms = [(new[p], m) for p, m in zip(node.parents, node.maps, strict=True)]
+            new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.origin)
     return builder.finish(new[last])
-
-
-def _is_identity(node: AffineNode) -> bool:
-    return (
-        node.offset is None and len(node.maps) == 1 and isinstance(node.maps[0], Identity) and node.maps[0].scale == 1.0
-    )
 
 
 def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
     merged: dict[int, LinearMap] = {}
     names: list[str] = []
-    offset = node.offset
+    offset, origins = node.offset, []
 
     def include(parent: int, linear: LinearMap) -> None:
         merged[parent] = add(merged[parent], linear) if parent in merged else linear
@@ -82,13 +73,17 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
             continue
         if inner.name not in names:
             names.append(inner.name)
+        origins.append(inner.origin)
         for grandparent, linear in zip(inner.parents, inner.maps, strict=True):
             include(grandparent, compose(linear, outer))
         if inner.offset is not None:
             moved = outer.apply(inner.offset.expand(inner.shape)[None])[0]
             offset = moved if offset is None else offset + moved
     name = "+".join([*names, node.name]) if names else node.name
-    return AffineNode(tuple(merged), node.shape, name, node.where, tuple(merged.values()), offset)
+    return replace(
+        node, parents=tuple(merged), name=name, origin=united([*origins, node.origin]), maps=tuple(merged.values()),
+        offset=offset,
+    )  # fmt: skip
 
 
 def expand(network: Network) -> Network:
@@ -99,28 +94,19 @@ def expand(network: Network) -> Network:
     builder = NetworkBuilder()
     new: dict[int, Var] = {}
     for position, node in enumerate(network.nodes):
-        if isinstance(node, InputNode):
-            new[position] = builder.input(node.shape)
-        elif isinstance(node, AffineNode):
-            terms = [(new[p], m) for p, m in zip(node.parents, node.maps, strict=True)]
-            new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.where)
-        elif isinstance(node, ActivationNode):
-            if _commutes_with_pool(network, position):
-                new[position] = new[node.parents[0]]
-            else:
-                new[position] = builder.activation(new[node.parents[0]], node.function, node.where)
-        elif isinstance(node, GainNode):
-            new[position] = builder.gain(new[node.parents[0]], node.function, node.shape, node.where)
-        elif isinstance(node, SelectionNode):
-            var = new[node.parents[0]]
-            if isinstance(node.function, MaxSelection):
-                pooled = _expand_max(builder, var, node.function, node.where)
-                before = network.nodes[node.parents[0]]
-                if isinstance(before, ActivationNode) and _commutes_with_pool(network, node.parents[0]):
-                    pooled = builder.activation(pooled, before.function, before.where)
-                new[position] = pooled
-            else:
-                new[position] = _expand_sort(builder, var, node.function, node.where)
+        parents = [new[p] for p in node.parents]
+        if isinstance(node, ActivationNode) and _commutes_with_pool(network, position):
+            new[position] = parents[0]
+        elif not isinstance(node, SelectionNode):
+            new[position] = builder.again(node, parents)
+        elif isinstance(node.function, MaxSelection):
+            pooled = _expand_max(builder, parents[0], node.function, node.origin)
+            before = network.nodes[node.parents[0]]
+            if isinstance(before, ActivationNode) and _commutes_with_pool(network, node.parents[0]):
+                pooled = builder.activation(pooled, before.function, before.origin)
+            new[position] = pooled
+        else:
+            new[position] = _expand_sort(builder, parents[0], node.function, node.origin)
     return builder.finish(new[len(network.nodes) - 1])
 
 
@@ -170,7 +156,7 @@ def _digest(index: Tensor) -> str:
     return hashlib.sha256(index.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _expand_max(builder: NetworkBuilder, var: Var, selection: MaxSelection, where: str) -> Var:
+def _expand_max(builder: NetworkBuilder, var: Var, selection: MaxSelection, where: Origins) -> Var:
     """A tournament: each round halves the number of candidates of every window."""
     index, shape = selection.index, selection.out_shape
     outputs = index.shape[0]
@@ -198,7 +184,7 @@ def _expand_max(builder: NetworkBuilder, var: Var, selection: MaxSelection, wher
     return builder.affine([(var, gather(index, var.shape, shape))], shape, name=selection.name, where=where)
 
 
-def _expand_sort(builder: NetworkBuilder, var: Var, selection: SortSelection, where: str) -> Var:
+def _expand_sort(builder: NetworkBuilder, var: Var, selection: SortSelection, where: Origins) -> Var:
     """Batcher's odd–even merge sort; a comparator is min = a − relu(a − b), max = b + relu(a − b)."""
     groups, width = selection.index.shape
     shape = selection.in_shape
@@ -240,6 +226,3 @@ def batcher_stages(width: int) -> list[list[tuple[int, int]]]:
             k //= 2
         p *= 2
     return stages
-
-
-Transform = Callable[[Network], Network]

@@ -207,7 +207,8 @@ def clamp_max(ctx: Context, x: Any, max: Any) -> Var:
 
 def _clamp(ctx: Context, x: Any, low: Any, high: Any, name: str) -> Var:
     x = ctx.variable(x)
-    if all(end is None or is_number(end) for end in (low, high)) and _shapes_fit(x, low, high):
+    numbers = all(end is None or (is_number(end) and not getattr(end, "rounding", 0.0)) for end in (low, high))
+    if numbers and _shapes_fit(x, low, high):
         a, b = (None if end is None else number(end) for end in (low, high))
         if any(end is not None and math.isnan(end) for end in (a, b)) or a == math.inf or b == -math.inf:
             raise ctx.unsupported(f"its ends {a} and {b} leave no finite value.")

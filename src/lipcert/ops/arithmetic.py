@@ -10,11 +10,13 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity, LinearMap, Shape, compose
-from lipcert.ops.context import Constant, Context, is_number, number
-from lipcert.ops.elementwise import times
-from lipcert.ops.norm_patterns import match_normalised, match_rms_product
-from lipcert.ops.patterns import match_difference, match_product, match_quotient
+from lipcert.ops.context import Constant, Context, number
+from lipcert.ops.recognise.registry import forms, recognise
+from lipcert.ops.recognise.scalings import times
 from lipcert.ops.registry import rule
+
+#: Divisors between 2^−this and 2^this have a normal reciprocal.
+_PLAIN_DIVISOR = 900
 
 
 def _shape(x: Any) -> Shape:
@@ -33,6 +35,7 @@ def broadcast(ctx: Context, x: Var, shape: Shape, scale: float = 1.0) -> LinearM
 def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     shape = tuple(torch.broadcast_shapes(*(_shape(x) for x, _ in terms)))
     offset: Tensor | None = None
+    rounding = 0.0
     parts = []
     for x, scale in terms:
         if not math.isfinite(scale):
@@ -40,13 +43,32 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
         if isinstance(x, Var):
             parts.append((x, broadcast(ctx, x, shape, scale)))
         else:
-            constant = ctx.constant(x)
-            value = constant.value.double() * scale
+            constant = exact_double(ctx, x)
+            value = constant.value * scale
             ctx.require_finite(value)
-            if value.dim() == 0 and (constant.rounding or abs(scale) != 1.0 or offset is not None):
-                value = value.reshape(1)  # patterns take a 0-dimensional offset for an exact number
+            rounding = _product_rounding(constant, scale, value) if offset is None else math.inf
             offset = value if offset is None else offset + value
-    return ctx.builder.affine(parts, shape, offset, ctx.op, ctx.where)
+    return ctx.builder.affine(parts, shape, offset, ctx.op, ctx.where, rounding)
+
+
+def _product_rounding(constant: Constant, scale: float, value: Tensor) -> float:
+    """Rounding count of ``value``, the product of a constant with a number."""
+    if abs(scale) == 1.0 or not bool(constant.value.any()):
+        return constant.rounding
+    least = float(value[constant.value != 0].abs().min())
+    exact = abs(math.frexp(scale)[0]) == 0.5  # a power of two
+    return constant.rounding + (0.0 if exact else 1.0) if least >= 2.0**-900 else math.inf
+
+
+def exact_double(ctx: Context, x: Any) -> Constant:
+    """``x`` as a constant in float64; whole numbers that float64 does not hold count as rounded."""
+    constant = ctx.constant(x)
+    value = constant.value.double()
+    if isinstance(x, int) and int(float(x)) != x:
+        return Constant(value, 1.0)
+    if constant.value.is_floating_point() or not value.numel() or float(value.abs().max()) < 2.0**53:
+        return Constant(value, constant.rounding)
+    return Constant(value, constant.rounding + 1.0)
 
 
 @rule("add", kind="linear")
@@ -59,7 +81,7 @@ def add(ctx: Context, a: Any, b: Any, alpha: float = 1) -> Var:
 def sub(ctx: Context, a: Any, b: Any, alpha: float = 1) -> Var:
     """Difference a − α b: L₁ + |α| L₂ for two variables; x − tanh(x) is tanhshrink, slopes [0, 1]."""
     if isinstance(a, Var) and isinstance(b, Var) and alpha == 1:
-        shrunk = match_difference(ctx, a, b)
+        shrunk = recognise(ctx, "sub", a, b)
         if shrunk is not None:
             return shrunk
     return _sum(ctx, [(a, 1.0), (b, -float(alpha))])
@@ -79,9 +101,7 @@ def neg(ctx: Context, x: Any) -> Var:
 
 def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     """x times a number or a constant tensor (broadcast both ways)."""
-    constant = ctx.constant(factor)
-    if not constant.value.is_floating_point():
-        constant = Constant(constant.value.double(), constant.rounding)
+    constant = exact_double(ctx, factor)
     ctx.require_finite(constant.value)
     shape = tuple(torch.broadcast_shapes(x.shape, constant.shape))
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
@@ -93,21 +113,49 @@ def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
 @rule("mul", kind="linear")
 def mul(ctx: Context, a: Any, b: Any) -> Var:
     """Product with a constant c: max |c| if nothing is broadcast; of two variables only as a pattern."""
-    if isinstance(a, Var) and isinstance(b, Var):
-        return match_rms_product(ctx, a, b) or match_product(ctx, a, b)
-    return multiply_by(ctx, a, b) if isinstance(a, Var) else multiply_by(ctx, b, a)
+    if not (isinstance(a, Var) and isinstance(b, Var)):
+        return multiply_by(ctx, a, b) if isinstance(a, Var) else multiply_by(ctx, b, a)
+    found = recognise(ctx, "mul", a, b)
+    if found is not None:
+        return found
+    error = ctx.not_lipschitz(
+        "a product of two values that both depend on the input has no global Lipschitz constant, and it is none of "
+        f"the products that are recognised ({forms('mul')}). Use the torch.nn activation, or remove the product."
+    )
+    return ctx.unresolved((a, b), tuple(torch.broadcast_shapes(a.shape, b.shape)), error)
 
 
 @rule("div.Tensor", "div.Scalar", "true_divide", kind="linear")
 def div(ctx: Context, a: Any, b: Any) -> Var:
     """Quotient by a constant c: max 1/|c|; by a variable only as a known pattern (F.normalize)."""
     if isinstance(b, Var):
-        return match_normalised(ctx, a, b) or match_quotient(ctx, a, b)
-    divisor = ctx.constant(b)
+        return quotient(ctx, a, b)
+    divisor = exact_double(ctx, b)
     ctx.require_finite(divisor.value)
     if bool((divisor.value == 0).any()):
         raise ctx.not_lipschitz("division by a constant that holds a zero.")
-    reciprocal = Constant(1.0 / divisor.value.double(), divisor.rounding + 1.0)
-    if is_number(b) and abs(math.frexp(number(b))[0]) == 0.5:
-        reciprocal = Constant(reciprocal.value, divisor.rounding)  # a power of two: exact
-    return multiply_by(ctx, ctx.variable(a), reciprocal)
+    # Over a power of two, so that no reciprocal leaves the normal numbers: x/c = (x·2^−e)·(1/(c·2^−e)).
+    exponent = math.frexp(float(divisor.value.abs().max()))[1] - 1 if divisor.value.numel() else 0
+    if abs(exponent) <= _PLAIN_DIVISOR:
+        exponent = 0
+    x, unit = ctx.variable(a), divisor.value
+    for half in (exponent // 2, exponent - exponent // 2):
+        x, unit = (ctx.scaled(x, 2.0**-half), unit * 2.0**-half) if half else (x, unit)
+    if bool((unit.abs() < 2.0**-1000).any()):
+        raise ctx.unsupported("its divisor holds numbers of too different size; rescale them.")
+    whole = unit.numel() == 1 and abs(math.frexp(float(unit.reshape(()).item()))[0]) == 0.5  # a power of two: exact
+    return multiply_by(ctx, x, Constant(1.0 / unit, divisor.rounding + (0.0 if whole else 1.0)))
+
+
+def quotient(ctx: Context, a: Any, b: Var) -> Var:
+    """The pattern that ``a / b`` is, or an unresolved value that raises if it is needed."""
+    found = recognise(ctx, "div", a, b)
+    if found is not None:
+        return found
+    error = ctx.not_lipschitz(
+        "division by a value that depends on the input has no global Lipschitz constant, and it is none of the "
+        f"quotients that are recognised ({forms('div')}). Use the torch.nn activation, or remove the division."
+    )
+    return ctx.unresolved(
+        (a, b) if isinstance(a, Var) else (b,), tuple(torch.broadcast_shapes(_shape(a), b.shape)), error
+    )

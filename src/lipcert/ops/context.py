@@ -14,6 +14,7 @@ from lipcert.errors import CaptureError, NotLipschitzError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
+from lipcert.network.origin import Origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Context:
     def __init__(self, builder: NetworkBuilder) -> None:
         self.builder = builder
         self.op = ""
-        self.where = ""
+        self.where = Origin()
         self.signature = ""
         self.dtype: torch.dtype | None = None
 
@@ -84,13 +85,18 @@ class Context:
         constants: Sequence[Constant] = (),
         rounding: float = 0.0,
         offset: Tensor | None = None,
+        offset_rounding: float = math.inf,
+        offset_error: Tensor | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
-        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms.
+        ``rounding`` is the number of terms in the longest sum that the op or its transpose forms, ``offset_rounding``
+        the count of the offset (see ``AffineNode``).
         """
         linear = self.map(x.shape, function, constants, rounding)
-        return self.builder.affine([(x, linear)], linear.out_shape, offset, self.op, self.where)
+        return self.builder.affine(
+            [(x, linear)], linear.out_shape, offset, self.op, self.where, offset_rounding, offset_error
+        )
 
     def map(
         self,
@@ -107,7 +113,8 @@ class Context:
         with torch.no_grad():
             out_shape = tuple(function(torch.zeros(in_shape, dtype=torch.float64), *values).shape)
         total = rounding + sum(c.rounding for c in constants)
-        return OpMap(self.op, function, in_shape, out_shape, values, self.signature + extra, float(total))
+        stored = all(c.rounding == 0 for c in constants)
+        return OpMap(self.op, function, in_shape, out_shape, values, self.signature + extra, float(total), stored)
 
     def jointly_linear(self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float = 0.0) -> Var:
         """``function(list of tensors)``, linear in all its tensors together with non-negative entries (cat, stack)."""

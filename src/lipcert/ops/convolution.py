@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
-def _offset(ctx: Context, bias: Any, spatial: int) -> Tensor | None:
+def _offset(ctx: Context, bias: Any, spatial: int) -> tuple[Tensor | None, float]:
+    """The bias in the output's shape, and its rounding count."""
     if bias is None:
-        return None
-    value = ctx.constant(bias, "bias").value
-    ctx.require_finite(value)
-    return value.reshape(-1, *([1] * spatial))
+        return None, math.inf
+    constant = ctx.constant(bias, "bias")
+    ctx.require_finite(constant.value)
+    return constant.value.reshape(-1, *([1] * spatial)), constant.rounding
 
 
 def _terms(weight: Constant) -> int:
@@ -48,7 +50,7 @@ def convolution(
     def function(value: Tensor, kernel: Tensor) -> Tensor:
         return convolve(value, kernel, None, stride, padding, dilation, groups)
 
-    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial))
+    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), *_offset(ctx, bias, spatial))
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", kind="linear")
@@ -71,7 +73,7 @@ def transposed_convolution(
     def function(value: Tensor, kernel: Tensor) -> Tensor:
         return convolve(value, kernel, None, stride, padding, output_padding, groups, dilation)
 
-    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial))
+    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), *_offset(ctx, bias, spatial))
 
 
 @rule("convolution", kind="linear")

@@ -1,4 +1,7 @@
-"""Importing this module registers every op rule."""
+"""Importing this module registers every op rule and every pattern."""
+
+import importlib
+import pkgutil
 
 from lipcert.ops import (  # noqa: F401
     activations,
@@ -11,6 +14,7 @@ from lipcert.ops import (  # noqa: F401
     norms,
     padding,
     pooling,
+    recognise,
     resize,
     selections,
     softmax,
@@ -18,3 +22,6 @@ from lipcert.ops import (  # noqa: F401
     structure,
     unbounded,
 )
+
+for _module in pkgutil.iter_modules(recognise.__path__, recognise.__name__ + "."):
+    importlib.import_module(_module.name)

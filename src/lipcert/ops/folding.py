@@ -16,7 +16,7 @@ _EXACT = frozenset(
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze permute transpose t mT numpy_T clone "  # noqa: SIM905
     "alias contiguous detach slice select index_select index expand repeat cat stack split "
     "relu lift_fresh_copy split_with_sizes chunk flip roll neg abs _to_copy to unbind diagonal tril triu "
-    "narrow amax amin maximum minimum constant_pad_nd clamp_min clamp_max clamp".split()
+    "narrow amax amin max min maximum minimum constant_pad_nd clamp_min clamp_max clamp".split()
 )
 #: Ops that make constants; they keep the dtype the model asks for, so that 0.1 is the number the model holds.
 _CREATION = frozenset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,17 +20,17 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     """Fully connected layer x Wᵀ + b: σ_max(W) in l2, greatest absolute row / column sum in l∞ / l1."""
     x, weight = ctx.variable(x), ctx.constant(weight, "weight")
     offset = None if bias is None else ctx.constant(bias, "bias").value
+    exactness = math.inf if bias is None else ctx.constant(bias, "bias").rounding
     if offset is not None:
         ctx.require_finite(offset)
     terms = float(max(weight.shape, default=1))
     if size(x.shape) != x.shape[-1] or not weight.value.numel():
-        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, exactness)
     ctx.require_finite(weight.value)
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
-    return ctx.builder.affine(
-        [(x, Dense((matrix,), x.shape, out_shape, terms + weight.rounding))], out_shape, offset, ctx.op, ctx.where
-    )
+    dense = Dense((matrix,), x.shape, out_shape, terms + weight.rounding, weight.rounding == 0)
+    return ctx.builder.affine([(x, dense)], out_shape, offset, ctx.op, ctx.where, exactness)
 
 
 def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:

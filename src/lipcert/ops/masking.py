@@ -45,6 +45,8 @@ def slice_scatter(
     ctx: Context, x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Var:
     """Assignment to a slice: 1 for each operand in every norm."""
+    start, end, step = slice(start, end, step).indices(x.shape[dim])  # ends beyond the axis do not run in batches
+    end = max(start, end)
     return _overwrite(ctx, x, source, lambda a, b: torch.slice_scatter(a, b, dim, start, end, step))
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Slope
-from lipcert.ops.rational import Real, above, below, exactly, hull
+from lipcert.ops.rational import Real, above, below, exactly, hull, nearest
 
 #: 2/√π, rounded up.
 ERF_SLOPE = 1.1283791670955128
@@ -95,7 +95,7 @@ def prelu(slopes: Tensor, lower: Tensor, upper: Tensor) -> Nonlinearity:
 
 def two_slopes(left: tuple[Real, Real], right: tuple[Real, Real], at: Fraction, name: str) -> Nonlinearity:
     """a·x + b with (a, b) = ``left`` for x < at, ``right`` for x > at; the caller has proved continuity."""
-    position = float(at)
+    position = nearest(at)
     (a, b), (c, d) = [(s.middle, o.middle) for s, o in (left, right)]
     kinks = () if a == c else (Kink(position, c - a),)
     attributes = repr((position, a, b, c, d))
@@ -111,7 +111,7 @@ def two_slopes(left: tuple[Real, Real], right: tuple[Real, Real], at: Fraction, 
 
 def odd_two_slopes(inner: Real, outer: Real, jump: Real, at: Fraction) -> Nonlinearity:
     """inner·x for |x| ≤ at, outer·x + jump·sign(x) beyond; continuity proved by the caller (softshrink)."""
-    t, a, c, d = float(at), inner.middle, outer.middle, jump.middle
+    t, a, c, d = nearest(at), inner.middle, outer.middle, jump.middle
     return Nonlinearity(
         "softshrink",
         lambda x: torch.where(x.abs() > t, c * x + d * torch.sign(x), a * x),
@@ -285,7 +285,7 @@ def ratio_softsign(constant: Fraction, rate: Real) -> Nonlinearity:
     """x/(c + m|x|) with c, m > 0: slope c/(c + m|x|)², in (0, 1/c]."""
     if constant == 1 and rate.is_(1):
         return SOFTSIGN
-    c, m = float(constant), rate.middle
+    c, m = nearest(constant), rate.middle
     return Nonlinearity("softsign", lambda x: x / (c + m * x.abs()), 0.0, above(1 / constant), (), (), repr((c, m)))
 
 

@@ -33,7 +33,9 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
     # var + eps (no cancellation if both are ≥ 0), sqrt and division: at most 2.5 roundings.
     own = 3.0 if eps >= 0 and bool((var.value >= 0).all()) else math.inf
     constant = Constant(scale.reshape(channel), own + gamma.rounding + var.rounding)
-    return ctx.linear(x, lambda v, s: v * s, (constant,), 1.0, shift.reshape(channel))
+    # The shift is a difference of two numbers that may cancel: its error is relative to them.
+    error = ((constant.rounding + mean.rounding + 4.0) * (mean.value * scale).abs() + 4.0 * shift.abs()) * 2.0**-53
+    return ctx.linear(x, lambda v, s: v * s, (constant,), 1.0, shift.reshape(channel), error.reshape(channel))
 
 
 @rule("batch_norm", kind="linear")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.network.nonlinearity import GainFunction, Kink, Nonlinearity
+from lipcert.network.nonlinearity import Kink, Nonlinearity
 from lipcert.ops.context import Context
+from lipcert.ops.radial import VectorNorm
 from lipcert.ops.registry import rule
 from lipcert.ops.selections import amax
 from lipcert.ops.softmax import root_up
@@ -50,7 +51,9 @@ def _reduced(ctx: Context, x: Any, order: Any, dim: Any, keepdim: bool, dtype: A
 
     source = f"{order:g}-norm of {n} entries: triangle inequality and n^max(0, 1/{order:g} − 1/q)"
     settings = f"order {order} axes {axes} keepdim {keepdim}"
-    return ctx.gain(x, GainFunction("vector_norm", function, norm_gains(n, order), source, (), settings))
+    gains = norm_gains(n, order)
+    block = VectorNorm("vector_norm", function, gains, source, (), settings, order, axes, keepdim)
+    return ctx.gain(x, block)
 
 
 @rule("linalg_vector_norm", kind="gain")

@@ -1,20 +1,21 @@
-"""Gains of x ↦ x / r(‖x‖), the shape of every normalisation layer, and the type of (Σ m z^p + c)^(1/p)."""
+"""Norms over axes as data, and gains of x ↦ x / r(‖x‖), the shape of every normalisation layer."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from lipcert.network.linear import LinearMap
 from lipcert.network.nonlinearity import GainFunction
+from lipcert.ops.rational import OutOfRange
 
 
 @dataclass(frozen=True, eq=False)
-class RootFunction(GainFunction):
-    """(linear · z^power + c)^(1/power), kept apart so that a later quotient by it can be recognised."""
+class VectorNorm(GainFunction):
+    """The p-norm over ``axes``, p = ``order``; kept as data so that a quotient by it can be recognised."""
 
-    linear: LinearMap | None = None
-    power: int = 2
+    order: float = 2.0
+    axes: tuple[int, ...] = ()
+    keepdim: bool = False
 
 
 def radial_gains(n: int, eps: float, kind: str, numerator: float = 1.0) -> dict[float, float]:
@@ -24,11 +25,15 @@ def radial_gains(n: int, eps: float, kind: str, numerator: float = 1.0) -> dict[
     ‖I − t uuᵀ‖₂ ≤ 1,  ‖I − t uuᵀ‖∞ ≤ a(1 − t) + t(1 + √n)/2 with a = 1,
     because 1 − s² + s√(n − 1)√(1 − s²) ≤ (1 + √n)/2 for s = |uᵢ|. The kinds differ in how r grows with t:
 
-    * ``clamp``: r = max(‖x‖, ε); r ≥ ε and t = 1 outside the ball (t = 0 inside): g = (1 + √n)/2.
-    * ``sum``: r = ‖x‖ + ε; ε/r = 1 − t: g(t) = (1 − t)(a(1 − t) + bt).
+    * ``clamp``: r = max(k‖x‖, ε); r ≥ ε and t = 1 outside the ball (t = 0 inside): g = (1 + √n)/2.
+    * ``sum``: r = k‖x‖ + ε; ε/r = 1 − t: g(t) = (1 − t)(a(1 − t) + bt).
     * ``root``: r = √(w‖x‖² + ε²); ε/r = √(1 − t): g(t) = √(1 − t)(a(1 − t) + bt).
 
     ``numerator`` is a: with x centred first (layer norm), I is the centring matrix and a = 2(n − 1)/n.
+    ``eps`` may err by a relative 5e-13; k, w > 0 do not matter.
+
+    Raises:
+        OutOfRange: 1/ε is beyond the range of doubles.
     """
     a, b = numerator, (1.0 + math.sqrt(n)) / 2.0
     if kind == "clamp":
@@ -38,5 +43,7 @@ def radial_gains(n: int, eps: float, kind: str, numerator: float = 1.0) -> dict[
         best = (slope - power * a) / ((1.0 + power) * slope) if slope > 0 else 0.0
         t = min(max(best, 0.0), 1.0)
         worst = (1.0 - t) ** power * (a + slope * t)
+    if not eps > 0 or not math.isfinite((1.0 + 1e-12) * max(1.0, worst) / eps):
+        raise OutOfRange(f"its constant 1/{eps:g} is above the range of doubles; choose a larger eps.")
     gain, wide = (1.0 + 1e-12) / eps, (1.0 + 1e-12) * worst / eps
     return {1.0: wide, 2.0: gain, math.inf: wide}

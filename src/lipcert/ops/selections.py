@@ -11,10 +11,11 @@ from torch import Tensor
 from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
-from lipcert.network.nonlinearity import Kink, MaxSelection, Nonlinearity, SortSelection
+from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.transform import RELU, gather
 from lipcert.ops.arithmetic import broadcast
 from lipcert.ops.context import Context
+from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
 
 _PAIR = "sort pair"
@@ -158,54 +159,13 @@ def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var
     return ctx.builder.affine([(excess, Identity(shape, sign))], shape, value, ctx.op, ctx.where)
 
 
-def _line(ctx: Context, x: Var) -> tuple[int, float, float]:
-    """(base, c, d) with x = c · base + d elementwise, walking up through multiples and shifts."""
-    scale, shift, place = 1.0, 0.0, x.position
-    while True:
-        node = ctx.builder.nodes[place]
-        if not isinstance(node, AffineNode) or len(node.maps) != 1 or not isinstance(node.maps[0], Identity):
-            return place, scale, shift
-        if node.offset is not None:
-            if node.offset.numel() != 1:
-                return place, scale, shift
-            shift += scale * node.offset.item()
-        scale *= node.maps[0].scale
-        place = node.parents[0]
-
-
-def _piecewise(ctx: Context, a: Var, b: Var, largest: bool) -> Var | None:
-    """max(c₁x + d₁, c₂x + d₂) of one variable (LeakyReLU, abs … written by hand) is one activation."""
-    (base, c1, d1), (other, c2, d2) = _line(ctx, a), _line(ctx, b)
-    if base != other or a.shape != b.shape:
-        return None
-    if c1 == c2 or not all(map(math.isfinite, (c1, c2, d1, d2))):
-        return None
-    choose = torch.maximum if largest else torch.minimum
-
-    def function(x: Tensor) -> Tensor:
-        return choose(c1 * x + d1, c2 * x + d2)
-
-    jump = abs(c1 - c2) if largest else -abs(c1 - c2)
-    low, high = _widened(min(c1, c2), -1), _widened(max(c1, c2), 1)
-    kinks = (Kink((d2 - d1) / (c1 - c2), jump),)
-    name = "max of two lines" if largest else "min of two lines"
-    settings = repr((c1, d1, c2, d2))
-    source = Var(base, ctx.builder.nodes[base].shape)
-    return ctx.activation(source, Nonlinearity(name, function, low, high, kinks, (), settings))
-
-
-def _widened(slope: float, direction: int) -> float:
-    """A slope that may be a rounded product, moved outward; 0 and ±1 are exact."""
-    return slope if slope in (-1.0, 0.0, 1.0) else slope + direction * abs(slope) * 1e-13
-
-
 def _of_two(ctx: Context, a: Any, b: Any, largest: bool) -> Var:
     if not isinstance(a, Var) or not isinstance(b, Var):
         return _against_constant(ctx, a, b, largest) if isinstance(a, Var) else _against_constant(ctx, b, a, largest)
     a, b = _first_alike(ctx, a), _first_alike(ctx, b)
     if a.position == b.position:
         return a
-    simple = _piecewise(ctx, a, b, largest)
+    simple = recognise(ctx, "maximum" if largest else "minimum", a, b)
     if simple is not None:
         return simple
     if b.position < a.position:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -248,11 +249,24 @@ def cumsum(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     return moved(ctx, ctx.variable(x), lambda v: torch.cumsum(v, dim))
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """The function of a sum or mean over ``axes`` (all of them for None), by which these maps are recognised."""
+
+    mean: bool
+    axes: Any
+    keepdim: bool
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """The sum or mean of one example."""
+        return _reduce(torch.mean if self.mean else torch.sum, v, self.axes, self.keepdim)
+
+
 @rule("sum", kind="linear")
 def sum_(ctx: Context, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Var:
     """Sum over axes: √n in l2, n in l∞, 1 in l1."""
     _refuse_integers(ctx, dtype)
-    return moved(ctx, ctx.variable(x), lambda v: _reduce(torch.sum, v, dim, keepdim))
+    return moved(ctx, ctx.variable(x), Reduction(False, dim, keepdim))
 
 
 @rule("mean", kind="linear")
@@ -260,8 +274,8 @@ def mean(ctx: Context, x: Any, dim: Any = None, keepdim: bool = False, dtype: An
     """Mean over axes: 1/√n in l2, 1 in l∞, 1/n in l1."""
     _refuse_integers(ctx, dtype)
     x = ctx.variable(x)
-    terms = longest_sum(lambda v: _reduce(torch.sum, v, dim, keepdim), x.shape)
-    return ctx.linear(x, lambda v: _reduce(torch.mean, v, dim, keepdim), (), terms + 2)
+    terms = longest_sum(Reduction(False, dim, keepdim), x.shape)
+    return ctx.linear(x, Reduction(True, dim, keepdim), (), terms + 2)
 
 
 def _reduce(reduction: Function, v: Tensor, dim: Any, keepdim: bool) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from lipcert.network.builder import Var
+from lipcert.ops.arithmetic import quotient
 from lipcert.ops.context import Constant, Context, is_number, number
-from lipcert.ops.elementwise import uniform
-from lipcert.ops.norm_patterns import match_window_root
-from lipcert.ops.patterns import match_gaussian, match_logarithm, match_quotient, match_root
+from lipcert.ops.recognise.registry import recognise
+from lipcert.ops.recognise.scalings import uniform
 from lipcert.ops.registry import rule
 
 _DISCONTINUOUS = (
@@ -66,7 +66,7 @@ _unbounded(
 def exponential(ctx: Context, x: Any) -> Var:
     """Exponential: rejected alone; part of sigmoid, SiLU, softplus, ELU; exp(−q x²) has slopes ±√(2q/e)."""
     x = ctx.variable(x)
-    found = match_gaussian(ctx, x)
+    found = recognise(ctx, "exp", x)
     error = ctx.not_lipschitz(f"{_GROWS} Bound its input first, or use an activation with a constant.")
     return found if found is not None else ctx.unresolved((x,), x.shape, error)
 
@@ -74,18 +74,18 @@ def exponential(ctx: Context, x: Any) -> Var:
 @rule("log", kind="pattern")
 def logarithm(ctx: Context, x: Any) -> Var:
     """Logarithm: rejected alone; log(1 + exp(x)) is softplus, log(sigmoid(x)) is logsigmoid."""
-    return _logarithm(ctx, x, plus_one=False)
+    return _logarithm(ctx, x, "log")
 
 
 @rule("log1p", kind="pattern")
 def logarithm_of_next(ctx: Context, x: Any) -> Var:
     """Logarithm of 1 + x: rejected alone; log1p(exp(x)) is softplus."""
-    return _logarithm(ctx, x, plus_one=True)
+    return _logarithm(ctx, x, "log1p")
 
 
-def _logarithm(ctx: Context, x: Any, plus_one: bool) -> Var:
+def _logarithm(ctx: Context, x: Any, op: str) -> Var:
     x = ctx.variable(x)
-    found = match_logarithm(ctx, x, plus_one)
+    found = recognise(ctx, op, x)
     return found if found is not None else ctx.unresolved((x,), x.shape, ctx.not_lipschitz(_POLE))
 
 
@@ -93,7 +93,7 @@ def _logarithm(ctx: Context, x: Any, plus_one: bool) -> Var:
 def sqrt(ctx: Context, x: Any) -> Var:
     """√: rejected alone (infinite slope at 0); √(q x² + b x + c) with q > 0, 4qc > b² has slopes ±√q."""
     x = ctx.variable(x)
-    found = match_root(ctx, x) or match_window_root(ctx, x, 2)
+    found = recognise(ctx, "sqrt", x)
     if found is not None:
         return found
     error = ctx.not_lipschitz(
@@ -106,7 +106,7 @@ def sqrt(ctx: Context, x: Any) -> Var:
 @rule("reciprocal", kind="pattern")
 def reciprocal(ctx: Context, x: Any) -> Var:
     """1/x: rejected alone; 1/(1 + exp(−x)) is the sigmoid."""
-    return match_quotient(ctx, 1.0, ctx.variable(x))
+    return quotient(ctx, 1.0, ctx.variable(x))
 
 
 @rule("pow", kind="pattern")
@@ -122,10 +122,10 @@ def pow_(ctx: Context, x: Any, exponent: Any) -> Var:
                 return sqrt(ctx, x)
             if power.is_(-1):
                 return reciprocal(ctx, x)
-            if power.exact and power.low in (Fraction(1, 4), Fraction(1, 8)):
-                found = match_window_root(ctx, x, round(1 / power.low))
-                if found is not None:
-                    return found
+            roots = {Fraction(1, 4): "fourth root", Fraction(1, 8): "eighth root"}
+            found = recognise(ctx, roots[power.low], x) if power.exact and power.low in roots else None
+            if found is not None:
+                return found
             error = ctx.not_lipschitz(
                 f"the slope of x^{power.middle:g} is unbounded: no Lipschitz constant on the whole space. "
                 "Bound its input first, or use an activation with a constant."

@@ -1,23 +1,21 @@
-"""Look through scalings and offsets: a value as a polynomial, or as a diagonal scaling, of an earlier value.
+"""The reader of expressions: a value as a line in, or a polynomial of, an earlier value, entry by entry.
 
-Pattern rules compare coefficients as exact rationals: a match is a proof, never a coincidence of rounding.
+Coefficients are exact rationals, or enclosed between two where a constant was computed with a known rounding count:
+what holds for them is a proof, never a coincidence of rounding, and nothing under- or overflows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lipcert.network.builder import NetworkBuilder, UnresolvedNode, Var
-from lipcert.network.graph import ActivationNode, AffineNode, Node
-from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Sum
+from lipcert.network.graph import ActivationNode, AffineNode
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ops.context import Constant
 from lipcert.ops.rational import Real, exactly
+from lipcert.ops.recognise.facts import kind
+from lipcert.ops.recognise.scalings import core, handle, parent, scalar_of, uniform
 
 Polynomial = Mapping[int, Real]
 #: Degrees beyond this are never part of a pattern.
@@ -26,105 +24,12 @@ _MAX_DEGREE = 6
 _MAX_DEPTH = 40
 
 
-def times(x: Tensor, constant: Tensor) -> Tensor:
-    """The function of the maps that multiply by a constant, by which they are recognised."""
-    return x * constant
-
-
-def handle(builder: NetworkBuilder, position: int) -> Var:
-    """The handle of the node at ``position``."""
-    return Var(position, builder.nodes[position].shape)
-
-
-def parent(builder: NetworkBuilder, node: Node) -> Var:
-    """Handle of a node's first parent."""
-    return handle(builder, node.parents[0])
-
-
-def scalar_of(linear: LinearMap) -> Real | None:
-    """c if the map is x ↦ c·x with one number c, else None."""
-    if linear.in_shape != linear.out_shape:
-        return None
-    if isinstance(linear, Identity):
-        return Real.of(linear.scale)
-    if isinstance(linear, OpMap):
-        if linear.function is times and linear.constants[0].numel() == 1:
-            return Real.of(float(linear.constants[0].reshape(()).item()), linear.rounding)
-        return None
-    if isinstance(linear, (Composition, Sum)):
-        parts = [scalar_of(part) for part in linear.maps]
-        total = exactly(0 if isinstance(linear, Sum) else 1)
-        for part in parts:
-            if part is None:
-                return None
-            total = total + part if isinstance(linear, Sum) else total * part
-        return total
-    return None
-
-
-def diagonal_of(linear: LinearMap) -> float | Tensor | None:
-    """The factor of an elementwise scaling x ↦ d ⊙ x, as doubles; None for any other map."""
-    scalar = scalar_of(linear)
-    if scalar is not None:
-        return scalar.middle
-    if linear.in_shape != linear.out_shape:
-        return None
-    if isinstance(linear, OpMap) and linear.function is times:
-        return linear.constants[0].double()
-    if isinstance(linear, Composition):
-        total: float | Tensor = 1.0
-        for part in linear.maps:
-            factor = diagonal_of(part)
-            if factor is None:
-                return None
-            total = total * factor
-        return total
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class Scaled:
-    """``var`` times the elementwise scalings ``maps`` (first one applied first)."""
-
-    var: Var
-    maps: tuple[LinearMap, ...] = ()
-
-    def factor(self) -> float | Tensor:
-        """The product of the scalings."""
-        total: float | Tensor = 1.0
-        for linear in self.maps:
-            factor = diagonal_of(linear)
-            assert factor is not None
-            total = total * factor
-        return total
-
-
-def scalings(builder: NetworkBuilder, var: Var) -> list[Scaled]:
-    """``var`` itself, then what remains when one elementwise scaling after the other is taken off."""
-    chain = [Scaled(var)]
-    while len(chain) < _MAX_DEPTH:
-        here = chain[-1]
-        node = builder.node(here.var)
-        if not isinstance(node, AffineNode) or node.offset is not None or len(node.parents) != 1:
-            break
-        if diagonal_of(node.maps[0]) is None:
-            break
-        chain.append(Scaled(parent(builder, node), (node.maps[0], *here.maps)))
-    return chain
-
-
-def core(builder: NetworkBuilder, var: Var) -> Var:
-    """``var`` without the exact identities around it."""
-    for here in scalings(builder, var):
-        if all((scalar_of(linear) or exactly(0)).is_(1) for linear in here.maps):
-            var = here.var
-    return var
-
-
-def activation_of(builder: NetworkBuilder, var: Var) -> tuple[Nonlinearity, Var] | None:
-    """(φ, v) if ``var`` is φ(v), seen through identities."""
+def activation_of(builder: NetworkBuilder, var: Var, *kinds: str) -> tuple[Nonlinearity, Var] | None:
+    """(φ, v) if ``var`` is φ(v) with φ of one of the ``kinds`` (of any without them), seen through identities."""
     node = builder.node(core(builder, var))
-    return (node.function, parent(builder, node)) if isinstance(node, ActivationNode) else None
+    if not isinstance(node, ActivationNode) or (kinds and kind(node.function) not in kinds):
+        return None
+    return node.function, parent(builder, node)
 
 
 def open_op(builder: NetworkBuilder, var: Any, *ops: str) -> UnresolvedNode | None:
@@ -135,15 +40,11 @@ def open_op(builder: NetworkBuilder, var: Any, *ops: str) -> UnresolvedNode | No
     return node if isinstance(node, UnresolvedNode) and node.op in ops else None
 
 
-def uniform(x: Any) -> Real | None:
-    """The number behind a Python number, or a constant whose entries are all the same."""
-    if isinstance(x, Constant):
-        if not x.value.numel() or not bool((x.value == x.value.reshape(-1)[0]).all()):
-            return None
-        return Real.of(float(x.value.reshape(-1)[0].item()), x.rounding)
-    if isinstance(x, (int, float)) and not isinstance(x, bool):
-        return Real.of(float(x)) if float(x) == x else None
-    return None
+def offset_of(node: AffineNode) -> Real | None:
+    """The offset of an affine node if all its entries are one number, exact or enclosed."""
+    if node.offset is None:
+        return exactly(0)
+    return uniform(Constant(node.offset, node.offset_rounding))
 
 
 def affine_in(builder: NetworkBuilder, var: Var) -> tuple[dict[int, Real], Real] | None:
@@ -157,12 +58,23 @@ def affine_in(builder: NetworkBuilder, var: Var) -> tuple[dict[int, Real], Real]
         if scalar is None:
             return None
         coefficients[position] = scalar
-    offset: Real | None = exactly(0)
-    if node.offset is not None:
-        # The sums of ``arithmetic`` keep an offset 0-dimensional only if it is a number without rounding.
-        exact = node.offset.dim() == 0 and node.name in ("add", "sub", "rsub")
-        offset = Real.of(float(node.offset.item())) if exact else None
+    offset = offset_of(node)
     return None if offset is None else (coefficients, offset)
+
+
+def one_term(builder: NetworkBuilder, var: Var) -> tuple[Real, Var, Real] | None:
+    """(c, v, o) with var = c·v + o and v no such expression itself; None if var is not affine in one value.
+
+    The way back ends before an offset that is not one number.
+    """
+    scale, offset = exactly(1), exactly(0)
+    here: Var = var
+    while True:
+        affine = affine_in(builder, here)
+        if not affine or len(affine[0]) != 1:
+            return None if here is var else (scale, here, offset)
+        ((position, factor),) = affine[0].items()
+        scale, offset, here = scale * factor, offset + scale * affine[1], handle(builder, position)
 
 
 def polynomial(builder: NetworkBuilder, x: Any, base: Var) -> Polynomial | None:
@@ -204,7 +116,7 @@ def _expand_node(
     if node.op == "mul" and len(node.parents) == 2:
         factors = [_expand(builder, handle(builder, p), base, known, depth) for p in node.parents]
     elif node.op in ("square", "pow") and len(node.parents) == 1:
-        exponent = uniform(node.settings[0]) if node.settings else exactly(2)
+        exponent = exactly(2) if node.op == "square" else uniform(node.settings[0])
         if exponent is None or not any(exponent.is_(n) for n in (2, 3, 4)):
             return None
         factors = [_expand(builder, parent(builder, node), base, known, depth)] * int(exponent.low)
@@ -269,13 +181,3 @@ def ancestors(builder: NetworkBuilder, x: Any) -> Iterator[Var]:
         open_ = affine_in(builder, var) is not None or isinstance(node, (ActivationNode, UnresolvedNode))
         if open_:
             waiting += [handle(builder, p) for p in node.parents if builder.nodes[p].shape == var.shape]
-
-
-def tensor_rate(scaled: Scaled, like: Var) -> Tensor | None:
-    """A per-entry factor as a tensor that broadcasts against the node's shape, or None."""
-    factor = scaled.factor()
-    if not isinstance(factor, Tensor):
-        return None
-    if tuple(torch.broadcast_shapes(tuple(factor.shape), like.shape)) != like.shape:
-        return None
-    return factor

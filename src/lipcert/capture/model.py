@@ -1,0 +1,191 @@
+"""What counts as a model and as an example: wrappers taken off, things without fixed real numbers refused by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from lipcert.errors import CaptureError, InputError
+
+#: Dtypes in which PyTorch's own layers run; parameters of any other floating type are converted to float32 first.
+RUNNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def as_module(model: Any) -> nn.Module:
+    """The module behind ``model``: an exported program's, or what DataParallel and torch.compile wrap.
+
+    Raises:
+        InputError: no module, TorchScript, or parameters that hold no numbers yet (lazy, on the meta device).
+        CaptureError: parameters that are not plain real tensors (complex, sparse, quantised, nested).
+    """
+    module: Any = model.module() if isinstance(model, ExportedProgram) else model
+    if not isinstance(module, nn.Module):
+        weights = isinstance(module, Mapping) and any(isinstance(v, Tensor) for v in module.values())
+        raise InputError(
+            f"model must be a torch.nn.Module or a torch.export.ExportedProgram, not {type(model).__name__}."
+            + (" This one holds weights without the network: load them into the module and pass that." * weights)
+        )
+    while isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _compiled(module):
+        module = module._orig_mod if _compiled(module) else module.module
+    assert isinstance(module, nn.Module)
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            place = f"its part {path!r}" if path else "it"
+            raise InputError(
+                f"the model cannot be captured: {place} is TorchScript, which torch.export does not read. "
+                "Pass the nn.Module it was scripted or traced from."
+            )
+        if ".quantized" in type(part).__module__ and type(part).__module__.startswith("torch."):
+            raise CaptureError(
+                f"{path or 'the model'} ({type(part).__name__}) is quantised: it rounds what passes through it, so it "
+                "has no Lipschitz constant. Pass the float model it was made from."
+            )
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        _require_numbers(name, tensor)
+    return module
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Whether this is the wrapper that torch.compile puts around a module."""
+    return isinstance(module, torch._dynamo.OptimizedModule) if hasattr(module, "_orig_mod") else False
+
+
+def has_own_arithmetic(tensor: Tensor) -> bool:
+    """Whether a subclass of Tensor computes in its own way (masked, distributed, quantised)."""
+    return type(tensor).__torch_dispatch__ != Tensor.__torch_dispatch__
+
+
+def _require_numbers(name: str, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise InputError(
+            f"parameter {name!r} is lazy and has no shape yet; run the model once on an example, then train or load it."
+        )
+    if tensor.device.type == "meta" or type(tensor).__name__ == "FakeTensor":
+        raise InputError(
+            f"{name!r} is on the meta device and holds no numbers; build the model on a real device (or call "
+            "to_empty) and load its weights."
+        )
+    if has_own_arithmetic(tensor):
+        raise CaptureError(
+            f"{name!r} is a {type(tensor).__name__}, a tensor with arithmetic of its own; only plain tensors are "
+            "supported. Replace it by the dense tensor it stands for."
+        )
+    if tensor.is_complex():
+        raise CaptureError(
+            f"{name!r} is complex ({tensor.dtype}): a complex parameter has no rule here; only real networks are "
+            "supported."
+        )
+    if tensor.is_quantized:
+        raise CaptureError(
+            f"{name!r} is quantised ({tensor.dtype}); a bound is about a real-valued function. Pass the float model, "
+            "or dequantise its weights."
+        )
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
+        raise CaptureError(f"{name!r} is {kind}; only dense tensors are supported. Replace it by {name}.to_dense().")
+
+
+@contextmanager
+def private(module: nn.Module) -> Iterator[nn.Module]:
+    """A copy to work on, so that attributes which ``forward`` writes (caches, counters) stay as they were.
+
+    A module that cannot be copied is used itself; the attributes of its submodules are put back afterwards.
+    """
+    try:
+        yielded = copy.deepcopy(module)
+    except Exception:  # locks, handles, non-leaf tensors: anything can refuse to be copied
+        yielded = module
+    kept = []
+    for part in module.modules() if yielded is module else ():
+        tables = {k: dict(v) for k, v in part.__dict__.items() if k in ("_parameters", "_buffers", "_modules")}
+        kept.append((part, dict(part.__dict__), tables))
+    try:
+        yield _interpreted(yielded)
+    finally:
+        for part, attributes, tables in kept:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            for name, table in tables.items():
+                part.__dict__[name].clear()
+                part.__dict__[name].update(table)
+
+
+def _interpreted(module: nn.Module) -> nn.Module:
+    """The module with compiled parts replaced by what they compile, and floats that no layer runs in by float32."""
+    for part in list(module.modules()):
+        part._compiled_call_impl = None  # what module.compile() sets
+        for name, child in part._modules.items():
+            while child is not None and _compiled(child):
+                child = part._modules[name] = child._orig_mod  # type: ignore[assignment]
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(t.is_floating_point() and t.dtype not in RUNNABLE for t in tensors):
+        try:
+            module = copy.deepcopy(module).to(torch.float32)  # float8 and smaller: exact
+        except Exception as problem:
+            kinds = ", ".join(sorted({str(t.dtype) for t in tensors if t.dtype not in RUNNABLE}))
+            raise CaptureError(f"parameters of type {kinds} cannot be read as numbers: {problem}") from problem
+    return module
+
+
+def check_example(example: Any, module: nn.Module) -> Tensor:
+    """The example in the model's dtype and on its device.
+
+    Raises:
+        InputError: not one dense real floating tensor with a batch dimension and finite entries.
+    """
+    if not isinstance(example, Tensor):
+        raise InputError(
+            f"example_input must be one tensor with a leading batch dimension, not {type(example).__name__}; "
+            "wrap a model of several inputs in a module of one."
+        )
+    if example.is_complex() or not example.is_floating_point():
+        raise InputError(
+            f"example_input has dtype {example.dtype}; a Lipschitz constant needs a real floating-point input."
+        )
+    if example.device.type == "meta" or type(example).__name__ == "FakeTensor":
+        raise InputError("example_input is on the meta device and holds no numbers; give a tensor on a real device.")
+    if has_own_arithmetic(example) or example.is_nested or example.layout != torch.strided:
+        raise InputError("example_input must be a plain dense tensor; call .to_dense() (or pad a nested one) first.")
+    if example.dim() < 2 or example.numel() == 0:
+        raise InputError(
+            f"example_input has shape {tuple(example.shape)}; it needs a leading batch dimension and no empty axis "
+            "(one example of shape (n,) is example.unsqueeze(0))."
+        )
+    example = example.detach()
+    if example.is_inference():
+        example = example.clone()  # outside inference mode now: a tensor that autograd may save
+    if example.dtype not in RUNNABLE:
+        example = example.to(torch.float32)
+    if not bool(torch.isfinite(example).all()):
+        raise InputError("example_input holds NaN or infinity.")
+    reference = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), None)
+    if reference is not None:
+        example = example.to(dtype=reference.dtype, device=reference.device)
+    return example
+
+
+def one_tensor(output: Any) -> Tensor:
+    """The tensor a model returns, alone or inside a tuple, dict, dataclass or named tuple beside nothing but None.
+
+    Raises:
+        InputError: no tensor, or several.
+    """
+    leaves = [leaf for leaf in tree_leaves(output) if leaf is not None]
+    if len(leaves) == 1 and isinstance(leaves[0], Tensor):
+        return leaves[0]
+    tensors = sum(isinstance(leaf, Tensor) for leaf in leaves)
+    if tensors > 1:
+        what = f"the model returns {tensors} outputs"
+    else:
+        what = f"the model does not return a tensor but a {type(output).__name__}"
+        if leaves and leaves[0] is not output:
+            what += f" of {', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}"
+    raise InputError(f"{what}; wrap it in a module that returns one tensor (torch.cat joins several).")

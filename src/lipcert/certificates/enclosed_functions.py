@@ -1,0 +1,354 @@
+"""The rules of ``enclosure.py`` for smooth functions, sums and blocks: value and derivative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.enclosure import (
+    Enclosure,
+    Truth,
+    abs_,
+    add,
+    clamp,
+    div,
+    exact,
+    greater,
+    mul,
+    rule,
+    square,
+    where,
+)
+from lipcert.errors import NumericsError
+from lipcert.numerics.midrad import TINY, ULPS, UNIT, Range, choose, hull
+
+#: 2/√π and 1/√(2π), to within half a unit in the last place (``Range.literal`` grants four).
+_ERF, _NORMAL = 1.1283791670955126, 0.3989422804014327
+#: √(2/π), of the tanh form of GELU.
+_GELU_TANH = 0.7978845608028654
+
+# -- smooth functions ---------------------------------------------------------------------------------------
+
+
+@rule("exp")
+def exp(x: Enclosure) -> Enclosure:
+    """eˣ."""
+    value = x.value.exp()
+    return x.chain(value, value)
+
+
+@rule("expm1")
+def expm1(x: Enclosure) -> Enclosure:
+    """eˣ − 1."""
+    return x.chain(x.value.increasing(torch.expm1), x.value.exp())
+
+
+@rule("log")
+def log(x: Enclosure) -> Enclosure:
+    """log x."""
+    return x.chain(x.value.log(), x.value.reciprocal())
+
+
+@rule("log1p")
+def log1p(x: Enclosure) -> Enclosure:
+    """log(1 + x)."""
+    shifted = add(x, 1).value
+    exact = shifted.log()
+    value = x.value.increasing(torch.log1p)
+    return x.chain(choose(exact.mid.isnan(), exact, value), shifted.reciprocal())
+
+
+@rule("sqrt")
+def sqrt(x: Enclosure) -> Enclosure:
+    """√x; unknown where 0 is not excluded."""
+    value = x.value.sqrt()
+    return x.chain(value, (value + value).reciprocal())
+
+
+@rule("rsqrt")
+def rsqrt(x: Enclosure) -> Enclosure:
+    """1/√x."""
+    return div(1, sqrt(x))
+
+
+@rule("pow", "__pow__")
+def pow_(x: Enclosure, power: Any) -> Enclosure:
+    """x^p: repeated products for a whole p ≥ 0, exp(p log x) for the rest and x > 0."""
+    p = float(power)
+    if p == int(p) and 0 <= p <= 64:
+        result = exact(torch.ones_like(x.value.mid))
+        for bit in bin(int(p))[2:]:
+            result = square(result)
+            result = mul(result, x) if bit == "1" else result
+        return result
+    if p == 0.5:
+        return sqrt(x)
+    if p == int(p):
+        return div(1, pow_(x, -p))
+    return exp(mul(log(x), p))
+
+
+def _logistic(x: Range) -> Range:
+    """σ'(x) = q/(1 + q)², q = e^(−|x|)."""
+    q = (-x.abs()).exp()
+    return q * (q + Range.literal(1)).square().reciprocal()
+
+
+@rule("sigmoid", "special_expit")
+def sigmoid(x: Enclosure) -> Enclosure:
+    """1/(1 + e⁻ˣ)."""
+    return x.chain(x.value.increasing(torch.sigmoid), _logistic(x.value))
+
+
+@rule("tanh")
+def tanh(x: Enclosure) -> Enclosure:
+    """tanh, of derivative 4σ'(2x)."""
+    return x.chain(x.value.increasing(torch.tanh), Range.literal(4) * _logistic(x.value + x.value))
+
+
+@rule("softplus")
+def softplus(x: Enclosure, beta: float = 1.0, threshold: float = 20.0) -> Enclosure:
+    """log(1 + exp(βx))/β or, beyond the threshold of the library, x: the hull of the two where they may differ."""
+    if beta < 0:  # log(1 + exp(βx))/β, decreasing in βx
+        return -softplus(-x, -beta, threshold)
+    scaled = mul(x, beta)
+    inner = scaled.value
+    value = inner.increasing(lambda t: torch.nn.functional.softplus(t, 1.0, 40.0))
+    smooth = div(scaled.chain(value, inner.increasing(torch.sigmoid)), beta)
+    beyond = greater(scaled, min(threshold, 20.0))
+    wide = Enclosure(hull(smooth.value, x.value), hull(smooth.tangent, x.tangent))
+    return where(Truth(beyond.no, beyond.yes), smooth, wide)
+
+
+@rule("log_sigmoid", "logsigmoid")
+def logsigmoid(x: Enclosure) -> Enclosure:
+    """log σ(x)."""
+    return -softplus(-x, 1.0, 40.0)
+
+
+@rule("erf", "special_erf")
+def erf(x: Enclosure) -> Enclosure:
+    """erf."""
+    return x.chain(x.value.increasing(torch.erf), Range.literal(_ERF) * (-x.value.square()).exp())
+
+
+@rule("erfc", "special_erfc")
+def erfc(x: Enclosure) -> Enclosure:
+    """1 − erf."""
+    value = (-x.value).increasing(lambda t: torch.erfc(-t), 2 * ULPS)
+    return x.chain(value, -(Range.literal(_ERF) * (-x.value.square()).exp()))
+
+
+@rule("sin")
+def sin(x: Enclosure) -> Enclosure:
+    """sin."""
+    return x.chain(_wave(torch.sin, x.value), _wave(torch.cos, x.value))
+
+
+@rule("cos")
+def cos(x: Enclosure) -> Enclosure:
+    """cos."""
+    return x.chain(_wave(torch.cos, x.value), -_wave(torch.sin, x.value))
+
+
+def _wave(function: Callable[[Tensor], Tensor], x: Range) -> Range:
+    mid = function(x.mid)
+    return Range(mid, torch.clamp(x.rad + ULPS * UNIT + TINY, max=2.0))
+
+
+@rule("atan", "arctan")
+def atan(x: Enclosure) -> Enclosure:
+    """arctan."""
+    return x.chain(x.value.increasing(torch.atan), (x.value.square() + Range.literal(1)).reciprocal())
+
+
+@rule("asinh", "arcsinh")
+def asinh(x: Enclosure) -> Enclosure:
+    """arsinh."""
+    slope = (x.value.square() + Range.literal(1)).sqrt().reciprocal()
+    return x.chain(x.value.increasing(torch.asinh), slope)
+
+
+@rule("gelu")
+def gelu(x: Enclosure, approximate: str = "none") -> Enclosure:
+    """x Φ(x), of derivative Φ(x) + x Φ'(x); or its tanh form."""
+    if approximate == "tanh":
+        inner = mul(x, add(mul(square(x), 0.044715), 1))
+        return mul(mul(x, 0.5), add(tanh(mul(inner, _GELU_TANH)), 1))
+    half = mul(x, -math.sqrt(0.5))
+    cumulative = erfc(half).value * Range.literal(0.5)
+    density = Range.literal(_NORMAL) * (-(x.value.square() * Range.literal(0.5))).exp()
+    return x.chain(x.value * cumulative, cumulative + x.value * density)
+
+
+@rule("silu")
+def silu(x: Enclosure, inplace: bool = False) -> Enclosure:
+    """x σ(x)."""
+    return mul(x, sigmoid(x))
+
+
+@rule("mish")
+def mish(x: Enclosure, inplace: bool = False) -> Enclosure:
+    """x tanh(softplus(x))."""
+    return mul(x, tanh(softplus(x)))
+
+
+@rule("hardswish")
+def hardswish(x: Enclosure, inplace: bool = False) -> Enclosure:
+    """x · relu6(x + 3)/6."""
+    return mul(x, div(relu6(add(x, 3)), 6))
+
+
+@rule("relu6")
+def relu6(x: Enclosure, inplace: bool = False) -> Enclosure:
+    """min(max(x, 0), 6)."""
+    return clamp(x, 0.0, 6.0)
+
+
+@rule("hardtanh")
+def hardtanh(x: Enclosure, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Enclosure:
+    """Clamp."""
+    return clamp(x, min_val, max_val)
+
+
+@rule("leaky_relu")
+def leaky_relu(x: Enclosure, negative_slope: float = 0.01, inplace: bool = False) -> Enclosure:
+    """x or slope·x."""
+    return where(greater(x, 0), x, mul(x, negative_slope))
+
+
+@rule("elu")
+def elu(x: Enclosure, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, **_: Any) -> Enclosure:
+    """scale·x, or scale·α·(exp(input_scale·x) − 1)."""
+    left = mul(expm1(mul(clamp(x, None, 0.0), input_scale)), alpha)
+    return mul(where(greater(x, 0), x, left), scale)
+
+
+@rule("celu")
+def celu(x: Enclosure, alpha: float = 1.0, inplace: bool = False) -> Enclosure:
+    """max(0, x) + min(0, α (exp(x/α) − 1))."""
+    return where(greater(x, 0), x, mul(expm1(div(clamp(x, None, 0.0), alpha)), alpha))
+
+
+@rule("selu")
+def selu(x: Enclosure, inplace: bool = False) -> Enclosure:
+    """SELU with the constants of Klambauer et al. 2017."""
+    return elu(x, 1.6732632423543772, 1.0507009873554805)
+
+
+@rule("softshrink")
+def softshrink(x: Enclosure, lambd: float = 0.5) -> Enclosure:
+    """x ∓ λ outside [−λ, λ], 0 inside."""
+    zero = exact(torch.zeros_like(x.value.mid))
+    return where(greater(x, lambd), x - lambd, where(greater(-lambd, x), x + lambd, zero))
+
+
+@rule("softsign")
+def softsign(x: Enclosure) -> Enclosure:
+    """x/(1 + |x|), of derivative 1/(1 + |x|)²."""
+    below = x.value.abs() + Range.literal(1)
+    return x.chain(x.value * below.reciprocal(), below.square().reciprocal())
+
+
+@rule("tanhshrink")
+def tanhshrink(x: Enclosure) -> Enclosure:
+    """x − tanh x, of derivative tanh²."""
+    value = x.value - x.value.increasing(torch.tanh)
+    return x.chain(value, x.value.increasing(torch.tanh).square())
+
+
+# -- sums, blocks, moves ------------------------------------------------------------------------------------
+
+
+def _axes(x: Enclosure, dim: Any) -> tuple[int, ...]:
+    if dim is None or (isinstance(dim, Sequence) and not dim):
+        return tuple(range(x.dim()))
+    return tuple(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+
+
+@rule("sum")
+def sum_(x: Enclosure, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Enclosure:
+    """Sum over axes."""
+    axes = _axes(x, dim)
+    return Enclosure(x.value.sum(axes, keepdim), x.tangent.sum(axes, keepdim))
+
+
+@rule("mean")
+def mean(x: Enclosure, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Enclosure:
+    """Mean over axes."""
+    return div(sum_(x, dim, keepdim), math.prod(x.shape[a] for a in _axes(x, dim)))
+
+
+def _peak(x: Enclosure, axes: tuple[int, ...]) -> Tensor:
+    top = x.value.mid.amax(axes, keepdim=True)
+    return torch.where(torch.isfinite(top), top, 0.0)
+
+
+@rule("logsumexp")
+def logsumexp(x: Enclosure, dim: Any, keepdim: bool = False) -> Enclosure:
+    """log Σ exp x, around the largest entry."""
+    axes = _axes(x, dim)
+    top = exact(_peak(x, axes))
+    total = log(sum_(exp(x - top), axes, True)) + top
+    return total if keepdim else total.map(lambda t: t.reshape([n for a, n in enumerate(x.shape) if a not in axes]))
+
+
+@rule("softmax")
+def softmax(x: Enclosure, dim: int, dtype: Any = None, **_: Any) -> Enclosure:
+    """exp x/Σ exp x, of derivative p_i (t_i − Σ p_k t_k)."""
+    p, change = _probabilities(x, dim)
+    return Enclosure(p, p * change)
+
+
+@rule("log_softmax")
+def log_softmax(x: Enclosure, dim: int, dtype: Any = None, **_: Any) -> Enclosure:
+    """x − log Σ exp x."""
+    return Enclosure((x - logsumexp(x, dim, True)).value, _probabilities(x, dim)[1])
+
+
+def _probabilities(x: Enclosure, dim: int) -> tuple[Range, Range]:
+    """p, and t_i − Σ p_k t_k: unchanged if all t are moved together, so they are taken relative to the largest entry's.
+
+    That entry's own difference is then exactly 0, and the sum is as small as the other probabilities are.
+    """
+    axes = _axes(x, dim)
+    weights = (x - exact(_peak(x, axes))).value.exp()
+    p = weights * weights.sum(axes, True).reciprocal()
+    top = x.value.mid.argmax(dim, keepdim=True)
+    moved = x.tangent - x.tangent.map(lambda t: t.gather(dim, top))
+    moved = moved.map(lambda t: t.scatter(dim, top, 0.0))
+    return p, moved - (p * moved).sum(axes, True)
+
+
+@rule("linalg_vector_norm", "vector_norm")
+def vector_norm(x: Enclosure, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Enclosure:
+    """(Σ |x|^p)^(1/p), relative to the largest entry."""
+    axes = _axes(x, dim)
+    top = x.value.mid.abs().amax(axes, keepdim=True)
+    scale = exact(torch.where((top > 0) & torch.isfinite(top), 2.0 ** torch.frexp(top)[1].clamp(-1000, 1000), 1.0))
+    ratio = div(x, scale)
+    power = float(ord)
+    powers = square(ratio) if power == 2.0 else pow_(abs_(ratio), power)
+    total = sum_(powers, axes, True)
+    result = mul(sqrt(total) if power == 2.0 else pow_(total, 1.0 / power), scale)
+    return result if keepdim else result.map(lambda t: t.reshape([n for a, n in enumerate(x.shape) if a not in axes]))
+
+
+@rule("layer_norm")
+def layer_norm(x: Enclosure, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Enclosure:
+    """(x − mean)/√(var + ε)."""
+    if weight is not None or bias is not None:
+        raise NumericsError("the derivative at the witness cannot be enclosed: layer_norm with its own weights.")
+    axes = tuple(range(-len(shape), 0))
+    centred = x - mean(x, axes, True)
+    scale = rsqrt(mean(square(centred), axes, True) + eps)
+    # d(cs) = s t_c − c s³ mean(c t_c)
+    coupling = (centred.value * centred.tangent).sum(_axes(x, axes), True) * Range.literal(
+        math.prod(shape)
+    ).reciprocal()
+    unit = centred.value * scale.value
+    return Enclosure(unit, scale.value * (centred.tangent - unit * (scale.value * coupling)))

@@ -1,0 +1,213 @@
+"""Normalisations written by hand: x / max(‖x‖, ε), x / (‖x‖ + ε), x / √(mean x² + ε) and its product with rsqrt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.network.builder import UnresolvedNode, Var
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode
+from lipcert.network.linear import LinearMap, OpMap, size
+from lipcert.network.nonlinearity import GainFunction
+from lipcert.ops.context import Context
+from lipcert.ops.radial import radial_gains
+from lipcert.ops.rational import OutOfRange, Real, above, below, root_above
+from lipcert.ops.recognise.expression import activation_of, one_term, open_op
+from lipcert.ops.recognise.facts import floor, kind, vector_norm
+from lipcert.ops.recognise.registry import pattern
+from lipcert.ops.recognise.roots import RootFunction, even_power, key_of
+from lipcert.ops.recognise.scalings import core, handle, parent, uniform
+from lipcert.ops.recognise.sums import affine_image, nonnegative, partition
+
+#: A relative error of ε or of the weights that ``radial_gains`` covers.
+_ABSORBED = 1e-13
+
+
+@dataclass(frozen=True, eq=False)
+class Radicand:
+    """Σ w_j x_j² + c over groups of ``n`` entries, √(greatest w / least w) ≤ ``spread``, given by ``linear`` and c."""
+
+    n: int
+    spread: float
+    linear: LinearMap
+    level: Real
+
+
+# -- patterns ----------------------------------------------------------------------------------------------
+
+
+@pattern("product with a reciprocal root", "mul", 10, "x·rsqrt(w Σ x² + c)")
+def root_mean_square_product(ctx: Context, a: Var, b: Var) -> Var | None:
+    """RMS norm by hand, x · rsqrt(w Σ x² + c), of gain 1/√c."""
+    for x, factor in ((a, b), (b, a)):
+        if not _fits(factor, x):
+            continue
+        found = _under_root(ctx, before_expand(ctx, factor), ("rsqrt",), Fraction(-1, 2), x)
+        if found is not None:
+            return _root_quotient(ctx, x, found)
+    return None
+
+
+@pattern("sign times size", "mul", 20, "sign(x)·|x|")
+def signed_magnitude(ctx: Context, a: Var, b: Var) -> Var | None:
+    """sign(s)·|s| = s, also with relu(|s|), the way lp-pool is exported."""
+    for sign, magnitude in ((a, b), (b, a)):
+        left = open_op(ctx.builder, sign, "sign", "sgn")
+        if left is None or sign.shape != magnitude.shape:
+            continue
+        source = core(ctx.builder, parent(ctx.builder, left))
+        found = activation_of(ctx.builder, magnitude, "relu", "abs")
+        while found is not None:
+            if core(ctx.builder, found[1]) == source:
+                return ctx.scaled(source, 1.0) if kind(found[0]) == "abs" else None
+            found = activation_of(ctx.builder, found[1], "relu", "abs")
+    return None
+
+
+@pattern("quotient by a root", "div", 10, "x/√(w Σ x² + c)")
+def over_root(ctx: Context, a: Any, b: Var) -> Var | None:
+    """x / √(w Σ x² + c): gain 1/√c in l2."""
+    if not isinstance(a, Var) or not _fits(b, a):
+        return None
+    found = _under_root(ctx, before_expand(ctx, b), ("sqrt",), Fraction(1, 2), a)
+    return None if found is None else _root_quotient(ctx, a, found)
+
+
+@pattern("quotient by a clamped norm", "div", 20, "x/max(‖x‖, ε)")
+def over_clamped_norm(ctx: Context, a: Any, b: Var) -> Var | None:
+    """x / max(‖x‖₂, ε): gain 1/ε in l2."""
+    if not isinstance(a, Var) or not _fits(b, a):
+        return None
+    node = ctx.builder.node(core(ctx.builder, before_expand(ctx, b)))
+    eps = floor(node)
+    if eps is None or not isinstance(node, ActivationNode):
+        return None
+    norm = _norm_of(ctx, parent(ctx.builder, node), a)
+    if norm is None:
+        return None
+    n, axes = norm
+
+    def clamped(v: Tensor) -> Tensor:
+        return v / torch.linalg.vector_norm(v, 2.0, axes, True).clamp_min(eps)
+
+    return _radial(ctx, a, n, eps, "clamp", f"floor {eps} axes {axes}", clamped)
+
+
+@pattern("quotient by a shifted norm", "div", 30, "x/(k‖x‖ + ε)")
+def over_shifted_norm(ctx: Context, a: Any, b: Var) -> Var | None:
+    """x / (k‖x‖₂ + ε), k > 0: gain 1/ε in l2."""
+    if not isinstance(a, Var) or not _fits(b, a):
+        return None
+    found = one_term(ctx.builder, before_expand(ctx, b))
+    if found is None:
+        return None
+    scale, inner, shift = found
+    norm = _norm_of(ctx, inner, a)
+    if norm is None or scale.sign <= 0 or shift.sign <= 0:
+        return None
+    n, axes = norm
+    k, c = scale.middle, shift.middle
+
+    def shifted(v: Tensor) -> Tensor:
+        return v / (k * torch.linalg.vector_norm(v, 2.0, axes, True) + c)
+
+    settings = f"plus {c} axes {axes}" if scale.is_(1) else f"plus {c} times {k} axes {axes}"
+    return _radial(ctx, a, n, below(shift.low), "sum", settings, shifted)
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def _fits(narrow: Var, wide: Var) -> bool:
+    """Whether broadcasting ``narrow`` against ``wide`` gives the shape of ``wide``, axis by axis."""
+    if len(narrow.shape) != len(wide.shape):
+        return False
+    return all(n in (1, w) for n, w in zip(narrow.shape, wide.shape, strict=True))
+
+
+def before_expand(ctx: Context, var: Var) -> Var:
+    """``var`` before it was broadcast by expand along axes of length 1."""
+    node = ctx.builder.node(var)
+    while isinstance(node, AffineNode) and len(node.maps) == 1 and node.offset is None:
+        linear, inner = node.maps[0], parent(ctx.builder, node)
+        if not isinstance(linear, OpMap) or linear.label != "expand" or len(inner.shape) != len(var.shape):
+            break
+        var, node = inner, ctx.builder.node(inner)
+    return var
+
+
+def _norm_of(ctx: Context, norm: Var, x: Var) -> tuple[int, tuple[int, ...]] | None:
+    """(entries per group, axes) if ``norm`` is the 2-norm of ``x`` over axes kept with length 1."""
+    node = ctx.builder.node(core(ctx.builder, norm))
+    block = vector_norm(node)
+    if block is None or block.order != 2.0 or not block.keepdim:
+        return None
+    if core(ctx.builder, parent(ctx.builder, node)) != core(ctx.builder, x):
+        return None
+    return size(x.shape) // max(1, size(node.shape)), block.axes
+
+
+def _under_root(ctx: Context, root: Var, ops: tuple[str, ...], power: Fraction, x: Var) -> Radicand | None:
+    """The radicand if ``root`` is that power of ``w Σ x² + c``."""
+    root = core(ctx.builder, root)
+    node = ctx.builder.node(root)
+    base = core(ctx.builder, x)
+    if isinstance(node, GainNode) and isinstance(node.function, RootFunction) and power > 0:
+        same = node.function.power == 2 and core(ctx.builder, parent(ctx.builder, node)) == base
+        return _radicand(node.function.linear, node.function.level, x, root) if same else None
+    if not isinstance(node, UnresolvedNode) or len(node.parents) != 1:
+        return None
+    exponent = uniform(node.settings[0]) if node.op == "pow" and len(node.settings) == 1 else None
+    if node.op not in ops and not (exponent and exponent.is_(power)):
+        return None
+    image = affine_image(ctx.builder, handle(ctx.builder, node.parents[0]))
+    squared = even_power(ctx.builder, image.source)
+    if squared is None or squared[1] != 2 or squared[0] != base:
+        return None
+    return _radicand(image.linear, image.level, x, root)
+
+
+def _radicand(linear: LinearMap | None, level: Real | None, x: Var, narrow: Var) -> Radicand | None:
+    """The radicand if the map adds up, with weights > 0, just the entries that share one entry of ``narrow``."""
+    if linear is None or (level is not None and level.sign <= 0) or not _fits(narrow, x):
+        return None
+    if linear.in_shape != x.shape or linear.out_shape != narrow.shape or not nonnegative(linear):
+        return None
+    owned = partition(linear)
+    expected = torch.arange(size(narrow.shape)).reshape(narrow.shape).expand(x.shape)
+    if owned is None or not torch.equal(owned.owner, expected):
+        return None
+    if level is None:
+        raise OutOfRange("the constant under its root differs by entry or has an unknown rounding error; store one.")
+    spread = root_above(owned.high / owned.low, 2)
+    return Radicand(size(x.shape) // size(narrow.shape), spread, linear, level)
+
+
+# -- nodes -------------------------------------------------------------------------------------------------
+
+
+def _radial(
+    ctx: Context, x: Var, n: int, eps: float, kind: str, settings: str, function: Any, spread: float = 1.0
+) -> Var:
+    gains = radial_gains(n, eps, kind)
+    if spread > 1.0 + _ABSORBED:
+        gains = {p: above(Fraction(gain) * Fraction(spread)) for p, gain in gains.items()}
+    source = f"x/r(‖x‖) over {n} entries: Jacobian (I − t uuᵀ)/r, r ≥ {eps:.3g}; loose away from 0"
+    return ctx.gain(x, GainFunction(f"normalize ({kind})", function, gains, source, (), settings))
+
+
+def _root_quotient(ctx: Context, x: Var, found: Radicand) -> Var:
+    """x / √(Σ w x² + c); with unequal weights D⁻¹ g(D x), D = diag(√w), so √(greatest w / least w) times the gain."""
+    linear, c = found.linear, found.level.middle
+
+    def function(v: Tensor) -> Tensor:
+        return v / torch.sqrt(linear.to(v.dtype, v.device).apply((v * v)[None])[0] + c)
+
+    known = Fraction(c) - found.level.low <= found.level.low * Fraction(_ABSORBED)
+    eps = math.sqrt(c) if known else math.sqrt(below(found.level.low))
+    return _radial(ctx, x, found.n, eps, "root", f"c {c} {key_of(linear)}", function, found.spread)

@@ -1,0 +1,1 @@
+"""What several searches share. Nothing here is trusted: checks import none of it."""
