@@ -195,7 +195,12 @@ def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
 
     Raises:
         CertificateError: missing, damaged, tampered with, of another model, or it does not prove its claim.
+        InputError: ``path`` is no path.
     """
+    if not isinstance(path, (str, Path)):
+        raise InputError(
+            f"verify takes the path of a certificate, not {type(path).__name__}; a bound writes one with .save(path)."
+        )
     return verify_certificate(path, capture(load_model(model), example_input))
 
 
