@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -265,7 +266,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _budget(budget: float) -> float:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
         raise InputError(f"budget must be a positive number of seconds, not {budget!r}.")
-    return float(budget)
+    return float(min(budget, sys.float_info.max))  # a whole number may be larger
 
 
 def _rigorous(guarantee: str) -> bool:

@@ -172,7 +172,7 @@ class Climber:
             outputs.append(z)
             inputs.append(v.detach())
             lengths.append(length.detach().expand(count, 1, cell.size))
-            return z.reshape(-1, *cell.shape)
+            return z.reshape(count * columns, *cell.shape)
 
         with torch.enable_grad():
             y = self._passes.forward(leaf.reshape(-1, *shape), output)[-1].reshape(count, columns, -1)

@@ -166,7 +166,7 @@ def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tenso
             h = cell.d.reshape(-1, 1) * gradient[z]
             size_h = h.norm() if cell.block else h.norm(dim=1, keepdim=True)
             safe = lengths[i].clamp(min=1e-150)
-            seen = lengths[i] > 1e-8 * lengths[i].max()
+            seen = lengths[i] > 1e-8 * (lengths[i].max() if lengths[i].numel() else 0.0)
             result[i] = torch.where(seen, size_h / safe, torch.zeros_like(safe)).reshape(-1)
             along = (h * units[i]).sum() if cell.block else (h * units[i]).sum(dim=1, keepdim=True)
             inner = images[i] * (along / safe)
