@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import file as certificate_file
-from lipcert.certificates.base import Certificate, Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import Certificate, check
 from lipcert.certificates.file import read, save
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Certificate, Witness, check, prove
+from lipcert.certificates.base import Witness, prove
 from lipcert.certificates.blocks import congruence, dense
+from lipcert.certificates.bound import Certificate, check
 from lipcert.certificates.multipliers import in_own_units
 from lipcert.certificates.range_guard import Amplification
 from lipcert.certificates.segments import Segment, matrices

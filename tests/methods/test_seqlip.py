@@ -11,7 +11,8 @@ from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import check
 from lipcert.certificates.chains import FactoredChain, needed_chains
 from lipcert.certificates.map_norm import map_norm
 from lipcert.certificates.vertices import Pair

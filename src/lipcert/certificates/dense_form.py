@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from lipcert.increments import ScaledIncrements
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import UNDERFLOW, add_up, div_up, gamma, ldexp_up, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
-from lipcert.problem import Norm
+
+if TYPE_CHECKING:
+    from lipcert.problem import Norm
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,14 +16,17 @@ from lipcert.certificates.map_written import Block, identity, scaled_rows, spike
 from lipcert.certificates.product_rule import Step, growth, product_rule, rows
 from lipcert.certificates.range_guard import Amplification
 from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
+from lipcert.guarantee import Guarantee, weakest
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation, ScaledIncrements, Start
 from lipcert.increments.units import natural_exponents
 from lipcert.network.linear import LinearMap, size
-from lipcert.numerics.chance import Chance
 from lipcert.numerics.lanczos import sigma_max_probabilistic
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
-from lipcert.problem import Problem
-from lipcert.result import Guarantee, weakest
+
+if TYPE_CHECKING:
+    from lipcert.numerics.chance import Chance
+    from lipcert.problem import Problem
+
 
 #: A network is worked on with dense matrices up to this side and this many floating-point operations.
 MAX_SIDE, MAX_WORK = 4_000, 4e11

@@ -7,6 +7,7 @@ beside the network itself.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,7 +21,10 @@ from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Ball, Box, Domain, Problem
-from lipcert.result import LowerWitness
+
+if TYPE_CHECKING:
+    from lipcert.result import LowerWitness
+
 
 #: Entries of the (groups, K, K) comparison of a sort that are formed at a time.
 _COMPARED = 1 << 24
