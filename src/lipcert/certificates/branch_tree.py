@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.multipliers import Notation, in_own_units, read_multipliers
+from lipcert.certificates.forms.multipliers import Notation, in_own_units, read_multipliers
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
 from lipcert.guarantee import BreakdownRow, Guarantee
 from lipcert.increments import EntryCell, ScaledIncrements

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.map_norm import Stacked, writable
+from lipcert.certificates.norms.operator_norm import Stacked, writable
 from lipcert.errors import MethodError
 from lipcert.increments import Cell
 from lipcert.network.builder import NetworkBuilder

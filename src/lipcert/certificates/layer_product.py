@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.map_norm import TARGET, NormBound, Route, map_norm
+from lipcert.certificates.norms.operator_norm import TARGET, NormBound, Route, map_norm
 from lipcert.certificates.product_rule import Step, product_rule, rows
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.guarantee import weakest

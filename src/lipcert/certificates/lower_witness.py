@@ -1,6 +1,6 @@
 """What the witness of a lower bound proves: the derivative at a point, enclosed with all roundings.
 
-This file, ``enclosure.py``, ``enclosed_functions.py`` and ``numerics/midrad.py`` are all that a LowerBound rests on,
+This file, ``directional.py``, ``directional_rules.py`` and ``numerics/midrad.py`` are all that a LowerBound rests on,
 beside the network itself.
 """
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates import enclosed_functions as _rules  # noqa: F401  registers what enclosures can do
-from lipcert.certificates.enclosure import Enclosure, add, image
+from lipcert.certificates import directional_rules as _rules  # noqa: F401  registers what enclosures can do
+from lipcert.certificates.directional import Enclosure, add, image
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
 from lipcert.network.linear import Shape, size

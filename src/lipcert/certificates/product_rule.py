@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lipcert.certificates.map_norm import NormBound, Stacked, absolute_sums, scaled
+from lipcert.certificates.norms.operator_norm import NormBound, Stacked, absolute_sums, scaled
 from lipcert.guarantee import BreakdownRow, Guarantee, weakest
 from lipcert.increments import Increments, Linear
 from lipcert.network.linear import LinearMap

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.map_written import Block, written
+from lipcert.certificates.norms.written_map import EnclosedMatrix, written
 from lipcert.errors import CertificateError, MethodError, NotProved, NumericsError, UnsupportedNormError
 from lipcert.guarantee import BreakdownRow, Guarantee
 from lipcert.increments import EntryCell, Linear
@@ -252,7 +252,7 @@ def _cholesky_residual(gram: Tensor, square: float) -> float:
     return add_up(mul_up(length, 1.0 + 1e-9), rounding)
 
 
-def _frobenius(block: Block) -> float:
+def _frobenius(block: EnclosedMatrix) -> float:
     return sqrt_up(square_sum_up(block.matrix)) if block.matrix.numel() else 0.0
 
 

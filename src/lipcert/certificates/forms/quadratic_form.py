@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
-from lipcert.certificates.segments import Written, cheapest_segments, matrices
-from lipcert.certificates.statement import (
+from lipcert.certificates.forms.block_rows import Block, Tracked, congruence, dense, times
+from lipcert.certificates.forms.elimination import MapBlock, cheapest_segments, matrices
+from lipcert.certificates.forms.lmi import (
     FLOOR,
     Radius,
     Statement,
@@ -65,7 +65,7 @@ class DenseForm:
             raise NotProved("a layer is too wide to factor; the certificate needs the matrix-free route.")
         self.transformed = transformed
         self.segments = segments
-        self._written: dict[tuple[int, int], Written] = {}
+        self._written: dict[tuple[int, int], MapBlock] = {}
         self.relations = [matrices(transformed, segment, self._written) for segment in segments]
 
     def fixing(self, fixed: Mapping[int, Tensor]) -> DenseForm:
