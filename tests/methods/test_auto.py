@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lipcert.network.loop_transform import natural_exponents
 from torch import nn
 
 import lipcert
