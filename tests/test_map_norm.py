@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from examples import models
 from lipcert.capture.torch_export import capture
-from lipcert.certificates import map_norm as module
-from lipcert.certificates.map_norm import NormBound, Stacked, map_norm, scaled
+from lipcert.certificates.norms import operator_norm as module
+from lipcert.certificates.norms.operator_norm import NormBound, Stacked, map_norm, scaled
 from lipcert.errors import NumericsError
 from lipcert.network.builder import NetworkBuilder
 from lipcert.network.graph import AffineNode

@@ -13,8 +13,9 @@ from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates import map_norm, quadratic
-from lipcert.certificates.base import Certificate
+from lipcert.certificates import quadratic
+from lipcert.certificates.bound import Certificate
+from lipcert.certificates.norms import operator_norm as map_norm
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.methods.base import Method, Run, registered

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.multipliers import Notation, in_own_units, read_multipliers
-from lipcert.certificates.range_guard import Amplification, total
-from lipcert.certificates.statement import multiplier_pair
+from lipcert.certificates.forms.lmi import multiplier_pair
+from lipcert.certificates.forms.multipliers import Notation, in_own_units, read_multipliers
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
+from lipcert.certificates.norms.pass_underflow import Amplification, total
 from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
+from lipcert.guarantee import BreakdownRow, Guarantee
 from lipcert.increments import Cell, ScaledIncrements
 from lipcert.network.linear import size
-from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
 from lipcert.numerics.magnitude import ZERO, Magnitude
 from lipcert.numerics.rounding import div_up, mul_up, sqrt_up
-from lipcert.problem import Norm, Problem
-from lipcert.result import BreakdownRow, Guarantee
+
+if TYPE_CHECKING:
+    from lipcert.numerics.chance import Chance, Share
+    from lipcert.problem import Norm, Problem
+
 
 #: Pairs of norms (p, q) this kind of certificate covers.
 NORMS: tuple[Norm, ...] = tuple((p, q) for p in (2.0, math.inf) for q in (2.0, 1.0, math.inf))

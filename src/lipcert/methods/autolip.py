@@ -10,7 +10,7 @@ import torch
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.layer_product import claim_slots
-from lipcert.certificates.map_norm import Stacked
+from lipcert.certificates.norms.operator_norm import Stacked
 from lipcert.increments import Linear
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import check
 from lipcert.errors import CertificateError, InputError, LipcertError, NotProved, NumericsError, UnsupportedNormError
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem

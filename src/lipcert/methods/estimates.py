@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.chains import RESIDUAL, Chain, Place, needed_chains
-from lipcert.certificates.map_norm import Stacked, writable
+from lipcert.certificates.norms.operator_norm import Stacked, writable
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
 from lipcert.increments import Cell, Linear, Relation
 from lipcert.methods.pair_ascent import PairMaximiser, Stage, maximise_greedily, maximise_lbfgs

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lipcert.certificates.forms.elimination import cheapest_segments, operations
 from lipcert.certificates.quadratic import NORMS
-from lipcert.certificates.segments import cheapest_segments, operations
 from lipcert.errors import InputError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents

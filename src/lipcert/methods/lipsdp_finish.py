@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.statement import FLOOR
+from lipcert.certificates.forms.lmi import FLOOR
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.methods.base import Found, Run

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lipcert.certificates.dense_form import Weights
+from lipcert.certificates.forms.quadratic_form import Weights
 from lipcert.certificates.quadratic import ScaledMap
 from lipcert.errors import NotProved
 from lipcert.increments import Cell, ScaledIncrements

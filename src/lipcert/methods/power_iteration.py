@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from lipcert.certificates.map_norm import scaled
+from lipcert.certificates.norms.operator_norm import scaled
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.lanczos import power_method
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipcert.certificates.map_norm import (
+from lipcert.certificates.norms.operator_norm import (
     SLACK,
     TARGET,
     Route,

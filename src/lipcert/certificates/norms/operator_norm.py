@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ from lipcert.numerics.spectral import (
     norm_inf_upper,
     sigma_max_upper,
 )
-from lipcert.result import Guarantee
+
+if TYPE_CHECKING:
+    from lipcert.guarantee import Guarantee
+
 
 #: Largest number of entries, and largest shorter side, of a map that is written down as a matrix.
 MAX_ENTRIES, MAX_SIDE = 120_000_000, 6_500
