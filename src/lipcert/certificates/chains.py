@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.norms.operator_norm import Stacked, writable
+from lipcert.certificates.norms.operator_norm import writable
 from lipcert.errors import MethodError
 from lipcert.increments import Cell
 from lipcert.network.builder import NetworkBuilder
 from lipcert.network.linear import Dense, LinearMap, add, compose
 from lipcert.network.nodes import ActivationNode, AffineNode, Node, SelectionNode
 from lipcert.network.spectrum import leading_triplets
+from lipcert.network.stacked import Stacked
 from lipcert.problem import Problem
 
 if TYPE_CHECKING:

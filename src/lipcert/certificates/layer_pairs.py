@@ -14,12 +14,13 @@ import torch
 from lipcert.certificates import layer_product
 from lipcert.certificates.base import Proof, Witness, certificate, prove
 from lipcert.certificates.chains import Chain, FactoredChain, Place, needed_chains, stage_gains
-from lipcert.certificates.norms.operator_norm import NormBound, Stacked, map_norm
+from lipcert.certificates.norms.operator_norm import NormBound, map_norm
 from lipcert.certificates.product_rule import Step, length
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.guarantee import BreakdownRow, Guarantee, weakest
 from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
+from lipcert.network.stacked import Stacked
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 
 if TYPE_CHECKING:
