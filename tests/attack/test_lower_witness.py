@@ -17,7 +17,9 @@ from lipcert.capture.torch_export import capture
 from lipcert.certificates.enclosure import Enclosure
 from lipcert.certificates.lower_witness import derivative, evaluate
 from lipcert.errors import LipcertError, NumericsError
-from lipcert.numerics.midrad import Range
+from lipcert.numerics.midrad import Near, Range
+from lipcert.ops.nonlinearities import two_slopes
+from lipcert.ops.rational import Real, exactly
 from lipcert.problem import Ball, Box, Domain, Problem
 from lipcert.result import LowerWitness
 
@@ -437,3 +439,17 @@ def test_the_enclosure_holds_the_exact_derivative_of_a_deep_rational_network(dig
         mid, rad, *tail = (Fraction(float(part.reshape(-1)[place])) for part in parts)
         assert abs(exact - mid - sum(tail)) <= rad
         assert rad <= 10.0 ** (-9 - 15 * digits) * abs(float(exact)) + 10.0 ** (-12 - 15 * digits)
+
+
+def test_constants_known_to_be_rounded_are_enclosed_with_their_error():
+    """The left slope is a number computed with a thousand roundings: no lower bound may use its last digits."""
+    loose = two_slopes((Real.of(0.5, 1e9), exactly(0)), (exactly(0.25), exactly(0)), Fraction(0), "bent")
+    x = torch.tensor([-1.0, 2.0], dtype=D)
+    result = loose.function(Enclosure(Range.exact(x), Range.exact(torch.ones(2, dtype=D))))
+    low, high = result.tangent.low, result.tangent.high
+    true = Real.of(0.5, 1e9)
+    assert Fraction(float(low[0])) <= true.low
+    assert true.high <= Fraction(float(high[0]))
+    assert low[1] == high[1] == 0.25
+    assert float(-Near(3.0, 0.5)) == -3.0
+    assert (-Near(3.0, 0.5)).radius == 0.5

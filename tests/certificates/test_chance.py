@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import map_norm, quadratic
-from lipcert.errors import LipcertError
+from lipcert.certificates.base import Certificate
+from lipcert.certificates.verify import verify
+from lipcert.errors import CertificateError, LipcertError
 from lipcert.methods.base import Method, Run, registered
 from lipcert.numerics import chance as module
 from lipcert.numerics import lanczos
@@ -32,18 +35,21 @@ def test_a_budget_is_never_overdrawn() -> None:
             share = groups[int(torch.randint(len(groups), (1,), generator=generator))]
             drawn += Fraction(share.draw())
         assert drawn <= Fraction(chance.spent) <= Fraction(delta)
-        assert math.isclose(chance.spent, delta, rel_tol=1e-6)
+        assert chance.spent > 0.9 * delta
 
 
 def test_nothing_is_spent_before_the_first_statement_and_groups_are_equal() -> None:
     chance = Chance()
     first, second = chance.group(3), chance.group(1)
     assert chance.spent == 0.0
-    assert second.draw() == pytest.approx(TOTAL / 2)
+    assert second.draw() == pytest.approx(0.6 * TOTAL)
     draws = {first.draw(), first.draw(), first.draw()}
     assert len(draws) == 1
-    assert draws.pop() == pytest.approx(TOTAL / 12)
+    assert draws.pop() == pytest.approx(0.6 * TOTAL / 4 / 3)
     assert chance.spent == pytest.approx(0.75 * TOTAL)
+    for _ in range(5000):
+        assert chance.group(1).draw() > 0.0
+    assert 0.98 * TOTAL < chance.spent < TOTAL
     with pytest.raises(ValueError, match="between 0 and 1"):
         Chance(0.0)
 
@@ -68,8 +74,8 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     used = quadratic.kuczynski_wozniakowski_epsilon
     draw, drawn = module.Share.draw, set()
 
-    def drawing(share: module.Share) -> float:
-        delta = draw(share)
+    def drawing(share: module.Share, value: bool = False) -> float:
+        delta = draw(share, value)
         drawn.add(delta)
         return delta
 
@@ -233,3 +239,26 @@ def test_few_steps_err_no_more_often_than_stated() -> None:
         lanczos.lambda_max_ritz(lambda x: values * x, n, k, generator)[0] < 1.0 - epsilon for _ in range(trials)
     )
     assert failures / trials <= delta
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {len(repr(m))}")
+def test_other_starts_prove_the_same_bound(method: Method, spent: list[float]) -> None:
+    """Values that depend on random starts are widened a little; a claim among many is none the worse for it."""
+    problem = Problem(capture(*network(300)))
+    bound = method.bound(problem, Run(torch.Generator().manual_seed(0), torch.device("cpu"), 2.0), Chance())
+    assert isinstance(bound.certificate, Certificate)
+    for _ in range(12):
+        spent.clear()
+        again = verify(bound.certificate, problem.model)
+        assert again.value == bound.value
+        assert math.fsum(spent) <= again.delta <= TOTAL
+
+
+def test_a_value_below_what_starts_prove_stays_refused(spent: list[float]) -> None:
+    problem = Problem(capture(*network(300)))
+    bound = lipcert.LipLT().bound(problem, Run(torch.Generator().manual_seed(0), torch.device("cpu"), 2.0), Chance())
+    assert isinstance(bound.certificate, Certificate)
+    value = bound.value * (1.0 - 1e-3)
+    with pytest.raises(CertificateError, match="claims"):
+        verify(replace(bound.certificate, value=value, log10=math.log10(value)), problem.model)
+    assert math.fsum(spent) <= 2 * TOTAL

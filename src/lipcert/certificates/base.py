@@ -107,8 +107,14 @@ def prove(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     return _CHECKS[witness.kind](problem, witness, chance)
 
 
+#: What a value that depends on random starts is widened by, so that other starts prove it, too.
+ROOM = Magnitude.of(1.0 + 2.0**-13)
+
+
 @ordinary()
-def check(problem: Problem, witness: Witness, method: str, chance: Chance, started: float | None = None) -> Bound:
+def check(
+    problem: Problem, witness: Witness, method: str, chance: Chance, started: float | None = None, widen: bool = True
+) -> Bound:
     """The Bound that a witness proves (the check's own value, never the method's).
 
     Args:
@@ -118,6 +124,7 @@ def check(problem: Problem, witness: Witness, method: str, chance: Chance, start
         chance: probability of error that may be spent; all that was spent of it, by earlier attempts too, is the
             Bound's ``delta``, unless it is rigorous.
         started: ``time.perf_counter()`` at the start of the search.
+        widen: whether a value that depends on random starts is given ``ROOM``; not where it is only compared.
 
     Raises:
         CertificateError, NotProved: as ``prove``.
@@ -125,8 +132,10 @@ def check(problem: Problem, witness: Witness, method: str, chance: Chance, start
     from lipcert.version import __version__
 
     started = time.perf_counter() if started is None else started
+    chance.varies = False
     proof = prove(problem, witness, chance)
-    value, log10 = float(proof.value), proof.value.log10
+    proved = proof.value * ROOM if widen and chance.varies and proof.guarantee != "rigorous" else proof.value
+    value, log10 = float(proved), proved.log10
     record = Certificate(
         witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, value, log10,
         proof.guarantee, __version__,

@@ -329,7 +329,9 @@ def vector_norm(x: Enclosure, ord: Any = 2, dim: Any = None, keepdim: bool = Fal
     """(Σ |x|^p)^(1/p), relative to the largest entry."""
     axes = _axes(x, dim)
     top = x.value.mid.abs().amax(axes, keepdim=True)
-    scale = exact(torch.where((top > 0) & torch.isfinite(top), 2.0 ** torch.frexp(top)[1].clamp(-1000, 1000), 1.0))
+    scale = exact(
+        torch.where((top > 0) & torch.isfinite(top), 2.0 ** torch.frexp(top)[1].double().clamp(-1000, 1000), 1.0)
+    )
     ratio = div(x, scale)
     power = float(ord)
     powers = square(ratio) if power == 2.0 else pow_(abs_(ratio), power)

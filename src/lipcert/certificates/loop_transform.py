@@ -222,7 +222,7 @@ class FreeRecursion(Recursion):
 
         try:
             value, _ = sigma_max_probabilistic(
-                gram, pathway.in_size, self.share.draw(), TARGET, 1000, self.share.generator
+                gram, pathway.in_size, self.share.draw(value=True), TARGET, 1000, self.share.generator
             )
         except ValueError as error:
             raise NumericsError(f"the norm of a map over several layers cannot be bounded: {error}.") from error

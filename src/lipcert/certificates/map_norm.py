@@ -344,7 +344,7 @@ def _matrix_free(
             delta = share.draw()
             if certify_sigma_max_probabilistic(gram, n, goal, delta, lanczos_steps(n, delta, target), share.generator):
                 return min(claim, schur), kind
-        value, _ = sigma_max_probabilistic(gram, n, share.draw(), target, 1000, share.generator)
+        value, _ = sigma_max_probabilistic(gram, n, share.draw(value=True), target, 1000, share.generator)
     except ValueError as error:
         raise NumericsError(f"the largest singular value of a linear map cannot be found: {error}.") from error
     value = add_up(mul_up(value, 2.0**power), hidden)

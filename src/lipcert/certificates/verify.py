@@ -18,6 +18,10 @@ from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.result import _STRENGTH, Bound
 
+#: How often a value that depends on random starts is computed before a claim counts as not reached; each time with a
+#: probability of error of its own, from one budget.
+TRIES = 3
+
 
 @ordinary()
 def verify(certificate: Certificate | str | Path, network: Network, generator: torch.Generator | None = None) -> Bound:
@@ -41,7 +45,12 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
         )
     try:
         problem = Problem(network, record.norm, record.domain, record.select)
-        bound = check(problem, record.witness, record.method, Chance(generator=generator), started)
+        chance = Chance(generator=generator)
+        bound = check(problem, record.witness, record.method, chance, started, widen=False)
+        for _ in range(TRIES - 1):
+            if not chance.varies or _covers(record, bound):
+                break
+            bound = check(problem, record.witness, record.method, chance, started, widen=False)
     except CertificateError:
         raise
     except NotProved as reason:

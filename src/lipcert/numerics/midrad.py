@@ -27,6 +27,21 @@ ULPS = 8.0
 Number = float | int | Tensor
 
 
+class Near(float):
+    """A double in code that stands for a real number within ``radius`` of it."""
+
+    radius: float
+
+    def __new__(cls, value: float, radius: float) -> Near:
+        """``value`` and how far off it may be."""
+        number = super().__new__(cls, value)
+        number.radius = radius
+        return number
+
+    def __neg__(self) -> Near:
+        return Near(-float(self), self.radius)
+
+
 @dataclass(frozen=True, eq=False)
 class Range:
     """Real numbers known to lie in [mid − rad, mid + rad] + Σ tail, entry by entry.
@@ -73,7 +88,8 @@ class Range:
         value = torch.as_tensor(x, dtype=torch.float64)
         scaled = value * 2.0**20
         short = (scaled == scaled.round()) & (scaled.abs() < 2.0**52)
-        return cls(value, torch.where(short, 0.0, 4.0 * UNIT * value.abs() + TINY))
+        rad = torch.where(short, 0.0, 4.0 * UNIT * value.abs() + TINY)
+        return cls(value, rad + x.radius if isinstance(x, Near) else rad)
 
     @classmethod
     def between(cls, low: Tensor, high: Tensor) -> Range:

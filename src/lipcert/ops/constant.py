@@ -138,7 +138,7 @@ class Constant:
     @property
     def shape(self) -> Shape:
         """Shape of the value."""
-        return tuple(self.value.shape)
+        return tuple(self.exact.middle.shape)
 
     @cached_property
     def own(self) -> Tensor:

@@ -112,9 +112,15 @@ def _power_of_two(x: Tensor) -> Tensor:
 def times(a: Ball, b: Ball) -> Ball:
     """a·b: |AB − ab| ≤ |a|·r_b + r_a·|b| + r_a·r_b."""
     middle = a.middle * b.middle
-    error = _product_error(a.middle, b.middle, middle)
-    radius = error + a.reach * b.spread + a.spread * b.middle.abs()
-    active = (error > 0) | ((a.reach > 0) & (b.spread > 0)) | ((a.spread > 0) & (b.reach > 0))
+    if a.radius is None and b.radius is None:
+        error = _product_error(a.middle, b.middle, middle)
+        return _ball(middle, error, error > 0)
+    # Among rounded numbers it is no use to ask which products happen to be exact.
+    radius, active = middle.abs() * UNIT, (a.middle != 0) & (b.middle != 0)
+    if b.radius is not None:
+        radius, active = radius + a.reach * b.radius, active | ((a.reach > 0) & (b.radius > 0))
+    if a.radius is not None:
+        radius, active = radius + a.radius * b.middle.abs(), active | ((a.radius > 0) & (b.reach > 0))
     return _ball(middle, radius, active)
 
 

@@ -50,8 +50,10 @@ def fold(target: Any, name: str, args: Any, kwargs: Any) -> Any:
 def _joined(value: Any, own: Any) -> Any:
     """The Constant of an enclosure and of the model's own value."""
     if isinstance(value, Ball):
-        if not isinstance(own, Tensor) or own.shape != value.middle.shape:
+        if not isinstance(own, Tensor):
             return Constant(value, None)
+        if own.shape != value.middle.shape:  # a rule that broadcast less than the op does
+            value = value.map(lambda t: t.expand(own.shape).clone())
         if not value.middle.is_floating_point():
             return Constant(Ball(own, value.radius), own.dtype)
         same = torch.equal(own.double(), value.middle.double())

@@ -381,19 +381,22 @@ def _weight_norm_interface(target: Any, v: Any, g: Any, dim: int = 0) -> tuple[B
     return None if norm is None else (on.times(_ball(v), on.over(_ball(g), norm)), norm)
 
 
-@_rule("var", "std")
-def _variance(target: Any, a: Any, dim: Any = None, *rest: Any, **named: Any) -> Ball | None:
-    if isinstance(dim, bool) or any(isinstance(r, bool) for r in rest):
-        return None
-    ball, correction = _ball(a), named.get("correction", 1)
-    axes, keepdim = _axes(ball, dim), named.get("keepdim", False)
+@_rule("var", "std", "var_mean", "std_mean")
+def _variance(
+    target: Any, a: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, correction: Any = None
+) -> Any:
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    ball, axes = _ball(a), _axes(_ball(a), dim)
     count = math.prod(ball.middle.shape[d] for d in axes)
-    weights = 1.0 / count
-    mean = on.added(lambda m: m.mean(axes, keepdim=True), ball, steps=2.0, weights=weights)
+    freedom = count - (correction if correction is not None else 1 if unbiased else 0)
+    mean = on.added(lambda m: m.mean(axes, keepdim=True), ball, steps=2.0, weights=1.0 / count)
     centred = on.minus(ball, mean)
     total = on.added(lambda m: m.sum(axes, keepdim=keepdim), on.times(centred, centred))
-    variance = on.over(total, on.exact(float(count - (1 if correction is None else correction))))
-    return on.root(variance) if "std" in str(target) else variance
+    result = on.over(total, on.exact(float(freedom)))
+    if "std" in str(target):
+        result = on.root(result)
+    return (result, mean if keepdim else mean.map(lambda m: m.squeeze(axes))) if "mean" in str(target) else result
 
 
 @_rule("softmax", "_softmax")

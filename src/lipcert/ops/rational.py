@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from lipcert.errors import UnsupportedOpError
+from lipcert.numerics.midrad import Near
 
 #: Unit roundoff of float64.
 _UNIT = Fraction(1, 2**53)
@@ -115,8 +116,11 @@ class Real:
 
     @property
     def middle(self) -> float:
-        """A double close to the number; ``OutOfRange`` if there is none."""
-        return nearest((self.low + self.high) / 2)
+        """A double close to the number; it knows how far off it may be."""
+        value = nearest((self.low + self.high) / 2)
+        if self.exact and Fraction(value) == self.low:
+            return value
+        return Near(value, above(max(self.high - Fraction(value), Fraction(value) - self.low)))
 
     @property
     def sign(self) -> int:
