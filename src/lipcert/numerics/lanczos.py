@@ -1,7 +1,7 @@
 """Lanczos for symmetric maps that are given only as code.
 
 Everything here sees a *Gram map* ``x -> W^T W x`` from (n,) to (n,). Two kinds of number come out and
-must not be mixed up: Ritz values and power iterates approach the largest eigenvalue **from below**
+must not be mixed up: Ritz values approach the largest eigenvalue **from below**
 (estimates); :func:`sigma_max_probabilistic` turns a Ritz value into an upper bound that holds with
 probability >= 1 - delta over the random start, in exact arithmetic.
 
@@ -169,38 +169,6 @@ def certify_sigma_max_probabilistic(
     steps = min(steps, n)
     ritz = lanczos_ritz(gram, n, steps, generator, dtype=dtype, device=device)
     return _inflated(ritz.value, n, steps, delta, dtype) <= claim
-
-
-def power_method(
-    gram: Gram,
-    n: int,
-    steps: int = 100,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-) -> float:
-    """Plain power method: an **estimate from below** of sigma_max(W), never a bound.
-
-    ``sqrt(x^T W^T W x)`` at the last unit iterate. Source: Scaman & Virmaux 2018, Algorithm 2.
-
-    Args:
-        gram: (n,) -> (n,), ``x -> W^T W x``.
-        n: order.
-        steps: number of iterations.
-        generator: source of the start, on ``device``; ``None`` draws it from the operating system's entropy.
-        dtype: of the basis and of the map's argument.
-        device: of the same.
-    """
-    x = _random_unit(n, generator, dtype, device)
-    value = 0.0
-    for _ in range(steps):
-        y = _apply(gram, x)
-        value = float(x @ y)
-        length = float(y.norm())
-        if length == 0.0:
-            return 0.0
-        x = y / length
-    return math.sqrt(max(0.0, value))
 
 
 def lanczos_ritz(
