@@ -243,7 +243,7 @@ def test_too_few_columns_are_noticed_and_more_are_added(monkeypatch):
     one = lipcert.LipSDP(columns=1, route="matrix_free")
     assert optimum * (1 - 1e-6) <= lipcert.bound(model, x, method=one).value <= 1.02 * optimum
     monkeypatch.setattr(lipsdp_free, "MOST_COLUMNS", 1)
-    assert lipcert.bound(model, x, method=one).value > 1.5 * optimum  # lifted, or another method's: valid all the same
+    assert lipcert.bound(model, x, method=one).value > 1.4 * optimum  # lifted, or another method's: valid all the same
 
 
 def test_float32_search_gives_a_valid_bound():
