@@ -20,10 +20,10 @@ from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Run
-from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
 from lipcert.search.passes import Passes
+from lipcert.search.vector_neuron import VectorNeuron
 from tests.zoo import ZOO, Residual, difference_quotients, linear_weights, mlp, random_network, vertex_maximum, zoo_case
 
 INF = math.inf
@@ -258,7 +258,8 @@ def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
     increments = Problem(capture(case.model, case.example)).expanded_increments
     passes = Passes(ScaledIncrements(increments, natural_exponents(increments)))
     search = VectorNeuron(passes, norm, 3, torch.Generator().manual_seed(1))
-    value, found, _, _ = search._evaluate()
+    point = search.evaluate()
+    value, found = point.value, [point.g, *(point.h.get(cell.node) for cell in search.cells)]
     x = search._x.clone().requires_grad_()
     at_z = {}
 

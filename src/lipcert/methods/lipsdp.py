@@ -20,11 +20,11 @@ from lipcert.methods.cost import operations_per_second
 from lipcert.methods.hand_over import smallest
 from lipcert.methods.lipsdp_finish import DenseFinish
 from lipcert.methods.lipsdp_free import FreeEffort, FreeFinish
-from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Bound
 from lipcert.search.passes import Passes
+from lipcert.search.vector_neuron import VectorNeuron
 
 
 @method
