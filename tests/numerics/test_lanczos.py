@@ -6,11 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipcert.numerics.lanczos import (
+from lipcert.numerics.lanczos import lambda_max_ritz
+from lipcert.numerics.probabilistic import (
     certify_sigma_max_probabilistic,
     kuczynski_wozniakowski_epsilon,
-    lambda_max_ritz,
-    power_method,
     sigma_max_probabilistic,
 )
 
@@ -131,14 +130,6 @@ def test_bad_maps_raise():
             lambda_max_ritz(bad, 20, 10, gen())
     with pytest.raises(ValueError, match="target"):
         sigma_max_probabilistic(diagonal(SPECTRA["uniform"]), 3000, target=0.0)
-
-
-def test_power_method_estimates_from_below():
-    values = SPECTRA["uniform"]
-    short, long = (power_method(diagonal(values), 3000, steps, gen()) for steps in (5, 500))
-    assert short < long < 1.0
-    assert long == pytest.approx(1.0, abs=1e-2)
-    assert power_method(lambda x: 0 * x, 10, generator=gen()) == 0.0
 
 
 def test_float32():

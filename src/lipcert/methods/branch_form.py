@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import dense
-from lipcert.certificates.dense_form import DenseForm
-from lipcert.certificates.segments import Segment
-from lipcert.certificates.statement import CAUTION, CLEAR, room
+from lipcert.certificates.forms.block_rows import dense
+from lipcert.certificates.forms.elimination import Segment
+from lipcert.certificates.forms.lmi import CAUTION, CLEAR, room
+from lipcert.certificates.forms.quadratic_form import DenseForm
 from lipcert.increments import Cell, Linear
 from lipcert.methods.branch_ascent import Neurons
 from lipcert.network.linear import size
 from lipcert.search.float_form import BLIND
+from lipcert.search.reach import unreached
 
 _TINY = 1e-300
 
@@ -217,12 +218,12 @@ class BatchForm:
             low = current <= curvature * (1.0 + 0.5 * margin) + floor
             raised = torch.maximum(best, current).clamp(min=1e-250)
             free = BLIND * curvature.max(dim=1, keepdim=True).values.clamp(min=1e-250)
-            blind = self.form.transformed.increments.unreached[cell.node]
+            blind = unreached(self.form.transformed.increments)[cell.node]
             lam[cell.node] = torch.where(blind, free, torch.where(low, raised, current))
 
 
 def _terms(absolute: Tensor, form: Tensor) -> Tensor:
-    """``statement.magnitudes`` for a batch: (Σ_r |V_ri| √M_rr)², (B, columns)."""
+    """``lmi.magnitudes`` for a batch: (Σ_r |V_ri| √M_rr)², (B, columns)."""
     root = (form if form.dim() == 2 else form.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt()
     return (absolute.mT @ root[:, :, None]).square().squeeze(2)
 

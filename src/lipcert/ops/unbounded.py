@@ -45,14 +45,18 @@ def _unbounded(*names: str, summary: str, reason: str) -> None:
     @rule(*names, kind="pattern")
     def unbounded(ctx: Context, x: Any) -> Var:
         x = ctx.variable(x)
-        error = ctx.not_lipschitz(f"{reason} Bound its input first, or use an activation with a constant.")
+        error = ctx.not_lipschitz(reason)
         return ctx.unresolved((x,), x.shape, error)
 
     unbounded.__doc__ = summary
 
 
-_GROWS = "its slope grows without limit, so it has no Lipschitz constant on the whole space."
-_POLE = "its slope is infinite at the edge of its domain, so it has no Lipschitz constant on the whole space."
+#: True also where an earlier op does bound the input: no rule here looks at that.
+_ADVICE = (
+    "What an earlier operation bounds (a clamp, a tanh) is not taken into account: use an activation with a constant."
+)
+_GROWS = f"its slope grows without limit, so by itself it has no Lipschitz constant on the whole space. {_ADVICE}"
+_POLE = f"its slope is infinite at the edge of its domain, so by itself it has no Lipschitz constant there. {_ADVICE}"
 _unbounded("expm1", summary="exp(x) − 1: rejected alone; part of ELU written by hand.", reason=_GROWS)
 _unbounded("exp2", "sinh", "cosh", summary="Exponential growth: rejected.", reason=_GROWS)
 _unbounded("square", summary="x²: rejected alone; part of √(x² + c) and of the tanh GELU.", reason=_GROWS)
@@ -68,7 +72,7 @@ def exponential(ctx: Context, x: Any) -> Var:
     """Exponential: rejected alone; part of sigmoid, SiLU, softplus, ELU; exp(−q x²) has slopes ±√(2q/e)."""
     x = ctx.variable(x)
     found = recognise(ctx, "exp", x)
-    error = ctx.not_lipschitz(f"{_GROWS} Bound its input first, or use an activation with a constant.")
+    error = ctx.not_lipschitz(_GROWS)
     return found if found is not None else ctx.unresolved((x,), x.shape, error)
 
 
@@ -128,8 +132,8 @@ def pow_(ctx: Context, x: Any, exponent: Any) -> Var:
             if found is not None:
                 return found
             error = ctx.not_lipschitz(
-                f"the slope of x^{power.middle:g} is unbounded: no Lipschitz constant on the whole space. "
-                "Bound its input first, or use an activation with a constant."
+                f"the slope of x^{power.middle:g} is unbounded: by itself it has no Lipschitz constant on the whole "
+                f"space. {_ADVICE}"
             )
             return ctx.unresolved((x,), x.shape, error, (exponent,))
     variables = [v for v in (x, exponent) if isinstance(v, Var)]

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, congruence, dense, times
-from lipcert.certificates.dense_form import DenseForm, Weights, wide_image
-from lipcert.certificates.segments import Segment, SegmentMatrices
-from lipcert.certificates.statement import (
+from lipcert.certificates.forms.block_rows import Block, congruence, dense, times
+from lipcert.certificates.forms.elimination import Segment, SegmentMatrices
+from lipcert.certificates.forms.lmi import (
     CAUTION,
     CLEAR,
     Statement,
@@ -21,6 +20,8 @@ from lipcert.certificates.statement import (
     multiplier_pair,
     room,
 )
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights, wide_image
+from lipcert.search.reach import unreached
 
 #: Multiplier, relative to the curvatures of its layer, of a neuron whose v depends on nothing: it costs nothing.
 BLIND = 1e8
@@ -61,7 +62,7 @@ def _rho(
         first = segment.start == 0
         if segment.cells:
             if margin is not None:
-                _repair(segment, relation, form, multipliers, margin, whole.transformed.increments.unreached)
+                _repair(segment, relation, form, multipliers, margin, unreached(whole.transformed.increments))
             statement = Statement.build(segment, relation, form, multipliers)
             if first:
                 return greatest_ratio(statement.schur(), weights.input)
