@@ -125,5 +125,5 @@ def test_near_misses_of_normalisation_are_refused(function):
 )  # fmt: skip
 def test_who_bounds_an_input_is_not_told_to_bound_it(function):
     """These have a constant; that no rule sees it is our gap, and the message says so."""
-    with pytest.raises(NotLipschitzError, match="What an earlier operation bounds .* is not taken into account"):
-        capture(Call(function).eval(), X)
+    with pytest.raises(NotLipschitzError, match=r"What an earlier operation bounds .* is not taken into account"):
+        Problem(capture(Call(function).eval(), X))
