@@ -29,7 +29,7 @@ from lipcert.network.graph import Network
 from lipcert.network.origin import Origin
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant
-from lipcert.ops.context import Context
+from lipcert.ops.context import Context, shown
 from lipcert.ops.folding import fold
 from lipcert.ops.registry import find_rule
 
@@ -51,9 +51,9 @@ _SCALAR_OPS: dict[Any, Any] = {
 
 
 def op_name(target: Any) -> tuple[str, str]:
-    """(name, overload) of an ATen op."""
+    """(name, overload) of an op; one that is not ATen's keeps its namespace, so that no rule of ATen's is its rule."""
     if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1], target._overloadname
+        return target._schema.name.removeprefix("aten::"), target._overloadname
     return getattr(target, "__name__", str(target)), ""
 
 
@@ -84,7 +84,7 @@ def refuse_training_ops(program: ExportedProgram) -> None:
             training, advice = True, "Give this batch norm running statistics, and call model.eval()."
         if training is True:
             raise TrainModeError(
-                f"aten.{name} at {place_in_code(node)} is in training mode: its output is random or couples the "
+                f"{shown(name)} at {place_in_code(node)} is in training mode: its output is random or couples the "
                 f"examples of a batch. {advice}"
             )
 
@@ -148,7 +148,7 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
     ctx.dtype = value.dtype if isinstance(value, Tensor) else None
     if isinstance(value, Tensor) and value.is_complex():
         raise CaptureError(
-            f"aten.{op_name(node.target)[0]} at {ctx.where} makes complex numbers; only real networks are supported"
+            f"{shown(op_name(node.target)[0])} at {ctx.where} makes complex numbers; only real networks are supported"
         )
     return apply_rule(ctx, node.target, args, kwargs, _shapes(value))
 
@@ -189,8 +189,8 @@ def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[st
         raise ctx.unsupported("control flow or another higher-order operator cannot be captured as one network.")
     if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) and find_rule(name, overload) is None:
         raise TrainModeError(
-            f"aten.{name} at {ctx.where} draws random numbers: the model is not one fixed function. Call model.eval(), "
-            "or draw the numbers once and keep them in a buffer."
+            f"{shown(name)} at {ctx.where} draws random numbers: the model is not one fixed function. Call "
+            "model.eval(), or draw the numbers once and keep them in a buffer."
         )
     parents = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Var)]
     if not parents:
@@ -219,7 +219,7 @@ def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[st
         raise ctx.unsupported(f"called in a form its rule does not know ({problem}).") from problem
     except Exception as problem:
         raise UnsupportedOpError(
-            f"aten.{name} at {ctx.where}: lipcert's rule for it fails on these arguments ({type(problem).__name__}: "
+            f"{shown(name)} at {ctx.where}: lipcert's rule for it fails on these arguments ({type(problem).__name__}: "
             f"{str(problem)[:200]}). This is a bug in lipcert and not in your model; please report it."
         ) from problem
     give_values(ctx, start, target, args, kwargs, result)
@@ -238,7 +238,7 @@ def _folded(ctx: Context, target: Any, args: Any, kwargs: Any) -> Any:
         raise
     except Exception as problem:
         raise CaptureError(
-            f"aten.{ctx.op} at {ctx.where}, applied to parameters only, cannot be evaluated "
+            f"{shown(ctx.op)} at {ctx.where}, applied to parameters only, cannot be evaluated "
             f"({type(problem).__name__}: {str(problem)[:200]}). Evaluate it once outside forward and keep the result "
             "in a buffer."
         ) from problem

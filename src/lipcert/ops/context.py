@@ -40,11 +40,11 @@ class Context:
 
     def unsupported(self, reason: str) -> UnsupportedOpError:
         """An error that names the op, the user's line and the reason."""
-        return UnsupportedOpError(f"aten.{self.op} {self._place()}: {reason} `lipcert ops` lists what is supported.")
+        return UnsupportedOpError(f"{shown(self.op)} {self._place()}: {reason} `lipcert ops` lists what is supported.")
 
     def not_lipschitz(self, reason: str) -> NotLipschitzError:
         """The same for an op that is discontinuous or unbounded in slope."""
-        return NotLipschitzError(f"aten.{self.op} {self._place()}: {reason}")
+        return NotLipschitzError(f"{shown(self.op)} {self._place()}: {reason}")
 
     def _place(self) -> str:
         return f"at {self.where}" if self.where else "(no source location)"
@@ -215,11 +215,11 @@ class Context:
             return
         if isinstance(value, Constant) and value.exact.radius is not None:
             raise CaptureError(
-                f"aten.{self.op} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
+                f"{shown(self.op)} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
                 "parameters leaves the range of float64 (an overflow, or a division by zero). Rescale the parameters."
             )
         raise CaptureError(
-            f"aten.{self.op} {self._place()}: a parameter of shape {tuple(tensor.shape)} holds NaN or infinity; "
+            f"{shown(self.op)} {self._place()}: a parameter of shape {tuple(tensor.shape)} holds NaN or infinity; "
             "no bound exists for such a network. Repair or reload the weights."
         )
 
@@ -252,6 +252,11 @@ def _unknown_map(bounds: OpMap) -> GainFunction:
         return 0.0 * function(x, *constants)
 
     return GainFunction("rounding of constants", nothing, gains, source, bounds.constants, key)
+
+
+def shown(op: str) -> str:
+    """The name of an op as error messages give it: ``aten.relu``, ``mylib::relu``."""
+    return op if "::" in op else f"aten.{op}"
 
 
 def is_number(x: Any) -> bool:
