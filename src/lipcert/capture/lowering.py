@@ -91,6 +91,7 @@ def refuse_training_ops(program: ExportedProgram) -> None:
 
 def lower(program: ExportedProgram) -> Network:
     """The Network of an ExportedProgram with one input of batch size 1 and one output tensor."""
+    _refuse_fakes(program)
     program = _decompose_unknown(_functional(program))
     signature = program.graph_signature
     builder = NetworkBuilder()
@@ -109,6 +110,16 @@ def lower(program: ExportedProgram) -> Network:
     raise CaptureError("the exported graph has no output")
 
 
+def _refuse_fakes(program: ExportedProgram) -> None:
+    """Raise CaptureError if a constant of the trace holds no numbers; a rewriting that evaluates it would crash."""
+    for name, value in (*program.state_dict.items(), *program.constants.items()):
+        if type(value).__name__ == "FakeTensor":
+            raise CaptureError(
+                f"the exported graph holds no numbers for {name!r}: forward reaches a tensor past the trace, for "
+                "instance by writing to .data. Write nothing in forward."
+            )
+
+
 def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: NetworkBuilder) -> Any:
     if spec.kind == InputKind.USER_INPUT:
         if builder.nodes:
@@ -121,8 +132,6 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
         value = program.constants.get(spec.target)
     if not isinstance(value, Tensor):
         raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
-    if type(value).__name__ == "FakeTensor":
-        raise CaptureError(f"the exported graph holds no numbers for {spec.target!r}")
     require_numbers(spec.target, value)
     value = value.detach().cpu()
     return Constant.exactly(value if value.is_floating_point() else value.clone())
