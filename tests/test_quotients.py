@@ -15,6 +15,7 @@ from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError
 from lipcert.network.graph import ActivationNode, GainNode, Network
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity
+from lipcert.ops import nonlinearities as known
 from lipcert.ops import registry
 
 ACTIVATIONS = [
@@ -62,7 +63,7 @@ def test_a_rule_with_a_wrong_slope_is_caught_at_capture(monkeypatch: pytest.Monk
     """The value is right, so the self-check is silent: GELU with the slopes of ReLU, deep in a network."""
 
     def wrong(ctx: Any, x: Any, approximate: str = "none") -> Any:
-        return ctx.activation(x, Nonlinearity("gelu", torch.nn.functional.gelu, 0.0, 1.0))
+        return ctx.activation(x, replace(known.GELU, lower=0.0, upper=1.0))
 
     monkeypatch.setitem(registry._RULES, "gelu", wrong)
     model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2), nn.GELU()).eval()
@@ -84,11 +85,12 @@ def test_a_rule_with_a_wrong_gain_is_caught_at_capture(monkeypatch: pytest.Monke
 def test_only_the_callers_data_reach_a_steep_place() -> None:
     """A steep place at 12345 that nothing random meets: the example itself does."""
 
-    def steep(v: Tensor) -> Tensor:
-        return v + 50.0 * torch.clamp(v - 12345.0, 0.0, 1.0)
+    class Steep(Nonlinearity):
+        def value(self, x: Tensor) -> Tensor:
+            return x + 50.0 * torch.clamp(x - 12345.0, 0.0, 1.0)
 
     network = capture(nn.Linear(1, 1).eval(), torch.zeros(1, 1))
-    function = Nonlinearity("steep", steep, 0.0, 1.0)
+    function = Steep("steep", 0.0, 1.0)
     nodes = (*network.nodes, ActivationNode(parents=(1,), shape=(1, 1), name="steep", function=function))
     affine = network.nodes[1]
     place = (12345.2 - float(affine.offset.reshape(-1)[0])) / float(affine.maps[0].matrix()[0, 0])  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from torch import nn
 
 from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError, NotLipschitzError, TrainModeError, UnsupportedOpError
+from lipcert.network.activations.exponential import SELU_ALPHA, SELU_SCALE
 from lipcert.network.graph import ActivationNode, AffineNode
 from lipcert.network.linear import Identity, OpMap, compose
 from lipcert.ops import nonlinearities as known
@@ -213,7 +214,7 @@ def test_other_constants():
     erf = mp.mpf(known.ERF_SLOPE)
     assert erf >= TWO_BY_ROOT_PI
     assert mp.mpf(math.nextafter(known.ERF_SLOPE, 0)) < TWO_BY_ROOT_PI
-    doubles = Fraction(known.SELU_SCALE) * Fraction(known.SELU_ALPHA)
+    doubles = Fraction(SELU_SCALE) * Fraction(SELU_ALPHA)
     selu = mp.mpf(known.SELU_SLOPE)
     assert selu >= SELU
     assert Fraction(known.SELU_SLOPE) >= doubles
@@ -253,7 +254,7 @@ def test_prelu_per_channel():
     layer.weight.data = torch.tensor([0.5, -2.0, 3.0])
     network = capture(nn.Sequential(nn.Conv1d(2, 3, 1), layer), torch.randn(2, 2, 5))
     function = the_activation(network)
-    low, high = function.slopes((1, 3, 5))
+    low, high = function.slope_range((1, 3, 5))
     assert low[0, :, 0].tolist() == [0.5, -2.0, 1.0]
     assert high[0, :, 4].tolist() == [1.0, 1.0, 3.0]
     assert function.greatest_slope == 3.0

@@ -170,11 +170,17 @@ class FactoredChain:
 
 def any_slope(function: Nonlinearity) -> Nonlinearity:
     """An activation of which only the slopes are known: whoever looks at its values gets an error."""
-    return replace(function, name=f"any slope of {function.name}", function=_unknown, kinks=(), parameters=())
+    return AnySlope(f"any slope of {function.name}", function.lower, function.upper)
 
 
-def _unknown(x: Tensor) -> Tensor:
-    raise MethodError("a pair of SeqLip knows the slopes of its activation only; this pair solver asks for its values.")
+class AnySlope(Nonlinearity):
+    """An activation given by its slopes alone."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """Nobody knows."""
+        raise MethodError(
+            "a pair of SeqLip knows the slopes of its activation only; this pair solver asks for its values."
+        )
 
 
 def _split(linear: LinearMap, rank: int | None) -> Factors:

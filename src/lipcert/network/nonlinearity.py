@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from lipcert.network.linear import Shape, update_hash_with_tensor
+
+if TYPE_CHECKING:
+    from lipcert.network.activations.profiles import Profile
+    from lipcert.numerics.midrad import Range
 
 Slope = float | Tensor
 
@@ -21,7 +25,8 @@ def _hash_parts(digest: Any, *parts: Any) -> None:
         if isinstance(part, Tensor):
             update_hash_with_tensor(digest, part)
         else:
-            digest.update(repr(part).encode())
+            # A number that stands for all numbers near it is another fact than the number itself.
+            digest.update(repr((part, getattr(part, "radius", None))).encode())
 
 
 @dataclass(frozen=True)
@@ -33,30 +38,75 @@ class Kink:
 
 
 @dataclass(frozen=True, eq=False)
-class Nonlinearity:
-    """An elementwise activation φ whose slopes (φ(a) − φ(b))/(a − b) all lie in [lower, upper].
+class Piece:
+    """The derivative between two kinks: φ'(x) = factor · profile(rate · (x − shift)) for left < x < right.
+
+    Every number is a float or a tensor, meant exactly, or a ``Near`` or ``Range``, which stand for any number in them.
 
     Attributes:
-        name: the activation's usual name.
-        function: ``function(x, *parameters)``, elementwise on (..., *shape).
-        lower: least slope α, rounded down; a float, or a tensor that broadcasts to the node's shape.
+        profile: None for the constant 1.
+    """
+
+    left: Slope | Range = -math.inf
+    right: Slope | Range = math.inf
+    factor: Slope | Range = 1.0
+    profile: Profile | None = None
+    rate: Slope | Range = 1.0
+    shift: Slope | Range = 0.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Nonlinearity:
+    """An elementwise activation φ as data: a class per kind, whose further fields are its settings.
+
+    Everything else follows from them: value, kinks, the pieces of the derivative (and so the slopes on any interval,
+    ``network/slopes.py``), hash and repr. Patterns match on the class and its settings, never on the name.
+
+    Attributes:
+        name: what reports call it; no part of the hash.
+        lower: least slope α of (φ(a) − φ(b))/(a − b), rounded down; a float, or a tensor that broadcasts to the node's
+            shape.
         upper: greatest slope β, rounded up.
-        kinks: where φ is not differentiable; empty for a smooth φ.
-        parameters: tensors the function reads (PReLU's slopes).
-        attributes: other settings, for the network's hash.
     """
 
     name: str
-    function: Callable[..., Tensor]
     lower: Slope
     upper: Slope
-    kinks: tuple[Kink, ...] = ()
-    parameters: tuple[Tensor, ...] = ()
-    attributes: str = ""
+
+    def value(self, x: Tensor) -> Tensor:
+        """φ(x), elementwise on (..., *shape)."""
+        raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
         """φ(x), elementwise."""
-        return self.function(x, *self.parameters)
+        return self.value(x)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The derivative between kinks, from left to right; together they cover the line."""
+        raise NotImplementedError
+
+    @property
+    def kinks(self) -> tuple[Kink, ...]:
+        """Where φ is not differentiable; empty for a smooth φ."""
+        return ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "lower", "upper")}
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The settings that are tensors: φ then differs from entry to entry."""
+        return tuple(value for value in self.settings.values() if isinstance(value, Tensor))
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=<{tuple(value.shape)}>" if isinstance(value, Tensor) else f"{name}={value!r}"
+            for name, value in self.settings.items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def smoothed(self, x: Tensor, sharpness: float) -> Tensor:
         """φ with every kink rounded off: relu(x − t) becomes softplus(x − t) of the given sharpness."""
@@ -66,8 +116,8 @@ class Nonlinearity:
             result = result + kink.jump * (softplus(shifted, beta=sharpness, threshold=30.0) - torch.relu(shifted))
         return result
 
-    def slopes(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """(α, β) as float64 tensors of the node's shape."""
+    def slope_range(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        """(α, β) on the whole line as float64 tensors of the node's shape; on intervals see ``network/slopes.py``."""
         bounds = (torch.as_tensor(s, dtype=torch.float64, device="cpu") for s in (self.lower, self.upper))
         low, high = (b.expand(shape) for b in bounds)
         return low, high
@@ -81,21 +131,17 @@ class Nonlinearity:
             worst = max(worst, float(values.abs().max()) if values.numel() else 0.0)
         return worst
 
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> Nonlinearity:
-        """The same activation with its tensors moved."""
-
-        def move(value: Any) -> Any:
-            return value.to(device=device, dtype=dtype) if isinstance(value, Tensor) else value
-
-        return replace(
-            self,
-            kinks=tuple(Kink(move(k.position), move(k.jump)) for k in self.kinks),
-            parameters=tuple(move(p) for p in self.parameters),
-        )
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """The same activation with the tensors among its settings moved."""
+        tensors = ((name, v) for name, v in self.settings.items() if isinstance(v, Tensor))
+        moved: dict[str, Any] = {name: v.to(device=device, dtype=dtype) for name, v in tensors}
+        return replace(self, **moved)
 
     def update_hash(self, digest: Any) -> None:
-        """Feed name, settings, slopes and parameters to a hashlib object."""
-        _hash_parts(digest, "activation", self.name, self.attributes, self.lower, self.upper, *self.parameters)
+        """Feed kind, slopes and settings to a hashlib object."""
+        _hash_parts(digest, "activation", type(self).__name__, self.lower, self.upper)
+        for name, value in self.settings.items():
+            _hash_parts(digest, name, value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.network.nonlinearity import Kink, Nonlinearity
 from lipcert.ops.context import Context
+from lipcert.ops.nonlinearities import ABS
 from lipcert.ops.radial import VectorNorm
 from lipcert.ops.registry import rule
 from lipcert.ops.selections import amax
 from lipcert.ops.softmax import root_up
 from lipcert.ops.structure import sum_
-
-ABS = Nonlinearity("abs", torch.abs, -1.0, 1.0, (Kink(0.0, 2.0),))
 
 
 def norm_gains(n: int, order: float) -> dict[float, float]:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
-from lipcert.network.transform import RELU, gather
+from lipcert.network.transform import gather
 from lipcert.ops.arithmetic import broadcast, exact_double
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context

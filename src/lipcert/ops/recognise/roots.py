@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, UnresolvedNode, Var
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, add, compose
-from lipcert.network.nonlinearity import GainFunction, Nonlinearity
+from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
 from lipcert.ops.rational import OutOfRange, Real, above, exactly, root_above
@@ -52,15 +52,6 @@ class RootFunction(GainFunction):
         return float(lost.max()) ** (1.0 / self.power) if lost.numel() else 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class QuadraticRoot(Nonlinearity):
-    """√(square·x² + linear·x + constant), kept as data so that a later quotient by it can be recognised."""
-
-    square: Real | None = None
-    linear: Real | None = None
-    constant: Real | None = None
-
-
 def even_power(builder: NetworkBuilder, place: int) -> tuple[Var, int] | None:
     """(v, p) if the value at ``place`` is v^p with an even p ≥ 2."""
     node = builder.nodes[core(builder, handle(builder, place)).position]
@@ -98,9 +89,7 @@ def root_of_quadratic(ctx: Context, x: Var) -> Var | None:
         constant, linear, square = found
         discriminant = exactly(4) * square * constant - linear * linear
         if square.sign > 0 and discriminant.sign > 0:
-            root = known.root(square, linear, constant)
-            settings = {field.name: getattr(root, field.name) for field in fields(root)}
-            return ctx.activation(base, QuadraticRoot(**settings, square=square, linear=linear, constant=constant))
+            return ctx.activation(base, known.root(square, linear, constant))
     return None
 
 
