@@ -7,6 +7,7 @@ import mpmath as mp
 import pytest
 import torch
 from activation_cases import ENDS, HAND, ROWS, SELU, SMOOTH, TWO_BY_ROOT_PI
+from slope_cases import PARTS
 from torch import nn
 
 from lipcert.capture.torch_export import capture
@@ -14,6 +15,7 @@ from lipcert.errors import CaptureError, NotLipschitzError, TrainModeError, Unsu
 from lipcert.network.activations.exponential import SELU_ALPHA, SELU_SCALE
 from lipcert.network.graph import ActivationNode, AffineNode
 from lipcert.network.linear import Identity, OpMap, compose
+from lipcert.network.slopes import slopes
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.rational import Real, above, below, exactly
 from lipcert.ops.registry import supported_ops
@@ -118,6 +120,25 @@ def test_slopes_of_pairs_of_the_model_lie_in_the_range(row, captured):
         )
         assert bool((slope <= high + error).all()), float((slope - high).max())
         assert bool((slope >= low - error).all()), float((slope - low).min())
+
+
+@pytest.mark.parametrize("row", ALL, ids=case_id)
+def test_slopes_of_pairs_lie_between_those_of_their_interval(row, captured):
+    """``network/slopes.py`` for every registered op and pattern; test_slopes.py has every kind to 50 digits."""
+    function = the_activation(captured(row)[1])
+    assert type(function) in PARTS
+    generator = torch.Generator().manual_seed(2)
+    x = grid()
+    for step in (1e-3, 0.3, 5.0):
+        y = x + step * (0.1 + torch.rand(len(x), generator=generator, dtype=torch.float64))
+        ends = (t.reshape(-1, 1, 1, 1).expand(-1, 1, *SHAPE) for t in (x, y))
+        low, high = (s.reshape(len(x), -1)[:, 0] for s in slopes(function, *ends))
+        a, b = evaluate(function, x), evaluate(function, y)
+        fine = torch.isfinite(a) & torch.isfinite(b)
+        error = 1e-13 * (1 + a.abs() + b.abs() + function.greatest_slope * (x.abs() + y.abs())) / (y - x)
+        quotient = ((b - a) / (y - x))[fine]
+        assert bool((quotient <= (high + error)[fine]).all())
+        assert bool((quotient >= (low - error)[fine]).all())
 
 
 @pytest.mark.parametrize("row", ALL, ids=case_id)

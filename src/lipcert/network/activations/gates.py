@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipcert.network.activations import profiles
+from lipcert.network.activations.rationals import ends, quotient
 from lipcert.network.activations.smooth import Smooth
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
 from lipcert.numerics.midrad import Near, known
@@ -156,15 +158,15 @@ class TimesClamp(Nonlinearity):
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """Constants outside, 2kx + o between."""
-        inverse, offset = known(self.rate).reciprocal(), known(self.offset)
-        ends = [((known(end) - offset) * inverse, end) for end in (self.low, self.high)]
-        (start, first), (stop, last) = ends if self.rate > 0 else ends[::-1]
+        rate, (o, o_high) = ends(self.rate), ends(self.offset)
+        corners = [(quotient((Fraction(e) - o_high, Fraction(e) - o), rate), e) for e in (self.low, self.high)]
+        (start, first), (stop, last) = corners if self.rate > 0 else corners[::-1]
         middle = Piece(
             start,
             stop,
             profile=profiles.LINE,
             rate=known(self.rate) * known(2.0),
-            shift=-(offset * inverse) * known(0.5),
+            shift=quotient((-o_high / 2, -o / 2), rate),
         )
         return Piece(right=start, factor=first), middle, Piece(left=stop, factor=last)
 

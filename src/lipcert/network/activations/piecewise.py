@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipcert.network.activations.rationals import ends, quotient
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
 from lipcert.numerics.midrad import Range, known
 
@@ -238,10 +239,15 @@ class ExtremeLine(Nonlinearity):
     def pieces(self) -> tuple[Piece, ...]:
         """The two slopes."""
         p, r = known(self.first), known(self.second)
-        apart = known(self.second_offset) - known(self.first_offset)
-        apart = apart if self.spread is None else apart.widened(self.spread)
-        at = apart * (p - r).reciprocal()
-        at = Range(at.mid.nan_to_num(0.0), torch.where(at.mid.isfinite(), at.rad, math.inf))
+        q, t = self.first_offset, self.second_offset
+        if isinstance(q, float) and isinstance(t, float):
+            (p0, p1), (r0, r1), (q0, q1), (t0, t1) = (ends(n) for n in (self.first, self.second, q, t))
+            at = quotient((t0 - q1, t1 - q0), (p0 - r1, p1 - r0))
+        else:
+            apart = known(t) - known(q)
+            apart = apart if self.spread is None else apart.widened(self.spread)
+            at = apart * (p - r).reciprocal()
+            at = Range(at.mid.nan_to_num(0.0), torch.where(at.mid.isfinite(), at.rad, math.inf))
         # The larger of two lines has the smaller slope on the left.
         left, right = (
             (self.first, self.second) if (self.first < self.second) == self.largest else (self.second, self.first)

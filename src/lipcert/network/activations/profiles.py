@@ -30,7 +30,7 @@ SILU_SLOPES = (-0.09983932012886693, 1.099839320128867)
 #: x·tanh(softplus(x)).
 MISH_SLOPES = (-0.11252612238946257, 1.088498161251728)
 #: e^(−1/2), rounded up.
-ROOT_E = 0.6065306597126335
+ROOT_E = 0.6065306597126334
 #: 0.044715 · π/2, the cubic coefficient of the tanh GELU in the variable t = kx, and where its slope is greatest there.
 CUBIC, CUBIC_TURN = 0.0702381577526338, 1.1318024480511739
 #: How far a hard-coded turning point may be from the true one: the slope changes by 1e-18 in between.

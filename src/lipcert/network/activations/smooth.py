@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipcert.network.activations import profiles
+from lipcert.network.activations.rationals import between, ends
 from lipcert.network.nonlinearity import Nonlinearity, Piece
-from lipcert.numerics.midrad import Near, Range, known
+from lipcert.numerics.midrad import Range, known
 
 
 class Smooth(Nonlinearity):
@@ -191,26 +192,6 @@ class InverseRoot(Smooth):
         return Piece(factor=inverse, profile=profiles.INVERSE_ROOT, rate=known(self.square).sqrt() * inverse)
 
 
-def _ends(x: float) -> tuple[Fraction, Fraction]:
-    """Least and greatest number that a setting stands for."""
-    radius = Fraction(x.radius) if isinstance(x, Near) else Fraction(0)
-    return Fraction(x) - radius, Fraction(x) + radius
-
-
-def _between(low: Fraction, high: Fraction) -> Range:
-    """[low, high]; unknown beyond the range of doubles."""
-    try:
-        ends = [float(low), float(high)]
-    except OverflowError:
-        ends = [0.0, math.inf]
-    outward = [end if Fraction(end) == exact else math.nextafter(end, to)
-               for end, exact, to in zip(ends, (low, high), (-math.inf, math.inf), strict=True)
-               if math.isfinite(end)]  # fmt: skip
-    if len(outward) < 2:
-        return Range(torch.zeros((), dtype=torch.float64), torch.full((), math.inf, dtype=torch.float64))
-    return Range.between(*(torch.tensor(end, dtype=torch.float64) for end in outward))
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Root(Smooth):
     """√(qx² + bx + c) with q > 0 and 4qc > b²: √q times the distance of x to a point off the line."""
@@ -226,15 +207,15 @@ class Root(Smooth):
     @property
     def piece(self) -> Piece:
         """√q · t/√(1 + t²), t = (x + b/2q)/√D, D = c/q − (b/2q)²: D in rationals, as it cancels."""
-        (q, q_high), (b, b_high), (c, c_high) = (_ends(s) for s in (self.square, self.linear, self.constant))
+        (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (self.square, self.linear, self.constant))
         squares = sorted((b * b, b_high * b_high))
         least = Fraction(0) if b < 0 < b_high else squares[0]
         corners = [(4 * s * o - d) / (4 * s * s) for s in (q, q_high) for o, d in ((c, squares[1]), (c_high, least))]
         shifts = [-n / (2 * s) for s in (q, q_high) for n in (b, b_high)]
-        distance = _between(max(Fraction(0), min(corners)), _largest(q, q_high, c_high, least, corners))
+        distance = between(max(Fraction(0), min(corners)), _largest(q, q_high, c_high, least, corners))
         rate = distance.sqrt().reciprocal()
         rate = Range(rate.mid.nan_to_num(1.0), torch.where(rate.mid.isfinite(), rate.rad, math.inf))
-        shift = _between(min(shifts), max(shifts))
+        shift = between(min(shifts), max(shifts))
         return Piece(factor=known(self.square).sqrt(), profile=profiles.ROOT, rate=rate, shift=shift)
 
 
@@ -259,12 +240,12 @@ class Gaussian(Smooth):
     @property
     def piece(self) -> Piece:
         """−h√(2q) t exp(−t²/2), t = √(2q)(x − b/2q), of height h = exp(c + b²/4q)."""
-        (q, q_high), (b, b_high), (c, c_high) = (_ends(s) for s in (self.square, self.linear, self.constant))
+        (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (self.square, self.linear, self.constant))
         squares = sorted((b * b, b_high * b_high))
         least = Fraction(0) if b < 0 < b_high else squares[0]
         shifts = [n / (2 * s) for s in (q, q_high) for n in (b, b_high)]
-        height = _between(c + least / (4 * q_high), c_high + squares[1] / (4 * q)).exp()
-        rate = _between(2 * q, 2 * q_high).sqrt()
+        height = between(c + least / (4 * q_high), c_high + squares[1] / (4 * q)).exp()
+        rate = between(2 * q, 2 * q_high).sqrt()
         return Piece(
-            factor=height * rate, profile=profiles.GAUSSIAN, rate=rate, shift=_between(min(shifts), max(shifts))
+            factor=height * rate, profile=profiles.GAUSSIAN, rate=rate, shift=between(min(shifts), max(shifts))
         )
