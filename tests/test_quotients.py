@@ -17,6 +17,7 @@ from lipcert.network.graph import ActivationNode, GainNode, Network
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity
 from lipcert.ops import nonlinearities as known
 from lipcert.ops import registry
+from lipcert.ops.softmax import Softmax
 
 ACTIVATIONS = [
     nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ELU(2.0), nn.CELU(),
@@ -74,7 +75,7 @@ def test_a_rule_with_a_wrong_slope_is_caught_at_capture(monkeypatch: pytest.Monk
 def test_a_rule_with_a_wrong_gain_is_caught_at_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(ctx: Any, x: Any, dim: int, half_to_float: bool = False) -> Any:
         gains = {1.0: 0.25, 2.0: 0.25, math.inf: 0.25}
-        return ctx.gain(x, GainFunction("softmax", lambda v: torch.softmax(v, dim), gains, "wrong"))
+        return ctx.gain(x, Softmax("softmax", gains, "wrong", dim))
 
     for name in [n for n in registry._RULES if n.split(".")[0] in ("softmax", "_softmax")]:
         monkeypatch.setitem(registry._RULES, name, wrong)

@@ -128,7 +128,7 @@ def test_slopes_of_pairs_lie_between_those_of_their_interval(row, captured):
     function = the_activation(captured(row)[1])
     assert type(function) in PARTS
     generator = torch.Generator().manual_seed(2)
-    x = grid()
+    x = grid()[::9]
     for step in (1e-3, 0.3, 5.0):
         y = x + step * (0.1 + torch.rand(len(x), generator=generator, dtype=torch.float64))
         ends = (t.reshape(-1, 1, 1, 1).expand(-1, 1, *SHAPE) for t in (x, y))

@@ -16,7 +16,7 @@ from lipcert.certificates.enclosure import Enclosure, add, image
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
 from lipcert.network.linear import Shape, size
-from lipcert.network.nonlinearity import GainFunction, MaxSelection, SortSelection
+from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Ball, Box, Domain, Problem
@@ -134,11 +134,7 @@ def _through(node: Node, inputs: list[Enclosure]) -> Enclosure:
     if isinstance(node, AffineNode):
         return _affine(node, inputs)
     if isinstance(node, (ActivationNode, GainNode)):
-        function = node.function
-        if isinstance(function, GainFunction):
-            result = function.function(inputs[0][0], *function.parameters)
-        else:
-            result = function(inputs[0][0])  # type: ignore[arg-type]
+        result = node.function.value(inputs[0][0])  # type: ignore[arg-type]
         if not isinstance(result, Enclosure):  # a constant
             return _still(torch.as_tensor(result, dtype=torch.float64).expand(node.shape)[None])
         return result.map(lambda t: t.expand(node.shape)[None])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lipcert.network.linear import Shape, update_hash_with_tensor
+from lipcert.network.linear import LinearMap, Shape, update_hash_with_tensor
 
 if TYPE_CHECKING:
     from lipcert.network.activations.profiles import Profile
@@ -24,6 +24,8 @@ def _hash_parts(digest: Any, *parts: Any) -> None:
     for part in parts:
         if isinstance(part, Tensor):
             update_hash_with_tensor(digest, part)
+        elif isinstance(part, LinearMap):
+            part.update_hash(digest)
         else:
             # A number that stands for all numbers near it is another fact than the number itself.
             digest.update(repr((part, getattr(part, "radius", None))).encode())
@@ -56,29 +58,73 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Nonlinearity:
-    """An elementwise activation φ as data: a class per kind, whose further fields are its settings.
+class Fact:
+    """What a node computes, as data: a class per kind, whose further fields are its settings.
 
-    Everything else follows from them: value, kinks, the pieces of the derivative (and so the slopes on any interval,
-    ``network/slopes.py``), hash and repr. Patterns match on the class and its settings, never on the name.
+    Value, hash, repr and matching follow from kind and settings; a name is for reports only.
+    """
+
+    #: Fields that are no settings.
+    stated: ClassVar[tuple[str, ...]] = ("name",)
+
+    name: str
+
+    def value(self, x: Tensor) -> Tensor:
+        """The function: of one example (a block) or elementwise (an activation)."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.stated}
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The settings that are tensors."""
+        return tuple(value for value in self.settings.values() if isinstance(value, Tensor))
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=<{tuple(value.shape)}>" if isinstance(value, Tensor) else f"{name}={value!r}"
+            for name, value in self.settings.items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """The same with the tensors and maps among its settings moved."""
+        moved: dict[str, Any] = {}
+        for name, value in self.settings.items():
+            if isinstance(value, (Tensor, LinearMap)):
+                moved[name] = value.to(dtype=dtype, device=device)
+        return replace(self, **moved)
+
+    def update_hash(self, digest: Any) -> None:
+        """Feed kind and settings to a hashlib object."""
+        _hash_parts(digest, type(self).__name__)
+        for name, value in self.settings.items():
+            _hash_parts(digest, name, value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Nonlinearity(Fact):
+    """An elementwise activation φ.
+
+    Kinks and the pieces of the derivative follow from kind and settings as well, and so do the slopes on any interval
+    (``network/slopes.py``). A setting that is a tensor differs from entry to entry.
 
     Attributes:
-        name: what reports call it; no part of the hash.
         lower: least slope α of (φ(a) − φ(b))/(a − b), rounded down; a float, or a tensor that broadcasts to the node's
             shape.
         upper: greatest slope β, rounded up.
     """
 
-    name: str
+    stated: ClassVar[tuple[str, ...]] = ("name", "lower", "upper")
+
     lower: Slope
     upper: Slope
 
-    def value(self, x: Tensor) -> Tensor:
-        """φ(x), elementwise on (..., *shape)."""
-        raise NotImplementedError
-
     def __call__(self, x: Tensor) -> Tensor:
-        """φ(x), elementwise."""
+        """φ(x), elementwise on (..., *shape)."""
         return self.value(x)
 
     @property
@@ -90,23 +136,6 @@ class Nonlinearity:
     def kinks(self) -> tuple[Kink, ...]:
         """Where φ is not differentiable; empty for a smooth φ."""
         return ()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "lower", "upper")}
-
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """The settings that are tensors: φ then differs from entry to entry."""
-        return tuple(value for value in self.settings.values() if isinstance(value, Tensor))
-
-    def __repr__(self) -> str:
-        shown = (
-            f"{name}=<{tuple(value.shape)}>" if isinstance(value, Tensor) else f"{name}={value!r}"
-            for name, value in self.settings.items()
-        )
-        return f"{type(self).__name__}({', '.join(shown)})"
 
     def smoothed(self, x: Tensor, sharpness: float) -> Tensor:
         """φ with every kink rounded off: relu(x − t) becomes softplus(x − t) of the given sharpness."""
@@ -131,55 +160,39 @@ class Nonlinearity:
             worst = max(worst, float(values.abs().max()) if values.numel() else 0.0)
         return worst
 
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
-        """The same activation with the tensors among its settings moved."""
-        tensors = ((name, v) for name, v in self.settings.items() if isinstance(v, Tensor))
-        moved: dict[str, Any] = {name: v.to(device=device, dtype=dtype) for name, v in tensors}
-        return replace(self, **moved)
-
     def update_hash(self, digest: Any) -> None:
         """Feed kind, slopes and settings to a hashlib object."""
-        _hash_parts(digest, "activation", type(self).__name__, self.lower, self.upper)
-        for name, value in self.settings.items():
-            _hash_parts(digest, name, value)
+        _hash_parts(digest, "activation", self.lower, self.upper)
+        super().update_hash(digest)
 
 
-@dataclass(frozen=True, eq=False)
-class GainFunction:
-    """A block of which only ‖f(a) − f(b)‖_p ≤ g_p ‖a − b‖_p is known.
+@dataclass(frozen=True, eq=False, repr=False)
+class GainFunction(Fact):
+    """A block f of which only ‖f(a) − f(b)‖_p ≤ g_p ‖a − b‖_p is known; ``value`` is f on one example.
 
     Attributes:
-        name: the operation's usual name.
-        function: ``function(x, *parameters)`` on one example.
         gains: p → g_p for p in {1, 2, inf}, rounded up; a norm that is missing has no known gain.
         source: where the gains come from; shown in the breakdown.
-        groups: number of equal trailing groups is not assumed; reserved for documentation.
     """
 
-    name: str
-    function: Callable[..., Tensor]
+    stated: ClassVar[tuple[str, ...]] = ("name", "gains", "source")
+
     gains: Mapping[float, float]
     source: str
-    parameters: tuple[Tensor, ...] = ()
-    attributes: str = ""
 
     @property
     def evaluation_error(self) -> float:
-        """What underflow inside ``function`` may add to an entry of its value, beside relative roundings."""
+        """What underflow inside the block may add to an entry of its value, beside relative roundings."""
         return 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """f on a batch (B, *in_shape)."""
-        return torch.vmap(lambda example: self.function(example, *self.parameters))(x)
-
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> GainFunction:
-        """The same block with its tensors moved."""
-        return replace(self, parameters=tuple(p.to(device=device, dtype=dtype) for p in self.parameters))
+        return torch.vmap(self.value)(x)
 
     def update_hash(self, digest: Any) -> None:
-        """Feed name, settings, gains and parameters to a hashlib object."""
-        gains = sorted(self.gains.items())
-        _hash_parts(digest, "gain", self.name, self.attributes, gains, *self.parameters)
+        """Feed kind, gains and settings to a hashlib object."""
+        _hash_parts(digest, "gain", sorted(self.gains.items()))
+        super().update_hash(digest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.ops.context import Context
@@ -44,14 +43,8 @@ def _reduced(ctx: Context, x: Any, order: Any, dim: Any, keepdim: bool, dtype: A
     if order == math.inf:
         return amax(ctx, ctx.activation(x, ABS), list(axes), keepdim)
 
-    def function(v: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(v, order, axes, keepdim)
-
     source = f"{order:g}-norm of {n} entries: triangle inequality and n^max(0, 1/{order:g} − 1/q)"
-    settings = f"order {order} axes {axes} keepdim {keepdim}"
-    gains = norm_gains(n, order)
-    block = VectorNorm("vector_norm", function, gains, source, (), settings, order, axes, keepdim)
-    return ctx.gain(x, block)
+    return ctx.gain(x, VectorNorm("vector_norm", norm_gains(n, order), source, order, axes, bool(keepdim)))
 
 
 @rule("linalg_vector_norm", kind="gain")
