@@ -238,8 +238,8 @@ class MaxSelection:
         return root if root * root == m else math.nextafter(root, math.inf)
 
     def update_hash(self, digest: Any) -> None:
-        """Feed the index table to a hashlib object."""
-        _hash_parts(digest, "max", self.name, self.in_shape, self.out_shape, self.index)
+        """Feed the index table, not the name, to a hashlib object."""
+        _hash_parts(digest, "max", self.in_shape, self.out_shape, self.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,8 +275,8 @@ class SortSelection:
         return 1.0 if self.index.numel() else 0.0
 
     def update_hash(self, digest: Any) -> None:
-        """Feed the groups to a hashlib object."""
-        _hash_parts(digest, "sort", self.name, self.in_shape, self.descending, self.index)
+        """Feed the groups, not the name, to a hashlib object."""
+        _hash_parts(digest, "sort", self.in_shape, self.descending, self.index)
 
 
 Selection = MaxSelection | SortSelection
