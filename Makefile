@@ -29,7 +29,7 @@ demo: setup ## bound, breakdown, lower bound, certificate and its verification f
 	$(BIN)/python examples/demo.py
 
 test: setup ## the fast tests, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov=lipcert --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=15 --cov=lipcert --cov-report=term
 
 test-slow: setup ## the tests marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
@@ -41,7 +41,7 @@ lint: setup ## ruff, mypy and the layer rule
 	$(BIN)/lint-imports
 
 trusted: setup ## the files that the check of each kind of certificate imports, with their lengths
-	$(BIN)/python docs/trusted.py
+	$(BIN)/python docs/trusted.py $(CHECK)
 
 format: setup ## rewrite the sources the way `make lint` wants them
 	$(BIN)/ruff check --fix .

@@ -209,7 +209,7 @@ NETWORKS: tuple[Network, ...] = (
     Network("unet", UNet, (1, 32, 32)),
     Network("resnet3d", resnet3d, (1, 24, 24, 24)),
     Network("mixer", Mixer, IMAGE),
-    Network("mlp_50x200", deep_mlp, IMAGE, ALL),
+    Network("mlp_50x200", deep_mlp, (784,), ALL),
     Network("resnet18_32", resnet18, (3, 32, 32), group="large"),
     Network("resnet18_64", resnet18, (3, 64, 64), group="large"),
     Network("alexnet", models.alexnet, (3, 224, 224), group="large"),

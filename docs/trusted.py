@@ -91,13 +91,12 @@ def limits() -> dict[str, int]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the lists, or with ``--check`` compare with the limits."""
+    """Print the lists, with ``--check`` their lengths only; compare with the limits."""
     allowed, known = limits(), lines()
-    if "--check" not in arguments:
-        for kind, start in kinds().items():
-            print(f"{kind}: {known[kind]} lines (at most {allowed.get(kind, 0)})")
-            for path in closure(start):
-                print(f"  {length(path):5d}  {path.relative_to(SOURCE)}")
+    for kind, start in kinds().items():
+        print(f"{kind}: {known[kind]} lines (at most {allowed.get(kind, 0)})")
+        for path in closure(start) if "--check" not in arguments else ():
+            print(f"  {length(path):5d}  {path.relative_to(SOURCE)}")
     wrong = [kind for kind, count in known.items() if count > allowed.get(kind, 0)]
     for kind in wrong:
         print(

@@ -133,6 +133,10 @@ class Problem:
         norm: (p, q) with entries 1, 2 or inf.
         domain: None for the whole space.
         select: (k, m) matrix applied to the flattened output, or None.
+
+    Raises:
+        NotLipschitzError: an op of the network has no constant on the whole space.
+        InputError: norm, domain or selection do not fit the network.
     """
 
     model: Network
@@ -141,6 +145,8 @@ class Problem:
     select: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.model.refusal is not None:
+            raise self.model.refusal
         if len(self.norm) != 2 or any(p not in NORMS for p in self.norm):
             raise InputError(f"norm must be a pair (p, q) of 1, 2 and inf, not {self.norm!r}.")
         n, m = size(self.model.in_shape), size(self.model.out_shape)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from lipcert.network.loop_transform import LoopTransformed, natural_exponents
 from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates import map_norm
 from lipcert.certificates.base import Witness, prove
-from lipcert.certificates.dense_form import Weights
-from lipcert.certificates.quadratic import ScaledMap
+from lipcert.certificates.forms.matrix_free import ScaledMap
+from lipcert.certificates.forms.quadratic_form import Weights
+from lipcert.certificates.norms import operator_norm
 from lipcert.errors import CertificateError, InputError, NotProved, NumericsError
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
 from lipcert.methods.auto import Auto
 from lipcert.methods.base import Run
 from lipcert.methods.lipsdp_free import FreeEffort, Look
@@ -24,6 +25,7 @@ from lipcert.methods.norm_effort import maps_of, plan_norms
 from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
+from lipcert.search.passes import Passes
 
 lipsdp_free = importlib.import_module("lipcert.methods.lipsdp_free")
 
@@ -36,9 +38,9 @@ def mlp(*widths: int, seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers[:-1]).double().eval()
 
 
-def transformed_of(model: nn.Module, n: int, dtype: torch.dtype = torch.float64) -> LoopTransformed:
-    network = Problem(capture(model, torch.zeros(1, n))).expanded
-    return LoopTransformed(network, natural_exponents(network), dtype=dtype)
+def scaled_of(model: nn.Module, n: int) -> ScaledIncrements:
+    increments = Problem(capture(model, torch.zeros(1, n))).expanded_increments
+    return ScaledIncrements(increments, natural_exponents(increments))
 
 
 class Failing:
@@ -140,9 +142,9 @@ def test_rigorous_is_kept_and_anything_else_refused() -> None:
 
 def test_rigorous_on_maps_too_large_to_write_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row and column sums are rigorous at any size; the default would take passes."""
-    monkeypatch.setattr(map_norm, "MAX_SIDE", 8)
+    monkeypatch.setattr(operator_norm, "MAX_SIDE", 8)
     monkeypatch.setattr("lipcert.certificates.loop_transform.MAX_SIDE", 8)
-    monkeypatch.setattr("lipcert.certificates.segments.MAX_SIDE", 8)
+    monkeypatch.setattr("lipcert.certificates.forms.elimination.MAX_SIDE", 8)
     torch.manual_seed(0)
     model, x = (
         nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3)).eval(),
@@ -156,19 +158,19 @@ def test_rigorous_on_maps_too_large_to_write_down(monkeypatch: pytest.MonkeyPatc
 
 
 def test_norms_get_the_work_that_the_seconds_allow() -> None:
-    maps = maps_of(Problem(capture(mlp(6, 12, 3), torch.zeros(1, 6))).network)
+    maps = maps_of(Problem(capture(mlp(6, 12, 3), torch.zeros(1, 6))).increments)
     assert set(plan_norms(maps, 100.0, rigorous=False).routes.values()) == {"written"}
     assert set(plan_norms(maps, 0.0, rigorous=False).routes.values()) == {"sums"}
     assert "passes" not in plan_norms(maps, 0.0, rigorous=True).routes.values()
 
 
 @pytest.mark.parametrize("route", ["written", "passes", "sums"])
-def test_every_route_bounds_the_norm(route: map_norm.Route) -> None:
+def test_every_route_bounds_the_norm(route: operator_norm.Route) -> None:
     linear = nn.Linear(30, 20).double()
     network = Problem(capture(linear.eval(), torch.zeros(1, 30))).network
     exact = float(torch.linalg.matrix_norm(linear.weight.detach(), 2))
     for target in (0.01, 0.5):
-        found = map_norm.map_norm(network.nodes[-1].maps[0], 2.0, route=route, target=target)  # type: ignore[attr-defined]
+        found = operator_norm.map_norm(network.nodes[-1].maps[0], 2.0, route=route, target=target)  # type: ignore[attr-defined]
         assert exact <= found.value <= 4.0 * exact
         assert found.guarantee == ("probabilistic" if route == "passes" else "rigorous")
 
@@ -202,11 +204,11 @@ def dense_g(scaled: ScaledMap) -> torch.Tensor:
 
 def test_grown_multipliers_leave_the_margin() -> None:
     """At the optimum of the grown network ‖G‖² ≤ 1 − margin, and ρ has grown by less than lifting would cost."""
-    exact = transformed_of(mlp(5, 20, 20, 3), 5)
+    exact = scaled_of(mlp(5, 20, 20, 3), 5)
     margin = 0.05
     values = {}
     for growth in (1.0, 1.0 / math.sqrt(1.0 - margin)):
-        search = VectorNeuron(exact, (2.0, 2.0), 16, torch.Generator().manual_seed(0), growth=growth)
+        search = VectorNeuron(Passes(exact), (2.0, 2.0), 16, torch.Generator().manual_seed(0), growth=growth)
         for _ in range(400):
             search.step()
         rho = float(search.rho[0]) * growth**2
@@ -220,17 +222,15 @@ def test_grown_multipliers_leave_the_margin() -> None:
 
 
 def test_looks_agree_with_the_map_of_the_check() -> None:
-    exact = transformed_of(mlp(5, 9, 7, 3), 5)
+    exact = scaled_of(mlp(5, 9, 7, 3), 5)
     generator = torch.Generator().manual_seed(1)
     own = {c.node: torch.rand(c.size, generator=generator, dtype=torch.float64) + 0.1 for c in exact.cells}
     scaled = ScaledMap(exact, own, Weights(torch.ones(5).double(), torch.ones(3).double()), 0.7)
     gram = dense_g(scaled)
-    look = Look(exact, scaled)
+    look = Look(Passes(exact), scaled)
     greatest = float(torch.linalg.eigvalsh(gram)[-1])
     assert look.greatest(21, generator) == pytest.approx(greatest, rel=1e-9)
-    assert Look(transformed_of(mlp(5, 9, 7, 3), 5, torch.float32), scaled).greatest(21, generator) == pytest.approx(
-        greatest, rel=1e-4
-    )
+    assert Look(Passes(exact, torch.float32), scaled).greatest(21, generator) == pytest.approx(greatest, rel=1e-4)
     rows, columns = look.squared_norms(generator, probes=20_000)
     places = dict(zip([c.node for c in exact.cells], torch.split(gram.diagonal(), scaled.sizes)[1:], strict=True))
     for node, exactly in places.items():
@@ -260,7 +260,7 @@ def test_spoiled_multipliers_are_mended(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_effort_knows_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = transformed_of(mlp(40, 100, 100, 3), 40)
+    exact = scaled_of(mlp(40, 100, 100, 3), 40)
 
     def effort(budget: float) -> FreeEffort:
         run = Run(torch.Generator(), torch.device("cpu"), budget, checked=True)

@@ -9,13 +9,15 @@ import lipcert
 from lipcert.capture.lowering import lower
 from lipcert.capture.torch_export import capture
 from lipcert.network.graph import ActivationNode, GainNode
+from lipcert.problem import Problem
 
 D = torch.float64
 
 
 def network_of(function, *shape, tensors=()):
     generator = torch.Generator().manual_seed(1)
-    return capture(Call(function, *tensors).eval(), torch.randn(1, *shape, generator=generator, dtype=D))
+    network = capture(Call(function, *tensors).eval(), torch.randn(1, *shape, generator=generator, dtype=D))
+    return Problem(network).model  # or the error of a network without a constant on the whole space
 
 
 def bound(function, *shape, tensors=()):
@@ -27,7 +29,8 @@ def bound(function, *shape, tensors=()):
 
 def lowered(function, *shape):
     """The network without the comparison with the model, which itself may lose everything to rounding."""
-    return lower(torch.export.export(Call(function).eval(), (torch.zeros(1, *shape, dtype=D),)))
+    network = lower(torch.export.export(Call(function).eval(), (torch.zeros(1, *shape, dtype=D),)))
+    return Problem(network).model
 
 
 def steepest(network):

@@ -19,6 +19,7 @@ from lipcert.network.slopes import slopes
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.rational import Real, above, below, exactly
 from lipcert.ops.registry import supported_ops
+from lipcert.problem import Problem
 
 ALL = [*ROWS, *HAND]
 SHAPE = (3, 4)
@@ -382,7 +383,7 @@ class Refused(nn.Module):
 def test_refused_with_op_and_line(name):
     function = REFUSED[name]
     with pytest.raises(NotLipschitzError) as caught:
-        capture(Refused(function), torch.rand(2, 4) + 0.1)
+        Problem(capture(Refused(function), torch.rand(2, 4) + 0.1))
     text = str(caught.value)
     assert f"aten.{name} at " in text
     assert f"test_activations.py:{Refused.forward.__code__.co_firstlineno + 1} in forward" in text
@@ -390,24 +391,24 @@ def test_refused_with_op_and_line(name):
 
 def test_hardshrink_module_is_refused():
     with pytest.raises(NotLipschitzError, match="Hardshrink"):
-        capture(nn.Sequential(nn.Linear(3, 3), nn.Hardshrink()), torch.randn(2, 3))
+        Problem(capture(nn.Sequential(nn.Linear(3, 3), nn.Hardshrink()), torch.randn(2, 3)))
 
 
 def test_rrelu_in_training_mode_is_refused():
     with pytest.raises(TrainModeError):
-        capture(nn.RReLU().train(), torch.randn(2, 3))
+        Problem(capture(nn.RReLU().train(), torch.randn(2, 3)))
 
 
 def test_nan_in_prelu_is_refused():
     layer = nn.PReLU()
     layer.weight.data.fill_(math.nan)
     with pytest.raises(CaptureError, match="NaN"):
-        capture(layer, torch.randn(2, 3))
+        Problem(capture(layer, torch.randn(2, 3)))
 
 
 def test_unknown_op_is_named():
     with pytest.raises(UnsupportedOpError, match=r"aten\.hypot at .*test_activations"):
-        capture(Refused(lambda x: torch.hypot(x, x + 1)), torch.randn(2, 3))
+        Problem(capture(Refused(lambda x: torch.hypot(x, x + 1)), torch.randn(2, 3)))
 
 
 # -- registry ---------------------------------------------------------------------------------------------

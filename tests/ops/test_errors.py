@@ -11,6 +11,7 @@ from torch import nn
 
 from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError, LipcertError, NotLipschitzError, TrainModeError, UnsupportedOpError
+from lipcert.problem import Problem
 
 X = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -56,24 +57,24 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "function", "error"), REFUSED, ids=[r[0] for r in REFUSED])
 def test_refused(name, function, error):
     with pytest.raises(error) as caught:
-        capture(Call(function).eval(), X)
+        Problem(capture(Call(function).eval(), X))
     assert len(str(caught.value)) > 30
 
 
 def test_errors_name_op_and_line():
     with pytest.raises(NotLipschitzError, match=r"aten\.mul at .*cases\.py:\d+"):
-        capture(Call(lambda x: x * x.flip(1)).eval(), X)
+        Problem(capture(Call(lambda x: x * x.flip(1)).eval(), X))
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, track_running_stats=True), nn.Dropout()])
 def test_training_mode(layer):
     with pytest.raises(TrainModeError):
-        capture(layer.train(), X)
+        Problem(capture(layer.train(), X))
 
 
 def test_batch_norm_without_statistics():
     with pytest.raises(LipcertError):
-        capture(nn.BatchNorm1d(4, track_running_stats=False).eval(), X)
+        Problem(capture(nn.BatchNorm1d(4, track_running_stats=False).eval(), X))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -86,7 +87,7 @@ def test_nan_and_infinity(make, value):
     with torch.no_grad():
         layer.weight.view(-1)[0] = value
     with pytest.raises(CaptureError):
-        capture(layer, X)
+        Problem(capture(layer, X))
 
 
 def test_default_rms_norm_uses_the_dtype():
@@ -115,4 +116,4 @@ def test_tables_are_part_of_the_fingerprint():
 ])  # fmt: skip
 def test_near_misses_of_normalisation_are_refused(function):
     with pytest.raises(NotLipschitzError):
-        capture(Call(function).eval(), X[:1])
+        Problem(capture(Call(function).eval(), X[:1]))

@@ -15,6 +15,7 @@ from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNod
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.recognise.scalings import scalar_of
 from lipcert.ops.registry import find_rule
+from lipcert.problem import Problem
 
 # -- near misses ------------------------------------------------------------------------------------------
 
@@ -70,7 +71,7 @@ class Call(nn.Module):
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_miss_is_refused(name):
     with pytest.raises(NotLipschitzError):
-        capture(Call(NEAR_MISSES[name]), torch.rand(2, 4, dtype=torch.float64))
+        Problem(capture(Call(NEAR_MISSES[name]), torch.rand(2, 4, dtype=torch.float64)))
 
 
 def test_unneeded_open_question_is_no_error():
@@ -93,7 +94,7 @@ def test_constant_mask_is_linear():
 def test_infinite_fill_is_refused():
     mask = torch.tensor([True, False, True, False])
     with pytest.raises(CaptureError, match="infinity"):
-        capture(Call(lambda x: torch.relu(x.masked_fill(mask, -math.inf))), torch.randn(2, 4))
+        Problem(capture(Call(lambda x: torch.relu(x.masked_fill(mask, -math.inf))), torch.randn(2, 4)))
 
 
 def test_patterns_behind_layers_and_in_half_precision():
@@ -310,7 +311,7 @@ def check(seed, template=False):
     try:
         var, function = expression.template() if template else expression.grow(expression.random.randint(2, 9))
         assert isinstance(var, Var)
-        network = expression.builder.finish(var)
+        network = Problem(expression.builder.finish(var)).model
     except LipcertError:
         return False
     low, high = slope_interval(network)

@@ -136,7 +136,7 @@ class PiecewiseLinear:
 
     def faces(self, inner: Tensor, pattern: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """A, b of the region {x: Ax ≤ b} of one pattern, from its pre-activations' forms (neurons, n + 1)."""
-        rows, ends = [], []
+        rows, ends = [inner.new_zeros(0, inner.shape[1] - 1)], [inner.new_zeros(0)]  # no kink at all: everything
         for position, place in self.places.items():
             kinks, chosen, form = self.pieces[position].kinks, pattern[place], inner[place]
             if not len(kinks):

@@ -14,11 +14,18 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import lipcert.ops.families  # noqa: F401  (registers every rule)
+from lipcert.capture.evaluate import give_values, refused
 from lipcert.capture.model import require_numbers
-from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError, UnsupportedOpError
+from lipcert.errors import (
+    CaptureError,
+    InputError,
+    LipcertError,
+    NotLipschitzError,
+    TrainModeError,
+    UnsupportedOpError,
+)
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
-from lipcert.network.linear import Shape
 from lipcert.network.origin import Origin
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant
@@ -127,6 +134,7 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
         return args[0][args[1]]
     value = node.meta.get("val")
     ctx.where = place_in_code(node)
+    ctx.whole = {env[a].position: d for a in node.all_input_nodes if isinstance(env[a], Var) and (d := _whole(a))}
     if node.target is torch.ops.higher_order.with_effects:
         token, target, *args = args
         return token, apply_rule(ctx, target, tuple(args), kwargs)
@@ -142,23 +150,37 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
         raise CaptureError(
             f"aten.{op_name(node.target)[0]} at {ctx.where} makes complex numbers; only real networks are supported"
         )
-    return apply_rule(ctx, node.target, args, kwargs, tuple(value.shape) if isinstance(value, Tensor) else None)
+    return apply_rule(ctx, node.target, args, kwargs, _shapes(value))
 
 
-def apply_rule(
-    ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Shape | None = None
-) -> Any:
-    """What the rule of an ATen op gives for these arguments; constants fold, an op without a rule stays open.
+def _whole(node: FxNode) -> torch.dtype | None:
+    """The dtype of a traced value of whole numbers or truth values."""
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) and not value.is_floating_point() else None
+
+
+def _shapes(value: Any) -> Any:
+    """The shape of a traced tensor, the shapes of a tuple of them; None of anything else."""
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, Tensor) for v in value):
+        return tuple(v.shape for v in value)
+    return None
+
+
+def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = None) -> Any:
+    """What the rule of an ATen op gives for these arguments; constants fold, what has no constant stays open.
 
     Args:
         ctx: where nodes go; its ``where`` and ``dtype`` are those of the call.
         target: the op.
         args, kwargs: Vars, Constants and plain values.
-        shape: of the result, as far as it is known.
+        shapes: of the result, a ``torch.Size`` or a tuple of them; None if it is not known.
 
     Raises:
         TrainModeError: the op draws random numbers.
         UnsupportedOpError: there is no rule for this form of the op.
+        NotLipschitzError: it has no constant, and the shape of its value is not known.
     """
     name, overload = op_name(target)
     ctx.op = name
@@ -176,14 +198,21 @@ def apply_rule(
     rule = find_rule(name, overload)
     if rule is None:
         error = ctx.unsupported("no rule covers it.")
-        if shape is None:
+        if not isinstance(shapes, torch.Size):
             raise error
-        return ctx.unresolved(parents, shape, error, _settings(args, kwargs))
+        result = ctx.unresolved(parents, tuple(shapes), error, _settings(args, kwargs))
+        give_values(ctx, result.position, target, args, kwargs, result)
+        return result
     if overload == "out":
         raise ctx.unsupported("it writes into an argument.")
+    start = len(ctx.builder.nodes)
     try:
         with ordinary_dtype():
-            return rule(ctx, *args, **kwargs)
+            result = rule(ctx, *args, **kwargs)
+    except NotLipschitzError as error:
+        if shapes is None:
+            raise
+        result = refused(ctx, error, parents, shapes)
     except LipcertError:
         raise
     except TypeError as problem:
@@ -193,6 +222,8 @@ def apply_rule(
             f"aten.{name} at {ctx.where}: lipcert's rule for it fails on these arguments ({type(problem).__name__}: "
             f"{str(problem)[:200]}). This is a bug in lipcert and not in your model; please report it."
         ) from problem
+    give_values(ctx, start, target, args, kwargs, result)
+    return result
 
 
 def _folded(ctx: Context, target: Any, args: Any, kwargs: Any) -> Any:

@@ -27,6 +27,9 @@ from lipcert.numerics.process_state import ordinary
 def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Network:
     """The Network of one example of ``model``, in float64 on the CPU, checked against the model.
 
+    An op without a Lipschitz constant on the whole space (a product of two variables, exp) becomes an open node:
+    whether a constant exists is a question of network and domain, answered where a ``Problem`` is made.
+
     The model runs under the caller's default dtype, which may be part of what it computes; every other setting of the
     process is neutralised (see ``process_state.ordinary``).
 
@@ -37,7 +40,8 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
     Raises:
         InputError: unusable model or example, several inputs or outputs.
         TrainModeError: a layer in training mode.
-        UnsupportedOpError, NotLipschitzError: an op without a rule, or without a constant.
+        UnsupportedOpError: an op without a rule.
+        NotLipschitzError: an op without a constant on the whole space, of a model that the Network does not reproduce.
         CaptureError: the export failed, examples of a batch influence each other, or a self-check failed.
         NumericsError: the process does not compute in ordinary IEEE arithmetic and cannot be made to.
     """
@@ -46,17 +50,30 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
             stack.enter_context(one)
         module = stack.enter_context(private(as_module(model)))
         example = check_example(example_input, module)
-        network, precision = read_sequential(module, example[:1]), example.dtype
+        network, program = read_sequential(module, example[:1]), None
         if network is None:
-            network, precision = _exported(module, example[:1])
-        check_shapes(network)
-        run, dtype, judged = self_check(network, module, example, precision)
-        check_examples_independent(network, run, dtype, judged, module, example)
-        check_quotients(network, example)
+            network, program = _exported(module, example[:1])
+        with _refusal_first(network):
+            precision = example.dtype if program is None else check_replay(network, program, example[:1])
+            check_shapes(network)
+            run, dtype, judged = self_check(network, module, example, precision)
+            check_examples_independent(network, run, dtype, judged, module, example)
+            check_quotients(network, example)
     return network
 
 
-def _exported(module: nn.Module, example: Tensor) -> tuple[Network, torch.dtype]:
+@contextmanager
+def _refusal_first(network: Network) -> Iterator[None]:
+    """Where a network with open nodes fails a check, the error is theirs: it tells of the cause."""
+    try:
+        yield
+    except Exception as problem:
+        if network.refusal is None:
+            raise
+        raise network.refusal from problem
+
+
+def _exported(module: nn.Module, example: Tensor) -> tuple[Network, ExportedProgram]:
     """The Network that torch.export's trace gives; where the plain trace fails, the one through Python's bytecode.
 
     The second reads ``.data`` and numbers made from parameters; its failures say less, so the first's is reported.
@@ -68,10 +85,10 @@ def _exported(module: nn.Module, example: Tensor) -> tuple[Network, torch.dtype]
     except Exception as problem:
         error = export_error(problem, module, example)
         try:
-            return _lowered(_traced(module, example, strict=True), example)
+            return _lowered(_traced(module, example, strict=True))
         except Exception:
             raise error from problem
-    return _lowered(program, example)
+    return _lowered(program)
 
 
 def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram:
@@ -79,10 +96,10 @@ def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram
         return torch.export.export(module, (example.clone(),), strict=strict)
 
 
-def _lowered(program: ExportedProgram, example: Tensor) -> tuple[Network, torch.dtype]:
+def _lowered(program: ExportedProgram) -> tuple[Network, ExportedProgram]:
     try:
         refuse_training_ops(program)
-        network = lower(program)
+        return lower(program), program
     except LipcertError:
         raise
     except Exception as problem:
@@ -90,7 +107,6 @@ def _lowered(program: ExportedProgram, example: Tensor) -> tuple[Network, torch.
             f"the traced model cannot be rewritten in elementary operations: {type(problem).__name__}: "
             f"{str(problem).strip().splitlines()[0][:300]}"
         ) from problem
-    return network, check_replay(network, program, example)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from lipcert.certificates.quadratic import NORMS as QUADRATIC_NORMS
 from lipcert.errors import LipcertError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, fork, method, registered
+from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Attempt, Bound
@@ -30,7 +31,8 @@ class Auto(Method):
 
     First ``early``, in a small share of the budget each, so that a bound is at hand; then ``main`` with what is left;
     then, where the main ones gave nothing better, the early ones again with the seconds that remain. Tiny networks go
-    to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous if there is time.
+    to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
+    tighter, if there is time.
 
     Attributes:
         early, main, last: names of methods; those that cannot do the norms are skipped.
@@ -70,9 +72,11 @@ class Auto(Method):
             for one in self._able(self.last, problem.norm):
                 trials.attempt(one, min(run.left, max(EARLY_SECONDS, TINY_SHARE * run.budget)))
         best = trials.best
-        if best is None or best.method != AutoLip.name or best.guarantee == "rigorous":
+        if best is None or best.guarantee != "probabilistic":
             return
-        if run.left > 2.0 * best.seconds:
+        if best.method == LipSDP.name and dense_seconds_of(problem) is not None:
+            trials.attempt(LipSDP(route="dense", start=best if best.state else None), run.left)
+        if best.method == AutoLip.name and run.left > 2.0 * best.seconds:
             trials.attempt(AutoLip(), 0.9 * run.left, rigorous=True)
 
     def _able(self, names: Sequence[str], norm: Norm) -> list[Method]:
@@ -108,7 +112,7 @@ class Trials:
         self.current = one.name
         self.run.report(0.0, one.name)
         own = replace(fork(self.run), budget=max(0.0, min(seconds, self.run.left)))
-        own = replace(own, rigorous=own.rigorous or rigorous)
+        own = replace(own, rigorous=own.rigorous or rigorous, spare=self.best is not None)
         obstacle = one.obstacle(self.problem, own) if self.best is not None else None
         if obstacle is not None:
             self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lipcert.certificates.dense_form import Weights
-from lipcert.certificates.quadratic import ScaledMap
+from lipcert.certificates.forms.matrix_free import ScaledMap
+from lipcert.certificates.forms.quadratic_form import Weights
 from lipcert.errors import NotProved
 from lipcert.increments import Cell, ScaledIncrements
 from lipcert.methods.base import Found, Run
@@ -18,7 +18,8 @@ from lipcert.methods.cost import SWEEP, free_memory, seconds_of
 from lipcert.methods.lipsdp_finish import FEWEST, Finish
 from lipcert.methods.vector_neuron import DEAD, VectorNeuron
 from lipcert.network.linear import size
-from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
+from lipcert.numerics.lanczos import lambda_max_ritz
+from lipcert.numerics.probabilistic import kuczynski_wozniakowski_epsilon
 from lipcert.problem import Norm
 from lipcert.search.passes import Passes, steps_to_output
 
@@ -316,16 +317,17 @@ class Look:
     """G at given multipliers in the search's own precision: for looks, which prove nothing; several times as fast."""
 
     def __init__(self, search: Passes, scaled: ScaledMap) -> None:
-        self.passes, self.sizes, self.size = search, scaled.sizes, scaled.size
+        self.network, self.sizes, self.size = search, scaled.sizes, scaled.size
+        cells = search.scaled.cells
 
         def cast(t: Tensor) -> Tensor:
             return t.to(search.device, search.dtype)
 
         self.scale, self.output = cast(scaled.scale), cast(scaled.output.sqrt())
         self.out = {node: cast(out) for node, out in scaled.out.items()}
-        self.c = {cell.node: cast(cell.c) for cell in search.scaled.cells}
-        self.d = {cell.node: cast(cell.d) for cell in search.scaled.cells}
-        self.block = {cell.node: number + 1 for number, cell in enumerate(search.scaled.cells)}
+        self.c = {cell.node: cast(cell.c) for cell in cells}
+        self.d = {cell.node: cast(cell.d) for cell in cells}
+        self.block = {cell.node: number + 1 for number, cell in enumerate(cells)}
 
     def images(self, vectors: Tensor) -> dict[int, Tensor]:
         """G on a batch (B, size): the parts at every v, by node, and at the output, by −1."""
@@ -339,7 +341,8 @@ class Look:
                 self.d[cell.node] * w if v.shape[1:] != w.shape[1:] else self.c[cell.node] * v + self.d[cell.node] * w
             )
 
-        values = self.passes.forward(pieces[0].reshape(len(vectors), *self.passes.scaled.increments.in_shape), output)
+        shape = self.network.scaled.increments.in_shape
+        values = self.network.forward(pieces[0].reshape(len(vectors), *shape), output)
         result[-1] = self.output * values[-1]
         return result
 

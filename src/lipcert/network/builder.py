@@ -1,4 +1,4 @@
-"""Build a Network node by node; dead nodes are pruned, open questions become errors only if they are needed."""
+"""Build a Network node by node; dead nodes are pruned, what has no value becomes an error only if it is needed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from lipcert.errors import CaptureError
 from lipcert.network.graph import Network
 from lipcert.network.linear import LinearMap, Shape, add
-from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, SelectionNode
+from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, OpenNode, SelectionNode
+from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin, Origins
-from lipcert.network.relations import Relation
 
 #: Where a node comes from: one call, or all the calls that a fused node was made of.
 Where = Origin | Origins
@@ -25,26 +25,6 @@ class Var:
 
     position: int
     shape: Shape
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class UnresolvedNode(Node):
-    """A value no node kind covers *by itself*: an error unless a later rule absorbs it (x·sigmoid(x) → SiLU).
-
-    ``op`` and ``settings`` identify the operation for pattern rules; ``error`` is raised if the value is needed.
-    """
-
-    op: str = ""
-    settings: tuple[object, ...] = ()
-    error: CaptureError
-
-    def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
-        """The error: no network holds such a node."""
-        raise self.error
-
-    def relation(self, position: int) -> Relation:
-        """The error: no network holds such a node."""
-        raise self.error
 
 
 def _origins(where: Where) -> Origins:
@@ -136,27 +116,47 @@ class NetworkBuilder:
         error: CaptureError,
         settings: tuple[object, ...] = (),
         where: Where = (),
+        name: str = "",
+        function: Evaluation | None = None,
     ) -> Var:
-        """A value that only a later pattern rule can make sense of."""
-        positions = tuple(p.position for p in parents)
+        """A value without a constant on the whole space, unless a later pattern rule absorbs it.
+
+        ``op`` and ``settings`` are for those rules; ``name`` is shown, ``op`` if empty. See ``OpenNode``.
+        """
         return self._append(
-            UnresolvedNode(
-                parents=positions, shape=shape, name=op, origin=_origins(where), op=op, settings=settings, error=error
+            OpenNode(
+                parents=tuple(p.position for p in parents), shape=shape, name=name or op, origin=_origins(where),
+                op=op, settings=settings, error=error, function=function,
             )
+        )  # fmt: skip
+
+    def evaluated(
+        self, var: Var, parents: Sequence[Var], function: Evaluation, constants: Sequence[Tensor], key: str
+    ) -> None:
+        """Give the open node ``var`` its value, as a function of ``parents`` and ``constants``."""
+        node = self.node(var)
+        assert isinstance(node, OpenNode)
+        positions = tuple(p.position for p in parents)
+        self.nodes[var.position] = replace(
+            node, parents=positions, function=function, constants=tuple(constants), key=key
         )
 
     def finish(self, output: Var) -> Network:
-        """The Network that computes ``output``; raises the error of the first unresolved node it needs."""
+        """The Network that computes ``output``.
+
+        Raises:
+            CaptureError: it needs an open node that has no value; the error is that of the first open node.
+        """
         needed = {0, output.position}
         for position in range(output.position, -1, -1):
             if position in needed:
                 needed.update(self.nodes[position].parents)
         kept = sorted(needed)
         new_position = {old: new for new, old in enumerate(kept)}
-        nodes = []
-        for old in kept:
-            node = self.nodes[old]
-            if isinstance(node, UnresolvedNode):
-                raise node.error
-            nodes.append(replace(node, parents=tuple(new_position[p] for p in node.parents)))
-        return Network(tuple(nodes))
+        nodes = tuple(
+            replace(self.nodes[old], parents=tuple(new_position[p] for p in self.nodes[old].parents)) for old in kept
+        )
+        network = Network(nodes)
+        if network.refusal is not None and any(isinstance(n, OpenNode) and n.function is None for n in nodes):
+            raise network.refusal
+        return network

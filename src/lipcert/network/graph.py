@@ -1,4 +1,4 @@
-"""The Network: an immutable graph of linear maps, activations, gain blocks and selections."""
+"""The Network: an immutable graph of linear maps, activations, gain blocks, selections and open values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lipcert.errors import CaptureError
 from lipcert.network.linear import Shape
-from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, SelectionNode
+from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, OpenNode, SelectionNode
 
-__all__ = ["ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "SelectionNode"]
+__all__ = ["ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "OpenNode", "SelectionNode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,11 @@ class Network:
         for node in self.nodes:
             node.update_hash(digest)
         return digest.hexdigest()
+
+    @property
+    def refusal(self) -> CaptureError | None:
+        """Why there is no constant on the whole space, told of the first node without one; None where there may be."""
+        return next((node.error for node in self.nodes if isinstance(node, OpenNode)), None)
 
     def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Run on a batch (B, *in_shape), yielding (position, value); values are dropped after their last use."""

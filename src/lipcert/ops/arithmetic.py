@@ -119,7 +119,8 @@ def mul(ctx: Context, a: Any, b: Any) -> Var:
         "a product of two values that both depend on the input has no global Lipschitz constant, and it is none of "
         f"the products that are recognised ({forms('mul')}). Use the torch.nn activation, or remove the product."
     )
-    return ctx.unresolved((a, b), tuple(torch.broadcast_shapes(a.shape, b.shape)), error)
+    shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+    return ctx.unresolved((a, b), shape, error, function=torch.mul)
 
 
 @rule("div.Tensor", "div.Scalar", "true_divide", kind="linear")

@@ -13,6 +13,7 @@ from torch import Tensor
 from lipcert.errors import CaptureError, NotLipschitzError, NumericsError, UnsupportedOpError
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
+from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin
 from lipcert.numerics.rounding import gamma
@@ -22,7 +23,11 @@ from lipcert.ops.enclosure import added, exact
 
 
 class Context:
-    """Adds nodes on behalf of the op that is being lowered; ``op``, ``where`` and ``signature`` describe that op."""
+    """Adds nodes on behalf of the op that is being lowered; ``op``, ``where`` and ``signature`` describe that op.
+
+    ``dtype`` is that of its value in the model, ``whole`` has those of its variable arguments that
+    are no floats, by position.
+    """
 
     def __init__(self, builder: NetworkBuilder) -> None:
         self.builder = builder
@@ -30,6 +35,7 @@ class Context:
         self.where = Origin()
         self.signature = ""
         self.dtype: torch.dtype | None = None
+        self.whole: dict[int, torch.dtype] = {}
 
     # -- errors -------------------------------------------------------------------------------------------
 
@@ -189,10 +195,19 @@ class Context:
         return self.builder.selection(x, function, self.where)
 
     def unresolved(
-        self, parents: Sequence[Var], shape: Shape, error: CaptureError, settings: tuple[object, ...] = ()
+        self,
+        parents: Sequence[Var],
+        shape: Shape,
+        error: CaptureError,
+        settings: tuple[object, ...] = (),
+        function: Callable[..., Tensor] | None = None,
     ) -> Var:
-        """A value that is an error unless a later pattern absorbs it; ``settings`` are what the pattern needs."""
-        return self.builder.unresolved(parents, shape, self.op, error, settings, self.where)
+        """A value without a constant, unless a later pattern absorbs it; ``settings`` are what the pattern needs.
+
+        ``function`` of the parents is the value; where it is None and a rule returns the value, its op is run.
+        """
+        own: Evaluation | None = None if function is None else lambda values, _: function(*values)
+        return self.builder.unresolved(parents, shape, self.op, error, settings, self.where, function=own)
 
     def require_finite(self, value: Tensor | Constant) -> None:
         """Raise if a parameter, or what is computed from parameters, holds NaN or infinity."""

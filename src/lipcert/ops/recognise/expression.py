@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lipcert.network.builder import NetworkBuilder, UnresolvedNode, Var
-from lipcert.network.graph import ActivationNode, AffineNode
+from lipcert.network.builder import NetworkBuilder, Var
+from lipcert.network.graph import ActivationNode, AffineNode, OpenNode
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ops.constant import Constant
 from lipcert.ops.enclosure import Ball
@@ -33,12 +33,12 @@ def activation_of(builder: NetworkBuilder, var: Var, *kinds: str) -> tuple[Nonli
     return node.function, parent(builder, node)
 
 
-def open_op(builder: NetworkBuilder, var: Any, *ops: str) -> UnresolvedNode | None:
-    """The unresolved node behind ``var`` if its op is one of ``ops``, seen through identities."""
+def open_op(builder: NetworkBuilder, var: Any, *ops: str) -> OpenNode | None:
+    """The open node behind ``var`` if its op is one of ``ops``, seen through identities."""
     if not isinstance(var, Var):
         return None
     node = builder.node(core(builder, var))
-    return node if isinstance(node, UnresolvedNode) and node.op in ops else None
+    return node if isinstance(node, OpenNode) and node.op in ops else None
 
 
 def offset_of(node: AffineNode) -> Real | None:
@@ -115,7 +115,7 @@ def _expand_node(
                 total[degree] = total.get(degree, exactly(0)) + coefficient * scale
         return _tidy(total)
     node = builder.node(x)
-    if not isinstance(node, UnresolvedNode):
+    if not isinstance(node, OpenNode):
         return None
     if node.op == "mul" and len(node.parents) == 2:
         factors = [_expand(builder, handle(builder, p), base, known, depth) for p in node.parents]
@@ -182,6 +182,6 @@ def ancestors(builder: NetworkBuilder, x: Any) -> Iterator[Var]:
         seen.add(var.position)
         yield var
         node = builder.node(var)
-        open_ = affine_in(builder, var) is not None or isinstance(node, (ActivationNode, UnresolvedNode))
+        open_ = affine_in(builder, var) is not None or isinstance(node, (ActivationNode, OpenNode))
         if open_:
             waiting += [handle(builder, p) for p in node.parents if builder.nodes[p].shape == var.shape]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.network.builder import UnresolvedNode, Var
-from lipcert.network.graph import AffineNode, GainNode
+from lipcert.network.builder import Var
+from lipcert.network.graph import AffineNode, GainNode, OpenNode
 from lipcert.network.linear import LinearMap, OpMap, size
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.context import Context
@@ -204,7 +204,7 @@ def _under_root(ctx: Context, root: Var, ops: tuple[str, ...], power: Fraction, 
     if isinstance(node, GainNode) and isinstance(node.function, RootFunction) and power > 0:
         same = node.function.power == 2 and core(ctx.builder, parent(ctx.builder, node)) == base
         return _radicand(node.function.linear, node.function.level, x, root) if same else None
-    if not isinstance(node, UnresolvedNode) or len(node.parents) != 1:
+    if not isinstance(node, OpenNode) or len(node.parents) != 1:
         return None
     exponent = uniform(node.settings[0]) if node.op == "pow" and len(node.settings) == 1 else None
     if node.op not in ops and not (exponent and exponent.is_(power)):

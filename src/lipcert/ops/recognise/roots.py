@@ -9,7 +9,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lipcert.network.builder import NetworkBuilder, UnresolvedNode, Var
+from lipcert.network.builder import NetworkBuilder, Var
+from lipcert.network.graph import OpenNode
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, add, compose
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops import nonlinearities as known
@@ -55,7 +56,7 @@ class RootFunction(GainFunction):
 def even_power(builder: NetworkBuilder, place: int) -> tuple[Var, int] | None:
     """(v, p) if the value at ``place`` is v^p with an even p ≥ 2."""
     node = builder.nodes[core(builder, handle(builder, place)).position]
-    if not isinstance(node, UnresolvedNode) or not node.parents:
+    if not isinstance(node, OpenNode) or not node.parents:
         return None
     bases = {core(builder, handle(builder, p)) for p in node.parents}
     if len(bases) != 1:

@@ -1,0 +1,63 @@
+"""Values without a constant on the whole space: products of two variables, exp, quotients by a variable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lipcert.errors import CaptureError
+from lipcert.network.linear import update_hash_with_tensor
+from lipcert.network.nodes.base import Node
+from lipcert.network.relations import Relation
+
+#: (the parents' values for one example, the call's constants) → the node's value for that example.
+Evaluation = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenNode(Node):
+    """A value whose increments obey nothing on the whole space, unless a later rule absorbs it (x·sigmoid(x) → SiLU).
+
+    Attributes:
+        op: the operation, for pattern rules.
+        settings: its arguments, for pattern rules.
+        error: what to raise where a constant on the whole space is asked for.
+        function: the value for one example; None where only a pattern can make sense of the node.
+        constants: tensors that ``function`` needs besides the parents' values.
+        key: identifies ``function`` in the network's hash.
+    """
+
+    op: str = ""
+    settings: tuple[object, ...] = ()
+    error: CaptureError
+    function: Evaluation | None = None
+    constants: tuple[Tensor, ...] = ()
+    key: str = ""
+
+    def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
+        """The op's own value, example by example."""
+        if self.function is None:
+            raise self.error
+        function, constants = self.function, self.constants
+        rows = [function([value[row] for value in inputs], constants) for row in range(len(like))]
+        return torch.stack(rows) if rows else torch.zeros(0, *self.shape, dtype=like.dtype, device=like.device)
+
+    def relation(self, position: int) -> Relation:
+        """None that holds on the whole space: the error."""
+        raise self.error
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """With the floating constants in another dtype, and all of them on another device."""
+        moved = (c.to(device=device, dtype=dtype if c.is_floating_point() else c.dtype) for c in self.constants)
+        return replace(self, constants=tuple(moved))
+
+    def update_hash(self, digest: Any) -> None:
+        """Kind, wiring, op and constants."""
+        super().update_hash(digest)
+        digest.update(repr((self.op, self.key)).encode())
+        for constant in self.constants:
+            update_hash_with_tensor(digest, constant)

@@ -1,0 +1,166 @@
+"""Networks without a constant on the whole space: captured as they are, refused where a constant is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lipcert
+from lipcert.capture.torch_export import capture
+from lipcert.errors import CaptureError, NotLipschitzError, UnsupportedOpError
+from lipcert.increments import Increments
+from lipcert.network.graph import ActivationNode, Network, OpenNode
+from lipcert.problem import Problem
+from tests.zoo import Apply
+
+D = torch.float64
+W = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=D)
+
+
+def tokens(x):
+    return x.reshape(-1, 3, 2)
+
+
+#: x of shape (B, 6) ↦ a value that has no constant on the whole space.
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "x times its sum": lambda x: x * x.sum(1, keepdim=True),
+    "square": lambda x: (x @ W) ** 2,
+    "power of a variable": lambda x: (1 + x.abs()) ** torch.tanh(x),
+    "exp": torch.exp,
+    "exp of a clamp": lambda x: torch.exp(torch.clamp(x, -3, 2)),
+    "log": lambda x: torch.log(1.5 + torch.tanh(x)),
+    "quotient": lambda x: x / (1 + (x * x).sum(1, keepdim=True)),
+    "number over a variable": lambda x: 3.0 / (1 + x * x),
+    "attention": lambda x: torch.softmax(tokens(x) @ tokens(x @ W).transpose(1, 2), -1) @ tokens(x),
+    "fused attention": lambda x: F.scaled_dot_product_attention(tokens(x), tokens(x @ W), tokens(x)),
+    "contraction": lambda x: torch.einsum("bi,bj->bij", x, x @ W),
+    "contraction, operands swapped": lambda x: torch.einsum("bij,bj->bi", tokens(x), x[:, :2]),
+    "bilinear": lambda x: F.bilinear(x, x @ W, torch.ones(2, 6, 6, dtype=x.dtype)),
+    "glu": F.glu,
+    "gates": lambda x: torch.sigmoid(x @ W) * torch.tanh(x) + (1 - torch.sigmoid(x @ W)) * x,
+    "added product": lambda x: torch.addcmul(x, x @ W, x, value=0.5),
+    "batched sum of products": lambda x: torch.baddbmm(tokens(x), tokens(x), tokens(x)[:, :2], beta=0.5, alpha=2.0),
+    "layer norm without eps": lambda x: F.layer_norm(x, [6], eps=0.0),
+    "variance": lambda x: x.var(1, keepdim=True),
+    "sign": torch.sign,
+    "floor": lambda x: torch.floor(3 * x),
+    "comparison": lambda x: (x > 0.3).to(x.dtype),
+    "comparison under linear maps": lambda x: 2 * (x > x.flip(1)).to(x.dtype) @ W.to(x.dtype) - x,
+    "mask of a constant kind": lambda x: x.masked_fill(x > 0.5, 3.0),
+    "choice with a gap": lambda x: torch.where(x > 0, x + 1, x),
+    "cast to whole numbers": lambda x: (5 * x).to(torch.int32).to(x.dtype) + x,
+    "positions of a maximum": lambda x: x.max(1, keepdim=True)[1].to(x.dtype) + x,
+    "positions of a sort": lambda x: x.sort(1)[1].to(x.dtype),
+    "positions in a pool": lambda x: F.max_pool1d(x[:, None], 2, return_indices=True)[1].flatten(1).to(x.dtype),
+    "op without a rule": lambda x: torch.hypot(x, x @ W + 1),
+}
+
+
+def model_of(name: str) -> nn.Module:
+    return Apply(lambda _, x: FORMS[name](x)).eval()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_network_is_the_model(name: str) -> None:
+    model, generator = model_of(name), torch.Generator().manual_seed(1)
+    network = capture(model, torch.randn(2, 6, generator=generator, dtype=D))
+    assert any(isinstance(node, OpenNode) for node in network.nodes)
+    for scale in (0.1, 1.0, 4.0):
+        x = scale * torch.randn(5, 6, generator=generator, dtype=D)
+        expected = model(x)
+        assert torch.allclose(network.forward(x[:, None])[:, 0], expected, rtol=1e-12, atol=1e-12)
+        low = network.to(torch.float32, "cpu").forward(x[:, None].float())
+        assert low.dtype == torch.float32
+        assert low.shape == (5, 1, *expected.shape[1:])
+    assert name != "exp" or network.forward(torch.zeros(0, 1, 6, dtype=D)).shape == (0, 1, 6)
+
+
+@pytest.mark.parametrize("name", ["x times its sum", "attention", "exp", "op without a rule"])
+def test_one_error_wherever_a_constant_is_asked_for(name: str) -> None:
+    model, x = model_of(name), torch.zeros(1, 6, dtype=D)
+    network = capture(model, x)
+    refusal = network.refusal
+    assert type(refusal) is (UnsupportedOpError if name == "op without a rule" else NotLipschitzError)
+    for call in (
+        lambda: Problem(network),
+        lambda: Increments.of(network),
+        lambda: lipcert.bound(model, x),
+        lambda: lipcert.bound(model, x, domain=lipcert.Ball(torch.zeros(6), 1.0)),
+        lambda: lipcert.compare(model, x),
+        lambda: lipcert.lower_bound(model, x),
+        lambda: lipcert.estimate(model, x),
+    ):
+        with pytest.raises(type(refusal)) as caught:
+            call()
+        assert str(caught.value) == str(refusal)
+    assert "in forward" in str(refusal)  # the user's line
+
+
+def test_the_first_of_several_is_named() -> None:
+    model = Apply(lambda _, x: torch.exp(x) * x.flip(1)).eval()
+    with pytest.raises(NotLipschitzError, match=r"aten\.exp"):
+        lipcert.bound(model, torch.zeros(1, 6))
+
+
+def test_what_the_output_does_not_need_is_not_refused() -> None:
+    def forward(_, x):
+        attention = tokens(x) @ tokens(x).transpose(1, 2)
+        return torch.relu(x) if attention.shape[-1] == 3 else attention
+
+    assert lipcert.bound(Apply(forward).eval(), torch.zeros(1, 6), method="autolip").value == 1.0
+
+
+def test_patterns_absorb_open_nodes() -> None:
+    network = capture(Apply(lambda _, x: x * (1 / (1 + torch.exp(-x)))).eval(), torch.zeros(1, 6))
+    assert [type(node) for node in network.nodes[1:]] == [ActivationNode]
+
+
+def test_no_pattern_absorbs_what_a_rule_refused() -> None:
+    """A softplus that jumps keeps its value and has no name by which x·tanh(softplus(x)) would take it for Mish."""
+    model = nn.Sequential(nn.Softplus(threshold=2)).double()
+    jumping = Apply(lambda s, x: x * torch.tanh(s.inner(x)), inner=model).eval()
+    x = torch.linspace(-4, 4, 12, dtype=D).reshape(2, 6)
+    network = capture(jumping, x)
+    assert torch.equal(network.forward(x[:, None])[:, 0], jumping(x))
+    with pytest.raises(NotLipschitzError, match="jumps by"):
+        Problem(network)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda _, x: x / torch.zeros(6),  # NaN or infinity everywhere
+        lambda _, x: x @ x.T,  # couples the examples of a batch
+        lambda _, x: (x * x).sum(),  # has no batch dimension
+        lambda _, x: x.topk(2, 1, sorted=False)[0],  # is not one function
+    ],
+)
+def test_what_the_network_does_not_reproduce_is_refused_at_capture(forward) -> None:
+    with pytest.raises(CaptureError, match=r"aten\.(div|matmul|mul|topk)"):
+        capture(Apply(forward).eval(), torch.ones(1, 6))
+
+
+def test_the_hash_is_over_op_arguments_and_constants() -> None:
+    def network(function) -> Network:
+        return capture(Apply(lambda _, x: function(x)).eval(), torch.ones(1, 6, dtype=D))
+
+    same = [network(lambda x: torch.clamp(x, -1, 1) ** 3).fingerprint for _ in range(2)]
+    others = [
+        network(function).fingerprint
+        for function in (
+            lambda x: torch.clamp(x, -1, 1) ** 2,
+            lambda x: torch.clamp(x, -1, 2) ** 3,
+            lambda x: x**3,
+            lambda x: x * x,
+            lambda x: x * x.flip(1),
+            lambda x: torch.exp(x),
+            lambda x: x ** torch.arange(2.0, 8.0, dtype=D),
+            lambda x: x ** torch.arange(3.0, 9.0, dtype=D),
+        )
+    ]
+    assert same[0] == same[1]
+    assert len({*same, *others}) == 1 + len(others)
