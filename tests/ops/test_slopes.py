@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from slope_cases import INF, INSTANCES, LOOSE, PARTS, tensor, true_range
 
 import lipcert.methods.all  # noqa: F401
-from lipcert.certificates.chains import AnySlope
 from lipcert.network.activations import profiles
 from lipcert.network.activations.smooth import Smooth
-from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.nonlinearity import AnySlope, Nonlinearity
 from lipcert.network.slopes import slopes
 from lipcert.numerics.midrad import Near
 from lipcert.ops import nonlinearities as known

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from lipcert.errors import MethodError
 from lipcert.network.linear import LinearMap, Shape, update_hash_with_tensor
 
 if TYPE_CHECKING:
@@ -137,6 +138,10 @@ class Nonlinearity(Fact):
         """Where φ is not differentiable; empty for a smooth φ."""
         return ()
 
+    def any_slope(self) -> AnySlope:
+        """An activation of which only the slopes are known: these."""
+        return AnySlope(f"any slope of {self.name}", self.lower, self.upper)
+
     def smoothed(self, x: Tensor, sharpness: float) -> Tensor:
         """φ with every kink rounded off: relu(x − t) becomes softplus(x − t) of the given sharpness."""
         result = self(x)
@@ -164,6 +169,20 @@ class Nonlinearity(Fact):
         """Feed kind, slopes and settings to a hashlib object."""
         _hash_parts(digest, "activation", self.lower, self.upper)
         super().update_hash(digest)
+
+
+class AnySlope(Nonlinearity):
+    """An activation given by its slopes alone: whoever looks at its values gets an error."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """Nobody knows.
+
+        Raises:
+            MethodError: always.
+        """
+        raise MethodError(
+            "a pair of SeqLip knows the slopes of its activation only; this pair solver asks for its values."
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
