@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -224,6 +225,23 @@ class Context:
         )
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Unknown(GainFunction):
+    """A linear map of which only bounds of the constants are known; evaluated as 0."""
+
+    bounds: OpMap
+
+    def value(self, x: Tensor) -> Tensor:
+        """Zeros.
+
+        Raises:
+            NumericsError: the derivative is asked for.
+        """
+        if not isinstance(x, Tensor):
+            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
+        return 0.0 * self.bounds.function(x, *self.bounds.constants)
+
+
 def _unknown_map(bounds: OpMap) -> GainFunction:
     """A linear map W of which only |W| ≤ the map ``bounds``, entry by entry, is known; evaluated as zero.
 
@@ -243,15 +261,7 @@ def _unknown_map(bounds: OpMap) -> GainFunction:
     two = math.sqrt(one) * math.sqrt(top) * (1.0 + 2.0**-48)
     gains = {1.0: one, 2.0: two, math.inf: top}
     source = "what rounding may have done to a constant that is computed from parameters"
-    key = f"{tuple(bounds.out_shape)} {bounds.attributes}"
-    function = bounds.function
-
-    def nothing(x: Tensor, *constants: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
-        return 0.0 * function(x, *constants)
-
-    return GainFunction("rounding of constants", nothing, gains, source, bounds.constants, key)
+    return Unknown("rounding of constants", gains, source, bounds)
 
 
 def shown(op: str) -> str:
