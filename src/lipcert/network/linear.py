@@ -137,9 +137,10 @@ class OpMap(LinearMap):
 
     ``function`` is linear in x and in each constant, closes over nothing that carries a dtype or a device, and
     dominates itself in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
-    ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to ``majorants``
-    (one per constant, None for its own absolute value). ``stored`` says that the constants are the model's own,
-    without error: ``rounding`` then counts the terms of the longest sum and nothing else.
+    ``attributes`` says what the map is, whatever op it was called as: together with shapes and constants it determines
+    the map. ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to
+    ``majorants`` (one per constant, None for its own absolute value). ``stored`` says that the constants are the
+    model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else.
     """
 
     label: str
@@ -187,7 +188,7 @@ class OpMap(LinearMap):
         return (self,)
 
     def update_hash(self, digest: Any) -> None:
-        digest.update(repr((self.label, self.attributes, self.in_shape, self.out_shape)).encode())
+        digest.update(repr(("op", self.attributes, self.in_shape, self.out_shape)).encode())
         for constant in self.constants:
             update_hash_with_tensor(digest, constant)
 
@@ -454,6 +455,14 @@ def update_hash_with_tensor(digest: Any, tensor: Tensor) -> None:
         tensor = tensor.double()
     digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
     digest.update(tensor.numpy().tobytes())
+
+
+def index_key(table: Tensor) -> str:
+    """Text that identifies, for given shapes, the map that puts entry ``table[i] − 1`` of its input at i, 0 for 0."""
+    places = table.detach().reshape(-1).to("cpu", torch.int64)
+    if torch.equal(places, torch.arange(1, len(places) + 1)):
+        return "entries in order"
+    return f"entries {hashlib.sha256(places.contiguous().numpy().tobytes()).hexdigest()}"
 
 
 def fingerprint(*maps: LinearMap) -> str:

@@ -180,7 +180,7 @@ class MaxSelection:
 
     def update_hash(self, digest: Any) -> None:
         """Feed the index table to a hashlib object."""
-        _hash_parts(digest, "max", self.name, self.in_shape, self.out_shape, self.index)
+        _hash_parts(digest, "max", self.in_shape, self.out_shape, self.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +217,7 @@ class SortSelection:
 
     def update_hash(self, digest: Any) -> None:
         """Feed the groups to a hashlib object."""
-        _hash_parts(digest, "sort", self.name, self.in_shape, self.descending, self.index)
+        _hash_parts(digest, "sort", self.in_shape, self.descending, self.index)
 
 
 Selection = MaxSelection | SortSelection

@@ -30,7 +30,7 @@ def broadcast(ctx: Context, x: Var, shape: Shape, scale: float = 1.0) -> LinearM
     if x.shape == shape:
         return Identity(shape, scale)
     repeats = math.prod(shape) / max(1, math.prod(x.shape))
-    wide = ctx.map(x.shape, lambda v: v + v.new_zeros(shape), (), repeats, extra=f" to {shape}")
+    wide = ctx.map(x.shape, lambda v: v + v.new_zeros(shape), (), repeats)
     return compose(wide, Identity(shape, scale))
 
 
@@ -104,7 +104,7 @@ def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
         return ctx.scaled(x, number(constant))
     repeats = math.prod(shape) / max(1, math.prod(x.shape))
-    return ctx.linear(x, times, (constant,), max(1.0, repeats))
+    return ctx.linear(x, times, (constant,), max(1.0, repeats), key="times")
 
 
 @rule("mul", kind="linear")

@@ -77,7 +77,7 @@ def _constant_mask(ctx: Context, mask: Tensor, a: Any, b: Any) -> Var:
         if isinstance(value, Var):
             copies = 0.0 if value.shape == shape else math.prod(shape) / max(1, math.prod(value.shape))
             kept = Constant.exactly(chosen.double().expand(shape).clone())
-            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), max(1.0, copies))))
+            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), max(1.0, copies), "times")))
         else:
             part = _kept(ctx.constant(value).floating, chosen, shape)
             ctx.require_finite(Constant.within(part))

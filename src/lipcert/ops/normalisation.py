@@ -34,7 +34,7 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
     bias_ball = exact(torch.zeros_like(scale.value)) if bias is None else ctx.constant(bias).floating
     shift = Constant.within(minus(bias_ball, times(mean.floating, scale.ball)))
     scale, shift = (c.map(lambda s: s.reshape(channel)) for c in (scale, shift))
-    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift)
+    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift, "times")
 
 
 @rule("batch_norm", kind="linear")

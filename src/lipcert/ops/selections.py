@@ -193,7 +193,7 @@ def _stacked(ctx: Context, a: Var, b: Var, shape: Shape) -> Var:
             return torch.stack([zeros, v + zeros] if half else [v + zeros, zeros])
 
         repeats = math.prod(shape) / max(1, math.prod(x.shape))
-        terms.append((x, ctx.map(x.shape, function, (), repeats, extra=f" half {half} of {wide}")))
+        terms.append((x, ctx.map(x.shape, function, (), repeats)))
     return ctx.builder.affine(terms, wide, None, _PAIR, ctx.where)
 
 
