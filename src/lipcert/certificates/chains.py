@@ -170,7 +170,9 @@ class FactoredChain:
 
 def any_slope(function: Nonlinearity) -> Nonlinearity:
     """An activation of which only the slopes are known: whoever looks at its values gets an error."""
-    return replace(function, name=f"any slope of {function.name}", function=_unknown, kinks=(), parameters=())
+    return replace(
+        function, name=f"any slope of {function.name}", function=_unknown, kinks=(), parameters=(), sources=()
+    )
 
 
 def _unknown(x: Tensor) -> Tensor:

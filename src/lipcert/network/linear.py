@@ -11,10 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lipcert.network.source import Source
+
 
 Shape = tuple[int, ...]
 
@@ -140,7 +144,8 @@ class OpMap(LinearMap):
     ``attributes`` says what the map is, whatever op it was called as: together with shapes and constants it determines
     the map. ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to
     ``majorants`` (one per constant, None for its own absolute value). ``stored`` says that the constants are the
-    model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else.
+    model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else. ``sources`` are
+    those of the constants, as far as they are known.
     """
 
     label: str
@@ -152,6 +157,7 @@ class OpMap(LinearMap):
     rounding: float
     stored: bool = False
     majorants: tuple[Tensor | None, ...] = ()
+    sources: tuple[Source | None, ...] = ()
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
@@ -173,7 +179,7 @@ class OpMap(LinearMap):
         return tuple(c.abs() if m is None else m for c, m in zip(self.constants, majorants, strict=True))
 
     def absolute(self) -> LinearMap:
-        return replace(self, constants=self._sizes(), majorants=()) if self.constants else self
+        return replace(self, constants=self._sizes(), majorants=(), sources=()) if self.constants else self
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
         if not self.constants:
@@ -198,7 +204,7 @@ class Dense(LinearMap):
     """A linear map given by its (out_size, in_size) matrix.
 
     ``rounding`` counts the roundings of applying it and those of its entries, relative to ``majorant`` (None: to
-    the absolute values of the matrix). ``stored``: as for ``OpMap``.
+    the absolute values of the matrix). ``stored`` and ``sources``: as for ``OpMap``.
     """
 
     constants: tuple[Tensor]
@@ -207,6 +213,7 @@ class Dense(LinearMap):
     rounding: float
     stored: bool = False
     majorant: Tensor | None = None
+    sources: tuple[Source | None, ...] = ()
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
@@ -241,7 +248,7 @@ class Dense(LinearMap):
         return self.constants[0].abs() if self.majorant is None else self.majorant
 
     def absolute(self) -> LinearMap:
-        return replace(self, constants=(self._size(),), majorant=None)
+        return replace(self, constants=(self._size(),), majorant=None, sources=())
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
         majorant = None if self.majorant is None else self.majorant.to(device=device, dtype=dtype)
@@ -257,10 +264,11 @@ class Dense(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Identity(LinearMap):
-    """The identity, possibly times a number (``scale``)."""
+    """The identity, possibly times a number (``scale``, which came from ``source`` if that is known)."""
 
     in_shape: Shape
     scale: float = 1.0
+    source: Source | None = None
 
     @property
     def out_shape(self) -> Shape:  # type: ignore[override]

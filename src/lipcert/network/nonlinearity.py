@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from lipcert.network.linear import Shape, update_hash_with_tensor
+
+if TYPE_CHECKING:
+    from lipcert.network.source import Source
 
 Slope = float | Tensor
 
@@ -44,6 +47,7 @@ class Nonlinearity:
         kinks: where φ is not differentiable; empty for a smooth φ.
         parameters: tensors the function reads (PReLU's slopes).
         attributes: other settings, for the network's hash.
+        sources: of the parameters, as far as they are known.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Nonlinearity:
     kinks: tuple[Kink, ...] = ()
     parameters: tuple[Tensor, ...] = ()
     attributes: str = ""
+    sources: tuple[Source | None, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """φ(x), elementwise."""

@@ -82,7 +82,7 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
     name = "+".join([*names, node.name]) if names else node.name
     return replace(
         node, parents=tuple(merged), name=name, origin=united([*origins, node.origin]), maps=tuple(merged.values()),
-        offset=offset,
+        offset=offset, source=None,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin
+from lipcert.network.source import Fixed, Source, derived
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
 from lipcert.ops.constant import Parts
@@ -64,7 +65,8 @@ class Context:
             raise self.unsupported(f"its {what} depends on the network's input; a constant is needed.")
         if isinstance(x, Constant):
             return x
-        return Constant(exact(torch.as_tensor(x, dtype=torch.float64)), None)
+        value = torch.as_tensor(x, dtype=torch.float64)
+        return Constant.within(exact(value), Fixed(value))
 
     # -- nodes --------------------------------------------------------------------------------------------
 
@@ -98,7 +100,7 @@ class Context:
             return self.builder.affine(terms, shape, None, self.op, self.where)
         self.require_finite(offset)
         ball = offset.floating
-        return self.builder.affine(terms, shape, ball.middle, self.op, self.where, ball.spread)
+        return self.builder.affine(terms, shape, ball.middle, self.op, self.where, ball.spread, offset.source)
 
     def map(
         self,
@@ -138,7 +140,8 @@ class Context:
         attributes = self.call if key is None else key
         stored = all(c.error is None for c in constants)
         majorants = tuple(p.majorant for p in parts)
-        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, stored, majorants)
+        sources = tuple(c.source for c in constants)
+        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, stored, majorants, sources)
 
     def _rest_map(
         self, linear: OpMap, function: Callable[..., Tensor], constants: Sequence[Constant], parts: Sequence[Parts]
@@ -189,12 +192,14 @@ class Context:
         kept = None
         if any(isinstance(o, Constant) for o in operands):
             balls = [exact(z) if isinstance(o, Var) else o.floating for z, o in zip(zeros, operands, strict=True)]
-            kept = Constant.within(added(lambda *parts: function(list(parts)), *balls))
+            sources = [Fixed(z) if isinstance(o, Var) else o.source for z, o in zip(zeros, operands, strict=True)]
+            source = derived(lambda *parts: function(list(parts)), *sources)
+            kept = Constant.within(added(lambda *parts: function(list(parts)), *balls), source)
         return self.affine(terms, tuple(offset.shape), kept)
 
-    def scaled(self, x: Var, scale: float) -> Var:
-        """``scale · x``."""
-        return self.builder.affine([(x, Identity(x.shape, scale))], x.shape, None, self.op, self.where)
+    def scaled(self, x: Var, scale: float, source: Source | None = None) -> Var:
+        """``scale · x``; ``source`` is that of the scale."""
+        return self.builder.affine([(x, Identity(x.shape, scale, source))], x.shape, None, self.op, self.where)
 
     def activation(self, x: Var, function: Nonlinearity) -> Var:
         """An elementwise activation node."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Dense, Identity, size
+from lipcert.network.source import derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import exact, times
@@ -33,7 +34,8 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
     majorant = None if parts.majorant is None else parts.majorant.reshape(matrix.shape)
-    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, weight.error is None, majorant)
+    source = derived(lambda w: w.reshape(matrix.shape), weight.source)
+    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, weight.error is None, majorant, (source,))
     return ctx.affine([(x, dense)], out_shape, offset)
 
 
@@ -80,7 +82,9 @@ def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
     if not beta:
         return product
-    offset = Constant.within(times(ctx.constant(bias, "bias").floating, exact(float(beta))))
+    own = ctx.constant(bias, "bias")
+    source = derived(lambda b: b.double() * beta, own.source)
+    offset = Constant.within(times(own.floating, exact(float(beta))), source)
     return ctx.affine([(product, Identity(product.shape))], product.shape, offset)
 
 

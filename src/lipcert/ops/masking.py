@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.source import derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.registry import rule
@@ -40,7 +41,9 @@ def copy(ctx: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
     shape = tuple(x.shape)
     if isinstance(source, Var):
         return moved(ctx, source, lambda v: v.expand(shape).clone())
-    return Constant.within(ctx.constant(source).floating.map(lambda v: v.expand(shape).clone()))
+    own = ctx.constant(source)
+    whole = derived(lambda v: v.double().expand(shape).clone(), own.source)
+    return Constant.within(own.floating.map(lambda v: v.expand(shape).clone()), whole)
 
 
 @rule("slice_scatter", kind="linear")

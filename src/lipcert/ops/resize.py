@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.source import Fixed
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import rounded
@@ -117,7 +118,7 @@ def _interpolation(name: str, spatial: int, taps: Callable[[Fraction, int], Taps
             # Equal lengths are copied by the linear modes, whatever the scale.
             same = n == m and taps is _linear_taps
             matrix = torch.eye(n, dtype=torch.float64) if same else axis_matrix(taps, n, m, align_corners, scale)
-            matrices.append(Constant.within(rounded(matrix)))
+            matrices.append(Constant.within(rounded(matrix), Fixed(matrix)))
         terms = sum(max(_entries(c.value, 0), _entries(c.value, 1)) for c in matrices)
 
         def function(v: Tensor, *along: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
+from lipcert.network.source import derived
 from lipcert.network.transform import RELU, gather
 from lipcert.ops.arithmetic import broadcast, exact_double
 from lipcert.ops.constant import Constant
@@ -151,11 +152,13 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = Constant.within(exact_double(ctx, constant).floating)
+    given = exact_double(ctx, constant)
+    value = Constant.within(given.floating, given.source)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)
-    shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error)))
+    opposite = derived(lambda c: -sign * c, value.source)
+    shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error), opposite))
     excess = ctx.activation(shifted, RELU)
     return ctx.affine([(excess, Identity(shape, sign))], shape, value)
 
