@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.map_norm import map_norm
+from lipcert.certificates.norms.operator_norm import map_norm
 from lipcert.network.graph import AffineNode
 from tests.zoo import Apply, Residual, Twice, difference_quotients, mlp
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import file as certificate_file
-from lipcert.certificates.base import Certificate, Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import Certificate, check
 from lipcert.certificates.file import read, save
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError
@@ -240,7 +241,7 @@ def test_a_weaker_guarantee_is_never_sold_as_a_stronger_one(
     record: tuple[Certificate, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check falls back to a probabilistic norm here: the rigorous claim of the file is refused."""
-    import lipcert.certificates.map_norm as map_norm
+    import lipcert.certificates.norms.operator_norm as map_norm
 
     monkeypatch.setattr(map_norm, "MAX_ENTRIES", 0)
     forged(record[0], record[1], value=record[0].value * 10, log10=record[0].log10 + 1)  # type: ignore[operator]
@@ -250,7 +251,7 @@ def test_a_weaker_guarantee_is_never_sold_as_a_stronger_one(
 def test_probabilistic_certificates_verify_with_fresh_randomness(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lipcert.certificates.map_norm as map_norm
+    import lipcert.certificates.norms.operator_norm as map_norm
 
     monkeypatch.setattr(map_norm, "MAX_ENTRIES", 0)
     exact = mlp((30, 40, 20), 3)

@@ -14,7 +14,7 @@ import torch
 
 from lipcert.attack import attack
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Certificate
+from lipcert.certificates.bound import Certificate
 from lipcert.certificates.file import read
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError, MethodError

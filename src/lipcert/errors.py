@@ -45,7 +45,3 @@ class NotProved(LipcertError):  # noqa: N818  (a result of an attempt, not a fau
 
 class CertificateError(LipcertError):
     """A certificate is missing, damaged, tampered with, of another model, or does not prove its claim."""
-
-
-class MissingExtraError(LipcertError, ImportError):
-    """An optional dependency is missing; the message names the extra to install."""

@@ -6,21 +6,13 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from lipcert.guarantee import BreakdownRow, Guarantee
     from lipcert.problem import Domain, Norm
-
-Guarantee = Literal["rigorous", "probabilistic", "numerical"]
-
-_STRENGTH: tuple[Guarantee, ...] = ("numerical", "probabilistic", "rigorous")
-
-
-def weakest(guarantees: list[Guarantee]) -> Guarantee:
-    """The weakest of several guarantees; ``rigorous`` for none."""
-    return min(guarantees, key=_STRENGTH.index, default="rigorous")
 
 
 def _input(shape: tuple[int, ...]) -> str:
@@ -41,34 +33,6 @@ class Saveable(Protocol):
 
     def save(self, path: str | Path) -> None:
         """Write the certificate file."""
-
-
-@dataclass(frozen=True)
-class BreakdownRow:
-    """One step of a bound.
-
-    Attributes:
-        name: the operations of the node (``conv2d+flatten``).
-        kind: ``linear``, ``activation``, ``gain``, ``selection``, or what a method's own rows are about.
-        constant: what was used for the node itself.
-        cumulative: the constant accumulated up to it.
-        guarantee: how sure the two are.
-        remark: where they come from.
-        module: paths of the modules the node comes from (``features.0 + features.1``), empty if unknown.
-    """
-
-    name: str
-    kind: str
-    constant: float
-    cumulative: float
-    guarantee: Guarantee
-    remark: str = ""
-    module: str = ""
-
-    @property
-    def label(self) -> str:
-        """Module path and operations, for tables."""
-        return f"{self.module}: {self.name}" if self.module else self.name
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.enclosure import Enclosure
+from lipcert.certificates.directional import Enclosure
 from lipcert.certificates.lower_witness import derivative, evaluate
 from lipcert.errors import LipcertError, NumericsError
 from lipcert.numerics.midrad import Near, Range

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.attack import attack
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Certificate, Witness
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import Certificate
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError
 from lipcert.methods.base import Found, Method, Run

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Certificate, Witness, check, prove
-from lipcert.certificates.blocks import congruence, dense
-from lipcert.certificates.multipliers import in_own_units
-from lipcert.certificates.range_guard import Amplification
-from lipcert.certificates.segments import Segment, matrices
-from lipcert.certificates.statement import Radius
+from lipcert.certificates.base import Witness, prove
+from lipcert.certificates.bound import Certificate, check
+from lipcert.certificates.forms.block_rows import congruence, dense
+from lipcert.certificates.forms.elimination import Segment, matrices
+from lipcert.certificates.forms.lmi import Radius
+from lipcert.certificates.forms.multipliers import in_own_units
+from lipcert.certificates.norms.pass_underflow import Amplification
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError, LipcertError, NumericsError
 from lipcert.increments import Increments, Linear, ScaledIncrements

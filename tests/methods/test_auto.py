@@ -11,10 +11,10 @@ from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates import map_norm
 from lipcert.certificates.base import Witness, prove
-from lipcert.certificates.dense_form import Weights
-from lipcert.certificates.quadratic import ScaledMap
+from lipcert.certificates.forms.matrix_free import ScaledMap
+from lipcert.certificates.forms.quadratic_form import Weights
+from lipcert.certificates.norms import operator_norm
 from lipcert.errors import CertificateError, InputError, NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
@@ -142,9 +142,9 @@ def test_rigorous_is_kept_and_anything_else_refused() -> None:
 
 def test_rigorous_on_maps_too_large_to_write_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row and column sums are rigorous at any size; the default would take passes."""
-    monkeypatch.setattr(map_norm, "MAX_SIDE", 8)
+    monkeypatch.setattr(operator_norm, "MAX_SIDE", 8)
     monkeypatch.setattr("lipcert.certificates.loop_transform.MAX_SIDE", 8)
-    monkeypatch.setattr("lipcert.certificates.segments.MAX_SIDE", 8)
+    monkeypatch.setattr("lipcert.certificates.forms.elimination.MAX_SIDE", 8)
     torch.manual_seed(0)
     model, x = (
         nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3)).eval(),
@@ -165,12 +165,12 @@ def test_norms_get_the_work_that_the_seconds_allow() -> None:
 
 
 @pytest.mark.parametrize("route", ["written", "passes", "sums"])
-def test_every_route_bounds_the_norm(route: map_norm.Route) -> None:
+def test_every_route_bounds_the_norm(route: operator_norm.Route) -> None:
     linear = nn.Linear(30, 20).double()
     network = Problem(capture(linear.eval(), torch.zeros(1, 30))).network
     exact = float(torch.linalg.matrix_norm(linear.weight.detach(), 2))
     for target in (0.01, 0.5):
-        found = map_norm.map_norm(network.nodes[-1].maps[0], 2.0, route=route, target=target)  # type: ignore[attr-defined]
+        found = operator_norm.map_norm(network.nodes[-1].maps[0], 2.0, route=route, target=target)  # type: ignore[attr-defined]
         assert exact <= found.value <= 4.0 * exact
         assert found.guarantee == ("probabilistic" if route == "passes" else "rigorous")
 

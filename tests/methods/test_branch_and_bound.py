@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import base
-from lipcert.certificates.base import Certificate, Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import Certificate, check
 from lipcert.certificates.branch_tree import leaf_fixings
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError, InputError, MethodError, NotProved, UnsupportedNormError

@@ -13,7 +13,8 @@ from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates import loop_transform, map_written
+from lipcert.certificates import loop_transform
+from lipcert.certificates.norms import written_map
 from lipcert.errors import CertificateError, InputError, UnsupportedNormError
 from lipcert.network.linear import Dense
 from lipcert.problem import Problem
@@ -139,10 +140,10 @@ def test_a_shorter_window_is_looser_and_still_true(monkeypatch):
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e7])
 def test_written_products_enclose_the_exact_ones(scale):
     maps = [randn(4, 4, seed=k) * scale ** ((-1) ** k) for k in range(6)]
-    block = map_written.identity(4)
+    block = written_map.identity(4)
     exact = [[Fraction(int(i == j)) for j in range(4)] for i in range(4)]
     for matrix in maps:
-        block = map_written.written(Dense((matrix,), (1, 4), (1, 4), math.inf), 2.0).after(block)
+        block = written_map.written(Dense((matrix,), (1, 4), (1, 4), math.inf), 2.0).after(block)
         left = fractions(matrix)
         exact = [[sum(left[i][k] * exact[k][j] for k in range(4)) for j in range(4)] for i in range(4)]
     unit = Fraction(2) ** block.exponent
@@ -152,8 +153,11 @@ def test_written_products_enclose_the_exact_ones(scale):
 
 
 def test_sums_of_blocks_far_apart_in_size():
-    small, large = map_written.Block(randn(3, 3, seed=1), -3000, 1e-16), map_written.Block(randn(3, 3, seed=2), 5, 0.0)
-    both = map_written.total([small, large], 2.0)
+    small, large = (
+        written_map.EnclosedMatrix(randn(3, 3, seed=1), -3000, 1e-16),
+        written_map.EnclosedMatrix(randn(3, 3, seed=2), 5, 0.0),
+    )
+    both = written_map.total([small, large], 2.0)
     assert both.exponent == pytest.approx(5, abs=8)
     assert both.norm(2.0).log10 == pytest.approx(large.norm(2.0).log10, abs=1e-12)
 

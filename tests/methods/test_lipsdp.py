@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import check
 from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents

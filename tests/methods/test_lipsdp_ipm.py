@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import check
 from lipcert.errors import CertificateError, InputError, MethodError, NotProved, NumericsError
 from lipcert.methods.base import Run
 from lipcert.numerics.chance import Chance

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.segments import MAX_SIDE, Segment, cheapest_segments, live
+from lipcert.certificates.forms.elimination import MAX_SIDE, Segment, cheapest_segments, live
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.problem import Problem
@@ -107,6 +107,6 @@ def test_one_segment_and_many_give_the_same_least_rho(monkeypatch: pytest.Monkey
     arrays = lipcert.bound(model, torch.zeros(1, 6, 4), method="lipsdp").certificate.witness.arrays
     chosen = {c.node: arrays[f"multipliers.{c.node}"][0] * 1.01 ** (6 - i) for i, c in enumerate(transformed.cells)}
     by_steps = DenseForm(transformed).least_rho(chosen, 0.0, weights)
-    monkeypatch.setattr("lipcert.certificates.dense_form.cheapest_segments", lambda _: whole)
+    monkeypatch.setattr("lipcert.certificates.forms.quadratic_form.cheapest_segments", lambda _: whole)
     at_once = DenseForm(transformed).least_rho(chosen, 0.0, weights)
     assert by_steps == pytest.approx(at_once, rel=1e-7)

@@ -11,10 +11,11 @@ from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.base import Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import check
 from lipcert.certificates.chains import FactoredChain, needed_chains
-from lipcert.certificates.map_norm import map_norm
-from lipcert.certificates.vertices import Pair
+from lipcert.certificates.norms.operator_norm import map_norm
+from lipcert.certificates.vertex_enumeration import Pair
 from lipcert.errors import CertificateError, InputError, LipcertError, MethodError, NotProved, UnsupportedNormError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound

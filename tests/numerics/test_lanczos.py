@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipcert.numerics.lanczos import (
+from lipcert.numerics.lanczos import lambda_max_ritz
+from lipcert.numerics.probabilistic import (
     certify_sigma_max_probabilistic,
     kuczynski_wozniakowski_epsilon,
-    lambda_max_ritz,
-    power_method,
     sigma_max_probabilistic,
 )
+from lipcert.search.power_method import power_method
 
 F64 = torch.float64
 

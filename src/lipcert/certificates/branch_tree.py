@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.multipliers import Notation, in_own_units, read_multipliers
+from lipcert.certificates.forms.multipliers import Notation, in_own_units, read_multipliers
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
+from lipcert.guarantee import BreakdownRow, Guarantee
 from lipcert.increments import EntryCell, ScaledIncrements
 from lipcert.network.linear import size
-from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.rounding import sqrt_up
-from lipcert.problem import Problem
-from lipcert.result import BreakdownRow, Guarantee
+
+if TYPE_CHECKING:
+    from lipcert.numerics.chance import Chance
+    from lipcert.problem import Problem
+
 
 #: Mark of a leaf in ``tree``.
 LEAF = -1

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lipcert.certificates.map_norm import Stacked, writable
+from lipcert.certificates.norms.operator_norm import writable
 from lipcert.errors import MethodError
 from lipcert.increments import Cell
 from lipcert.network.builder import NetworkBuilder
-from lipcert.network.graph import Network
 from lipcert.network.linear import Dense, LinearMap, add, compose
 from lipcert.network.nodes import ActivationNode, AffineNode, Node, SelectionNode
-from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.spectrum import leading_triplets
+from lipcert.network.stacked import Stacked
 from lipcert.problem import Problem
+
+if TYPE_CHECKING:
+    from lipcert.network.graph import Network
+    from lipcert.network.nonlinearity import Nonlinearity
+
 
 #: (node, term): the linear map of an affine node at which a chain ends.
 Place = tuple[int, int]

@@ -15,7 +15,8 @@ from safetensors.torch import load
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from lipcert.certificates.base import Certificate, Witness
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import Certificate
 from lipcert.errors import CertificateError, InputError, LipcertError
 from lipcert.problem import Ball, Box, Domain
 

@@ -1,3 +1,10 @@
 """Importing this module registers every kind of certificate."""
 
-from lipcert.certificates import layer_product, loop_transform, pair_product, quadratic, vertices  # noqa: F401
+from lipcert.certificates import (  # noqa: F401
+    branch_tree,
+    layer_pairs,
+    layer_product,
+    loop_transform,
+    quadratic,
+    vertex_enumeration,
+)

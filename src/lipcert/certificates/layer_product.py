@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.map_norm import TARGET, NormBound, Route, map_norm
+from lipcert.certificates.norms.operator_norm import TARGET, NormBound, Route, map_norm
 from lipcert.certificates.product_rule import Step, product_rule, rows
 from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.guarantee import weakest
 from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
-from lipcert.numerics.chance import Chance, Share
 from lipcert.numerics.magnitude import ONE, Magnitude
-from lipcert.problem import Problem
-from lipcert.result import weakest
+
+if TYPE_CHECKING:
+    from lipcert.numerics.chance import Chance, Share
+    from lipcert.problem import Problem
 
 
 def claim_slots(increments: Increments, p: float) -> list[tuple[int, int]]:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.map_norm import MOST_ROUNDINGS, TARGET, NormBound, map_norm
-from lipcert.certificates.map_path import Pathway, reachable
-from lipcert.certificates.map_written import Block, identity, scaled_rows, spike, total, written
+from lipcert.certificates.norms.operator_norm import TARGET, NormBound, map_norm
+from lipcert.certificates.norms.pass_underflow import Amplification
+from lipcert.certificates.norms.path_map import Pathway, reachable
+from lipcert.certificates.norms.scaling import MOST_ROUNDINGS
+from lipcert.certificates.norms.written_map import EnclosedMatrix, identity, scaled_rows, spike, total, written
 from lipcert.certificates.product_rule import Step, growth, product_rule, rows
-from lipcert.certificates.range_guard import Amplification
 from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
+from lipcert.guarantee import Guarantee, weakest
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation, ScaledIncrements, Start
 from lipcert.increments.units import natural_exponents
 from lipcert.network.linear import LinearMap, size
-from lipcert.numerics.chance import Chance
-from lipcert.numerics.lanczos import sigma_max_probabilistic
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
-from lipcert.problem import Problem
-from lipcert.result import Guarantee, weakest
+from lipcert.numerics.probabilistic import sigma_max_probabilistic
+
+if TYPE_CHECKING:
+    from lipcert.numerics.chance import Chance
+    from lipcert.problem import Problem
+
 
 #: A network is worked on with dense matrices up to this side and this many floating-point operations.
 MAX_SIDE, MAX_WORK = 4_000, 4e11
@@ -42,7 +47,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     is linear in (δx, δw_1, …), and the triangle inequality over its sources gives the sum. A block starts a source
     of its own and lets nothing pass (c = 0). At every linear node the minimum with the product rule
     Σ_i ‖A_i‖ ℓ_i is taken. Dense: the A_{j←i} are computed with a running bound of their error in the p-norm
-    (``map_written``); larger networks: probabilistic Lanczos bounds on the same maps. A network with selections is done
+    (``written_map``); larger networks: probabilistic Lanczos bounds on the same maps. A network with selections is done
     twice, with selections as blocks and expanded into ReLUs, and the smaller value counts.
     """
     p, q = problem.norm
@@ -138,12 +143,12 @@ class DenseRecursion(Recursion):
 
     def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments)
-        self.blocks: dict[int, dict[int, Block]] = {}
+        self.blocks: dict[int, dict[int, EnclosedMatrix]] = {}
         self.lengths: dict[int, Magnitude] = {}
 
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
         """Multiply the parents' blocks by the node's maps and add up norms, nearest source first."""
-        parts: dict[int, list[Block]] = {}
+        parts: dict[int, list[EnclosedMatrix]] = {}
         guarantee: Guarantee = "rigorous"
         for linear, parent in zip(node.maps, node.parents, strict=True):
             here = written(linear, self.p)

@@ -1,18 +1,19 @@
 """What the witness of a lower bound proves: the derivative at a point, enclosed with all roundings.
 
-This file, ``enclosure.py``, ``enclosed_functions.py`` and ``numerics/midrad.py`` are all that a LowerBound rests on,
+This file, ``directional.py``, ``directional_rules.py`` and ``numerics/midrad.py`` are all that a LowerBound rests on,
 beside the network itself.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lipcert.certificates import enclosed_functions as _rules  # noqa: F401  registers what enclosures can do
-from lipcert.certificates.enclosure import Enclosure, add, image
+from lipcert.certificates import directional_rules as _rules  # noqa: F401  registers what enclosures can do
+from lipcert.certificates.directional import Enclosure, add, image
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
 from lipcert.network.linear import Shape, size
@@ -20,7 +21,10 @@ from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Ball, Box, Domain, Problem
-from lipcert.result import LowerWitness
+
+if TYPE_CHECKING:
+    from lipcert.result import LowerWitness
+
 
 #: Entries of the (groups, K, K) comparison of a sort that are formed at a time.
 _COMPARED = 1 << 24

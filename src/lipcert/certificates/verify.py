@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import lipcert.certificates.kinds  # noqa: F401  (registers every check)
-from lipcert.certificates.base import Certificate, check
+from lipcert.certificates.bound import Certificate, check
 from lipcert.certificates.file import read
 from lipcert.errors import CertificateError, NotProved
-from lipcert.network.graph import Network
+from lipcert.guarantee import STRENGTH
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
-from lipcert.result import _STRENGTH, Bound
+
+if TYPE_CHECKING:
+    from lipcert.network.graph import Network
+    from lipcert.result import Bound
 
 #: How often a value that depends on random starts is computed before a claim counts as not reached; each time with a
 #: probability of error of its own, from one budget.
@@ -67,7 +71,7 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
 
 def _covers(record: Certificate, bound: Bound) -> bool:
     """Whether what was proved now is at least as strong as the claim."""
-    if record.guarantee not in _STRENGTH or _STRENGTH.index(bound.guarantee) < _STRENGTH.index(record.guarantee):
+    if record.guarantee not in STRENGTH or STRENGTH.index(bound.guarantee) < STRENGTH.index(record.guarantee):
         return False
     if record.log10 is None:  # no claim beyond the range of floats
         return bound.value <= record.value and bound.value < float("inf")

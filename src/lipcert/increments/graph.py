@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from lipcert.network.graph import Network
 from lipcert.network.linear import Shape
 from lipcert.network.relations import Cell, EntryCell, Linear, Relation, Start
+
+if TYPE_CHECKING:
+    from lipcert.network.graph import Network
+
 
 T = TypeVar("T")
 

@@ -6,13 +6,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lipcert.increments.graph import Increments
 from lipcert.network.linear import Dense, Identity, LinearMap, compose
 from lipcert.network.relations import Cell, EntryCell, Linear
+
+if TYPE_CHECKING:
+    from lipcert.increments.graph import Increments
+
 
 #: Linear maps up to this many entries are written down as matrices for speed.
 DENSE_ENTRIES = 4_000_000

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness, check
+from lipcert.certificates.base import Witness
+from lipcert.certificates.bound import check
 from lipcert.errors import CertificateError, InputError, LipcertError, NotProved, NumericsError, UnsupportedNormError
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
@@ -33,6 +34,7 @@ class Run:
         report: called with (fraction done, what is being done) now and then.
         checked: whether the check has to fit in the budget too (else only the search does).
         rigorous: whether only a rigorous bound is wanted.
+        spare: whether another bound is at hand: a check that would not fit in the budget is then not worth it.
     """
 
     generator: torch.Generator
@@ -42,6 +44,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     checked: bool = False
     rigorous: bool = False
+    spare: bool = False
 
     @property
     def left(self) -> float:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.branch_tree import LEAF, Slopes, branchable
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.segments import cheapest_segments
+from lipcert.certificates.forms.elimination import cheapest_segments
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import dense
-from lipcert.certificates.dense_form import DenseForm
-from lipcert.certificates.segments import Segment
-from lipcert.certificates.statement import CAUTION, CLEAR, room
+from lipcert.certificates.forms.block_rows import dense
+from lipcert.certificates.forms.elimination import Segment
+from lipcert.certificates.forms.lmi import CAUTION, CLEAR, room
+from lipcert.certificates.forms.quadratic_form import DenseForm
 from lipcert.increments import Cell, Linear
 from lipcert.methods.branch_ascent import Neurons
 from lipcert.network.linear import size
@@ -222,7 +222,7 @@ class BatchForm:
 
 
 def _terms(absolute: Tensor, form: Tensor) -> Tensor:
-    """``statement.magnitudes`` for a batch: (Σ_r |V_ri| √M_rr)², (B, columns)."""
+    """``lmi.magnitudes`` for a batch: (Σ_r |V_ri| √M_rr)², (B, columns)."""
     root = (form if form.dim() == 2 else form.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt()
     return (absolute.mT @ root[:, :, None]).square().squeeze(2)
 

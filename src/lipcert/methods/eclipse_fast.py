@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.segments import MAX_SIDE
+from lipcert.certificates.forms.elimination import MAX_SIDE
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import InputError, MethodError, NotProved
 from lipcert.increments import Cell, EntryCell, ScaledIncrements
 from lipcert.increments.units import natural_exponents

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lipcert.certificates.forms.elimination import cheapest_segments, operations
 from lipcert.certificates.quadratic import NORMS
-from lipcert.certificates.segments import cheapest_segments, operations
 from lipcert.errors import InputError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
@@ -90,7 +90,7 @@ class LipSDP(Method):
             return self.route == "dense"
         needed = dense_seconds(exact)
         hurry = run.checked and not run.rigorous
-        return needed is not None and not (hurry and needed > 0.5 * run.left)
+        return needed is not None and not (hurry and needed > 0.2 * run.left)
 
     def _increments(self, problem: Problem) -> ScaledIncrements:
         """What the search and the check work on."""
@@ -102,9 +102,10 @@ class LipSDP(Method):
         exact = self._increments(problem)
         if self.route != "matrix_free":
             needed = dense_seconds(exact)
-            if needed is not None and needed <= (0.9 if self.route == "dense" else 0.5) * run.left:
+            only = run.rigorous or self.route == "dense"
+            if needed is not None and needed <= (0.6 if only else 0.2) * run.left:
                 return None
-            if run.rigorous or self.route == "dense":
+            if only:
                 why = "has layers too wide to factor" if needed is None else f"would take about {needed:.0f} s"
                 return f"its rigorous check {why}; raise budget=, or allow probabilistic bounds"
         return FreeEffort.of(exact, problem.norm, run).obstacle

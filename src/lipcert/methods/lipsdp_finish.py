@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.dense_form import DenseForm, Weights
-from lipcert.certificates.statement import FLOOR
+from lipcert.certificates.forms.lmi import FLOOR
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.methods.base import Found, Run
@@ -33,7 +33,7 @@ LIFTS = tuple(10.0 ** (-e / 2) for e in range(14, -1, -1))
 FEWEST, CHECKED_FEWEST = 30, 10
 
 #: How much dearer a form is proved than looked at in plain floating point.
-PROOF = 6.0
+PROOF = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,14 @@ class Finish:
         weaker: Callable[[], Found | None],
         **more: object,
     ) -> Found:
-        """The witness for the multipliers of every form."""
+        """The witness for the multipliers of every form.
+
+        Raises:
+            NotProved: its check would overrun a budget that it has to fit in, and another bound is at hand.
+        """
+        needed = self.check_seconds()
+        if self.run.checked and self.run.spare and needed > self.run.left + 0.1 * self.run.budget:
+            raise NotProved(f"the check would take about {needed:.0f} s; raise budget=.")
         arrays = {
             f"multipliers.{cell.node}": torch.stack([m[cell.node] for m in multipliers]).double().cpu().contiguous()
             for cell in self.exact.cells

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.dense_form import DenseForm, Weights
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
 from lipcert.increments import Cell, ScaledIncrements
 from lipcert.increments.units import natural_exponents

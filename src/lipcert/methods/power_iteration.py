@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from lipcert.certificates.map_norm import scaled
+from lipcert.certificates.norms.scaling import scaled
 from lipcert.network.linear import LinearMap
-from lipcert.numerics.lanczos import power_method
+from lipcert.search.power_method import power_method
 
 
 def norm_from_below(linear: LinearMap, steps: int, generator: torch.Generator) -> float:

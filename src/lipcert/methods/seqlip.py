@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.chains import FactoredChain, most_rank, needed_chains
-from lipcert.certificates.pair_product import PAIR_KINDS, pack, slot
-from lipcert.certificates.vertices import MAX_NEURONS, free_neurons
+from lipcert.certificates.layer_pairs import PAIR_KINDS, pack, slot
+from lipcert.certificates.vertex_enumeration import MAX_NEURONS, free_neurons
 from lipcert.errors import InputError, MethodError, NotProved
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Found, Method, Run, method

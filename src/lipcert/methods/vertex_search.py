@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipcert.certificates.vertices import Pair
+from lipcert.certificates.vertex_enumeration import Pair
 from lipcert.problem import Problem
 
 

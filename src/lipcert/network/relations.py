@@ -11,13 +11,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipcert.errors import UnsupportedNormError
 from lipcert.network.linear import LinearMap, Shape, size
-from lipcert.network.origin import Origins
+
+if TYPE_CHECKING:
+    from lipcert.network.origin import Origins
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, congruence, dense, times
-from lipcert.certificates.dense_form import DenseForm, Weights, wide_image
-from lipcert.certificates.segments import Segment, SegmentMatrices
-from lipcert.certificates.statement import (
+from lipcert.certificates.forms.block_rows import Block, congruence, dense, times
+from lipcert.certificates.forms.elimination import Segment, SegmentMatrices
+from lipcert.certificates.forms.lmi import (
     CAUTION,
     CLEAR,
     Statement,
@@ -21,6 +20,7 @@ from lipcert.certificates.statement import (
     multiplier_pair,
     room,
 )
+from lipcert.certificates.forms.quadratic_form import DenseForm, Weights, wide_image
 
 #: Multiplier, relative to the curvatures of its layer, of a neuron whose v depends on nothing: it costs nothing.
 BLIND = 1e8

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.base import Witness
 from lipcert.errors import CertificateError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
-from lipcert.problem import Problem
+
+if TYPE_CHECKING:
+    from lipcert.certificates.base import Witness
+    from lipcert.problem import Problem
 
 #: Powers of two in which a witness may state its multipliers; any finite double is within them.
 MOST_EXPONENT = 1_000_000

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, Tracked, congruence, transposed
-from lipcert.certificates.segments import Segment, SegmentMatrices
+from lipcert.certificates.forms.block_rows import Block, Tracked, congruence, transposed
+from lipcert.certificates.forms.elimination import Segment, SegmentMatrices
 from lipcert.errors import NotProved
 from lipcert.increments import Cell
 from lipcert.numerics.psd import is_positive_definite_scaled

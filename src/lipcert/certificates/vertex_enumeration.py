@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.map_written import Block, written
+from lipcert.certificates.norms.written_map import EnclosedMatrix, written
 from lipcert.errors import CertificateError, MethodError, NotProved, NumericsError, UnsupportedNormError
+from lipcert.guarantee import BreakdownRow, Guarantee
 from lipcert.increments import EntryCell, Linear
 from lipcert.network.linear import LinearMap, size
-from lipcert.numerics.chance import Chance
 from lipcert.numerics.magnitude import Magnitude
 from lipcert.numerics.psd import square_sum_up
 from lipcert.numerics.rounding import add_up, gamma, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
-from lipcert.problem import Problem
-from lipcert.result import BreakdownRow, Guarantee
+
+if TYPE_CHECKING:
+    from lipcert.numerics.chance import Chance
+    from lipcert.problem import Problem
+
 
 #: More neurons than this are never enumerated.
 MAX_NEURONS = 26
@@ -248,7 +252,7 @@ def _cholesky_residual(gram: Tensor, square: float) -> float:
     return add_up(mul_up(length, 1.0 + 1e-9), rounding)
 
 
-def _frobenius(block: Block) -> float:
+def _frobenius(block: EnclosedMatrix) -> float:
     return sqrt_up(square_sum_up(block.matrix)) if block.matrix.numel() else 0.0
 
 

@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, Tracked, congruence, dense, times
-from lipcert.certificates.segments import Written, cheapest_segments, matrices
-from lipcert.certificates.statement import (
+from lipcert.certificates.forms.block_rows import Block, Tracked, congruence, dense, times
+from lipcert.certificates.forms.elimination import MapBlock, cheapest_segments, matrices
+from lipcert.certificates.forms.lmi import (
     FLOOR,
     Radius,
     Statement,
@@ -24,7 +25,9 @@ from lipcert.increments import ScaledIncrements
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.numerics.rounding import UNDERFLOW, add_up, div_up, gamma, ldexp_up, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper
-from lipcert.problem import Norm
+
+if TYPE_CHECKING:
+    from lipcert.problem import Norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ class DenseForm:
             raise NotProved("a layer is too wide to factor; the certificate needs the matrix-free route.")
         self.transformed = transformed
         self.segments = segments
-        self._written: dict[tuple[int, int], Written] = {}
+        self._written: dict[tuple[int, int], MapBlock] = {}
         self.relations = [matrices(transformed, segment, self._written) for segment in segments]
 
     def fixing(self, fixed: Mapping[int, Tensor]) -> DenseForm:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.blocks import Block, Tracked, dense, plus, times
-from lipcert.certificates.map_norm import scaled
+from lipcert.certificates.forms.block_rows import Block, Tracked, dense, plus, times
+from lipcert.certificates.norms.scaling import scaled
 from lipcert.errors import NotProved
 from lipcert.increments import Cell, Increments, Linear, ScaledIncrements
 from lipcert.network.linear import Dense, Identity, LinearMap, size
@@ -22,7 +22,7 @@ MAX_SIDE = 6_500
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class MapBlock:
     """A linear map as a block, the block that dominates it, and what underflow may have taken from any entry."""
 
     block: Block
@@ -142,7 +142,7 @@ def _cost(entry: int, exit_: int, inner: int, rows: int, first: bool) -> float:
 
 
 def matrices(
-    transformed: ScaledIncrements, segment: Segment, written: dict[tuple[int, int], Written] | None = None
+    transformed: ScaledIncrements, segment: Segment, written: dict[tuple[int, int], MapBlock] | None = None
 ) -> SegmentMatrices:
     """The segment's relation as float64 blocks with entrywise error bounds; ``written`` keeps maps for a next time.
 
@@ -216,7 +216,7 @@ def _linear(
     k: int,
     relation: Linear,
     known: Mapping[int, Tracked],
-    written: dict[tuple[int, int], Written],
+    written: dict[tuple[int, int], MapBlock],
 ) -> Tracked:
     parts: dict[int, Tensor] = {}
     absolute: dict[int, Tensor] = {}
@@ -234,7 +234,7 @@ def _linear(
     return Tracked(parts, absolute, relation.size, rounding + 2.0 * len(relation.parents), floor)
 
 
-def _product_floor(linear: Written, inner: Tracked) -> float:
+def _product_floor(linear: MapBlock, inner: Tracked) -> float:
     """What underflow may take from an entry of the product of a map and a block row, beyond relative errors.
 
     With W' = W + A, |A| ≤ γD + w, |W| ≤ D + w and P' = P + B, |B| ≤ γ|P| + f: |WP − W'P'| is at most a multiple of
@@ -259,11 +259,11 @@ def _greatest(values: Tensor) -> float:
     return greatest
 
 
-def _written(linear: LinearMap) -> Written:
+def _written(linear: LinearMap) -> MapBlock:
     """The map as a block, one that dominates |W| but for rounding, and what underflow may have taken."""
     if isinstance(linear, Identity):
         diagonal = torch.full((linear.in_size,), linear.scale, dtype=torch.float64)
-        return Written(diagonal, diagonal.abs(), 0.0)
+        return MapBlock(diagonal, diagonal.abs(), 0.0)
     # Factor by factor: layers of norm 1e-170, 1e-170 and 1e300 fused into one map would vanish on the way.
     unit = scaled(linear)
     matrix = unit.map.matrix()
@@ -273,4 +273,4 @@ def _written(linear: LinearMap) -> Written:
     if unit.exponent:
         matrix, dominant = (torch.from_numpy(np.ldexp(m.numpy(), unit.exponent)) for m in (matrix, dominant))
         floor = add_up(ldexp_up(floor, unit.exponent), UNDERFLOW)
-    return Written(matrix, dominant, floor)
+    return MapBlock(matrix, dominant, floor)

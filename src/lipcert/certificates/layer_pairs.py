@@ -7,21 +7,26 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from lipcert.certificates import layer_product
 from lipcert.certificates.base import Proof, Witness, certificate, prove
 from lipcert.certificates.chains import Chain, FactoredChain, Place, needed_chains, stage_gains
-from lipcert.certificates.map_norm import NormBound, Stacked, map_norm
+from lipcert.certificates.norms.operator_norm import NormBound, map_norm
 from lipcert.certificates.product_rule import Step, length
 from lipcert.errors import CertificateError, UnsupportedNormError
+from lipcert.guarantee import BreakdownRow, Guarantee, weakest
 from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
-from lipcert.numerics.chance import Chance
+from lipcert.network.stacked import Stacked
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
-from lipcert.problem import Problem
-from lipcert.result import BreakdownRow, Guarantee, weakest
+
+if TYPE_CHECKING:
+    from lipcert.numerics.chance import Chance
+    from lipcert.problem import Problem
+
 
 #: Kinds of certificates of pairs. Their checks use nothing of an activation but its slopes.
 PAIR_KINDS = ("quadratic", "vertex_enumeration", "branch_tree")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.map_norm import MOST_ROUNDINGS, absolute_sums, scaled
+from lipcert.certificates.norms.scaling import MOST_ROUNDINGS, absolute_sums, scaled
 from lipcert.errors import NumericsError
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.magnitude import Magnitude
@@ -23,7 +23,7 @@ from lipcert.numerics.spectral import norm_1_upper, norm_inf_upper, sigma_max_up
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class EnclosedMatrix:
     """All maps W with ‖W − 2^exponent · matrix‖_p ≤ 2^exponent · error."""
 
     matrix: Tensor
@@ -42,16 +42,16 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class WrittenMap:
     """A linear map as a block, with the norms that its products need; ``known``: its rounding is known."""
 
-    block: Block
+    block: EnclosedMatrix
     p: float
     known: bool
     norm: float
     spread: float
 
-    def after(self, block: Block) -> Block:
+    def after(self, block: EnclosedMatrix) -> EnclosedMatrix:
         """This map after ``block``.
 
         Why the error holds: |fl(AB) − AB| ≤ γ_n |A||B| + n·2^−1022 entry by entry, and
@@ -70,11 +70,11 @@ class Written:
         return _normalised(product, a.exponent + b.exponent, error)
 
 
-def written(linear: LinearMap, p: float) -> Written:
+def written(linear: LinearMap, p: float) -> WrittenMap:
     """A linear map as a matrix: its constants' and its own rounding are the error (see ``map_norm``)."""
     if linear.is_zero:
-        zero = Block(torch.zeros(linear.out_size, linear.in_size, dtype=torch.float64), 0, 0.0)
-        return Written(zero, p, True, 0.0, 0.0)
+        zero = EnclosedMatrix(torch.zeros(linear.out_size, linear.in_size, dtype=torch.float64), 0, 0.0)
+        return WrittenMap(zero, p, True, 0.0, 0.0)
     unit = scaled(linear)
     known = linear.rounding <= MOST_ROUNDINGS and unit.map.rounding <= MOST_ROUNDINGS
     terms = unit.map.rounding if known else float(linear.in_size + linear.out_size)
@@ -83,20 +83,20 @@ def written(linear: LinearMap, p: float) -> Written:
     greatest = {1.0: columns, 2.0: mul_up(sqrt_up(rows), sqrt_up(columns)), math.inf: rows}[p]
     error = add_up(mul_up(2.0 * gamma(terms + 8.0), greatest), unit.underflow)
     block = _normalised(matrix, unit.exponent, error)
-    return Written(block, p, known, _elementary(block.matrix, p), _spread(block.matrix, p))
+    return WrittenMap(block, p, known, _elementary(block.matrix, p), _spread(block.matrix, p))
 
 
-def identity(n: int) -> Block:
+def identity(n: int) -> EnclosedMatrix:
     """The identity, exactly."""
-    return Block(torch.eye(n, dtype=torch.float64), 0, 0.0)
+    return EnclosedMatrix(torch.eye(n, dtype=torch.float64), 0, 0.0)
 
 
-def spike(d: Tensor) -> Block:
+def spike(d: Tensor) -> EnclosedMatrix:
     """diag(d), exactly."""
-    return Block(torch.diag(d), 0, 0.0)
+    return EnclosedMatrix(torch.diag(d), 0, 0.0)
 
 
-def scaled_rows(c: Tensor, block: Block, p: float) -> Block:
+def scaled_rows(c: Tensor, block: EnclosedMatrix, p: float) -> EnclosedMatrix:
     """diag(c) after ``block``: one rounding per entry."""
     matrix = c[:, None] * block.matrix
     greatest = float(c.abs().max())
@@ -108,7 +108,7 @@ def scaled_rows(c: Tensor, block: Block, p: float) -> Block:
     return _normalised(matrix, block.exponent, error)
 
 
-def total(blocks: Sequence[Block], p: float) -> Block:
+def total(blocks: Sequence[EnclosedMatrix], p: float) -> EnclosedMatrix:
     """The sum of blocks of one shape, in units of the largest."""
     if len(blocks) == 1:
         return blocks[0]
@@ -124,19 +124,19 @@ def total(blocks: Sequence[Block], p: float) -> Block:
     return _normalised(matrix, exponent, error)
 
 
-def _normalised(matrix: Tensor, exponent: int, error: float) -> Block:
+def _normalised(matrix: Tensor, exponent: int, error: float) -> EnclosedMatrix:
     """The same block with its larger number of matrix and error near 1; powers of two are exact but for underflow."""
     if not bool(torch.isfinite(matrix).all()) or not math.isfinite(error):
         raise NumericsError("a product of layers overflows float64; rescale the weights of the layers concerned.")
     greatest = max(float(matrix.abs().max()) if matrix.numel() else 0.0, error)
     if greatest == 0.0:
-        return Block(matrix, 0, 0.0)
+        return EnclosedMatrix(matrix, 0, 0.0)
     shift = -math.frexp(greatest)[1]
     if abs(shift) <= 8:
-        return Block(matrix, exponent, error)
+        return EnclosedMatrix(matrix, exponent, error)
     moved = torch.from_numpy(np.ldexp(matrix.numpy(), shift))
     lost = mul_up(float(matrix.numel()), UNDERFLOW) if shift < 0 else 0.0
-    return Block(moved, exponent - shift, add_up(ldexp_up(error, shift), lost))
+    return EnclosedMatrix(moved, exponent - shift, add_up(ldexp_up(error, shift), lost))
 
 
 def _spread(matrix: Tensor, p: float) -> float:

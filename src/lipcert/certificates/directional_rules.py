@@ -1,4 +1,4 @@
-"""The rules of ``enclosure.py`` for smooth functions, sums and blocks: value and derivative."""
+"""The rules of ``directional`` for smooth functions, sums and blocks: value and derivative."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.certificates.enclosure import (
+from lipcert.certificates.directional import (
     Enclosure,
     Truth,
     abs_,

@@ -1,0 +1,95 @@
+"""The one line that makes a Bound of a proof, and the certificate that goes with it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lipcert.certificates.base import prove
+from lipcert.numerics.magnitude import Magnitude
+from lipcert.numerics.process_state import ordinary
+from lipcert.result import Bound
+from lipcert.version import __version__
+
+if TYPE_CHECKING:
+    from lipcert.certificates.base import Witness
+    from lipcert.numerics.chance import Chance
+    from lipcert.problem import Domain, Norm, Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A witness with the problem it is for and the value that was proved: everything ``lipcert verify`` needs.
+
+    Attributes:
+        witness: the arrays the check reads.
+        method: who found it.
+        fingerprint: SHA-256 of the captured network.
+        norm, domain, select: the rest of the problem.
+        value, log10, guarantee: the claim.
+        version: lipcert's version.
+    """
+
+    witness: Witness
+    method: str
+    fingerprint: str
+    norm: Norm
+    domain: Domain
+    select: Tensor | None
+    value: float
+    log10: float | None
+    guarantee: str
+    version: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of certificate."""
+        return self.witness.kind
+
+    def save(self, path: str | Path) -> None:
+        """Write the file; see ``certificates.file``."""
+        from lipcert.certificates.file import save
+
+        save(self, path)
+
+
+#: What a value that depends on random starts is widened by, so that other starts prove it, too.
+ROOM = Magnitude.of(1.0 + 2.0**-13)
+
+
+@ordinary()
+def check(
+    problem: Problem, witness: Witness, method: str, chance: Chance, started: float | None = None, widen: bool = True
+) -> Bound:
+    """The Bound that a witness proves (the check's own value, never the method's).
+
+    Args:
+        problem: what the bound is about.
+        witness: what a method found.
+        method: its name, for the report.
+        chance: probability of error that may be spent; all that was spent of it, by earlier attempts too, is the
+            Bound's ``delta``, unless it is rigorous.
+        started: ``time.perf_counter()`` at the start of the search.
+        widen: whether a value that depends on random starts is given ``ROOM``; not where it is only compared.
+
+    Raises:
+        CertificateError, NotProved: as ``prove``.
+    """
+    started = time.perf_counter() if started is None else started
+    chance.varies = False
+    proof = prove(problem, witness, chance)
+    proved = proof.value * ROOM if widen and chance.varies and proof.guarantee != "rigorous" else proof.value
+    value, log10 = float(proved), proved.log10
+    record = Certificate(
+        witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, value, log10,
+        proof.guarantee, __version__,
+    )  # fmt: skip
+    return Bound(
+        value, proof.guarantee, method, problem.norm, problem.domain, time.perf_counter() - started, record, proof.rows,
+        log10, delta=0.0 if proof.guarantee == "rigorous" else chance.spent, select=problem.select,
+        input_shape=problem.model.in_shape[1:],
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Quadratic forms of increments: multipliers, elimination and linear matrix inequalities, each proved."""
