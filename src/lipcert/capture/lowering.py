@@ -27,6 +27,7 @@ from lipcert.errors import (
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.origin import Origin
+from lipcert.network.source import Named
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, shown
@@ -134,7 +135,7 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
         raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
     require_numbers(spec.target, value)
     value = value.detach().cpu()
-    return Constant.exactly(value if value.is_floating_point() else value.clone())
+    return Constant.exactly(value if value.is_floating_point() else value.clone(), source=Named(str(spec.target)))
 
 
 def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
@@ -287,7 +288,7 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
     if not ctx.builder.nodes:
         raise InputError("the model takes no tensor input.")
     if isinstance(output, Constant):
-        output = ctx.builder.affine([], output.shape, output.value.double(), "constant")
+        output = ctx.builder.affine([], output.shape, output.value.double(), "constant", source=output.source)
     if not isinstance(output, Var):
         raise InputError("the model does not return a tensor.")
     return ctx.builder.finish(output)
