@@ -27,6 +27,7 @@ from lipcert.errors import (
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.origin import Origin
+from lipcert.network.source import Named
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, shown
@@ -91,6 +92,7 @@ def refuse_training_ops(program: ExportedProgram) -> None:
 
 def lower(program: ExportedProgram) -> Network:
     """The Network of an ExportedProgram with one input of batch size 1 and one output tensor."""
+    _refuse_fakes(program)
     program = _decompose_unknown(_functional(program))
     signature = program.graph_signature
     builder = NetworkBuilder()
@@ -109,6 +111,16 @@ def lower(program: ExportedProgram) -> Network:
     raise CaptureError("the exported graph has no output")
 
 
+def _refuse_fakes(program: ExportedProgram) -> None:
+    """Raise CaptureError if a constant of the trace holds no numbers; a rewriting that evaluates it would crash."""
+    for name, value in (*program.state_dict.items(), *program.constants.items()):
+        if type(value).__name__ == "FakeTensor":
+            raise CaptureError(
+                f"the exported graph holds no numbers for {name!r}: forward reaches a tensor past the trace, for "
+                "instance by writing to .data. Write nothing in forward."
+            )
+
+
 def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: NetworkBuilder) -> Any:
     if spec.kind == InputKind.USER_INPUT:
         if builder.nodes:
@@ -121,11 +133,9 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
         value = program.constants.get(spec.target)
     if not isinstance(value, Tensor):
         raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
-    if type(value).__name__ == "FakeTensor":
-        raise CaptureError(f"the exported graph holds no numbers for {spec.target!r}")
     require_numbers(spec.target, value)
     value = value.detach().cpu()
-    return Constant.exactly(value if value.is_floating_point() else value.clone())
+    return Constant.exactly(value if value.is_floating_point() else value.clone(), source=Named(str(spec.target)))
 
 
 def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
@@ -278,7 +288,7 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
     if not ctx.builder.nodes:
         raise InputError("the model takes no tensor input.")
     if isinstance(output, Constant):
-        output = ctx.builder.affine([], output.shape, output.value.double(), "constant")
+        output = ctx.builder.affine([], output.shape, output.value.double(), "constant", source=output.source)
     if not isinstance(output, Var):
         raise InputError("the model does not return a tensor.")
     return ctx.builder.finish(output)
