@@ -18,7 +18,7 @@ from lipcert.certificates.forms.quadratic_form import DenseForm
 from lipcert.increments import Cell, Linear
 from lipcert.methods.branch_ascent import Neurons
 from lipcert.network.linear import size
-from lipcert.search.float_form import BLIND
+from lipcert.search.float_form import sufficient
 from lipcert.search.reach import unreached
 
 _TINY = 1e-300
@@ -182,7 +182,7 @@ class BatchForm:
         lam: dict[int, Tensor],
         margin: Tensor,
     ) -> None:
-        """``float_form.repaired`` for a batch: raise λ where the curvature on a single w_j demands it."""
+        """Raise λ where the curvature on a single w_j demands it, last cell first, by the rules of ``float_form``."""
         ends = [0]
         for cell in segment.cells:
             ends.append(ends[-1] + cell.size)
@@ -204,22 +204,10 @@ class BatchForm:
                 if absolute is not None:
                     terms = terms + _terms(absolute[0][later][:, :, place], weight)
             error = CLEAR * terms
-            current = lam[cell.node]
-            if cell.block:
-                least = (curvature + error).max(dim=1, keepdim=True).values
-                low = current <= least * (1.0 + 0.5 * margin)
-                lam[cell.node] = torch.where(low, torch.maximum(current, 2.0 * least), current)
-                continue
-            ratio = c[cell.node].abs() / d[cell.node].clamp(min=_TINY)
-            if not current.shape[1]:
-                continue
-            floor = 1e-30 * curvature.max(dim=1, keepdim=True).values + error
-            best = curvature * torch.maximum(1.0 + ratio, 1.0 + 2.0 * margin).clamp(max=4.0) + floor
-            low = current <= curvature * (1.0 + 0.5 * margin) + floor
-            raised = torch.maximum(best, current).clamp(min=1e-250)
-            free = BLIND * curvature.max(dim=1, keepdim=True).values.clamp(min=1e-250)
             blind = unreached(self.form.transformed.increments)[cell.node]
-            lam[cell.node] = torch.where(blind, free, torch.where(low, raised, current))
+            lam[cell.node] = sufficient(
+                cell, lam[cell.node], curvature, error, c[cell.node], d[cell.node], margin, blind
+            )
 
 
 def _terms(absolute: Tensor, form: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ LIFTS: Sequence[float] = (1e-9, 1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 
 STEEP_LIFTS = (1e4, 1e8, 1e16, 1e40)
 #: Passes of the vector-neuron iteration that find the scale of every multiplier.
 SCALING_PASSES, SCALING_COLUMNS = 60, 8
+#: Squared value that counts as zero: the iteration takes no ‖v‖ for less than 1e-154.
+VANISHING = 1e-290
 #: Multipliers, relative to their guess, of a neuron whose pre-activation never changes, and of one that is never read.
 BLIND, UNUSED = 1e6, 1e-30
 
@@ -143,6 +145,7 @@ def _guess(scaled: ScaledIncrements, generator: torch.Generator) -> tuple[float,
     rho = float(search.rho)
     if not math.isfinite(rho) or len(search.multipliers) < len(scaled.cells):
         raise NumericsError("the scaling passes overflowed; rescale the network's weights.")
+    rho = rho if rho > VANISHING else 0.0
     found = [search.multipliers[cell.node][0] for cell in scaled.cells]
     typical = [float(m[m > 0].median()) if bool((m > 0).any()) else 0.0 for m in found]
     least = min((t for t in typical if t > 0), default=1.0)

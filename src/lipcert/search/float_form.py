@@ -21,6 +21,7 @@ from lipcert.certificates.forms.lmi import (
     room,
 )
 from lipcert.certificates.forms.quadratic_form import DenseForm, Weights, wide_image
+from lipcert.increments import Cell
 from lipcert.search.reach import unreached
 
 #: Multiplier, relative to the curvatures of its layer, of a neuron whose v depends on nothing: it costs nothing.
@@ -99,26 +100,49 @@ def _repair(
             curvature = curvature + _curvature(v.parts.get(number + 1), on_v, cell.size)
             terms = terms + magnitudes(v, on_v, relation.places, relation.side)
         error = CLEAR * terms[relation.places[number + 1]]
-        current = multipliers[cell.node]
-        dead = current < 0
-        current = current.clamp(min=0.0)
-        if cell.block:
-            least = float((curvature + error).max()) if curvature.numel() else 0.0
-            if bool(dead):
-                multipliers[cell.node] = torch.full_like(current, max(1e4 * least, 1e-250))
-            elif float(current) <= least * (1.0 + 0.5 * margin):
-                multipliers[cell.node] = current.clamp(min=max(2.0 * least, 1e-250))
-            else:
-                multipliers[cell.node] = current
-            continue
-        c, d = cell.c.reshape(-1).abs(), cell.d.reshape(-1)
-        floor = (1e-30 * curvature.max() if current.numel() else curvature.sum()).clamp(min=1e-250) + error
-        best = curvature * (1.0 + c / d.clamp(min=1e-300)).clamp(min=1.0 + 2.0 * margin, max=4.0) + floor
-        low = current <= curvature * (1.0 + 0.5 * margin) + floor
-        chosen = torch.where(low, torch.maximum(best, current), current)
-        chosen = torch.where(dead, 1e4 * torch.maximum(curvature, floor), chosen)
-        free = BLIND * max(float(curvature.max()) if curvature.numel() else 0.0, 1e-250)
-        multipliers[cell.node] = torch.where(blind[cell.node], free, chosen)
+        found = sufficient(
+            cell, multipliers[cell.node][None], curvature[None], error[None], cell.c.reshape(1, -1),
+            cell.d.reshape(1, -1), torch.full((1, 1), margin, dtype=torch.float64), blind[cell.node],
+        )  # fmt: skip
+        multipliers[cell.node] = found[0]
+
+
+def sufficient(
+    cell: Cell,
+    multipliers: Tensor,
+    curvature: Tensor,
+    error: Tensor,
+    c: Tensor,
+    d: Tensor,
+    margin: Tensor,
+    blind: Tensor,
+) -> Tensor:
+    """The multipliers of a cell for a batch of problems, raised where a single neuron's curvature demands it.
+
+    Args:
+        cell: whose they are; ``c`` and ``d`` may differ from its own.
+        multipliers: (B, k), one of a block; negative where v is zero.
+        curvature: (B, size) Q_jj.
+        error: (B, size) what rounding may have taken from it.
+        c, d: (B or 1, size).
+        margin: (B, 1), as in ``repaired``.
+        blind: (size,) whether v depends on nothing.
+    """
+    dead, current = multipliers < 0, multipliers.clamp(min=0.0)
+    none = curvature.new_zeros(len(curvature), 1)
+    largest = curvature.max(dim=1, keepdim=True).values if curvature.shape[1] else none
+    if cell.block:
+        least = (curvature + error).max(dim=1, keepdim=True).values if curvature.shape[1] else none
+        low = current <= least * (1.0 + 0.5 * margin)
+        raised = torch.maximum(current, 2.0 * least).clamp(min=1e-250)
+        return torch.where(dead, (1e4 * least).clamp(min=1e-250), torch.where(low, raised, current))
+    floor = (1e-30 * largest).clamp(min=1e-250) + error
+    ratio = c.abs() / d.clamp(min=1e-300)
+    best = curvature * torch.maximum(1.0 + ratio, 1.0 + 2.0 * margin).clamp(max=4.0) + floor
+    low = current <= curvature * (1.0 + 0.5 * margin) + floor
+    chosen = torch.where(low, torch.maximum(best, current), current)
+    chosen = torch.where(dead, 1e4 * torch.maximum(curvature, floor), chosen)
+    return torch.where(blind, BLIND * largest.clamp(min=1e-250), chosen)
 
 
 def _curvature(part: Block | None, form: Block, width: int) -> Tensor:
