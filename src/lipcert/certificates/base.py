@@ -28,11 +28,16 @@ class Witness:
 
 @dataclass(frozen=True, eq=False)
 class Proof:
-    """What a check proved of a problem: L ≤ value, how surely, and the rows that explain it."""
+    """What a check proved of a problem: L ≤ value, how surely, and the rows that explain it.
+
+    ``computed``: the value is no claim that was proved but what the check's own arithmetic gave, and so differs in its
+    last digits with the number of threads and the kernels of the linear algebra.
+    """
 
     value: Magnitude
     guarantee: Guarantee
     rows: tuple[BreakdownRow, ...] = ()
+    computed: bool = False
 
 
 if TYPE_CHECKING:

@@ -59,6 +59,8 @@ class Certificate:
 
 #: What a value that depends on random starts is widened by, so that other starts prove it, too.
 ROOM = Magnitude.of(1.0 + 2.0**-13)
+#: What a value that the check computed is widened by, so that other machines prove it, too.
+ROUNDING_ROOM = Magnitude.of(1.0 + 2.0**-40)
 
 
 @ordinary()
@@ -74,7 +76,7 @@ def check(
         chance: probability of error that may be spent; all that was spent of it, by earlier attempts too, is the
             Bound's ``delta``, unless it is rigorous.
         started: ``time.perf_counter()`` at the start of the search.
-        widen: whether a value that depends on random starts is given ``ROOM``; not where it is only compared.
+        widen: whether a value that depends on random starts, or on the machine, is given room; not where compared.
 
     Raises:
         CertificateError, NotProved: as ``prove``.
@@ -82,7 +84,11 @@ def check(
     started = time.perf_counter() if started is None else started
     chance.varies = False
     proof = prove(problem, witness, chance)
-    proved = proof.value * ROOM if widen and chance.varies and proof.guarantee != "rigorous" else proof.value
+    proved = proof.value
+    if widen and chance.varies and proof.guarantee != "rigorous":
+        proved = proved * ROOM
+    elif widen and proof.computed:
+        proved = proved * ROUNDING_ROOM
     value, log10 = float(proved), proved.log10
     record = Certificate(
         witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, value, log10,

@@ -118,7 +118,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         BreakdownRow("no pairs", "chain", 1.0, float(value), guarantee,
                      "no two consecutive linear layers: SeqLip = AutoLip")
     ]  # fmt: skip
-    return Proof(value, guarantee, tuple(rows))
+    return Proof(value, guarantee, tuple(rows), computed=True)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         steps = recursion.run()
         if not best or steps[-1].constant < best[-1].constant:
             best, shown = steps, increments
-    return Proof(best[-1].constant, weakest([step.guarantee for step in best]), rows(shown, best))
+    guarantee = weakest([step.guarantee for step in best])
+    return Proof(best[-1].constant, guarantee, rows(shown, best), computed=True)
 
 
 def views(problem: Problem) -> list[Increments]:
