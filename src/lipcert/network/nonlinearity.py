@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -16,6 +16,7 @@ from lipcert.network.linear import LinearMap, Shape, update_hash_with_tensor
 
 if TYPE_CHECKING:
     from lipcert.network.activations.profiles import Profile
+    from lipcert.network.source import Source
     from lipcert.numerics.midrad import Range
 
 Slope = float | Tensor
@@ -117,12 +118,14 @@ class Nonlinearity(Fact):
         lower: least slope α of (φ(a) − φ(b))/(a − b), rounded down; a float, or a tensor that broadcasts to the node's
             shape.
         upper: greatest slope β, rounded up.
+        sources: of the settings that are tensors, as far as they are known.
     """
 
-    stated: ClassVar[tuple[str, ...]] = ("name", "lower", "upper")
+    stated: ClassVar[tuple[str, ...]] = ("name", "lower", "upper", "sources")
 
     lower: Slope
     upper: Slope
+    sources: tuple[Source | None, ...] = field(default=(), kw_only=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """φ(x), elementwise on (..., *shape)."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
 from lipcert.network.nonlinearity import GainFunction
+from lipcert.network.source import Fixed, derived
 from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
@@ -27,16 +28,19 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
         raise TrainModeError(f"batch norm at {ctx.where} has no running statistics: it would couple the batch.")
     mean, var = ctx.constant(mean), ctx.constant(var)
     channel = (-1, *([1] * (len(x.shape) - 2)))
-    gamma = exact(torch.ones_like(var.value)) if weight is None else ctx.constant(weight).floating
+    one = torch.ones_like(var.value)
+    weight = Constant.within(exact(one), Fixed(one)) if weight is None else ctx.constant(weight)
+    bias = Constant.within(exact(0 * one), Fixed(0 * one)) if bias is None else ctx.constant(bias)
     spread = plus(var.floating, exact(eps))
     if not bool((spread.middle > spread.spread).all()):
         raise ctx.not_lipschitz("a running variance plus eps is not certainly positive.")
-    scale = Constant.within(over(gamma, root(spread)))
+    scale_source = derived(lambda g, v: g / torch.sqrt(v + eps), weight.source, var.source)
+    scale = Constant.within(over(weight.floating, root(spread)), scale_source)
     ctx.require_finite(scale)
-    bias_ball = exact(torch.zeros_like(scale.value)) if bias is None else ctx.constant(bias).floating
-    shift = Constant.within(minus(bias_ball, times(mean.floating, scale.ball)))
+    shift_source = derived(lambda b, m, s: b - m * s, bias.source, mean.source, scale_source)
+    shift = Constant.within(minus(bias.floating, times(mean.floating, scale.ball)), shift_source)
     scale, shift = (c.map(lambda s: s.reshape(channel)) for c in (scale, shift))
-    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift)
+    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift, "times")
 
 
 @rule("batch_norm", kind="linear")

@@ -14,6 +14,7 @@ from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
+from lipcert.network.source import derived
 from lipcert.network.transform import gather
 from lipcert.ops.arithmetic import broadcast, exact_double
 from lipcert.ops.constant import Constant
@@ -152,11 +153,13 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = Constant.within(exact_double(ctx, constant).floating)
+    given = exact_double(ctx, constant)
+    value = Constant.within(given.floating, given.source)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)
-    shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error)))
+    opposite = derived(lambda c: -sign * c, value.source)
+    shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error), opposite))
     excess = ctx.activation(shifted, RELU)
     return ctx.affine([(excess, Identity(shape, sign))], shape, value)
 
@@ -203,7 +206,7 @@ def _stacked(ctx: Context, a: Var, b: Var, shape: Shape) -> Var:
     terms = []
     for half, x in enumerate((a, b)):
         repeats = math.prod(shape) / max(1, math.prod(x.shape))
-        terms.append((x, ctx.map(x.shape, _Half(half, shape), (), repeats, extra=f" half {half} of {wide}")))
+        terms.append((x, ctx.map(x.shape, _Half(half, shape), (), repeats)))
     return ctx.builder.affine(terms, wide, None, "pair", ctx.where)
 
 

@@ -173,7 +173,7 @@ def _pattern(linear: LinearMap) -> LinearMap:
     if isinstance(linear, Identity):
         return Identity(linear.in_shape, float(linear.scale > 0))
     constants = tuple((c > 0).double() for c in getattr(linear, "constants", ()))
-    return replace(linear, constants=constants) if constants else linear  # type: ignore[type-var]
+    return replace(linear, constants=constants, sources=()) if constants else linear  # type: ignore[type-var]
 
 
 def bounded(linear: LinearMap) -> tuple[Fraction, LinearMap]:
@@ -219,7 +219,7 @@ def _unit(step: LinearMap) -> tuple[Fraction, LinearMap]:
         shrunk = constant.double() * 2.0**half * 2.0 ** (-exponent - half)
         constants.append(torch.where((constant > 0) & (shrunk < 2.0**-1022), 2.0**-1022, shrunk))
         scale *= Fraction(2) ** exponent
-    return scale, replace(step, constants=tuple(constants))  # type: ignore[arg-type]
+    return scale, replace(step, constants=tuple(constants), sources=())  # type: ignore[arg-type]
 
 
 def _amplification(linear: LinearMap) -> float:

@@ -77,7 +77,7 @@ def multiple(shape: Shape, factor: Real) -> LinearMap:
         raise OutOfRange("one of its factors is not known well enough.")
     units = math.ceil(error / abs(Fraction(c)) * 2**53)
     constant = torch.tensor(c, dtype=torch.float64)
-    return OpMap("times", times, shape, shape, (constant,), "multiple", units + 1.0)
+    return OpMap("times", times, shape, shape, (constant,), "times", units + 1.0)
 
 
 def majorised(leaf: LinearMap) -> bool:
