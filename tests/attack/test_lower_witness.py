@@ -18,6 +18,7 @@ from lipcert.certificates.directional import Enclosure
 from lipcert.certificates.lower_witness import derivative, evaluate
 from lipcert.errors import LipcertError, NumericsError
 from lipcert.numerics.midrad import Near, Range
+from lipcert.ops import nonlinearities as known
 from lipcert.ops.nonlinearities import two_slopes
 from lipcert.ops.rational import Real, exactly
 from lipcert.problem import Ball, Box, Domain, Problem
@@ -439,6 +440,36 @@ def test_the_enclosure_holds_the_exact_derivative_of_a_deep_rational_network(dig
         mid, rad, *tail = (Fraction(float(part.reshape(-1)[place])) for part in parts)
         assert abs(exact - mid - sum(tail)) <= rad
         assert rad <= 10.0 ** (-9 - 15 * digits) * abs(float(exact)) + 10.0 ** (-12 - 15 * digits)
+
+
+def test_tensors_known_up_to_rounding_are_enclosed_with_their_error():
+    """Slopes, ends, offsets and rates per entry stand for every number within their spread."""
+    a, spread = torch.tensor([0.5, 0.5], dtype=D), torch.tensor([0.25, 0.0], dtype=D)
+    x = torch.tensor([-1.0, -1.0], dtype=D)
+
+    def tangent(function, at):
+        result = function(Enclosure(Range.exact(at), Range.exact(torch.ones(2, dtype=D)))).tangent
+        return result.low.tolist(), result.high.tolist()
+
+    low, high = tangent(known.prelu(a, a - spread, a + spread, spread), x)
+    assert low[0] <= 0.25
+    assert high[0] >= 0.75
+    assert low[1] == high[1] == 0.5
+    clamp = known.clamp_between(-a, a, spread, spread)
+    for place in (-0.6, 0.6):
+        low, high = tangent(clamp, torch.tensor([place, place], dtype=D))
+        assert low[0] <= 0.0
+        assert high[0] >= 1.0
+        assert low[1] == high[1] == 0.0
+    lines = known.extreme_line(True, (exactly(0), exactly(1)), (a, 0.0 * a), spread)
+    low, high = tangent(lines, torch.tensor([0.6, 0.6], dtype=D))
+    assert low[0] <= 0.0
+    assert low[1] == high[1] == 1.0
+    low, high = tangent(known.swish(a, 0.5), x)
+    rates = torch.tensor([0.25, 0.5, 0.75], dtype=D)
+    slopes = torch.sigmoid(-rates) - rates * torch.sigmoid(-rates) * torch.sigmoid(rates)
+    assert low[0] <= float(slopes.min())
+    assert high[0] >= float(slopes.max())
 
 
 def test_constants_known_to_be_rounded_are_enclosed_with_their_error():

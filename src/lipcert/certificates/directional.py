@@ -173,10 +173,10 @@ class Enclosure:
 
 
 def of(x: Any) -> Enclosure:
-    """A number in code as a constant; see ``Range.literal``."""
+    """A number in code as a constant, see ``Range.literal``; a ``Range`` is the constant it encloses."""
     if isinstance(x, Enclosure):
         return x
-    value = Range.literal(x)
+    value = x if isinstance(x, Range) else Range.literal(x)
     return Enclosure(value, Range.exact(torch.zeros_like(value.mid)))
 
 

@@ -15,7 +15,7 @@ from lipcert.network.activations import profiles
 from lipcert.network.activations.rationals import ends, quotient
 from lipcert.network.activations.smooth import Smooth
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
-from lipcert.numerics.midrad import Near, known
+from lipcert.numerics.midrad import Near, Range, known
 
 #: √2 and √(2/π), enclosed.
 _ROOT_TWO, _GELU_RATE = Near(math.sqrt(2.0), 2.0**-52), Near(0.7978845608028654, 2.0**-52)
@@ -72,14 +72,17 @@ class Swish(Smooth):
 
     def value(self, x: Tensor) -> Tensor:
         """x·σ(βx)."""
-        return x * torch.sigmoid(self.rate * x)
+        return x * torch.sigmoid(x * (self.rate if isinstance(x, Tensor) else self._rates))
+
+    @property
+    def _rates(self) -> Range:
+        rate = known(self.rate)
+        return rate.widened(torch.where(rate.mid == 0, 0.0, rate.mid.abs() * self.error))
 
     @property
     def piece(self) -> Piece:
         """SiLU'(βx)."""
-        rate = known(self.rate)
-        unsure = torch.where(rate.mid == 0, 0.0, rate.mid.abs() * self.error)
-        return Piece(profile=profiles.SILU, rate=rate.widened(unsure))
+        return Piece(profile=profiles.SILU, rate=self._rates)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

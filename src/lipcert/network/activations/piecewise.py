@@ -90,8 +90,9 @@ class PReLU(Nonlinearity):
     spread: Tensor | None
 
     def value(self, x: Tensor) -> Tensor:
-        """X or slopes·x."""
-        return torch.where(x > 0, x, self.slopes * x)
+        """X or slopes·x; enclosures are multiplied by all that the slopes may be."""
+        slopes = self.slopes if isinstance(x, Tensor) else _within(self.slopes, self.spread)
+        return torch.where(x > 0, x, x * slopes)
 
     @property
     def kinks(self) -> tuple[Kink, ...]:
@@ -188,7 +189,9 @@ class ClampBetween(Nonlinearity):
 
     def value(self, x: Tensor) -> Tensor:
         """The clamp."""
-        return torch.minimum(torch.maximum(x, self.low), self.high)
+        if isinstance(x, Tensor):
+            return torch.minimum(torch.maximum(x, self.low), self.high)
+        return x.maximum(_within(self.low, self.low_spread)).minimum(_within(self.high, self.high_spread))
 
     @property
     def kinks(self) -> tuple[Kink, ...]:
@@ -226,7 +229,10 @@ class ExtremeLine(Nonlinearity):
     def value(self, x: Tensor) -> Tensor:
         """The larger or smaller line."""
         choose = torch.maximum if self.largest else torch.minimum
-        return choose(self.first * x + self.first_offset, self.second * x + self.second_offset)
+        first, second = self.first_offset, self.second_offset
+        if not isinstance(x, Tensor) and self.spread is not None:
+            second = known(second).widened(self.spread)
+        return choose(self.first * x + first, self.second * x + second)
 
     @property
     def kinks(self) -> tuple[Kink, ...]:
