@@ -27,9 +27,9 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
-from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.problem import Problem
 from lipcert.search.passes import Passes
+from lipcert.search.vector_neuron import VectorNeuron
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = 16

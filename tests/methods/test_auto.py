@@ -22,10 +22,10 @@ from lipcert.methods.auto import Auto
 from lipcert.methods.base import Run
 from lipcert.methods.lipsdp_free import FreeEffort, Look
 from lipcert.methods.norm_effort import maps_of, plan_norms
-from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
 from lipcert.search.passes import Passes
+from lipcert.search.vector_neuron import VectorNeuron
 
 lipsdp_free = importlib.import_module("lipcert.methods.lipsdp_free")
 

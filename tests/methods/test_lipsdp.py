@@ -20,10 +20,10 @@ from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Run
-from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
 from lipcert.search.passes import Passes
+from lipcert.search.vector_neuron import VectorNeuron
 from tests.zoo import ZOO, Residual, difference_quotients, linear_weights, mlp, random_network, vertex_maximum, zoo_case
 
 INF = math.inf
@@ -243,7 +243,7 @@ def test_too_few_columns_are_noticed_and_more_are_added(monkeypatch):
     one = lipcert.LipSDP(columns=1, route="matrix_free")
     assert optimum * (1 - 1e-6) <= lipcert.bound(model, x, method=one).value <= 1.02 * optimum
     monkeypatch.setattr(lipsdp_free, "MOST_COLUMNS", 1)
-    assert lipcert.bound(model, x, method=one).value > 1.5 * optimum  # lifted, or another method's: valid all the same
+    assert lipcert.bound(model, x, method=one).value > 1.4 * optimum  # lifted, or another method's: valid all the same
 
 
 def test_float32_search_gives_a_valid_bound():
@@ -258,7 +258,8 @@ def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
     increments = Problem(capture(case.model, case.example)).expanded_increments
     passes = Passes(ScaledIncrements(increments, natural_exponents(increments)))
     search = VectorNeuron(passes, norm, 3, torch.Generator().manual_seed(1))
-    value, found, _, _ = search._evaluate()
+    point = search.evaluate()
+    value, found = point.value, [point.g, *(point.h.get(cell.node) for cell in search.cells)]
     x = search._x.clone().requires_grad_()
     at_z = {}
 

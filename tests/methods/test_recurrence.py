@@ -110,3 +110,37 @@ def test_one_segment_and_many_give_the_same_least_rho(monkeypatch: pytest.Monkey
     monkeypatch.setattr("lipcert.certificates.forms.quadratic_form.cheapest_segments", lambda _: whole)
     at_once = DenseForm(transformed).least_rho(chosen, 0.0, weights)
     assert by_steps == pytest.approx(at_once, rel=1e-7)
+
+
+@pytest.mark.parametrize("norm", [(2.0, 2.0), (math.inf, math.inf)])
+@pytest.mark.parametrize(("steps", "gain"), [(3, 0.5), (8, 3.0), pytest.param(30, 2.0, marks=pytest.mark.slow)])
+def test_a_starved_search_is_not_above_what_is_cheap(steps: int, gain: float, norm: tuple[float, float]) -> None:
+    model, x = recurrent(steps, width=8, gain=gain), torch.zeros(1, steps, 4)
+    cheap = min(lipcert.bound(model, x, method=name, norm=norm).value for name in ("liplt", "autolip"))
+    for method in ("lipsdp", "lipsdp_layer", lipcert.LipSDP(max_passes=1)):
+        starved = lipcert.bound(model, x, method=method, norm=norm, budget=0.01)
+        assert starved.value <= cheap * (1.0 + 1e-3)
+        assert not starved.tried or starved.value == min(row.value for row in starved.tried if row.value is not None)
+
+
+def test_a_handed_over_bound_says_so_and_still_starts_another_search() -> None:
+    """One pass finds multipliers of no use; LipLT's bound is then what there is, and no worse a start for it."""
+    model, x = recurrent(8, width=8, gain=2.0), torch.zeros(1, 8, 4)
+    starved = lipcert.bound(model, x, method=lipcert.LipSDP(max_passes=1))
+    assert starved.method == "liplt"
+    assert starved.tried[0].method == "lipsdp"
+    assert starved.tried[-1].value == starved.value
+    assert starved.guarantee == "rigorous"
+    assert starved.delta == 0.0
+    more = lipcert.bound(model, x, method=lipcert.LipSDP(start=starved) if starved.state else "lipsdp")
+    assert more.method == "lipsdp"
+    assert more.value < starved.value
+    assert not more.tried
+
+
+def test_a_search_whose_gap_is_closed_looks_at_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("LipLT was run")
+
+    monkeypatch.setattr(lipcert.LipLT, "own_bound", never)
+    assert lipcert.bound(recurrent(4, width=8), torch.zeros(1, 4, 4), method="lipsdp").method == "lipsdp"

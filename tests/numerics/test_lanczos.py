@@ -12,7 +12,6 @@ from lipcert.numerics.probabilistic import (
     kuczynski_wozniakowski_epsilon,
     sigma_max_probabilistic,
 )
-from lipcert.search.power_method import power_method
 
 F64 = torch.float64
 
@@ -131,14 +130,6 @@ def test_bad_maps_raise():
             lambda_max_ritz(bad, 20, 10, gen())
     with pytest.raises(ValueError, match="target"):
         sigma_max_probabilistic(diagonal(SPECTRA["uniform"]), 3000, target=0.0)
-
-
-def test_power_method_estimates_from_below():
-    values = SPECTRA["uniform"]
-    short, long = (power_method(diagonal(values), 3000, steps, gen()) for steps in (5, 500))
-    assert short < long < 1.0
-    assert long == pytest.approx(1.0, abs=1e-2)
-    assert power_method(lambda x: 0 * x, 10, generator=gen()) == 0.0
 
 
 def test_float32():

@@ -15,6 +15,7 @@ from lipcert.attack.witness import movable
 from lipcert.network.graph import ActivationNode, AffineNode, Network, SelectionNode
 from lipcert.network.linear import Dense, Identity, LinearMap, size
 from lipcert.problem import Norm, Problem
+from lipcert.search.power import dual_power_method
 
 #: A linear map with at most this many entries is used as a dense matrix.
 _DENSE = 1_000_000
@@ -108,16 +109,15 @@ class SearchNetwork:
         if len(x) <= self.exact_batch:
             values, v_flat = best_directions(self.jacobian(x), p, q)
             return values, v_flat.reshape(x.shape)
-        best_value, best = torch.zeros(len(x)).to(x), v
-        for step in range(iterations + 1):
-            image, pulled = self.normal(x, v)
-            values = lengths(image, q) / lengths((v * self.mask).reshape(len(x), -1), p)
-            better = values > best_value
-            best_value = torch.where(better, values, best_value)
-            best = torch.where(better.reshape(-1, *([1] * (x.dim() - 1))), v, best)
-            if step < iterations:
-                v = maximiser(pulled.reshape(len(x), -1), p).reshape(x.shape) * self.mask
-        return best_value, best
+        mask = self.mask.reshape(-1)
+
+        def pull(direction: Tensor) -> tuple[Tensor, Tensor]:
+            image, pulled = self.normal(x, direction.reshape(x.shape))
+            return lengths(image, q) / lengths(direction * mask, p), pulled.reshape(len(x), -1)
+
+        start = v.reshape(len(x), -1)
+        values, best = dual_power_method(pull, lambda g: maximiser(g, p) * mask, start, iterations)
+        return values, best.reshape(x.shape)
 
     def normal(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Jv of shape (B, m), and Jᵀw of x's shape with w the dual vector of Jv in l_q."""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lipcert.search.power import dual_power_method
+
 #: Gram matrices up to this side are decomposed instead of iterated on.
 _SIDE = 512
 
@@ -68,8 +70,13 @@ def best_directions(jacobians: Tensor, p: float, q: float, iterations: int = 12)
         column = jacobians.norm(p=q, dim=1).argmax(1, keepdim=True)
         unit = torch.zeros(count, n).to(jacobians).scatter_(1, column, 1.0)
         starts = [maximiser(_best_row(jacobians, p), p), maximiser(_pull(jacobians, unit, q), p)]
-        for _ in range(iterations):
-            starts = [maximiser(_pull(jacobians, v, q), p) for v in starts]
+
+        def pull(v: Tensor) -> tuple[Tensor, Tensor]:
+            image = torch.einsum("bmn,bn->bm", jacobians, v)
+            gains = lengths(image, q) / lengths(v, p)
+            return gains, torch.einsum("bmn,bm->bn", jacobians, dual(image, q))
+
+        starts = [dual_power_method(pull, lambda g: maximiser(g, p), v, iterations)[1] for v in starts]
     values, directions = _measure(jacobians, starts[0], p, q), starts[0]
     for other in starts[1:]:
         value = _measure(jacobians, other, p, q)
@@ -89,7 +96,8 @@ def _best_row(jacobians: Tensor, p: float) -> Tensor:
 
 def _top_singular(jacobians: Tensor) -> Tensor:
     scale = jacobians.abs().amax((1, 2), keepdim=True)
-    unit = jacobians / torch.where(scale > 0, scale, torch.ones_like(scale))
+    finite = jacobians.isfinite().all(2, keepdim=True).all(1, keepdim=True)  # eigh raises on NaN
+    unit = torch.where(finite, jacobians / torch.where(scale > 0, scale, torch.ones_like(scale)), 0.0)
     wide = unit.shape[1] <= unit.shape[2]
     gram = unit @ unit.mT if wide else unit.mT @ unit
     top = torch.linalg.eigh(gram).eigenvectors[:, :, -1]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.norms.operator_norm import writable
-from lipcert.errors import MethodError
 from lipcert.increments import Cell
 from lipcert.network.builder import NetworkBuilder
 from lipcert.network.linear import Dense, LinearMap, add, compose
@@ -22,7 +21,6 @@ from lipcert.problem import Problem
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
-    from lipcert.network.nonlinearity import Nonlinearity
 
 
 #: (node, term): the linear map of an affine node at which a chain ends.
@@ -167,21 +165,10 @@ class FactoredChain:
         var = builder.affine([(builder.input(left.in_shape), left)], left.out_shape, name="left factor")
         for node in self.chain.stages[i]:
             if isinstance(node, ActivationNode):
-                node = replace(node, function=any_slope(node.function))
+                node = replace(node, function=node.function.any_slope())
             var = builder.again(node, [var])
         output = builder.affine([(var, right)], right.out_shape, name="right factor")
         return Problem(builder.finish(output))
-
-
-def any_slope(function: Nonlinearity) -> Nonlinearity:
-    """An activation of which only the slopes are known: whoever looks at its values gets an error."""
-    return replace(
-        function, name=f"any slope of {function.name}", function=_unknown, kinks=(), parameters=(), sources=()
-    )
-
-
-def _unknown(x: Tensor) -> Tensor:
-    raise MethodError("a pair of SeqLip knows the slopes of its activation only; this pair solver asks for its values.")
 
 
 def _split(linear: LinearMap, rank: int | None) -> Factors:

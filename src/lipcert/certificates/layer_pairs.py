@@ -75,9 +75,9 @@ def unpack(witness: Witness) -> dict[str, Witness]:
     result = {}
     for name, inner in stored.items():
         if not isinstance(inner, Mapping) or not isinstance(inner.get("settings"), Mapping):
-            raise CertificateError(f"pair {name} of the certificate has the wrong form.")
+            raise CertificateError(f"pair {name!r} of the certificate has the wrong form.")
         if inner.get("kind") not in PAIR_KINDS:
-            raise CertificateError(f"pair {name}: certificates of kind {inner.get('kind')!r} do not bound a pair.")
+            raise CertificateError(f"pair {name!r}: certificates of kind {inner.get('kind')!r} do not bound a pair.")
         prefix = f"pair.{name}/"
         arrays = {k.removeprefix(prefix): v for k, v in witness.arrays.items() if k.startswith(prefix)}
         result[str(name)] = Witness(inner["kind"], arrays, inner["settings"])

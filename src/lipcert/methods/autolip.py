@@ -16,6 +16,7 @@ from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
 from lipcert.network.linear import LinearMap
 from lipcert.network.stacked import Stacked
 from lipcert.problem import Norm, Problem
+from lipcert.search.power import power_method
 from lipcert.search.proposed_norms import propose_norm
 
 
@@ -79,13 +80,9 @@ class AutoLip(Method):
 def _worth_stacking(relation: Linear, length: float, total: float) -> bool:
     """Whether a few power steps leave hope that ‖[A_1 … A_k]‖ √(Σ L²) is below Σ ‖A_i‖ L_i."""
     stacked = Stacked(relation.maps)
-    vector = torch.ones(1, *stacked.in_shape, dtype=torch.float64)
-    below = 0.0
-    for _ in range(6):
-        size = float(vector.norm())
-        if not 0.0 < size < math.inf:
-            return False
-        vector = vector / size
-        vector = stacked.gram(vector)
-        below = math.sqrt(float(vector.norm()))
-    return below * length < total
+    start = torch.ones(stacked.in_size, dtype=torch.float64)
+    try:
+        below, _ = power_method(lambda x: stacked.gram(x.reshape(1, *stacked.in_shape)).reshape(-1), start, 6)
+    except ValueError:  # it overflows
+        return False
+    return 0.0 < below * length < total

@@ -14,6 +14,7 @@ from torch import Tensor
 from lipcert.increments import Cell, EntryCell, ScaledIncrements
 from lipcert.network.linear import size
 from lipcert.search.passes import Passes
+from lipcert.search.sphere_ascent import Point, SphereAscent, force, unit
 
 #: A pattern's entry for a free neuron; 0 and 1 stand for the slopes α and β.
 FREE = -1
@@ -97,9 +98,58 @@ class Ascent:
         return cls(vectors, *(joined(n) for n in ("rho", "multipliers", "strength", "cosine", "y")))
 
 
+class _NodeAscent(SphereAscent):
+    """The ascent of a batch of nodes, which keeps the places of their best points."""
+
+    def __init__(self, network: Passes, start: Vectors, neurons: Neurons, patterns: Tensor) -> None:
+        c, d, units = (neurons.split(rows) for rows in (*neurons.slopes(patterns), start.units))
+
+        def shaped(rows: Tensor, cell: Cell) -> Tensor:
+            return rows.reshape(*rows.shape[:-1], *cell.shape)
+
+        super().__init__(
+            network,
+            (2.0, 2.0),
+            start.x.reshape(*start.x.shape[:2], *network.scaled.increments.in_shape),
+            {cell.node: shaped(units[cell.node], cell) for cell in neurons.cells},
+            {cell.node: (shaped(c[cell.node], cell), shaped(d[cell.node], cell)) for cell in neurons.cells},
+        )
+        self._best_x, self._best_units = self._x, dict(self._units)
+
+    def _remember(self, better: Tensor, point: Point) -> None:
+        whole = bool(better.all())
+
+        def chosen(old: Tensor, new: Tensor) -> Tensor:
+            return new if whole else torch.where(self._each(better, new), new, old)
+
+        self._best_x = chosen(self._best_x, self._x)
+        self._best_units = {node: chosen(old, self._units[node]) for node, old in self._best_units.items()}
+
+    def ended(self) -> Ascent:
+        """The best points with what belongs to them, by one pass more."""
+        self._x, self._units = self._best_x, self._best_units
+        point = self.evaluate(inputs=True)
+        x = self._x.flatten(2)
+        none = x.new_zeros(len(x), 0)
+        units, lengths, forces, products = [x.new_zeros(*x.shape[:2], 0)], [none], [none], [none]
+        for cell in self.cells:
+            d, v, u = self._d[cell.node], point.v[cell.node], self._units[cell.node]
+            h = point.h.get(cell.node, torch.zeros_like(u))
+            units.append(u.flatten(2))
+            lengths.append(point.lengths[cell.node].flatten(1).expand(-1, cell.size))
+            forces.append(force(h, d, cell).expand(-1, cell.size))
+            products.append((d * h * (v if v.shape == u.shape else 0.0)).sum(dim=1).flatten(1))
+        length, pull = torch.cat(lengths, dim=1), torch.cat(forces, dim=1)
+        # v = 0: nothing is known of λ_j, and the repair gives it what it needs
+        multipliers = torch.where(length > 1e-140, pull / length.clamp(min=1e-150), 0.0)
+        strength = pull * length
+        cosine = torch.cat(products, dim=1) / strength.clamp(min=_TINY)
+        return Ascent(Vectors(x, torch.cat(units, dim=2)), point.value, multipliers, strength, cosine, point.y)
+
+
 @dataclass(eq=False)
 class Climber:
-    """The vector-neuron iteration (DESIGN §3) on a batch of nodes: u ← h/‖h‖, X ← G/‖G‖, extrapolated."""
+    """The vector-neuron iteration (DESIGN §3) on batches of nodes."""
 
     transformed: ScaledIncrements
     neurons: Neurons = field(init=False)
@@ -112,113 +162,14 @@ class Climber:
         """Random points for ``count`` nodes."""
         n = size(self.transformed.increments.in_shape)
         x = torch.randn(count, columns, n, generator=generator, dtype=torch.float64)
-        units = torch.randn(count, columns, self.neurons.count, generator=generator, dtype=torch.float64)
-        return Vectors(x / x.norm(dim=(1, 2), keepdim=True), self._normalised(units, units))
-
-    def _normalised(self, rows: Tensor, otherwise: Tensor) -> Tensor:
-        """Unit vectors per neuron (per block); ``otherwise`` where a vector is nearly zero."""
-        parts = []
-        for cell, place in zip(self.neurons.cells, self.neurons.places, strict=True):
-            part = rows[..., place]
-            length = _length(part, cell)
-            safe = length > 1e-150
-            parts.append(torch.where(safe, part / torch.where(safe, length, 1.0), otherwise[..., place]))
-        return torch.cat(parts, dim=2) if parts else rows
+        rows = torch.randn(count, columns, self.neurons.count, generator=generator, dtype=torch.float64)
+        parts = self.neurons.split(rows)
+        units = [unit(parts[cell.node], parts[cell.node], cell) for cell in self.neurons.cells]
+        return Vectors(x / x.norm(dim=(1, 2), keepdim=True), torch.cat(units, dim=2) if units else rows)
 
     def run(self, patterns: Tensor, start: Vectors, passes: int) -> Ascent:
         """``passes`` forward and backward passes from ``start``; the best point of each node."""
-        c, d = self.neurons.slopes(patterns)
-        x, units = start.x, start.units
-        last_x, last_units = x, units
-        previous = torch.full((len(x),), -1.0, dtype=torch.float64)
-        momentum = torch.zeros(len(x), dtype=torch.float64)
-        best: Ascent | None = None
+        ascent = _NodeAscent(self._passes, start, self.neurons, patterns)
         for _ in range(passes):
-            g, h, now = self._evaluate(c, d, x, units)
-            fell = (now.rho < previous * (1.0 - 1e-15)) & (momentum > 1)
-            previous = torch.where(fell, -1.0, now.rho)
-            best = now if best is None else _better(best, now)
-            momentum = torch.where(fell, 0.0, momentum + 1)
-            weight = ((momentum - 1) / (momentum + 2)).clamp(min=0.0)[:, None, None]
-            back = fell[:, None, None]
-            length = g.norm(dim=(1, 2), keepdim=True)
-            new_x = torch.where(length > 1e-150, g / length.clamp(min=1e-150), x)
-            new_units = self._normalised(h, units)
-            ahead_x = new_x + weight * (new_x - last_x)
-            ahead_x = ahead_x / ahead_x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-150)
-            ahead = self._normalised(new_units + weight * (new_units - last_units), new_units)
-            x, last_x = torch.where(back, last_x, ahead_x), torch.where(back, last_x, new_x)
-            units, last_units = torch.where(back, last_units, ahead), torch.where(back, last_units, new_units)
-        assert best is not None
-        return best
-
-    def _evaluate(self, c: Tensor, d: Tensor, x: Tensor, units: Tensor) -> tuple[Tensor, Tensor, Ascent]:
-        """Gradients with respect to X and to the units (B, r, count), and the point with its multipliers."""
-        count, columns, _ = x.shape
-        per_cell = {name: self.neurons.split(rows) for name, rows in (("c", c), ("d", d), ("u", units))}
-        shape = self.transformed.increments.in_shape
-        leaf = x.detach().requires_grad_(True)
-        outputs: list[Tensor] = []
-        inputs: list[Tensor] = []
-        lengths: list[Tensor] = []
-
-        def output(cell: Cell, flat: Tensor) -> Tensor:
-            v = flat.reshape(count, columns, -1)
-            own_d = per_cell["d"][cell.node][:, None]
-            length = (v.square().sum(dim=(1, 2) if cell.block else 1, keepdim=True) + _TINY).sqrt()
-            z = own_d * length * per_cell["u"][cell.node]
-            if v.shape == z.shape:
-                z = z + per_cell["c"][cell.node][:, None] * v
-            outputs.append(z)
-            inputs.append(v.detach())
-            lengths.append(length.detach().expand(count, 1, cell.size))
-            return z.reshape(-1, *cell.shape)
-
-        with torch.enable_grad():
-            y = self._passes.forward(leaf.reshape(-1, *shape), output)[-1].reshape(count, columns, -1)
-            value = y.square().sum(dim=(1, 2))
-            found: tuple[Tensor | None, ...] = (None,) * (1 + len(outputs))
-            if value.requires_grad:
-                found = torch.autograd.grad(0.5 * value.sum(), [leaf, *outputs], allow_unused=True)
-        g = torch.zeros_like(x) if found[0] is None else found[0]
-        if not outputs:
-            nothing = torch.zeros(count, 0, dtype=torch.float64)
-            point = Ascent(Vectors(x, units), value.detach(), nothing, nothing, nothing, y.detach())
-            return g, units, point
-        raw = [torch.zeros_like(z) if h is None else h for z, h in zip(outputs, found[1:], strict=True)]
-        h = torch.cat(raw, dim=2)
-        length = torch.cat(lengths, dim=2)[:, 0]
-        pull = d[:, None] * h
-        norms = []
-        for cell, place in zip(self.neurons.cells, self.neurons.places, strict=True):
-            part = pull[..., place]
-            norms.append(_length(part, cell).expand(count, 1, cell.size))
-        force = torch.cat(norms, dim=2)[:, 0]
-        products = [
-            (p * v).sum(dim=1) if p.shape == v.shape else torch.zeros(count, p.shape[2], dtype=torch.float64)
-            for p, v in zip(pull.split([z.shape[2] for z in outputs], dim=2), inputs, strict=True)
-        ]
-        strength = force * length
-        cosine = torch.cat(products, dim=1) / strength.clamp(min=_TINY)
-        # v = 0: nothing is known of λ_j, and the repair gives it what it needs
-        multipliers = torch.where(length > 1e-140, force / length.clamp(min=1e-150), 0.0)
-        point = Ascent(Vectors(x, units), value.detach(), multipliers, strength, cosine, y.detach())
-        return g, h, point
-
-
-def _length(rows: Tensor, cell: Cell) -> Tensor:
-    """‖·‖ of the vectors (B, r, size) of a cell, per entry or per block."""
-    return rows.square().sum(dim=(1, 2) if cell.block else 1, keepdim=True).sqrt()
-
-
-def _better(old: Ascent, new: Ascent) -> Ascent:
-    better = new.rho >= old.rho
-    if bool(better.all()):
-        return new
-
-    def chosen(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(better.reshape(-1, *([1] * (a.dim() - 1))), b, a)
-
-    vectors = Vectors(chosen(old.vectors.x, new.vectors.x), chosen(old.vectors.units, new.vectors.units))
-    names = ("rho", "multipliers", "strength", "cosine", "y")
-    return Ascent(vectors, *(chosen(getattr(old, name), getattr(new, name)) for name in names))
+            ascent.step()
+        return ascent.ended()

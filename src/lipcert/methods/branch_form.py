@@ -19,6 +19,7 @@ from lipcert.increments import Cell, Linear
 from lipcert.methods.branch_ascent import Neurons
 from lipcert.network.linear import size
 from lipcert.search.float_form import BLIND
+from lipcert.search.reach import unreached
 
 _TINY = 1e-300
 
@@ -217,7 +218,7 @@ class BatchForm:
             low = current <= curvature * (1.0 + 0.5 * margin) + floor
             raised = torch.maximum(best, current).clamp(min=1e-250)
             free = BLIND * curvature.max(dim=1, keepdim=True).values.clamp(min=1e-250)
-            blind = self.form.transformed.increments.unreached[cell.node]
+            blind = unreached(self.form.transformed.increments)[cell.node]
             lam[cell.node] = torch.where(blind, free, torch.where(low, raised, current))
 
 

@@ -19,12 +19,12 @@ from lipcert.certificates.norms.operator_norm import writable
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
 from lipcert.increments import Cell, Linear, Relation
 from lipcert.methods.pair_ascent import PairMaximiser, Stage, maximise_greedily, maximise_lbfgs
-from lipcert.methods.power_iteration import norm_from_below
 from lipcert.network.linear import LinearMap
 from lipcert.network.spectrum import leading_triplets
 from lipcert.network.stacked import Stacked
 from lipcert.problem import Problem
 from lipcert.result import Estimate
+from lipcert.search.power import norm_from_below
 
 #: Number of triplets ``seqlip_rank_k`` keeps unless told (the paper's).
 PAPERS_RANK = 200

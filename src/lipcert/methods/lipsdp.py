@@ -17,12 +17,15 @@ from lipcert.increments.units import natural_exponents
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.cost import operations_per_second
+from lipcert.methods.hand_over import smallest
 from lipcert.methods.lipsdp_finish import DenseFinish
 from lipcert.methods.lipsdp_free import FreeEffort, FreeFinish
-from lipcert.methods.vector_neuron import VectorNeuron
+from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Bound
 from lipcert.search.passes import Passes
+from lipcert.search.reach import reached
+from lipcert.search.vector_neuron import VectorNeuron
 
 
 @method
@@ -68,7 +71,7 @@ class LipSDP(Method):
         """Search multipliers until the gap closes or the budget ends."""
         self.require_norm(problem.norm)
         exact = self._increments(problem)
-        if problem.norm in AutoLip.norms and not bool(exact.increments.reached[-1].any()):
+        if problem.norm in AutoLip.norms and not bool(reached(exact.increments)[-1].any()):
             return AutoLip().solve(problem, run)  # a constant output: 0, which no positive multiplier proves
         dense = self._dense(exact, run)
         effort = None if dense else FreeEffort.of(exact, problem.norm, run)
@@ -83,6 +86,10 @@ class LipSDP(Method):
         if effort is None:
             return DenseFinish(exact, self, search, run).found()
         return FreeFinish(exact, self, search, run, effort).found()
+
+    def bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
+        """As ``Method.bound``; where the gap stays open, the bound of LipLT or AutoLip if that is smaller."""
+        return smallest(self.name, super().bound(problem, run, chance), self.tolerance, problem, run, chance)
 
     def _dense(self, exact: ScaledIncrements, run: Run) -> bool:
         """Whether layers are factored: as asked, or where they can be and, if the check has to fit, there is time."""

@@ -18,9 +18,9 @@ from lipcert.errors import NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.methods.base import Found, Run
 from lipcert.methods.cost import seconds_of
-from lipcert.methods.vector_neuron import VectorNeuron
 from lipcert.search.float_form import repaired
 from lipcert.search.passes import steps_to_output
+from lipcert.search.vector_neuron import VectorNeuron
 
 if TYPE_CHECKING:
     from lipcert.methods.lipsdp import LipSDP

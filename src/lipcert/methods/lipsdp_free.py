@@ -16,12 +16,12 @@ from lipcert.increments import Cell, ScaledIncrements
 from lipcert.methods.base import Found, Run
 from lipcert.methods.cost import SWEEP, free_memory, seconds_of
 from lipcert.methods.lipsdp_finish import FEWEST, Finish
-from lipcert.methods.vector_neuron import DEAD, VectorNeuron
 from lipcert.network.linear import size
 from lipcert.numerics.lanczos import lambda_max_ritz
 from lipcert.numerics.probabilistic import kuczynski_wozniakowski_epsilon
 from lipcert.problem import Norm
 from lipcert.search.passes import Passes, steps_to_output
+from lipcert.search.vector_neuron import DEAD, VectorNeuron
 
 #: Geometric lifts tried on top of the check's own margin: they make up for an iteration that has not converged.
 LIFTS = (

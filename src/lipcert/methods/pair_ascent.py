@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipcert.errors import NumericsError
 from lipcert.network.graph import ActivationNode, Node, SelectionNode
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
+from lipcert.search.power import power_method
 
 #: Work (neurons² × rows × columns × shorter side) up to which greedy flips neurons one by one.
 ONE_BY_ONE = 2e9
@@ -112,7 +114,7 @@ class Stage:
                 parts.append(Maxima(function) if isinstance(function, MaxSelection) else Orders(function))
                 continue
             assert isinstance(node, ActivationNode)
-            low, high = (slope.reshape(-1) for slope in node.function.slopes(node.shape))
+            low, high = (slope.reshape(-1) for slope in node.function.slope_range(node.shape))
             if parts and isinstance(parts[-1], Slopes):
                 before = parts.pop()
                 assert isinstance(before, Slopes)
@@ -236,19 +238,14 @@ def _leading(b: Tensor, stage: Stage, a: Tensor, start: Tensor) -> tuple[Tensor,
     if min(b.shape[0], a.shape[1]) <= WHOLE:
         u, s, vh = torch.linalg.svd(b @ stage.forward(a), full_matrices=False)
         return u[:, 0], float(s[0]), vh[0]
-    v = start / start.norm()
-    value = 0.0
-    for _ in range(2000):
-        image = b @ stage.forward(a @ v)
-        back = a.T @ stage.backward(b.T @ image)
-        length = float(back.norm())
-        if length == 0.0:
-            return image, 0.0, v
-        new = math.sqrt(length)
-        v = back / length
-        if abs(new - value) <= 1e-10 * new:
-            break
-        value = new
+
+    def gram(x: Tensor) -> Tensor:
+        return a.T @ stage.backward(b.T @ (b @ stage.forward(a @ x)))
+
+    try:
+        _, v = power_method(gram, start, 2000, 1e-10)
+    except ValueError as reason:
+        raise NumericsError("the pair of layers overflows; rescale the network's weights.") from reason
     image = b @ stage.forward(a @ v)
     value = float(image.norm())
     return image / max(value, 1e-300), value, v

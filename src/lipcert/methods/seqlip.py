@@ -17,10 +17,10 @@ from lipcert.errors import InputError, MethodError, NotProved
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Found, Method, Run, method
 from lipcert.methods.lipsdp import LipSDP
-from lipcert.methods.power_iteration import norm_from_below
 from lipcert.methods.vertex_search import best_vertex, likely_vertex
 from lipcert.network.linear import compose
 from lipcert.problem import Norm, Problem
+from lipcert.search.power import norm_from_below
 
 #: Power iterations behind the guess whether a truncation can gain.
 STEPS = 20

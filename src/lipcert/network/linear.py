@@ -62,17 +62,6 @@ class LinearMap(ABC):
             (gradient,) = torch.autograd.grad(image, x, image.detach())
         return gradient
 
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """``apply(x)`` and ``transpose``; the latter may use what the forward pass has computed, once."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            image = self.apply(x)
-
-        def transpose(y: Tensor) -> Tensor:
-            return torch.autograd.grad(image, x, y, materialize_grads=True)[0]
-
-        return image.detach(), transpose
-
     @abstractmethod
     def absolute(self) -> LinearMap:
         """A map with non-negative entries, each at least the absolute value of this map's entry."""
@@ -106,13 +95,6 @@ class LinearMap(ABC):
         A map whose constants were only *computed* as zero is none.
         """
         return self.in_size == 0 or self.out_size == 0
-
-    def like(self) -> tuple[torch.dtype, torch.device] | None:
-        """Dtype and device of the constants, or None for a map without constants."""
-        for leaf in self.leaves():
-            for constant in getattr(leaf, "constants", ()):
-                return constant.dtype, constant.device
-        return None
 
     def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """The dense (out_size, in_size) matrix, column by column (or row by row when that is shorter)."""
@@ -225,9 +207,6 @@ class Dense(LinearMap):
     def transpose(self, y: Tensor) -> Tensor:
         return (y.reshape(len(y), self.out_size) @ self.constants[0]).reshape(len(y), *self.in_shape)
 
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return self.apply(x), self.transpose
-
     def gram(self, x: Tensor) -> Tensor:
         return self.transpose(self.apply(x))
 
@@ -291,9 +270,6 @@ class Identity(LinearMap):
     def transpose(self, y: Tensor) -> Tensor:
         return self.apply(y)
 
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return self.apply(x), self.transpose
-
     def gram(self, x: Tensor) -> Tensor:
         return self.apply(self.apply(x))  # the square itself may overflow, which Python raises
 
@@ -345,19 +321,6 @@ class Composition(LinearMap):
         for linear in reversed(self.maps):
             y = linear.transpose(y)
         return y
-
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        pulls: list[Callable[[Tensor], Tensor]] = []
-        for linear in self.maps:
-            x, pull = linear.with_transpose(x)
-            pulls.append(pull)
-
-        def transpose(y: Tensor) -> Tensor:
-            for pull in reversed(pulls):
-                y = pull(y)
-            return y
-
-        return x, transpose
 
     def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """The dense matrix; a factor at either end that is dense already supplies the rows or columns."""

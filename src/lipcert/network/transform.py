@@ -7,14 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, index_key, size
 from lipcert.network.nodes import ActivationNode, AffineNode, SelectionNode
-from lipcert.network.nonlinearity import Kink, MaxSelection, Nonlinearity, SortSelection
+from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.origin import Origins, united
-
-RELU = Nonlinearity("relu", torch.relu, 0.0, 1.0, (Kink(0.0, 1.0),))
 
 
 def then(network: Network, linear: LinearMap, name: str = "select") -> Network:

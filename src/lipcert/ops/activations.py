@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import TrainModeError
+from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.source import derived
-from lipcert.network.transform import RELU
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
@@ -107,7 +107,7 @@ def prelu(ctx: Context, x: Any, weight: Any) -> Var:
         lower = torch.nextafter(slopes - ball.radius, torch.tensor(-math.inf, dtype=torch.float64))
         upper = torch.nextafter(slopes + ball.radius, torch.tensor(math.inf, dtype=torch.float64))
     source = derived(lambda s: s.reshape(slopes.shape), weight.source)
-    return ctx.activation(x, replace(known.prelu(slopes, lower, upper), sources=(source,)))
+    return ctx.activation(x, replace(known.prelu(slopes, lower, upper, ball.radius), sources=(source,)))
 
 
 @rule("rrelu", kind="activation")
@@ -228,15 +228,18 @@ def _clamp(ctx: Context, x: Any, low: Any, high: Any, name: str) -> Var:
             name = "relu6"
         return ctx.activation(x, known.clamp(a, b, name))
     ends: list[Tensor] = []
+    spreads: list[Tensor | None] = []
     for end, default in ((low, -math.inf), (high, math.inf)):
-        value = torch.tensor(default) if end is None else ctx.constant(end, "end").value
+        constant = Constant.exactly(torch.tensor(default)) if end is None else ctx.constant(end, "end")
+        value = constant.value
         if bool(torch.isnan(value).any()) or bool((value == -default).any()):
             raise ctx.unsupported("its ends leave no finite value.")
         ends.append(value.double())
+        spreads.append(constant.readings.radius)
     shape = tuple(torch.broadcast_shapes(x.shape, *(tuple(end.shape) for end in ends)))
     if shape != x.shape:
         raise ctx.unsupported(f"its ends would broadcast {x.shape} to {shape}; expand the input first.")
-    return ctx.activation(x, known.clamp_tensors(ends[0], ends[1]))
+    return ctx.activation(x, known.clamp_between(ends[0], ends[1], spreads[0], spreads[1]))
 
 
 def _shapes_fit(x: Var, *constants: Any) -> bool:

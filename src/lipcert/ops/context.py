@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,11 +43,11 @@ class Context:
 
     def unsupported(self, reason: str) -> UnsupportedOpError:
         """An error that names the op, the user's line and the reason."""
-        return UnsupportedOpError(f"aten.{self.op} {self._place()}: {reason} `lipcert ops` lists what is supported.")
+        return UnsupportedOpError(f"{shown(self.op)} {self._place()}: {reason} `lipcert ops` lists what is supported.")
 
     def not_lipschitz(self, reason: str) -> NotLipschitzError:
         """The same for an op that is discontinuous or unbounded in slope."""
-        return NotLipschitzError(f"aten.{self.op} {self._place()}: {reason}")
+        return NotLipschitzError(f"{shown(self.op)} {self._place()}: {reason}")
 
     def _place(self) -> str:
         return f"at {self.where}" if self.where else "(no source location)"
@@ -237,13 +238,30 @@ class Context:
             return
         if isinstance(value, Constant) and value.exact.radius is not None:
             raise CaptureError(
-                f"aten.{self.op} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
+                f"{shown(self.op)} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
                 "parameters leaves the range of float64 (an overflow, or a division by zero). Rescale the parameters."
             )
         raise CaptureError(
-            f"aten.{self.op} {self._place()}: a parameter of shape {tuple(tensor.shape)} holds NaN or infinity; "
+            f"{shown(self.op)} {self._place()}: a parameter of shape {tuple(tensor.shape)} holds NaN or infinity; "
             "no bound exists for such a network. Repair or reload the weights."
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unknown(GainFunction):
+    """A linear map of which only bounds of the constants are known; evaluated as 0."""
+
+    bounds: OpMap
+
+    def value(self, x: Tensor) -> Tensor:
+        """Zeros.
+
+        Raises:
+            NumericsError: the derivative is asked for.
+        """
+        if not isinstance(x, Tensor):
+            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
+        return 0.0 * self.bounds.function(x, *self.bounds.constants)
 
 
 def _unknown_map(bounds: OpMap) -> GainFunction:
@@ -265,15 +283,12 @@ def _unknown_map(bounds: OpMap) -> GainFunction:
     two = math.sqrt(one) * math.sqrt(top) * (1.0 + 2.0**-48)
     gains = {1.0: one, 2.0: two, math.inf: top}
     source = "what rounding may have done to a constant that is computed from parameters"
-    key = f"{tuple(bounds.out_shape)} {bounds.attributes}"
-    function = bounds.function
+    return Unknown("rounding of constants", gains, source, bounds)
 
-    def nothing(x: Tensor, *constants: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
-        return 0.0 * function(x, *constants)
 
-    return GainFunction("rounding of constants", nothing, gains, source, bounds.constants, key)
+def shown(op: str) -> str:
+    """The name of an op as error messages give it: ``aten.relu``, ``mylib::relu``."""
+    return op if "::" in op else f"aten.{op}"
 
 
 def is_number(x: Any) -> bool:
