@@ -79,7 +79,7 @@ def kinds() -> dict[str, Path]:
 
 def parts() -> dict[str, list[Path]]:
     """What every bound rests on beside the check of its kind → files; some are in a kind's closure, too."""
-    read = [path for folder in ("capture", "network", "ops") for path in sorted((SOURCE / folder).rglob("*.py"))]
+    read = [path for folder in ("capture", "ops", "network") for path in sorted((SOURCE / folder).rglob("*.py"))]
     model = {found for path in read for found in closure(path)}
     problem = closure(SOURCE / "problem.py")
     proofs = {found for start in kinds().values() for found in closure(start)}
