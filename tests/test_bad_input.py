@@ -513,3 +513,8 @@ def test_python_and_numpy_random_states_are_left() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
     bound(Twice(nn.Linear(3, 3), nn.ReLU()).eval())
     assert before == (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[union-attr]
+
+
+def test_verify_takes_a_path_only() -> None:
+    with pytest.raises(InputError, match=r"not Bound; a bound writes one with \.save"):
+        lipcert.verify(bound(linear()), linear(), X)  # type: ignore[arg-type]

@@ -461,3 +461,67 @@ def test_hooks_on_all_modules_are_seen() -> None:
     finally:
         handle.remove()
     assert torch.equal(capture(model, x).forward(x.double()[None]), plain)
+
+
+class SelfInitialising(nn.Module):
+    """Scales itself in its first call, as ActNorm does, and notes that it did in one way or another."""
+
+    def __init__(self, note: str, copyable: bool, kind: str) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.done, self.notes, self.kind, self.note = False, {"done": False}, kind, note
+        if not copyable:
+            self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.done if self.note == "attribute" else self.notes["done"]):
+            self.done = self.notes["done"] = True
+            if self.kind == "data":
+                self.scale.data.mul_(50.0)
+            elif self.kind == "replaced":
+                self.scale = nn.Parameter(torch.full((3,), 50.0))
+            else:
+                self.factor = 50.0
+        return x * self.scale * getattr(self, "factor", 1.0)
+
+
+@pytest.mark.parametrize("note", ["attribute", "entry"])
+@pytest.mark.parametrize("copyable", [True, False])
+@pytest.mark.parametrize("kind", ["data", "replaced", "number"])
+def test_a_first_call_that_changes_the_model_is_not_lost_in_the_trace(note: str, copyable: bool, kind: str) -> None:
+    """Every later call multiplies by 50, the first one too: a bound near 1 would be about no model at all."""
+    try:
+        found = lipcert.bound(SelfInitialising(note, copyable, kind).eval(), torch.ones(1, 3), method="autolip")
+    except CaptureError:
+        return
+    assert found.value >= 50.0
+
+
+def test_a_module_that_fills_a_cache_while_it_is_traced() -> None:
+    class Cached(nn.Module):
+        mask: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.mask is None:
+                self.mask = torch.arange(3.0)
+            return x * self.mask
+
+    model = Cached().eval()
+    assert lipcert.bound(model, torch.ones(1, 3), method="autolip").value == pytest.approx(2.0)
+    assert model.mask is None
+
+
+def test_writing_past_the_trace_is_refused_without_a_crash() -> None:
+    """torch.export keeps a tensor without storage for it; evaluating that one ends the process."""
+
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer.weight.data.mul_(1.5)
+            return self.layer(x)
+
+    with pytest.raises(CaptureError, match="data"):
+        lipcert.bound(Growing().eval(), torch.ones(1, 3), method="autolip")

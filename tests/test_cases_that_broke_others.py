@@ -250,7 +250,7 @@ def test_log_softmax(n: int, norm: tuple[float, float], factor: float) -> None:
 def test_lower_slope_of_silu() -> None:
     """−0.0734 in a table; −0.0998 in truth. The activation node must say so, for methods that use both ends."""
     nodes = capture(nn.SiLU().eval(), torch.zeros(1, 1)).nodes
-    low, high = nodes[-1].function.slopes((1, 1))  # type: ignore[attr-defined]
+    low, high = nodes[-1].function.slope_range((1, 1))  # type: ignore[attr-defined]
     assert float(low) == pytest.approx(-0.099839320128867, rel=1e-13)
     assert float(high) == pytest.approx(1.099839320128867, rel=1e-13)
 

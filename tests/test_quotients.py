@@ -15,7 +15,9 @@ from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError
 from lipcert.network.graph import ActivationNode, GainNode, Network
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity
+from lipcert.ops import nonlinearities as known
 from lipcert.ops import registry
+from lipcert.ops.softmax import Softmax
 
 ACTIVATIONS = [
     nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ELU(2.0), nn.CELU(),
@@ -62,7 +64,7 @@ def test_a_rule_with_a_wrong_slope_is_caught_at_capture(monkeypatch: pytest.Monk
     """The value is right, so the self-check is silent: GELU with the slopes of ReLU, deep in a network."""
 
     def wrong(ctx: Any, x: Any, approximate: str = "none") -> Any:
-        return ctx.activation(x, Nonlinearity("gelu", torch.nn.functional.gelu, 0.0, 1.0))
+        return ctx.activation(x, replace(known.GELU, lower=0.0, upper=1.0))
 
     monkeypatch.setitem(registry._RULES, "gelu", wrong)
     model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2), nn.GELU()).eval()
@@ -73,7 +75,7 @@ def test_a_rule_with_a_wrong_slope_is_caught_at_capture(monkeypatch: pytest.Monk
 def test_a_rule_with_a_wrong_gain_is_caught_at_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(ctx: Any, x: Any, dim: int, half_to_float: bool = False) -> Any:
         gains = {1.0: 0.25, 2.0: 0.25, math.inf: 0.25}
-        return ctx.gain(x, GainFunction("softmax", lambda v: torch.softmax(v, dim), gains, "wrong"))
+        return ctx.gain(x, Softmax("softmax", gains, "wrong", dim))
 
     for name in [n for n in registry._RULES if n.split(".")[0] in ("softmax", "_softmax")]:
         monkeypatch.setitem(registry._RULES, name, wrong)
@@ -84,11 +86,12 @@ def test_a_rule_with_a_wrong_gain_is_caught_at_capture(monkeypatch: pytest.Monke
 def test_only_the_callers_data_reach_a_steep_place() -> None:
     """A steep place at 12345 that nothing random meets: the example itself does."""
 
-    def steep(v: Tensor) -> Tensor:
-        return v + 50.0 * torch.clamp(v - 12345.0, 0.0, 1.0)
+    class Steep(Nonlinearity):
+        def value(self, x: Tensor) -> Tensor:
+            return x + 50.0 * torch.clamp(x - 12345.0, 0.0, 1.0)
 
     network = capture(nn.Linear(1, 1).eval(), torch.zeros(1, 1))
-    function = Nonlinearity("steep", steep, 0.0, 1.0)
+    function = Steep("steep", 0.0, 1.0)
     nodes = (*network.nodes, ActivationNode(parents=(1,), shape=(1, 1), name="steep", function=function))
     affine = network.nodes[1]
     place = (12345.2 - float(affine.offset.reshape(-1)[0])) / float(affine.maps[0].matrix()[0, 0])  # type: ignore[attr-defined]

@@ -390,6 +390,38 @@ def _densenet() -> nn.Module:
     )
 
 
+def _groups() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3, padding=1, groups=2), nn.GroupNorm(2, 4), Apply(max_min), nn.Flatten(), nn.Linear(16, 2)
+    )
+
+
+def _gates() -> nn.Module:
+    gate = Apply(lambda _, x: x * torch.sigmoid(1.5 * x) + torch.where(x > 0, x, 0.1 * x))
+    return nn.Sequential(nn.Linear(4, 6), gate, nn.Linear(6, 4), Apply(lambda _, x: x / (1 + x.abs())), nn.Linear(4, 2))
+
+
+def _gains_before_selections() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.LayerNorm(8, eps=0.1), nn.Unflatten(1, (2, 4)), nn.MaxPool1d(2), nn.Flatten(),
+        nn.Linear(4, 4), nn.Softmax(dim=1), Apply(lambda _, x: x.sort(dim=1).values[:, 1:]),
+    )  # fmt: skip
+
+
+class Recurrence(nn.Module):
+    """A tanh recurrence over the rows of its input; its last state."""
+
+    def __init__(self, inputs: int, states: int) -> None:
+        super().__init__()
+        self.enter, self.again = nn.Linear(inputs, states), nn.Linear(states, states)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.tanh(self.enter(x[:, 0]))
+        for step in range(1, x.shape[1]):
+            state = torch.tanh(self.enter(x[:, step]) + self.again(state))
+        return state
+
+
 #: (name, factory, shape of one example): chains first, on which the order of DESIGN §4 holds in full.
 ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("relu 4-6-3", lambda: mlp((4, 6, 3), 1), (4,)),
@@ -405,6 +437,10 @@ ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("concatenation", lambda: _seeded(_densenet, 11), (4,)),
     ("shared layer", lambda: _seeded(lambda: Twice(nn.Linear(4, 4), nn.ReLU()), 12), (4,)),
     ("small cnn", lambda: _seeded(_cnn, 13), (1, 6, 6)),
+    ("groups", lambda: _seeded(_groups, 14), (2, 4)),
+    ("gates", lambda: _seeded(_gates, 15), (4,)),
+    ("gains before selections", lambda: _seeded(_gains_before_selections, 16), (4,)),
+    ("recurrence", lambda: _seeded(lambda: nn.Sequential(Recurrence(2, 3), nn.Linear(3, 2)), 17), (4, 2)),
 )
 
 

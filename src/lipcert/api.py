@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -195,7 +196,12 @@ def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
 
     Raises:
         CertificateError: missing, damaged, tampered with, of another model, or it does not prove its claim.
+        InputError: ``path`` is no path.
     """
+    if not isinstance(path, (str, Path)):
+        raise InputError(
+            f"verify takes the path of a certificate, not {type(path).__name__}; a bound writes one with .save(path)."
+        )
     return verify_certificate(path, capture(load_model(model), example_input))
 
 
@@ -260,7 +266,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _budget(budget: float) -> float:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
         raise InputError(f"budget must be a positive number of seconds, not {budget!r}.")
-    return float(budget)
+    return float(min(budget, sys.float_info.max))  # a whole number may be larger
 
 
 def _rigorous(guarantee: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -43,7 +44,7 @@ class Ball:
 
     def __post_init__(self) -> None:
         require_real("the centre of a ball", self.center)
-        if not isinstance(self.radius, (int, float)) or not self.radius >= 0 or not math.isfinite(self.radius):
+        if not isinstance(self.radius, (int, float)) or not 0 <= self.radius <= sys.float_info.max:
             raise InputError(f"a ball needs a finite radius ≥ 0, not {self.radius}.")
         if self.p not in NORMS:
             raise InputError(f"a ball needs p in {{1, 2, inf}}, not {self.p}.")
@@ -58,11 +59,13 @@ class Ball:
         """Map a batch (B, *shape) into the ball (the nearest point for p = 2 and ∞; a scaling for p = 1)."""
         center = self.center.to(x).reshape(1, *x.shape[1:])
         offset = x - center
+        limits = torch.finfo(x.dtype)
+        radius = min(self.radius, limits.max)
         if self.p == math.inf:
-            return center + offset.clamp(-self.radius, self.radius)
+            return center + offset.clamp(-radius, radius)
         flat = offset.reshape(len(x), -1)
-        length = flat.norm(p=self.p, dim=1).clamp(min=1e-300)
-        shrink = (self.radius / length).clamp(max=1.0) * (1.0 - 1e-12)
+        length = flat.norm(p=self.p, dim=1).clamp(min=limits.tiny)
+        shrink = (radius / length).clamp(max=1.0) * (1.0 - 1e-12)
         return center + offset * shrink.reshape(-1, *([1] * (x.dim() - 1)))
 
     def contains(self, x: Tensor) -> bool:

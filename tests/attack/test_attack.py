@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import lipcert
-from lipcert.attack import attack, evaluate, search
+from lipcert.attack import attack, evaluate, norms, search
+from lipcert.attack.pool import Pool
 from lipcert.capture.torch_export import capture
 from lipcert.errors import InputError
 from lipcert.problem import Ball, Box, Problem
@@ -295,3 +296,27 @@ def test_reference_targets(name, target, upper, with_data):
     model, points = trained(name)
     lower = attack(Problem(capture(model, points[:1].float())), inputs=points if with_data else None, budget=30.0)
     assert target <= lower.value <= upper
+
+
+def test_points_whose_derivative_is_no_number_spoil_no_search():
+    """x·sigmoid(1e300 x) overflows to NaN at most points; the others are steep, and the search finds them."""
+    w = torch.tensor([0.0, 1e-300, 1e300, -1.0], dtype=torch.float64)
+
+    class Gate(nn.Module):
+        def forward(self, x):
+            return x * torch.sigmoid(x * w)
+
+    model = Gate().eval()
+    value = lipcert.lower_bound(model, torch.zeros(1, 4, dtype=torch.float64), budget=0.3).value
+    assert 0.99 < value <= 1.0998393194
+
+
+def test_best_directions_pass_over_matrices_with_nan():
+    matrices = torch.stack(
+        [torch.full((2, 2), math.nan), torch.diag(torch.tensor([1.0, 3.0])), torch.full((2, 2), math.inf)]
+    )
+    values, _ = norms.best_directions(matrices.double(), 2.0, 2.0)
+    assert float(values[1]) == pytest.approx(3.0)
+    pool = Pool(0.0)
+    pool.add(torch.zeros(9, 2), torch.tensor([math.nan] * 8 + [3.0]), torch.ones(9, 2))
+    assert pool.best == 3.0

@@ -445,7 +445,7 @@ def test_constants_known_to_be_rounded_are_enclosed_with_their_error():
     """The left slope is a number computed with a thousand roundings: no lower bound may use its last digits."""
     loose = two_slopes((Real.of(0.5, 1e9), exactly(0)), (exactly(0.25), exactly(0)), Fraction(0), "bent")
     x = torch.tensor([-1.0, 2.0], dtype=D)
-    result = loose.function(Enclosure(Range.exact(x), Range.exact(torch.ones(2, dtype=D))))
+    result = loose(Enclosure(Range.exact(x), Range.exact(torch.ones(2, dtype=D))))
     low, high = result.tangent.low, result.tangent.high
     true = Real.of(0.5, 1e9)
     assert Fraction(float(low[0])) <= true.low

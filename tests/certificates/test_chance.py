@@ -13,14 +13,14 @@ from torch import nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates import quadratic
 from lipcert.certificates.bound import Certificate
+from lipcert.certificates.forms import matrix_free
 from lipcert.certificates.norms import operator_norm as map_norm
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.methods.base import Method, Run, registered
 from lipcert.numerics import chance as module
-from lipcert.numerics import lanczos
+from lipcert.numerics import lanczos, probabilistic
 from lipcert.numerics.chance import TOTAL, Chance
 from lipcert.problem import Problem
 from tests.zoo import Residual, mlp
@@ -72,7 +72,7 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     counted("certify_sigma_max_probabilistic", map_norm, "delta")
     counted("sigma_max_probabilistic", map_norm, "delta")
-    used = quadratic.kuczynski_wozniakowski_epsilon
+    used = matrix_free.kuczynski_wozniakowski_epsilon
     draw, drawn = module.Share.draw, set()
 
     def drawing(share: module.Share, value: bool = False) -> float:
@@ -86,7 +86,7 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return used(n, steps, delta)
 
     monkeypatch.setattr(module.Share, "draw", drawing)
-    monkeypatch.setattr(quadratic, "kuczynski_wozniakowski_epsilon", judging)
+    monkeypatch.setattr(matrix_free, "kuczynski_wozniakowski_epsilon", judging)
     import lipcert.certificates.loop_transform as loop_transform
 
     counted("sigma_max_probabilistic", loop_transform, "delta")
@@ -141,7 +141,7 @@ def test_methods_side_by_side_share_one_budget(spent: list[float]) -> None:
 def test_failed_attempts_are_counted(spent: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """A search may retry until a start is kind to it: every start it could have been served by has its own δ."""
     attempts = []
-    original = quadratic.lambda_max_ritz
+    original = matrix_free.lambda_max_ritz
 
     def unkind(*arguments: Any) -> Any:
         attempts.append(1)
@@ -149,7 +149,7 @@ def test_failed_attempts_are_counted(spent: list[float], monkeypatch: pytest.Mon
         faked = (1.0 - 1e-9, 1.5)[len(attempts) % 2 - 1]  # too close to 1 for so few steps; not feasible
         return (faked if len(attempts) < 5 else ritz), vector
 
-    monkeypatch.setattr(quadratic, "lambda_max_ritz", unkind)
+    monkeypatch.setattr(matrix_free, "lambda_max_ritz", unkind)
     bound = lipcert.bound(*network(), method=lipcert.LipSDP(route="matrix_free"), budget=3)
     assert len(attempts) >= 5
     assert math.fsum(spent) <= bound.delta <= TOTAL
@@ -198,7 +198,7 @@ def test_starts_differ_from_call_to_call_whatever_is_seeded() -> None:
     starts = []
     for _ in range(3):
         torch.manual_seed(0)
-        starts.append(lanczos._random_unit(50, None, torch.float64, "cpu"))
+        starts.append(lanczos.random_unit(50, None, torch.float64, "cpu"))
     assert not torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[1], starts[2])
     assert all(abs(float(s.norm()) - 1.0) < 1e-12 for s in starts)
@@ -207,7 +207,7 @@ def test_starts_differ_from_call_to_call_whatever_is_seeded() -> None:
 def test_starts_are_uniform_on_the_sphere() -> None:
     """Second and fourth moments of an entry of a uniform unit vector of R^n: 1/n and 3/(n(n + 2))."""
     n, count = 5, 20_000
-    x = torch.stack([lanczos._random_unit(n, None, torch.float64, "cpu") for _ in range(count)])
+    x = torch.stack([lanczos.random_unit(n, None, torch.float64, "cpu") for _ in range(count)])
     assert float(x.mean().abs()) < 5 / math.sqrt(count * n * n)
     assert torch.allclose(x.T @ x / count, torch.eye(n, dtype=torch.float64) / n, atol=5 / math.sqrt(count) / n)
     assert float(x.pow(4).mean()) == pytest.approx(3 / (n * (n + 2)), rel=0.05)
@@ -215,7 +215,7 @@ def test_starts_are_uniform_on_the_sphere() -> None:
 
 def test_a_caller_may_choose_the_starts() -> None:
     values = {
-        lanczos._random_unit(9, torch.Generator().manual_seed(3), torch.float64, "cpu")[0].item() for _ in range(3)
+        lanczos.random_unit(9, torch.Generator().manual_seed(3), torch.float64, "cpu")[0].item() for _ in range(3)
     }
     assert len(values) == 1
     assert Chance(generator=(g := torch.Generator())).group(1).generator is g
@@ -225,7 +225,7 @@ def test_a_caller_may_choose_the_starts() -> None:
 def test_the_formula_is_that_of_the_theorem() -> None:
     """1.648 √n exp(−√ε (2k − 1)) = δ, solved for ε and rounded up."""
     for n, k, delta in ((10, 20, 1e-9), (10**6, 100, 1e-12), (3, 30, 1e-3)):
-        epsilon = lanczos.kuczynski_wozniakowski_epsilon(n, k, delta)
+        epsilon = probabilistic.kuczynski_wozniakowski_epsilon(n, k, delta)
         assert 1.648 * math.sqrt(n) * math.exp(-math.sqrt(epsilon) * (2 * k - 1)) == pytest.approx(delta, rel=1e-9)
 
 
@@ -234,7 +234,7 @@ def test_few_steps_err_no_more_often_than_stated() -> None:
     n, k, delta, trials = 60, 6, 0.3, 400
     values = torch.linspace(0.0, 1.0, n, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    epsilon = lanczos.kuczynski_wozniakowski_epsilon(n, k, delta)
+    epsilon = probabilistic.kuczynski_wozniakowski_epsilon(n, k, delta)
     assert epsilon < 1.0
     failures = sum(
         lanczos.lambda_max_ritz(lambda x: values * x, n, k, generator)[0] < 1.0 - epsilon for _ in range(trials)

@@ -126,3 +126,37 @@ def test_a_selection_that_floats_cannot_hold_is_refused() -> None:
     with pytest.raises(InputError, match="select"):
         Problem(network, select=torch.ones(1, rows, dtype=torch.complex64))
     assert Problem(network, select=torch.full((1, rows), 2**53)).select is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x; 0.0 s)\nverified Lipschitz constant ≤ 1e-9  (l2 → l2, everywhere; rigorous, lipsdp",
+        "\rLipschitz constant ≤ 1e-9\x1b[8m",
+        "a, b",
+        "m" * 81,
+        "",
+        None,
+        {"a": 1},
+    ],
+)
+def test_the_name_of_a_method_cannot_read_like_a_result(name: Any, path: Path) -> None:
+    rewritten(path, put("method", name))
+    with pytest.raises(CertificateError, match="method"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ["\x1b[2K\rverified", 7, None, "0x12"])
+def test_a_fingerprint_is_a_number(text: Any, path: Path) -> None:
+    rewritten(path, put("fingerprint", text))
+    with pytest.raises(CertificateError, match="fingerprint"):
+        read(path)
+
+
+@pytest.mark.parametrize("place", [None, 7, b"/tmp/c.lipcert", object()])
+def test_places_that_are_no_paths(place: Any) -> None:
+    record = genuine("layer_product").record
+    with pytest.raises(CertificateError, match="Path"):
+        save(record, place)
+    with pytest.raises(CertificateError, match="Path"):
+        verify(place, genuine("layer_product").network)

@@ -18,7 +18,8 @@ def test_the_checks_have_not_outgrown_their_limits() -> None:
 
 
 def test_every_kind_of_certificate_has_a_limit_near_its_length() -> None:
-    assert set(trusted.kinds()) == set(_CHECKS) == set(trusted.limits())
+    assert set(trusted.kinds()) == set(_CHECKS)
+    assert set(_CHECKS) | set(trusted.PARTS) == set(trusted.limits())
     for kind, count in trusted.lines().items():
         assert count <= trusted.limits()[kind] < 1.15 * count, kind
 
@@ -40,3 +41,27 @@ print(*[m.__file__ for name, m in sys.modules.items() if name.startswith("lipcer
     loaded = {str(Path(line).relative_to(trusted.SOURCE)) for line in done.stdout.splitlines()}
     assert loaded <= listed
     assert not any(name.startswith(("search/", "methods/", "attack/", "capture/", "ops/")) for name in listed)
+
+
+def test_kinds_and_parts_are_all_that_a_bound_rests_on() -> None:
+    """No trusted package has a file that nobody is told to read, and no searching one is among them."""
+    listed = {path for found in trusted.parts().values() for path in found}
+    listed |= {path for start in trusted.kinds().values() for path in trusted.closure(start)}
+    names = {str(path.relative_to(trusted.SOURCE)) for path in listed}
+    assert not any(name.startswith(("search/", "methods/", "attack/", "cli/")) for name in names)
+    trusted_rooms = ("numerics", "network", "increments", "certificates", "ops", "capture")
+    held = {
+        str(path.relative_to(trusted.SOURCE))
+        for room in trusted_rooms
+        for path in (trusted.SOURCE / room).rglob("*.py")
+    }
+    assert held <= names
+
+
+def test_kinds_alone_registers_every_check() -> None:
+    """In a process of its own: a verifier imports no method."""
+    script = "import lipcert.certificates.kinds, lipcert.certificates.base as b; print(*sorted(b._CHECKS))"
+    bare = f"import sys, types; p = types.ModuleType('lipcert'); p.__path__ = [{str(trusted.SOURCE)!r}]; "
+    bare += "sys.modules['lipcert'] = p; " + script
+    done = subprocess.run([sys.executable, "-c", bare], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == sorted(trusted.kinds())

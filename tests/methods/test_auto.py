@@ -12,9 +12,9 @@ from torch import nn
 import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness, prove
+from lipcert.certificates.forms.matrix_free import ScaledMap
 from lipcert.certificates.forms.quadratic_form import Weights
 from lipcert.certificates.norms import operator_norm
-from lipcert.certificates.quadratic import ScaledMap
 from lipcert.errors import CertificateError, InputError, NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents

@@ -153,7 +153,10 @@ def test_written_products_enclose_the_exact_ones(scale):
 
 
 def test_sums_of_blocks_far_apart_in_size():
-    small, large = written_map.Block(randn(3, 3, seed=1), -3000, 1e-16), written_map.Block(randn(3, 3, seed=2), 5, 0.0)
+    small, large = (
+        written_map.EnclosedMatrix(randn(3, 3, seed=1), -3000, 1e-16),
+        written_map.EnclosedMatrix(randn(3, 3, seed=2), 5, 0.0),
+    )
     both = written_map.total([small, large], 2.0)
     assert both.exponent == pytest.approx(5, abs=8)
     assert both.norm(2.0).log10 == pytest.approx(large.norm(2.0).log10, abs=1e-12)

@@ -10,8 +10,9 @@ import torch
 from lipcert.network.builder import NetworkBuilder
 from lipcert.network.graph import AffineNode, SelectionNode
 from lipcert.network.linear import Composition, Dense, Identity, OpMap, Sum, add, compose
-from lipcert.network.nonlinearity import GainFunction, MaxSelection, SortSelection
+from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.transform import RELU, batcher_stages, expand, fuse, gather, scatter, then
+from lipcert.ops.softmax import Softmax
 
 N = 4
 SHAPE = (1, N)
@@ -57,7 +58,7 @@ def random_network(seed):
             index = torch.randperm(N, generator=generator).reshape(choose.choice([(1, 4), (2, 2), (4, 1)]))
             variables.append(builder.selection(x, SortSelection("sort", index, SHAPE, choose.random() < 0.5)))
         else:
-            function = GainFunction("softmax", lambda v: torch.softmax(v, -1), {2.0: 0.5}, "")
+            function = Softmax("softmax", {2.0: 0.5}, "", -1)
             variables.append(builder.gain(x, function, SHAPE))
     return builder.finish(variables[-1])
 

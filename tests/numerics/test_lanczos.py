@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipcert.numerics.lanczos import (
+from lipcert.numerics.lanczos import lambda_max_ritz
+from lipcert.numerics.probabilistic import (
     certify_sigma_max_probabilistic,
     kuczynski_wozniakowski_epsilon,
-    lambda_max_ritz,
     sigma_max_probabilistic,
 )
 

@@ -7,12 +7,15 @@ import mpmath as mp
 import pytest
 import torch
 from activation_cases import ENDS, HAND, ROWS, SELU, SMOOTH, TWO_BY_ROOT_PI
+from slope_cases import PARTS
 from torch import nn
 
 from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError, NotLipschitzError, TrainModeError, UnsupportedOpError
+from lipcert.network.activations.exponential import SELU_ALPHA, SELU_SCALE
 from lipcert.network.graph import ActivationNode, AffineNode
 from lipcert.network.linear import Identity, OpMap, compose
+from lipcert.network.slopes import slopes
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.rational import Real, above, below, exactly
 from lipcert.ops.registry import supported_ops
@@ -121,6 +124,25 @@ def test_slopes_of_pairs_of_the_model_lie_in_the_range(row, captured):
 
 
 @pytest.mark.parametrize("row", ALL, ids=case_id)
+def test_slopes_of_pairs_lie_between_those_of_their_interval(row, captured):
+    """``network/slopes.py`` for every registered op and pattern; test_slopes.py has every kind to 50 digits."""
+    function = the_activation(captured(row)[1])
+    assert type(function) in PARTS
+    generator = torch.Generator().manual_seed(2)
+    x = grid()[::9]
+    for step in (1e-3, 0.3, 5.0):
+        y = x + step * (0.1 + torch.rand(len(x), generator=generator, dtype=torch.float64))
+        ends = (t.reshape(-1, 1, 1, 1).expand(-1, 1, *SHAPE) for t in (x, y))
+        low, high = (s.reshape(len(x), -1)[:, 0] for s in slopes(function, *ends))
+        a, b = evaluate(function, x), evaluate(function, y)
+        fine = torch.isfinite(a) & torch.isfinite(b)
+        error = 1e-13 * (1 + a.abs() + b.abs() + function.greatest_slope * (x.abs() + y.abs())) / (y - x)
+        quotient = ((b - a) / (y - x))[fine]
+        assert bool((quotient <= (high + error)[fine]).all())
+        assert bool((quotient >= (low - error)[fine]).all())
+
+
+@pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_derivative_of_the_model_attains_both_ends(row, captured):
     module, _ = captured(row)
     points = torch.tensor(row.at, dtype=torch.float64)
@@ -214,7 +236,7 @@ def test_other_constants():
     erf = mp.mpf(known.ERF_SLOPE)
     assert erf >= TWO_BY_ROOT_PI
     assert mp.mpf(math.nextafter(known.ERF_SLOPE, 0)) < TWO_BY_ROOT_PI
-    doubles = Fraction(known.SELU_SCALE) * Fraction(known.SELU_ALPHA)
+    doubles = Fraction(SELU_SCALE) * Fraction(SELU_ALPHA)
     selu = mp.mpf(known.SELU_SLOPE)
     assert selu >= SELU
     assert Fraction(known.SELU_SLOPE) >= doubles
@@ -254,7 +276,7 @@ def test_prelu_per_channel():
     layer.weight.data = torch.tensor([0.5, -2.0, 3.0])
     network = capture(nn.Sequential(nn.Conv1d(2, 3, 1), layer), torch.randn(2, 2, 5))
     function = the_activation(network)
-    low, high = function.slopes((1, 3, 5))
+    low, high = function.slope_range((1, 3, 5))
     assert low[0, :, 0].tolist() == [0.5, -2.0, 1.0]
     assert high[0, :, 4].tolist() == [1.0, 1.0, 3.0]
     assert function.greatest_slope == 3.0

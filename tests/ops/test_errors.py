@@ -96,7 +96,7 @@ def test_default_rms_norm_uses_the_dtype():
 
 
 def test_tables_are_part_of_the_fingerprint():
-    """Two networks that differ only in constant indices are different networks."""
+    """Two networks that differ only in constant indices are different networks, whatever op picks the entries."""
     prints = set()
     for i in ([0, 1], [1, 0], [0, 0]):
         index = torch.tensor(i)
@@ -106,7 +106,7 @@ def test_tables_are_part_of_the_fingerprint():
             lambda x, i: x.gather(1, i[None, :, None].expand(x.shape[0], 2, 6)),
         ):
             prints.add(capture(Call(op, index).eval(), X).fingerprint)
-    assert len(prints) == 9
+    assert len(prints) == 3
 
 
 @pytest.mark.parametrize("function", [

@@ -96,3 +96,28 @@ def test_counts_cover_cancellation(seed):
     product = fold(A.mm.default, "mm", (third, Constant.exactly(b.T.contiguous())), {})
     exact = [sum(x * y / 3 for x, y in zip(row, col, strict=True)) for row in fa for col in fb]
     assert exact_error(product.value, exact) <= Fraction(product.rounding) * UNIT
+
+
+@pytest.mark.parametrize("reduce", [lambda w: w.sum(0, dtype=torch.int64), lambda w: w.prod(0, dtype=torch.int64),
+                                    lambda w: w.cumsum(0, dtype=torch.int64), lambda w: w.cumprod(0, dtype=torch.int64)])  # fmt: skip
+def test_sums_in_whole_numbers_truncate_their_terms_first(reduce):
+    """Σ trunc(w) is not Σ w: neither the sum of the fractions nor an exact figure of it may come out."""
+    w = torch.tensor([[2.6, 0.6], [2.6, 0.6], [2.9, 0.9]], dtype=torch.float64)
+    (map_,) = capture(Call(lambda x, w: x * reduce(w).sum(), w).eval(), numbers(1, 2)).nodes[-1].maps
+    scale = float(map_.matrix()[0, 0])
+    assert scale == float(reduce(w).sum())
+
+
+def test_rows_normalised_by_torch_are_enclosed():
+    """F.normalize of weights, a cosine head: exact rationals give each row's length."""
+    w = numbers(3, 4)
+    (map_,) = (
+        capture(Call(lambda x, w: x @ torch.nn.functional.normalize(w, dim=1).T, w).eval(), numbers(1, 4))
+        .nodes[-1]
+        .maps
+    )
+    assert map_.rounding < 100
+    for row, unit in zip(w.tolist(), map_.matrix().tolist(), strict=True):
+        square = sum(Fraction(a) ** 2 for a in row)
+        for a, b in zip(row, unit, strict=True):
+            assert abs(Fraction(b) ** 2 * square / Fraction(a) ** 2 - 1) <= 2 * Fraction(map_.rounding) / 2**53

@@ -245,7 +245,7 @@ class Expression:
         if kind == "mish":
             u, f = inner
             soft = self.rule("softplus", "", u, pick([1.0, 1.0, 2.0]), 20.0)
-            beta = float(self.builder.node(soft).function.attributes.removeprefix("beta="))
+            beta = self.builder.node(soft).function.beta
             return self.product(x, self.apply("tanh", (soft, lambda t: F.softplus(f(t), beta))))
         if kind == "ratio":
             (u, f), (v, g) = x, self.affine(self.apply("abs", inner), pick([1, 2, -1]), pick([1, 2, 0.5, -1]))

@@ -96,7 +96,8 @@ def _best_row(jacobians: Tensor, p: float) -> Tensor:
 
 def _top_singular(jacobians: Tensor) -> Tensor:
     scale = jacobians.abs().amax((1, 2), keepdim=True)
-    unit = jacobians / torch.where(scale > 0, scale, torch.ones_like(scale))
+    finite = jacobians.isfinite().all(2, keepdim=True).all(1, keepdim=True)  # eigh raises on NaN
+    unit = torch.where(finite, jacobians / torch.where(scale > 0, scale, torch.ones_like(scale)), 0.0)
     wide = unit.shape[1] <= unit.shape[2]
     gram = unit @ unit.mT if wide else unit.mT @ unit
     top = torch.linalg.eigh(gram).eigenvectors[:, :, -1]

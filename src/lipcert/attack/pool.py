@@ -28,6 +28,7 @@ class Pool:
     def add(self, x: Tensor, values: Tensor, v: Tensor) -> None:
         """Take in a batch of points with the values and directions of the true Jacobian."""
         before = self.best
+        values = values.nan_to_num(-math.inf, -math.inf, -math.inf)  # NaN would sort before all others
         for place in values.argsort(descending=True)[:FINALISTS].tolist():
             value = float(values[place])
             if not math.isfinite(value) or any(abs(value - e[0]) <= 1e-6 * value for e in self.entries):

@@ -290,7 +290,7 @@ def _pieces(node: ActivationNode) -> Pieces | None:
     reach = 1.0 + torch.maximum(first.abs(), last.abs())
     grid = torch.cat([first - 4 * reach, kinks, last + 4 * reach])
     low, high = grid[:-1], grid[1:]
-    samples = [function((low + (high - low) * part).reshape(-1, *node.shape)) for part in (0.2, 0.4, 0.7)]
+    samples = [function((low + (high - low) * part).reshape(len(low), *node.shape)) for part in (0.2, 0.4, 0.7)]
     a, b, c = (s.reshape(low.shape).double() for s in samples)
     width = high - low
     slope = torch.where(width > 0, (c - a) / (0.5 * width), torch.zeros_like(width))

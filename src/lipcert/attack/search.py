@@ -115,7 +115,7 @@ def _search(
 ) -> bool:
     """Fill the pool; False if the gains leave the comfortable range of float32."""
     search = SearchNetwork.of(problem, dtype, device)
-    if not bool(search.mask.any()):
+    if not bool(search.mask.any()) or not size(problem.network.out_shape):
         return True
     generator = torch.Generator().manual_seed(seed)
     like = torch.zeros((), dtype=dtype, device=device)

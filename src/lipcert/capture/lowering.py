@@ -27,9 +27,10 @@ from lipcert.errors import (
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.origin import Origin
+from lipcert.network.source import Named
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant
-from lipcert.ops.context import Context
+from lipcert.ops.context import Context, shown
 from lipcert.ops.folding import fold
 from lipcert.ops.registry import find_rule
 
@@ -51,9 +52,9 @@ _SCALAR_OPS: dict[Any, Any] = {
 
 
 def op_name(target: Any) -> tuple[str, str]:
-    """(name, overload) of an ATen op."""
+    """(name, overload) of an op; one that is not ATen's keeps its namespace, so that no rule of ATen's is its rule."""
     if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1], target._overloadname
+        return target._schema.name.removeprefix("aten::"), target._overloadname
     return getattr(target, "__name__", str(target)), ""
 
 
@@ -84,13 +85,14 @@ def refuse_training_ops(program: ExportedProgram) -> None:
             training, advice = True, "Give this batch norm running statistics, and call model.eval()."
         if training is True:
             raise TrainModeError(
-                f"aten.{name} at {place_in_code(node)} is in training mode: its output is random or couples the "
+                f"{shown(name)} at {place_in_code(node)} is in training mode: its output is random or couples the "
                 f"examples of a batch. {advice}"
             )
 
 
 def lower(program: ExportedProgram) -> Network:
     """The Network of an ExportedProgram with one input of batch size 1 and one output tensor."""
+    _refuse_fakes(program)
     program = _decompose_unknown(_functional(program))
     signature = program.graph_signature
     builder = NetworkBuilder()
@@ -109,6 +111,16 @@ def lower(program: ExportedProgram) -> Network:
     raise CaptureError("the exported graph has no output")
 
 
+def _refuse_fakes(program: ExportedProgram) -> None:
+    """Raise CaptureError if a constant of the trace holds no numbers; a rewriting that evaluates it would crash."""
+    for name, value in (*program.state_dict.items(), *program.constants.items()):
+        if type(value).__name__ == "FakeTensor":
+            raise CaptureError(
+                f"the exported graph holds no numbers for {name!r}: forward reaches a tensor past the trace, for "
+                "instance by writing to .data. Write nothing in forward."
+            )
+
+
 def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: NetworkBuilder) -> Any:
     if spec.kind == InputKind.USER_INPUT:
         if builder.nodes:
@@ -121,11 +133,9 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
         value = program.constants.get(spec.target)
     if not isinstance(value, Tensor):
         raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
-    if type(value).__name__ == "FakeTensor":
-        raise CaptureError(f"the exported graph holds no numbers for {spec.target!r}")
     require_numbers(spec.target, value)
     value = value.detach().cpu()
-    return Constant.exactly(value if value.is_floating_point() else value.clone())
+    return Constant.exactly(value if value.is_floating_point() else value.clone(), source=Named(str(spec.target)))
 
 
 def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
@@ -148,7 +158,7 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
     ctx.dtype = value.dtype if isinstance(value, Tensor) else None
     if isinstance(value, Tensor) and value.is_complex():
         raise CaptureError(
-            f"aten.{op_name(node.target)[0]} at {ctx.where} makes complex numbers; only real networks are supported"
+            f"{shown(op_name(node.target)[0])} at {ctx.where} makes complex numbers; only real networks are supported"
         )
     return apply_rule(ctx, node.target, args, kwargs, _shapes(value))
 
@@ -189,8 +199,8 @@ def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[st
         raise ctx.unsupported("control flow or another higher-order operator cannot be captured as one network.")
     if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()) and find_rule(name, overload) is None:
         raise TrainModeError(
-            f"aten.{name} at {ctx.where} draws random numbers: the model is not one fixed function. Call model.eval(), "
-            "or draw the numbers once and keep them in a buffer."
+            f"{shown(name)} at {ctx.where} draws random numbers: the model is not one fixed function. Call "
+            "model.eval(), or draw the numbers once and keep them in a buffer."
         )
     parents = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Var)]
     if not parents:
@@ -219,7 +229,7 @@ def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[st
         raise ctx.unsupported(f"called in a form its rule does not know ({problem}).") from problem
     except Exception as problem:
         raise UnsupportedOpError(
-            f"aten.{name} at {ctx.where}: lipcert's rule for it fails on these arguments ({type(problem).__name__}: "
+            f"{shown(name)} at {ctx.where}: lipcert's rule for it fails on these arguments ({type(problem).__name__}: "
             f"{str(problem)[:200]}). This is a bug in lipcert and not in your model; please report it."
         ) from problem
     give_values(ctx, start, target, args, kwargs, result)
@@ -238,7 +248,7 @@ def _folded(ctx: Context, target: Any, args: Any, kwargs: Any) -> Any:
         raise
     except Exception as problem:
         raise CaptureError(
-            f"aten.{ctx.op} at {ctx.where}, applied to parameters only, cannot be evaluated "
+            f"{shown(ctx.op)} at {ctx.where}, applied to parameters only, cannot be evaluated "
             f"({type(problem).__name__}: {str(problem)[:200]}). Evaluate it once outside forward and keep the result "
             "in a buffer."
         ) from problem
@@ -278,7 +288,7 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
     if not ctx.builder.nodes:
         raise InputError("the model takes no tensor input.")
     if isinstance(output, Constant):
-        output = ctx.builder.affine([], output.shape, output.value.double(), "constant")
+        output = ctx.builder.affine([], output.shape, output.value.double(), "constant", source=output.source)
     if not isinstance(output, Var):
         raise InputError("the model does not return a tensor.")
     return ctx.builder.finish(output)

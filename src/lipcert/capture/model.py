@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -104,12 +104,38 @@ def private(module: nn.Module) -> Iterator[nn.Module]:
         yielded = copy.deepcopy(module)
     except Exception:  # locks, handles, non-leaf tensors: anything can refuse to be copied
         yielded = module
+    with nullcontext() if yielded is not module else _attributes_kept(module):
+        yield _interpreted(yielded)
+
+
+@contextmanager
+def for_tracing(module: nn.Module, example: Tensor) -> Iterator[nn.Module]:
+    """A copy for a trace, with the module's own tensors: what ``forward`` notes while it is traced stays in the copy.
+
+    Otherwise a first call that does more than the later ones, as layers do that initialise themselves, would be over
+    before the module is first run, and nothing would be left that contradicts the trace. A module that cannot be
+    copied has its first call here.
+    """
+    tensors: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    try:
+        traced = copy.deepcopy(module, tensors)
+    except Exception:  # as in ``private``
+        traced = module
+        with suppress(Exception):  # the trace will say why it does not run
+            module(example.clone())
+    with nullcontext() if traced is not module else _attributes_kept(module):
+        yield traced
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """The attributes of all submodules are put back at the end."""
     kept = []
-    for part in module.modules() if yielded is module else ():
+    for part in module.modules():
         tables = {k: dict(v) for k, v in part.__dict__.items() if k in ("_parameters", "_buffers", "_modules")}
         kept.append((part, dict(part.__dict__), tables))
     try:
-        yield _interpreted(yielded)
+        yield
     finally:
         for part, attributes, tables in kept:
             part.__dict__.clear()

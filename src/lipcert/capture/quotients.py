@@ -77,7 +77,7 @@ def _check_activation(node: Node, function: Nonlinearity, reached: Tensor, gener
         place = torch.as_tensor(kink.position, dtype=torch.float64).expand(shape)
         offset = _pick(rows, _STEPS, generator) * _pick(rows, (-1.5, -1.0, -0.5, 0.0, 0.5), generator)
         starts.append(place + offset * place.abs().clamp(min=1.0))
-    low, high = function.slopes(tuple(shape))
+    low, high = function.slope_range(tuple(shape))
     for a in starts:
         a = a[torch.isfinite(a).reshape(len(a), -1).all(1)]
         b = a + _pick(a.shape, _STEPS, generator) * a.abs().clamp(min=1.0)

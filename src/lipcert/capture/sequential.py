@@ -13,32 +13,34 @@ from lipcert.capture.lowering import apply_rule
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
 from lipcert.network.origin import Origin
+from lipcert.network.source import Named
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 
 _aten = torch.ops.aten
 
 
-def _constant(value: Tensor) -> Constant:
-    return Constant.exactly(value.detach().cpu())
+def _constant(value: Tensor, name: str) -> Constant:
+    return Constant.exactly(value.detach().cpu(), source=Named(name))
 
 
-def _linear(x: Var, layer: nn.Linear) -> tuple[Any, ...]:
-    return (x, _constant(layer.weight)) if layer.bias is None else (x, _constant(layer.weight), _constant(layer.bias))
+def _linear(x: Var, layer: nn.Linear, path: str) -> tuple[Any, ...]:
+    weight = _constant(layer.weight, f"{path}.weight")
+    return (x, weight) if layer.bias is None else (x, weight, _constant(layer.bias, f"{path}.bias"))
 
 
-def _flatten(x: Var, layer: nn.Flatten) -> tuple[Any, ...]:
+def _flatten(x: Var, layer: nn.Flatten, _: str) -> tuple[Any, ...]:
     return (x, layer.start_dim) if layer.end_dim == -1 else (x, layer.start_dim, layer.end_dim)
 
 
 #: Exact module type → the ATen op that it is, and the op's arguments.
-_LAYERS: dict[type[nn.Module], tuple[Any, Callable[[Var, Any], tuple[Any, ...]]]] = {
+_LAYERS: dict[type[nn.Module], tuple[Any, Callable[[Var, Any, str], tuple[Any, ...]]]] = {
     nn.Linear: (_aten.linear.default, _linear),
-    nn.ReLU: (_aten.relu.default, lambda x, _: (x,)),
-    nn.Tanh: (_aten.tanh.default, lambda x, _: (x,)),
-    nn.Sigmoid: (_aten.sigmoid.default, lambda x, _: (x,)),
-    nn.SiLU: (_aten.silu.default, lambda x, _: (x,)),
-    nn.LeakyReLU: (_aten.leaky_relu.default, lambda x, layer: (x, layer.negative_slope)),
+    nn.ReLU: (_aten.relu.default, lambda x, *_: (x,)),
+    nn.Tanh: (_aten.tanh.default, lambda x, *_: (x,)),
+    nn.Sigmoid: (_aten.sigmoid.default, lambda x, *_: (x,)),
+    nn.SiLU: (_aten.silu.default, lambda x, *_: (x,)),
+    nn.LeakyReLU: (_aten.leaky_relu.default, lambda x, layer, _: (x, layer.negative_slope)),
     nn.Flatten: (_aten.flatten.using_ints, _flatten),
 }
 
@@ -65,7 +67,7 @@ def read_sequential(module: nn.Module, example: Tensor) -> Network | None:
     for path, layer in layers:
         target, arguments = _LAYERS[type(layer)]
         context.where = Origin(path, type(layer).__name__)
-        x = apply_rule(context, target, arguments(x, layer), {})
+        x = apply_rule(context, target, arguments(x, layer, path), {})
     return builder.finish(x)
 
 

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from lipcert.capture.diagnosis import export_error
 from lipcert.capture.lowering import lower, refuse_training_ops
-from lipcert.capture.model import as_module, check_example, private
+from lipcert.capture.model import as_module, check_example, for_tracing, private
 from lipcert.capture.quotients import check_quotients
 from lipcert.capture.replay import check_replay
 from lipcert.capture.self_check import check_examples_independent, check_shapes, self_check
@@ -92,8 +92,8 @@ def _exported(module: nn.Module, example: Tensor) -> tuple[Network, ExportedProg
 
 
 def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram:
-    with redirect_stderr(io.StringIO()):  # a failed trace prints its graph there
-        return torch.export.export(module, (example.clone(),), strict=strict)
+    with redirect_stderr(io.StringIO()), for_tracing(module, example) as traced:  # failed traces print graphs
+        return torch.export.export(traced, (example.clone(),), strict=strict)
 
 
 def _lowered(program: ExportedProgram) -> tuple[Network, ExportedProgram]:

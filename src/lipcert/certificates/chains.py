@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.norms.operator_norm import Stacked, writable
-from lipcert.errors import MethodError
+from lipcert.certificates.norms.operator_norm import writable
 from lipcert.increments import Cell
 from lipcert.network.builder import NetworkBuilder
 from lipcert.network.linear import Dense, LinearMap, add, compose
 from lipcert.network.nodes import ActivationNode, AffineNode, Node, SelectionNode
 from lipcert.network.spectrum import leading_triplets
+from lipcert.network.stacked import Stacked
 from lipcert.problem import Problem
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
-    from lipcert.network.nonlinearity import Nonlinearity
 
 
 #: (node, term): the linear map of an affine node at which a chain ends.
@@ -166,19 +165,10 @@ class FactoredChain:
         var = builder.affine([(builder.input(left.in_shape), left)], left.out_shape, name="left factor")
         for node in self.chain.stages[i]:
             if isinstance(node, ActivationNode):
-                node = replace(node, function=any_slope(node.function))
+                node = replace(node, function=node.function.any_slope())
             var = builder.again(node, [var])
         output = builder.affine([(var, right)], right.out_shape, name="right factor")
         return Problem(builder.finish(output))
-
-
-def any_slope(function: Nonlinearity) -> Nonlinearity:
-    """An activation of which only the slopes are known: whoever looks at its values gets an error."""
-    return replace(function, name=f"any slope of {function.name}", function=_unknown, kinks=(), parameters=())
-
-
-def _unknown(x: Tensor) -> Tensor:
-    raise MethodError("a pair of SeqLip knows the slopes of its activation only; this pair solver asks for its values.")
 
 
 def _split(linear: LinearMap, rank: int | None) -> Factors:

@@ -24,10 +24,9 @@ from lipcert.certificates.directional import (
     where,
 )
 from lipcert.errors import NumericsError
+from lipcert.numerics import derivatives
 from lipcert.numerics.midrad import TINY, ULPS, UNIT, Range, choose, hull
 
-#: 2/√π and 1/√(2π), to within half a unit in the last place (``Range.literal`` grants four).
-_ERF, _NORMAL = 1.1283791670955126, 0.3989422804014327
 #: √(2/π), of the tanh form of GELU.
 _GELU_TANH = 0.7978845608028654
 
@@ -92,22 +91,16 @@ def pow_(x: Enclosure, power: Any) -> Enclosure:
     return exp(mul(log(x), p))
 
 
-def _logistic(x: Range) -> Range:
-    """σ'(x) = q/(1 + q)², q = e^(−|x|)."""
-    q = (-x.abs()).exp()
-    return q * (q + Range.literal(1)).square().reciprocal()
-
-
 @rule("sigmoid", "special_expit")
 def sigmoid(x: Enclosure) -> Enclosure:
     """1/(1 + e⁻ˣ)."""
-    return x.chain(x.value.increasing(torch.sigmoid), _logistic(x.value))
+    return x.chain(derivatives.logistic(x.value), derivatives.sigmoid(x.value))
 
 
 @rule("tanh")
 def tanh(x: Enclosure) -> Enclosure:
-    """tanh, of derivative 4σ'(2x)."""
-    return x.chain(x.value.increasing(torch.tanh), Range.literal(4) * _logistic(x.value + x.value))
+    """tanh."""
+    return x.chain(x.value.increasing(torch.tanh), derivatives.tanh(x.value))
 
 
 @rule("softplus")
@@ -118,7 +111,7 @@ def softplus(x: Enclosure, beta: float = 1.0, threshold: float = 20.0) -> Enclos
     scaled = mul(x, beta)
     inner = scaled.value
     value = inner.increasing(lambda t: torch.nn.functional.softplus(t, 1.0, 40.0))
-    smooth = div(scaled.chain(value, inner.increasing(torch.sigmoid)), beta)
+    smooth = div(scaled.chain(value, derivatives.logistic(inner)), beta)
     beyond = greater(scaled, min(threshold, 20.0))
     wide = Enclosure(hull(smooth.value, x.value), hull(smooth.tangent, x.tangent))
     return where(Truth(beyond.no, beyond.yes), smooth, wide)
@@ -133,14 +126,14 @@ def logsigmoid(x: Enclosure) -> Enclosure:
 @rule("erf", "special_erf")
 def erf(x: Enclosure) -> Enclosure:
     """erf."""
-    return x.chain(x.value.increasing(torch.erf), Range.literal(_ERF) * (-x.value.square()).exp())
+    return x.chain(x.value.increasing(torch.erf), derivatives.erf(x.value))
 
 
 @rule("erfc", "special_erfc")
 def erfc(x: Enclosure) -> Enclosure:
     """1 − erf."""
     value = (-x.value).increasing(lambda t: torch.erfc(-t), 2 * ULPS)
-    return x.chain(value, -(Range.literal(_ERF) * (-x.value.square()).exp()))
+    return x.chain(value, -derivatives.erf(x.value))
 
 
 @rule("sin")
@@ -163,26 +156,22 @@ def _wave(function: Callable[[Tensor], Tensor], x: Range) -> Range:
 @rule("atan", "arctan")
 def atan(x: Enclosure) -> Enclosure:
     """arctan."""
-    return x.chain(x.value.increasing(torch.atan), (x.value.square() + Range.literal(1)).reciprocal())
+    return x.chain(x.value.increasing(torch.atan), derivatives.atan(x.value))
 
 
 @rule("asinh", "arcsinh")
 def asinh(x: Enclosure) -> Enclosure:
     """arsinh."""
-    slope = (x.value.square() + Range.literal(1)).sqrt().reciprocal()
-    return x.chain(x.value.increasing(torch.asinh), slope)
+    return x.chain(x.value.increasing(torch.asinh), derivatives.asinh(x.value))
 
 
 @rule("gelu")
 def gelu(x: Enclosure, approximate: str = "none") -> Enclosure:
-    """x Φ(x), of derivative Φ(x) + x Φ'(x); or its tanh form."""
+    """x Φ(x), or its tanh form."""
     if approximate == "tanh":
         inner = mul(x, add(mul(square(x), 0.044715), 1))
         return mul(mul(x, 0.5), add(tanh(mul(inner, _GELU_TANH)), 1))
-    half = mul(x, -math.sqrt(0.5))
-    cumulative = erfc(half).value * Range.literal(0.5)
-    density = Range.literal(_NORMAL) * (-(x.value.square() * Range.literal(0.5))).exp()
-    return x.chain(x.value * cumulative, cumulative + x.value * density)
+    return x.chain(x.value * derivatives.normal(x.value), derivatives.gelu(x.value))
 
 
 @rule("silu")
@@ -249,9 +238,9 @@ def softshrink(x: Enclosure, lambd: float = 0.5) -> Enclosure:
 
 @rule("softsign")
 def softsign(x: Enclosure) -> Enclosure:
-    """x/(1 + |x|), of derivative 1/(1 + |x|)²."""
+    """x/(1 + |x|)."""
     below = x.value.abs() + Range.literal(1)
-    return x.chain(x.value * below.reciprocal(), below.square().reciprocal())
+    return x.chain(x.value * below.reciprocal(), derivatives.softsign(x.value))
 
 
 @rule("tanhshrink")

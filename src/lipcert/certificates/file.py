@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,19 @@ from lipcert.problem import Ball, Box, Domain
 
 FORMAT = "lipcert-certificate-1"
 
+#: What the name of a method, which reports print beside what was proved, may look like.
+_NAME = re.compile(r"[\w .+-]{1,80}")
+_HASH = re.compile(r"[0-9a-f]*")
+
 
 def save(certificate: Certificate, path: str | Path) -> None:
     """Write a certificate; the file appears whole or not at all.
 
     Raises:
-        CertificateError: the place cannot be written.
+        CertificateError: the place cannot be written, or the method has a name that no file may hold.
     """
-    path = Path(path)
+    path = _place(path)
+    _require_name(certificate.method)
     arrays = {f"witness.{k}": _stored(v) for k, v in certificate.witness.arrays.items()}
     domain, domain_arrays = _domain_to_json(certificate.domain)
     arrays.update(domain_arrays)
@@ -70,7 +76,7 @@ def read(path: str | Path) -> Certificate:
     Raises:
         CertificateError: missing, not a certificate, damaged, or of another format.
     """
-    path = Path(path)
+    path = _place(path)
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:
@@ -94,6 +100,18 @@ def read(path: str | Path) -> Certificate:
         raise CertificateError(f"{path} is not a readable certificate: {reason}") from error
 
 
+def _place(path: Any) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise CertificateError(f"a certificate is a file, named by a string or a Path, not by a {type(path).__name__}.")
+    return Path(path)
+
+
+def _require_name(method: Any) -> None:
+    """A name from a file must not read like a part of the report."""
+    if not isinstance(method, str) or not _NAME.fullmatch(method):
+        raise CertificateError("the certificate's method must be a name of at most 80 letters, digits, spaces and .+-_")
+
+
 def _to_bytes(header: dict[str, Any], arrays: dict[str, Tensor]) -> bytes:
     """The one byte string that holds this header and these arrays."""
     signed = {**header, "sha256": _digest(header, arrays)}
@@ -111,13 +129,16 @@ def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certifica
     norm = [float(v) for v in header["norm"]] if isinstance(header["norm"], list) else []
     if len(norm) != 2 or not isinstance(header["settings"], dict) or not isinstance(header["kind"], str):
         raise CertificateError("the certificate's norm, settings or kind has the wrong form.")
+    _require_name(header["method"])
+    if not isinstance(header["fingerprint"], str) or not _HASH.fullmatch(header["fingerprint"]):
+        raise CertificateError("the certificate's fingerprint must be a hexadecimal number.")
     select = arrays.get("select")
     if select is not None and select.dtype != torch.float64:
         raise CertificateError(f"the certificate's selection must hold float64 numbers, not {select.dtype}.")
     return Certificate(
         witness=Witness(header["kind"], witness_arrays, header["settings"]),
-        method=str(header["method"]),
-        fingerprint=str(header["fingerprint"]),
+        method=header["method"],
+        fingerprint=header["fingerprint"],
         norm=(norm[0], norm[1]),
         domain=_domain_from_json(header["domain"], arrays),
         select=select,

@@ -14,12 +14,13 @@ import torch
 from lipcert.certificates import layer_product
 from lipcert.certificates.base import Proof, Witness, certificate, prove
 from lipcert.certificates.chains import Chain, FactoredChain, Place, needed_chains, stage_gains
-from lipcert.certificates.norms.operator_norm import NormBound, Stacked, map_norm
+from lipcert.certificates.norms.operator_norm import NormBound, map_norm
 from lipcert.certificates.product_rule import Step, length
 from lipcert.errors import CertificateError, UnsupportedNormError
 from lipcert.guarantee import BreakdownRow, Guarantee, weakest
 from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
+from lipcert.network.stacked import Stacked
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def unpack(witness: Witness) -> dict[str, Witness]:
     result = {}
     for name, inner in stored.items():
         if not isinstance(inner, Mapping) or not isinstance(inner.get("settings"), Mapping):
-            raise CertificateError(f"pair {name} of the certificate has the wrong form.")
+            raise CertificateError(f"pair {name!r} of the certificate has the wrong form.")
         if inner.get("kind") not in PAIR_KINDS:
-            raise CertificateError(f"pair {name}: certificates of kind {inner.get('kind')!r} do not bound a pair.")
+            raise CertificateError(f"pair {name!r}: certificates of kind {inner.get('kind')!r} do not bound a pair.")
         prefix = f"pair.{name}/"
         arrays = {k.removeprefix(prefix): v for k, v in witness.arrays.items() if k.startswith(prefix)}
         result[str(name)] = Witness(inner["kind"], arrays, inner["settings"])

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.norms.operator_norm import MOST_ROUNDINGS, TARGET, NormBound, map_norm
+from lipcert.certificates.norms.operator_norm import TARGET, NormBound, map_norm
 from lipcert.certificates.norms.pass_underflow import Amplification
 from lipcert.certificates.norms.path_map import Pathway, reachable
+from lipcert.certificates.norms.scaling import MOST_ROUNDINGS
 from lipcert.certificates.norms.written_map import EnclosedMatrix, identity, scaled_rows, spike, total, written
 from lipcert.certificates.product_rule import Step, growth, product_rule, rows
 from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
@@ -20,8 +21,8 @@ from lipcert.guarantee import Guarantee, weakest
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation, ScaledIncrements, Start
 from lipcert.increments.units import natural_exponents
 from lipcert.network.linear import LinearMap, size
-from lipcert.numerics.lanczos import sigma_max_probabilistic
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
+from lipcert.numerics.probabilistic import sigma_max_probabilistic
 
 if TYPE_CHECKING:
     from lipcert.numerics.chance import Chance

@@ -138,8 +138,7 @@ def _through(node: Node, inputs: list[Enclosure]) -> Enclosure:
     if isinstance(node, AffineNode):
         return _affine(node, inputs)
     if isinstance(node, (ActivationNode, GainNode)):
-        function = node.function
-        result = function.function(inputs[0][0], *function.parameters)
+        result = node.function.value(inputs[0][0])  # type: ignore[arg-type]
         if not isinstance(result, Enclosure):  # a constant
             return _still(torch.as_tensor(result, dtype=torch.float64).expand(node.shape)[None])
         return result.map(lambda t: t.expand(node.shape)[None])

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from lipcert.certificates.norms.operator_norm import NormBound, Stacked, absolute_sums, scaled
+from lipcert.certificates.norms.operator_norm import NormBound
+from lipcert.certificates.norms.scaling import absolute_sums, scaled
 from lipcert.guarantee import BreakdownRow, Guarantee, weakest
 from lipcert.increments import Increments, Linear
 from lipcert.network.linear import LinearMap
 from lipcert.network.origin import module_paths
+from lipcert.network.stacked import Stacked
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.numerics.rounding import add_up, ldexp_up, mul_up
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import Tensor
 
 from lipcert.network.linear import Shape
@@ -103,30 +102,6 @@ class Increments:
                 result.append(k)
             reach = max(reach, max(readers, default=k))
         return tuple(result)
-
-    @cached_property
-    def reached(self) -> tuple[Tensor, ...]:
-        """For every node, 1.0 at entries that may depend on the input and 0.0 at those that do not, whatever x is.
-
-        For searches: the maps are run in floating point, where a product may underflow.
-        """
-
-        def linear(_: int, relation: Linear, inputs: list[Tensor]) -> Tensor:
-            value = torch.zeros(relation.shape, dtype=torch.float64)
-            for map_, before in zip(relation.maps, inputs, strict=True):
-                with torch.no_grad():
-                    value = value + map_.absolute().apply(before[None])[0]
-            return (value > 0).double()
-
-        def cell(_: int, relation: Cell, before: Tensor) -> Tensor:
-            return before if isinstance(relation, EntryCell) else before.max().expand(relation.shape)
-
-        return tuple(self.walk(lambda _, start: torch.ones(start.shape, dtype=torch.float64), linear, cell))
-
-    @cached_property
-    def unreached(self) -> Mapping[int, Tensor]:
-        """Position of a cell → which entries of its v, flattened, no input reaches: δv = 0 there."""
-        return {cell.node: (self.reached[cell.parent] == 0).reshape(-1) for cell in self.cells}
 
     def layerwise(self) -> Increments:
         """With one inequality ‖δw‖ ≤ ‖δv‖ per layer instead of one per entry (weaker, fewer multipliers)."""

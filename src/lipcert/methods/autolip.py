@@ -10,11 +10,11 @@ import torch
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.layer_product import claim_slots
-from lipcert.certificates.norms.operator_norm import Stacked
 from lipcert.increments import Linear
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
 from lipcert.network.linear import LinearMap
+from lipcert.network.stacked import Stacked
 from lipcert.problem import Norm, Problem
 from lipcert.search.power import power_method
 from lipcert.search.proposed_norms import propose_norm

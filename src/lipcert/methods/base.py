@@ -88,6 +88,23 @@ class Found:
         return replace(self, weaker=weaker)
 
 
+def _searched(search: Callable[[], Found | None]) -> Found | None:
+    """What a search finds; one that breaks has found nothing, so that another method's bound can be given.
+
+    Raises:
+        NotProved: it broke.
+    """
+    try:
+        return search()
+    except LipcertError:
+        raise
+    except Exception as problem:
+        raise NotProved(
+            f"its search broke ({type(problem).__name__}: {str(problem)[:200]}). This is a bug in lipcert and not in "
+            "your model; please report it."
+        ) from problem
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of all methods; subclasses are frozen dataclasses whose fields are their options."""
@@ -147,12 +164,12 @@ class Method:
         """
         failure: LipcertError
         try:
-            found: Found | None = self.solve(problem, run)
+            found = _searched(lambda: self.solve(problem, run))
             while found is not None:
                 try:
                     bound = check(problem, found.witness, self.name, chance, run.started)
                 except (NotProved, CertificateError) as reason:  # the latter: a search ended in infinities, say
-                    failure, found = reason, found.next()
+                    failure, found = reason, _searched(found.next)
                 else:
                     return replace(bound, state=found.state)
         except NotProved as reason:

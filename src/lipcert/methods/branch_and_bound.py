@@ -82,6 +82,8 @@ class BranchAndBound(Method):
         def root() -> Found:
             return LipSDP().solve(problem, fork(run))
 
+        if not any(cell.size for cell in transformed.cells):  # linear: there is nothing to branch on
+            return root()
         try:
             return _Search(self, transformed, run).found().before(root)
         except NotProved:

@@ -19,6 +19,7 @@ from lipcert.increments import Cell, Linear
 from lipcert.methods.branch_ascent import Neurons
 from lipcert.network.linear import size
 from lipcert.search.float_form import sufficient
+from lipcert.search.reach import unreached
 
 _TINY = 1e-300
 
@@ -203,7 +204,7 @@ class BatchForm:
                 if absolute is not None:
                     terms = terms + _terms(absolute[0][later][:, :, place], weight)
             error = CLEAR * terms
-            blind = self.form.transformed.increments.unreached[cell.node]
+            blind = unreached(self.form.transformed.increments)[cell.node]
             lam[cell.node] = sufficient(
                 cell, lam[cell.node], curvature, error, c[cell.node], d[cell.node], margin, blind
             )

@@ -160,8 +160,8 @@ def _between(transformed: ScaledIncrements, start: int, stop: int) -> Tensor:
     for k in range(start + 1, stop + 1):
         total = torch.zeros(size(nodes[k].shape), known[start].shape[1], dtype=torch.float64)
         for linear, parent in zip(maps[k], nodes[k].parents, strict=True):
-            image = linear.apply(known[parent].T.reshape(-1, *linear.in_shape))
-            total = total + image.reshape(len(image), -1).T
+            image = linear.apply(known[parent].T.reshape(known[parent].shape[1], *linear.in_shape))
+            total = total + image.reshape(len(image), linear.out_size).T
         known[k] = total
     return known[stop].detach()
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.chains import RESIDUAL, Chain, Place, needed_chains
-from lipcert.certificates.norms.operator_norm import Stacked, writable
+from lipcert.certificates.norms.operator_norm import writable
 from lipcert.errors import InputError, MethodError, UnsupportedNormError
 from lipcert.increments import Cell, Linear, Relation
 from lipcert.methods.pair_ascent import PairMaximiser, Stage, maximise_greedily, maximise_lbfgs
 from lipcert.network.linear import LinearMap
 from lipcert.network.spectrum import leading_triplets
+from lipcert.network.stacked import Stacked
 from lipcert.problem import Problem
 from lipcert.result import Estimate
 from lipcert.search.power import norm_from_below

@@ -24,6 +24,7 @@ from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Bound
 from lipcert.search.passes import Passes
+from lipcert.search.reach import reached
 from lipcert.search.vector_neuron import VectorNeuron
 
 
@@ -70,7 +71,7 @@ class LipSDP(Method):
         """Search multipliers until the gap closes or the budget ends."""
         self.require_norm(problem.norm)
         exact = self._increments(problem)
-        if problem.norm in AutoLip.norms and not bool(exact.increments.reached[-1].any()):
+        if problem.norm in AutoLip.norms and not bool(reached(exact.increments)[-1].any()):
             return AutoLip().solve(problem, run)  # a constant output: 0, which no positive multiplier proves
         dense = self._dense(exact, run)
         effort = None if dense else FreeEffort.of(exact, problem.norm, run)

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lipcert.certificates.forms.matrix_free import ScaledMap
 from lipcert.certificates.forms.quadratic_form import Weights
-from lipcert.certificates.quadratic import ScaledMap
 from lipcert.errors import NotProved
 from lipcert.increments import Cell, ScaledIncrements
 from lipcert.methods.base import Found, Run
 from lipcert.methods.cost import SWEEP, free_memory, seconds_of
 from lipcert.methods.lipsdp_finish import FEWEST, Finish
 from lipcert.network.linear import size
-from lipcert.numerics.lanczos import kuczynski_wozniakowski_epsilon, lambda_max_ritz
+from lipcert.numerics.lanczos import lambda_max_ritz
+from lipcert.numerics.probabilistic import kuczynski_wozniakowski_epsilon
 from lipcert.problem import Norm
 from lipcert.search.passes import Passes, steps_to_output
 from lipcert.search.vector_neuron import DEAD, VectorNeuron

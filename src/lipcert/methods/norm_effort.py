@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from lipcert.certificates.layer_product import claim_slots
-from lipcert.certificates.norms.operator_norm import TARGET, Route, Stacked, lanczos_steps, writable
+from lipcert.certificates.norms.operator_norm import TARGET, Route, lanczos_steps, writable
 from lipcert.increments import Increments
 from lipcert.methods.cost import SWEEP, operations_per_second, seconds_of
 from lipcert.network.linear import Dense, LinearMap
+from lipcert.network.stacked import Stacked
 
 Slot = tuple[int, int]
 

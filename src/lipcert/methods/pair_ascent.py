@@ -114,7 +114,7 @@ class Stage:
                 parts.append(Maxima(function) if isinstance(function, MaxSelection) else Orders(function))
                 continue
             assert isinstance(node, ActivationNode)
-            low, high = (slope.reshape(-1) for slope in node.function.slopes(node.shape))
+            low, high = (slope.reshape(-1) for slope in node.function.slope_range(node.shape))
             if parts and isinstance(parts[-1], Slopes):
                 before = parts.pop()
                 assert isinstance(before, Slopes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNod
 from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin, Origins
+
+if TYPE_CHECKING:
+    from lipcert.network.source import Source
 
 #: Where a node comes from: one call, or all the calls that a fused node was made of.
 Where = Origin | Origins
@@ -63,6 +67,7 @@ class NetworkBuilder:
         name: str = "affine",
         where: Where = (),
         offset_error: Tensor | None = None,
+        source: Source | None = None,
     ) -> Var:
         """``Σ map(var) + offset``; terms on the same variable are merged."""
         merged: dict[int, LinearMap] = {}
@@ -77,7 +82,7 @@ class NetworkBuilder:
         return self._append(
             AffineNode(
                 parents=tuple(merged), shape=shape, name=name, origin=_origins(where), maps=tuple(merged.values()),
-                offset=offset, offset_error=offset_error,
+                offset=offset, offset_error=offset_error, source=source,
             )
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -47,10 +47,22 @@ class Network:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over kinds, wiring, shapes, functions and parameters, in canonical order."""
+        """SHA-256 over kinds, wiring, shapes, functions and parameters, in canonical order.
+
+        It is over what every node is, not over the op it was called as; a node that is its parent's value counts as
+        the parent.
+        """
         digest = hashlib.sha256()
+        place: list[int] = []
+        distinct = 0
         for node in self.nodes:
-            node.update_hash(digest)
+            parents = tuple(place[p] for p in node.parents)
+            if isinstance(node, AffineNode) and node.is_identity:
+                place.append(parents[0])
+                continue
+            place.append(distinct)
+            distinct += 1
+            replace(node, parents=parents).update_hash(digest)
         return digest.hexdigest()
 
     @property

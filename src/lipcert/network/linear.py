@@ -11,10 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lipcert.network.source import Source
+
 
 Shape = tuple[int, ...]
 
@@ -58,17 +62,6 @@ class LinearMap(ABC):
             (gradient,) = torch.autograd.grad(image, x, image.detach())
         return gradient
 
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """``apply(x)`` and ``transpose``; the latter may use what the forward pass has computed, once."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            image = self.apply(x)
-
-        def transpose(y: Tensor) -> Tensor:
-            return torch.autograd.grad(image, x, y, materialize_grads=True)[0]
-
-        return image.detach(), transpose
-
     @abstractmethod
     def absolute(self) -> LinearMap:
         """A map with non-negative entries, each at least the absolute value of this map's entry."""
@@ -103,13 +96,6 @@ class LinearMap(ABC):
         """
         return self.in_size == 0 or self.out_size == 0
 
-    def like(self) -> tuple[torch.dtype, torch.device] | None:
-        """Dtype and device of the constants, or None for a map without constants."""
-        for leaf in self.leaves():
-            for constant in getattr(leaf, "constants", ()):
-                return constant.dtype, constant.device
-        return None
-
     def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """The dense (out_size, in_size) matrix, column by column (or row by row when that is shorter)."""
         here = self.to(dtype, device)
@@ -137,9 +123,11 @@ class OpMap(LinearMap):
 
     ``function`` is linear in x and in each constant, closes over nothing that carries a dtype or a device, and
     dominates itself in absolute value: ``function(x, *|constants|)`` has non-negative entries ≥ those of |W|.
-    ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to ``majorants``
-    (one per constant, None for its own absolute value). ``stored`` says that the constants are the model's own,
-    without error: ``rounding`` then counts the terms of the longest sum and nothing else.
+    ``attributes`` says what the map is, whatever op it was called as: together with shapes and constants it determines
+    the map. ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to
+    ``majorants`` (one per constant, None for its own absolute value). ``stored`` says that the constants are the
+    model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else. ``sources`` are
+    those of the constants, as far as they are known.
     """
 
     label: str
@@ -151,6 +139,7 @@ class OpMap(LinearMap):
     rounding: float
     stored: bool = False
     majorants: tuple[Tensor | None, ...] = ()
+    sources: tuple[Source | None, ...] = ()
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
@@ -172,7 +161,7 @@ class OpMap(LinearMap):
         return tuple(c.abs() if m is None else m for c, m in zip(self.constants, majorants, strict=True))
 
     def absolute(self) -> LinearMap:
-        return replace(self, constants=self._sizes(), majorants=()) if self.constants else self
+        return replace(self, constants=self._sizes(), majorants=(), sources=()) if self.constants else self
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
         if not self.constants:
@@ -187,7 +176,7 @@ class OpMap(LinearMap):
         return (self,)
 
     def update_hash(self, digest: Any) -> None:
-        digest.update(repr((self.label, self.attributes, self.in_shape, self.out_shape)).encode())
+        digest.update(repr(("op", self.attributes, self.in_shape, self.out_shape)).encode())
         for constant in self.constants:
             update_hash_with_tensor(digest, constant)
 
@@ -197,7 +186,7 @@ class Dense(LinearMap):
     """A linear map given by its (out_size, in_size) matrix.
 
     ``rounding`` counts the roundings of applying it and those of its entries, relative to ``majorant`` (None: to
-    the absolute values of the matrix). ``stored``: as for ``OpMap``.
+    the absolute values of the matrix). ``stored`` and ``sources``: as for ``OpMap``.
     """
 
     constants: tuple[Tensor]
@@ -206,6 +195,7 @@ class Dense(LinearMap):
     rounding: float
     stored: bool = False
     majorant: Tensor | None = None
+    sources: tuple[Source | None, ...] = ()
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
@@ -216,9 +206,6 @@ class Dense(LinearMap):
 
     def transpose(self, y: Tensor) -> Tensor:
         return (y.reshape(len(y), self.out_size) @ self.constants[0]).reshape(len(y), *self.in_shape)
-
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return self.apply(x), self.transpose
 
     def gram(self, x: Tensor) -> Tensor:
         return self.transpose(self.apply(x))
@@ -240,7 +227,7 @@ class Dense(LinearMap):
         return self.constants[0].abs() if self.majorant is None else self.majorant
 
     def absolute(self) -> LinearMap:
-        return replace(self, constants=(self._size(),), majorant=None)
+        return replace(self, constants=(self._size(),), majorant=None, sources=())
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> LinearMap:
         majorant = None if self.majorant is None else self.majorant.to(device=device, dtype=dtype)
@@ -256,10 +243,11 @@ class Dense(LinearMap):
 
 @dataclass(frozen=True, eq=False)
 class Identity(LinearMap):
-    """The identity, possibly times a number (``scale``)."""
+    """The identity, possibly times a number (``scale``, which came from ``source`` if that is known)."""
 
     in_shape: Shape
     scale: float = 1.0
+    source: Source | None = None
 
     @property
     def out_shape(self) -> Shape:  # type: ignore[override]
@@ -281,9 +269,6 @@ class Identity(LinearMap):
 
     def transpose(self, y: Tensor) -> Tensor:
         return self.apply(y)
-
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return self.apply(x), self.transpose
 
     def gram(self, x: Tensor) -> Tensor:
         return self.apply(self.apply(x))  # the square itself may overflow, which Python raises
@@ -336,19 +321,6 @@ class Composition(LinearMap):
         for linear in reversed(self.maps):
             y = linear.transpose(y)
         return y
-
-    def with_transpose(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        pulls: list[Callable[[Tensor], Tensor]] = []
-        for linear in self.maps:
-            x, pull = linear.with_transpose(x)
-            pulls.append(pull)
-
-        def transpose(y: Tensor) -> Tensor:
-            for pull in reversed(pulls):
-                y = pull(y)
-            return y
-
-        return x, transpose
 
     def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """The dense matrix; a factor at either end that is dense already supplies the rows or columns."""
@@ -454,6 +426,14 @@ def update_hash_with_tensor(digest: Any, tensor: Tensor) -> None:
         tensor = tensor.double()
     digest.update(repr((str(tensor.dtype), tuple(tensor.shape))).encode())
     digest.update(tensor.numpy().tobytes())
+
+
+def index_key(table: Tensor) -> str:
+    """Text that identifies, for given shapes, the map that puts entry ``table[i] − 1`` of its input at i, 0 for 0."""
+    places = table.detach().reshape(-1).to("cpu", torch.int64)
+    if torch.equal(places, torch.arange(1, len(places) + 1)):
+        return "entries in order"
+    return f"entries {hashlib.sha256(places.contiguous().numpy().tobytes()).hexdigest()}"
 
 
 def fingerprint(*maps: LinearMap) -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lipcert.network.linear import Shape, update_hash_with_tensor
+from lipcert.errors import MethodError
+from lipcert.network.linear import LinearMap, Shape, update_hash_with_tensor
+
+if TYPE_CHECKING:
+    from lipcert.network.activations.profiles import Profile
+    from lipcert.network.source import Source
+    from lipcert.numerics.midrad import Range
 
 Slope = float | Tensor
 
@@ -20,8 +26,11 @@ def _hash_parts(digest: Any, *parts: Any) -> None:
     for part in parts:
         if isinstance(part, Tensor):
             update_hash_with_tensor(digest, part)
+        elif isinstance(part, LinearMap):
+            part.update_hash(digest)
         else:
-            digest.update(repr(part).encode())
+            # A number that stands for all numbers near it is another fact than the number itself.
+            digest.update(repr((part, getattr(part, "radius", None))).encode())
 
 
 @dataclass(frozen=True)
@@ -33,30 +42,108 @@ class Kink:
 
 
 @dataclass(frozen=True, eq=False)
-class Nonlinearity:
-    """An elementwise activation φ whose slopes (φ(a) − φ(b))/(a − b) all lie in [lower, upper].
+class Piece:
+    """The derivative between two kinks: φ'(x) = factor · profile(rate · (x − shift)) for left < x < right.
+
+    Every number is a float or a tensor, meant exactly, or a ``Near`` or ``Range``, which stand for any number in them.
 
     Attributes:
-        name: the activation's usual name.
-        function: ``function(x, *parameters)``, elementwise on (..., *shape).
-        lower: least slope α, rounded down; a float, or a tensor that broadcasts to the node's shape.
-        upper: greatest slope β, rounded up.
-        kinks: where φ is not differentiable; empty for a smooth φ.
-        parameters: tensors the function reads (PReLU's slopes).
-        attributes: other settings, for the network's hash.
+        profile: None for the constant 1.
     """
 
+    left: Slope | Range = -math.inf
+    right: Slope | Range = math.inf
+    factor: Slope | Range = 1.0
+    profile: Profile | None = None
+    rate: Slope | Range = 1.0
+    shift: Slope | Range = 0.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fact:
+    """What a node computes, as data: a class per kind, whose further fields are its settings.
+
+    Value, hash, repr and matching follow from kind and settings; a name is for reports only.
+    """
+
+    #: Fields that are no settings.
+    stated: ClassVar[tuple[str, ...]] = ("name",)
+
     name: str
-    function: Callable[..., Tensor]
+
+    def value(self, x: Tensor) -> Tensor:
+        """The function: of one example (a block) or elementwise (an activation)."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.stated}
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The settings that are tensors."""
+        return tuple(value for value in self.settings.values() if isinstance(value, Tensor))
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=<{tuple(value.shape)}>" if isinstance(value, Tensor) else f"{name}={value!r}"
+            for name, value in self.settings.items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """The same with the tensors and maps among its settings moved."""
+        moved: dict[str, Any] = {}
+        for name, value in self.settings.items():
+            if isinstance(value, (Tensor, LinearMap)):
+                moved[name] = value.to(dtype=dtype, device=device)
+        return replace(self, **moved)
+
+    def update_hash(self, digest: Any) -> None:
+        """Feed kind and settings to a hashlib object."""
+        _hash_parts(digest, type(self).__name__)
+        for name, value in self.settings.items():
+            _hash_parts(digest, name, value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Nonlinearity(Fact):
+    """An elementwise activation φ.
+
+    Kinks and the pieces of the derivative follow from kind and settings as well, and so do the slopes on any interval
+    (``network/slopes.py``). A setting that is a tensor differs from entry to entry.
+
+    Attributes:
+        lower: least slope α of (φ(a) − φ(b))/(a − b), rounded down; a float, or a tensor that broadcasts to the node's
+            shape.
+        upper: greatest slope β, rounded up.
+        sources: of the settings that are tensors, as far as they are known.
+    """
+
+    stated: ClassVar[tuple[str, ...]] = ("name", "lower", "upper", "sources")
+
     lower: Slope
     upper: Slope
-    kinks: tuple[Kink, ...] = ()
-    parameters: tuple[Tensor, ...] = ()
-    attributes: str = ""
+    sources: tuple[Source | None, ...] = field(default=(), kw_only=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """φ(x), elementwise."""
-        return self.function(x, *self.parameters)
+        """φ(x), elementwise on (..., *shape)."""
+        return self.value(x)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The derivative between kinks, from left to right; together they cover the line."""
+        raise NotImplementedError
+
+    @property
+    def kinks(self) -> tuple[Kink, ...]:
+        """Where φ is not differentiable; empty for a smooth φ."""
+        return ()
+
+    def any_slope(self) -> AnySlope:
+        """An activation of which only the slopes are known: these."""
+        return AnySlope(f"any slope of {self.name}", self.lower, self.upper)
 
     def smoothed(self, x: Tensor, sharpness: float) -> Tensor:
         """φ with every kink rounded off: relu(x − t) becomes softplus(x − t) of the given sharpness."""
@@ -66,8 +153,8 @@ class Nonlinearity:
             result = result + kink.jump * (softplus(shifted, beta=sharpness, threshold=30.0) - torch.relu(shifted))
         return result
 
-    def slopes(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """(α, β) as float64 tensors of the node's shape."""
+    def slope_range(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        """(α, β) on the whole line as float64 tensors of the node's shape; on intervals see ``network/slopes.py``."""
         bounds = (torch.as_tensor(s, dtype=torch.float64, device="cpu") for s in (self.lower, self.upper))
         low, high = (b.expand(shape) for b in bounds)
         return low, high
@@ -81,59 +168,53 @@ class Nonlinearity:
             worst = max(worst, float(values.abs().max()) if values.numel() else 0.0)
         return worst
 
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> Nonlinearity:
-        """The same activation with its tensors moved."""
+    def update_hash(self, digest: Any) -> None:
+        """Feed kind, slopes and settings to a hashlib object."""
+        _hash_parts(digest, "activation", self.lower, self.upper)
+        super().update_hash(digest)
 
-        def move(value: Any) -> Any:
-            return value.to(device=device, dtype=dtype) if isinstance(value, Tensor) else value
 
-        return replace(
-            self,
-            kinks=tuple(Kink(move(k.position), move(k.jump)) for k in self.kinks),
-            parameters=tuple(move(p) for p in self.parameters),
+class AnySlope(Nonlinearity):
+    """An activation given by its slopes alone: whoever looks at its values gets an error."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """Nobody knows.
+
+        Raises:
+            MethodError: always.
+        """
+        raise MethodError(
+            "a pair of SeqLip knows the slopes of its activation only; this pair solver asks for its values."
         )
 
-    def update_hash(self, digest: Any) -> None:
-        """Feed name, settings, slopes and parameters to a hashlib object."""
-        _hash_parts(digest, "activation", self.name, self.attributes, self.lower, self.upper, *self.parameters)
 
-
-@dataclass(frozen=True, eq=False)
-class GainFunction:
-    """A block of which only ‖f(a) − f(b)‖_p ≤ g_p ‖a − b‖_p is known.
+@dataclass(frozen=True, eq=False, repr=False)
+class GainFunction(Fact):
+    """A block f of which only ‖f(a) − f(b)‖_p ≤ g_p ‖a − b‖_p is known; ``value`` is f on one example.
 
     Attributes:
-        name: the operation's usual name.
-        function: ``function(x, *parameters)`` on one example.
         gains: p → g_p for p in {1, 2, inf}, rounded up; a norm that is missing has no known gain.
         source: where the gains come from; shown in the breakdown.
-        groups: number of equal trailing groups is not assumed; reserved for documentation.
     """
 
-    name: str
-    function: Callable[..., Tensor]
+    stated: ClassVar[tuple[str, ...]] = ("name", "gains", "source")
+
     gains: Mapping[float, float]
     source: str
-    parameters: tuple[Tensor, ...] = ()
-    attributes: str = ""
 
     @property
     def evaluation_error(self) -> float:
-        """What underflow inside ``function`` may add to an entry of its value, beside relative roundings."""
+        """What underflow inside the block may add to an entry of its value, beside relative roundings."""
         return 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """f on a batch (B, *in_shape)."""
-        return torch.vmap(lambda example: self.function(example, *self.parameters))(x)
-
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> GainFunction:
-        """The same block with its tensors moved."""
-        return replace(self, parameters=tuple(p.to(device=device, dtype=dtype) for p in self.parameters))
+        return torch.vmap(self.value)(x)
 
     def update_hash(self, digest: Any) -> None:
-        """Feed name, settings, gains and parameters to a hashlib object."""
-        gains = sorted(self.gains.items())
-        _hash_parts(digest, "gain", self.name, self.attributes, gains, *self.parameters)
+        """Feed kind, gains and settings to a hashlib object."""
+        _hash_parts(digest, "gain", sorted(self.gains.items()))
+        super().update_hash(digest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +260,8 @@ class MaxSelection:
         return root if root * root == m else math.nextafter(root, math.inf)
 
     def update_hash(self, digest: Any) -> None:
-        """Feed the index table to a hashlib object."""
-        _hash_parts(digest, "max", self.name, self.in_shape, self.out_shape, self.index)
+        """Feed the index table, not the name, to a hashlib object."""
+        _hash_parts(digest, "max", self.in_shape, self.out_shape, self.index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +297,8 @@ class SortSelection:
         return 1.0 if self.index.numel() else 0.0
 
     def update_hash(self, digest: Any) -> None:
-        """Feed the groups to a hashlib object."""
-        _hash_parts(digest, "sort", self.name, self.in_shape, self.descending, self.index)
+        """Feed the groups, not the name, to a hashlib object."""
+        _hash_parts(digest, "sort", self.in_shape, self.descending, self.index)
 
 
 Selection = MaxSelection | SortSelection

@@ -7,14 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
-from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, size
+from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, index_key, size
 from lipcert.network.nodes import ActivationNode, AffineNode, SelectionNode
-from lipcert.network.nonlinearity import Kink, MaxSelection, Nonlinearity, SortSelection
+from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.origin import Origins, united
-
-RELU = Nonlinearity("relu", torch.relu, 0.0, 1.0, (Kink(0.0, 1.0),))
 
 
 def then(network: Network, linear: LinearMap, name: str = "select") -> Network:
@@ -82,7 +81,7 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
     name = "+".join([*names, node.name]) if names else node.name
     return replace(
         node, parents=tuple(merged), name=name, origin=united([*origins, node.origin]), maps=tuple(merged.values()),
-        offset=offset,
+        offset=offset, source=None,
     )  # fmt: skip
 
 
@@ -133,8 +132,8 @@ def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) 
         return x.reshape(-1)[index.to(x.device)].reshape(out_shape)
 
     repeats = int(torch.bincount(index, minlength=1).max()) if index.numel() else 0
-    key = f"{tuple(index.tolist())}" if index.numel() <= 64 else _digest(index)
-    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), key, float(repeats - 1 if repeats else 0))
+    count = float(repeats - 1 if repeats else 0)
+    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), index_key(index + 1), count)
     return chosen if sign == 1.0 else compose(chosen, Identity(out_shape, sign))
 
 
@@ -147,13 +146,7 @@ def scatter(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
         padded = torch.cat([x.reshape(-1), x.new_zeros(1)])
         return padded[source.to(x.device)].reshape(out_shape)
 
-    return OpMap("scatter", function, in_shape, out_shape, (), _digest(index), 0.0)
-
-
-def _digest(index: Tensor) -> str:
-    import hashlib
-
-    return hashlib.sha256(index.contiguous().numpy().tobytes()).hexdigest()
+    return OpMap("scatter", function, in_shape, out_shape, (), index_key(source + 1), 0.0)
 
 
 def _expand_max(builder: NetworkBuilder, var: Var, selection: MaxSelection, where: Origins) -> Var:

@@ -1,9 +1,8 @@
 """Lanczos for symmetric maps that are given only as code.
 
-Everything here sees a *Gram map* ``x -> W^T W x`` from (n,) to (n,). Two kinds of number come out and
-must not be mixed up: Ritz values approach the largest eigenvalue **from below**
-(estimates); :func:`sigma_max_probabilistic` turns a Ritz value into an upper bound that holds with
-probability >= 1 - delta over the random start, in exact arithmetic.
+Everything here sees a *Gram map* ``x -> W^T W x`` from (n,) to (n,). Ritz values approach the largest
+eigenvalue **from below**: they are estimates. What follows from one with a probability is in
+:mod:`lipcert.numerics.probabilistic`.
 
 The map must be scaled by its caller so that ``||W^T W||`` is far from over- and underflow; where it
 is not, ``ValueError`` is raised.
@@ -11,15 +10,12 @@ is not, ``ValueError`` is raised.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from lipcert.numerics.rounding import div_up, down, mul_up, sqrt_up, up
 
 Gram = Callable[[Tensor], Tensor]
 
@@ -41,33 +37,6 @@ class Ritz:
     residual: float
     uncertainty: float
     steps: int
-
-
-def kuczynski_wozniakowski_epsilon(n: int, steps: int, delta: float) -> float:
-    """Relative error of Lanczos that is exceeded with probability at most ``delta``.
-
-    The eps with ``1.648 sqrt(n) exp(-sqrt(eps) (2 k - 1)) = delta``, rounded up: for a positive
-    semidefinite (n, n) matrix and a start uniform on the sphere, the largest Ritz value of the
-    Krylov space of dimension k is at least ``(1 - eps) lambda_max`` with probability >= 1 - delta.
-
-    Source: Kuczyński & Woźniakowski, *Estimating the largest eigenvalue by the power and Lanczos
-    algorithms with a random start*, SIAM J. Matrix Anal. Appl. 13 (1992), Theorem 4.2.
-
-    Args:
-        n: order of the matrix, >= 1.
-        steps: k, the number of products with the matrix, >= 1.
-        delta: probability, in (0, 1).
-
-    Returns:
-        eps; 1.0 (nothing is known) where the formula gives 1 or more; 0.0 for n = 1.
-    """
-    if n < 1 or steps < 1 or not 0.0 < delta < 1.0:
-        raise ValueError(f"need n >= 1, steps >= 1, 0 < delta < 1; got {n}, {steps}, {delta}")
-    if n == 1:
-        return 0.0
-    logarithm = math.log(1.648) + 0.5 * math.log(n) - math.log(delta)
-    root = logarithm * (1.0 + 1e-14) / (2 * steps - 1)
-    return min(1.0, up(root * root * (1.0 + 1e-15)))
 
 
 def lambda_max_ritz(
@@ -101,76 +70,6 @@ def lambda_max_ritz(
     return ritz.value, ritz.vector
 
 
-def sigma_max_probabilistic(
-    gram: Gram,
-    n: int,
-    delta: float = 1e-9,
-    target: float = 1e-2,
-    max_steps: int = 1000,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-) -> tuple[float, int]:
-    """Upper bound of sigma_max(W) from W^T W as code, true with probability >= 1 - delta.
-
-    The number of steps follows from (n, delta, target) alone, not from what is observed, so delta is
-    spent once: the least k with ``1/sqrt(1 - eps_k) - 1 <= target``, at most ``max_steps`` and n.
-
-    Why this is an upper bound: ``lambda_max <= ritz / (1 - eps)`` with probability >= 1 - delta
-    (:func:`kuczynski_wozniakowski_epsilon`); for k = n the Krylov space of a random start contains
-    the leading eigenvector with probability one, so eps = 0. After breakdown the space already
-    contains the one of the requested dimension. Rounding is not covered; the value is widened by
-    ``n``-independent ``64 eps(dtype)``, far less than eps but for k = n.
-
-    Args:
-        gram: (n,) -> (n,), ``x -> W^T W x``, scaled so that it neither over- nor underflows. A map
-            that is exactly zero on the start (and on the start times 2**500, 2**1000) has bound 0.
-        n: order.
-        delta: total probability of error.
-        target: relative inflation of the result wanted.
-        max_steps: most products with the map.
-        generator: source of the start, on ``device``; ``None`` draws it from the operating system's entropy.
-        dtype: of the basis and of the map's argument.
-        device: of the same.
-
-    Returns:
-        (bound, steps); the bound is ``inf`` if ``max_steps`` is too few to say anything.
-    """
-    steps = min(_steps_for(n, delta, target), max_steps, n)
-    ritz = lanczos_ritz(gram, n, steps, generator, dtype=dtype, device=device)
-    return _inflated(ritz.value, n, steps, delta, dtype), steps
-
-
-def certify_sigma_max_probabilistic(
-    gram: Gram,
-    n: int,
-    claim: float,
-    delta: float = 1e-9,
-    steps: int = 200,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-) -> bool:
-    """Check ``sigma_max(W) <= claim`` with its own random start, wrong with probability <= delta.
-
-    ``True`` when the bound of :func:`sigma_max_probabilistic` with this many steps (capped at n) is
-    at most ``claim``. The generator must be independent of whoever made the claim and the map.
-
-    Args:
-        gram: (n,) -> (n,), ``x -> W^T W x``, scaled as in :func:`sigma_max_probabilistic`.
-        n: order.
-        claim: the value to check.
-        delta: probability of a wrong ``True``.
-        steps: number of products with the map.
-        generator: source of the start, on ``device``; ``None`` draws it from the operating system's entropy.
-        dtype: of the basis and of the map's argument.
-        device: of the same.
-    """
-    steps = min(steps, n)
-    ritz = lanczos_ritz(gram, n, steps, generator, dtype=dtype, device=device)
-    return _inflated(ritz.value, n, steps, delta, dtype) <= claim
-
-
 def lanczos_ritz(
     gram: Gram,
     n: int,
@@ -200,7 +99,7 @@ def lanczos_ritz(
         raise ValueError(f"need n >= 1 and steps >= 1, got {n}, {steps}")
     steps = min(steps, n)
     basis = torch.empty(0, n, dtype=dtype, device=device)
-    x = _random_unit(n, generator, dtype, device)
+    x = random_unit(n, generator, dtype, device)
     alphas: list[float] = []
     betas: list[float] = []
     scale = 0.0
@@ -208,7 +107,7 @@ def lanczos_ritz(
         if k == basis.shape[0]:
             basis = _grown(basis, min(steps, max(32, 2 * k)))
         basis[k] = x
-        y = _apply(gram, x)
+        y = apply_gram(gram, x)
         if k == 0:
             _require_range(gram, x, y)
         alphas.append(float(x @ y))
@@ -253,7 +152,7 @@ def _grown(basis: Tensor, rows: int) -> Tensor:
     return larger
 
 
-def _random_unit(n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def random_unit(n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Uniform on the sphere: a normalised Gaussian vector, drawn in float64.
 
     Without a generator: numpy's PCG64, seeded with 128 bits of the operating system's entropy. (torch's CPU generator
@@ -268,7 +167,8 @@ def _random_unit(n: int, generator: torch.Generator | None, dtype: torch.dtype, 
     return (x / x.norm()).to(dtype)
 
 
-def _apply(gram: Gram, x: Tensor) -> Tensor:
+def apply_gram(gram: Gram, x: Tensor) -> Tensor:
+    """One product; ValueError where it is not finite or of another shape."""
     y = gram(x).detach()
     if y.shape != x.shape:
         raise ValueError(f"the Gram map sends shape {tuple(x.shape)} to {tuple(y.shape)}")
@@ -287,26 +187,3 @@ def _require_range(gram: Gram, x: Tensor, y: Tensor) -> None:
             raise ValueError("the Gram map underflows; scale the map to norm about 1")
     elif size < info.tiny * 2.0**40 / info.eps or size > info.max * info.eps:
         raise ValueError(f"the Gram map has size {size:.1e}; scale the map to norm about 1")
-
-
-def _steps_for(n: int, delta: float, target: float) -> int:
-    """Least k with ``1/sqrt(1 - eps_k) <= 1 + target``."""
-    if not target > 0.0:
-        raise ValueError(f"target must be positive, got {target!r}")
-    if n == 1:
-        return 1
-    goal = 1.0 - (1.0 + target) ** -2
-    logarithm = math.log(1.648 * math.sqrt(n) / delta)
-    steps = max(1, math.ceil(0.5 * (logarithm / math.sqrt(goal) + 1.0)))
-    while kuczynski_wozniakowski_epsilon(n, steps, delta) > goal:
-        steps += 1
-    return steps
-
-
-def _inflated(ritz: float, n: int, steps: int, delta: float, dtype: torch.dtype) -> float:
-    """``sqrt(ritz / (1 - eps))``, rounded up."""
-    epsilon = 0.0 if steps >= n else kuczynski_wozniakowski_epsilon(n, steps, delta)
-    value = mul_up(max(0.0, ritz), 1.0 + 128.0 * torch.finfo(dtype).eps)
-    if value == 0.0:
-        return 0.0
-    return sqrt_up(value if epsilon == 0.0 else div_up(value, max(0.0, down(1.0 - epsilon))))

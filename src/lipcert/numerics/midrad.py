@@ -215,6 +215,14 @@ class Range:
         return Range.between(root.low.clamp(min=0.0), root.high)
 
 
+def known(x: Number | Range) -> Range:
+    """What a setting stands for: floats and tensors themselves, a ``Near`` all numbers within its radius."""
+    if isinstance(x, Range):
+        return x
+    value = Range.exact(torch.as_tensor(x, dtype=torch.float64, device="cpu"))
+    return value.widened(torch.as_tensor(x.radius, dtype=torch.float64)) if isinstance(x, Near) else value
+
+
 def hull(first: Range, second: Range) -> Range:
     """The smallest enclosure of both."""
     low, high = torch.minimum(first.low, second.low), torch.maximum(first.high, second.high)

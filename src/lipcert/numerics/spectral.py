@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lipcert.numerics import psd
-from lipcert.numerics.lanczos import Gram, lanczos_ritz
+from lipcert.numerics.lanczos import lanczos_ritz
 from lipcert.numerics.rounding import (
     UNDERFLOW,
     add_up,
@@ -32,10 +32,10 @@ from lipcert.numerics.rounding import (
 )
 
 DENSE_EIGENVALUES = 400
-_STEPS = 500  # of Lanczos, at most
+STEPS = 500  # of Lanczos, at most
 _EXACT_SUM_ENTRIES = 300_000
 _EXACT_NORM_ENTRIES = 1_000_000
-_SLACK = 1.0 + 1e-12
+SLACK = 1.0 + 1e-12
 """Widening of what is returned, so that a re-check whose BLAS rounds differently passes too."""
 
 
@@ -60,49 +60,15 @@ def sigma_max_upper(w: Tensor, error: float = 0.0) -> float:
     Why this is an upper bound: each of the three is (certify_sigma_max for the third), and
     ``||W|| <= ||w|| + error``, rounded up.
     """
-    matrix, error = _as_matrix(w), _as_radius(error)
+    matrix, error = as_matrix(w), as_radius(error)
     if matrix.numel() == 0 or not bool(matrix.any()):
         return error
-    scaled, exponent = _scale(matrix)
-    loss = _scaling_loss(matrix, scaled)
+    scaled, exponent = to_unit(matrix)
+    loss = scaling_loss(matrix, scaled)
     value = ldexp_up(_scaled_sigma_upper(scaled), exponent)
     if error == 0.0 and loss == 0.0:
         return value
     return mul_up(add_up(value, error, ldexp_up(loss, exponent)), 1.0 + 2e-15)
-
-
-def propose_sigma_max(w: Tensor, error: float = 0.0) -> float:
-    """A claim that :func:`certify_sigma_max` will very probably prove, without proving it: no bound.
-
-    Arguments and errors are those of :func:`sigma_max_upper`.
-    """
-    matrix, error = _as_matrix(w), _as_radius(error)
-    if matrix.numel() == 0 or not bool(matrix.any()):
-        return error
-    scaled, exponent = _scale(matrix)
-    ceiling, x = _elementary_upper(scaled, _SLACK), _short_side(scaled)
-    value = ceiling if x.shape[0] == 1 else min(ceiling, mul_up(_proposal(_gram(x), gram_radius(x))[0], _SLACK))
-    return mul_up(add_up(ldexp_up(add_up(value, _scaling_loss(matrix, scaled)), exponent), error), 1.0 + 2e-15)
-
-
-def propose_sigma_max_of_map(gram: Gram, shape: tuple[int, int], size: float, error: float) -> float:
-    """As :func:`propose_sigma_max` for a large W of norm about 1, from passes alone: W is not written down.
-
-    Args:
-        gram: ``x -> W^T W x`` or ``y -> W W^T y``, float64, on vectors of W's shorter side.
-        shape: (m, n) of W.
-        size: at least ``sqrt(||W||_1 ||W||_inf)``.
-        error: spectral-norm radius that :func:`certify_sigma_max` will be told.
-
-    Raises:
-        ValueError: the map returns NaN or infinity, or leaves the range of float64.
-    """
-    n = min(shape)
-    ritz = lanczos_ritz(gram, n, min(n, _STEPS), torch.Generator().manual_seed(0), tol=1e-9)
-    estimate = ritz.value + ritz.uncertainty
-    radius = 1.1 * gamma(psd.product_terms(max(shape))) * size * size
-    value = sqrt_up(max(0.0, estimate) + _provable(n, estimate, 0.0, radius))
-    return mul_up(add_up(mul_up(value, _SLACK), error), 1.0 + 2e-15)
 
 
 def certify_sigma_max(w: Tensor, error: float, claim: float) -> bool:
@@ -124,22 +90,22 @@ def certify_sigma_max(w: Tensor, error: float, claim: float) -> bool:
     Raises:
         ValueError: as :func:`sigma_max_upper`.
     """
-    matrix, error = _as_matrix(w), _as_radius(error)
+    matrix, error = as_matrix(w), as_radius(error)
     if not claim >= error:
         return False
     if math.isinf(claim) or matrix.numel() == 0 or not bool(matrix.any()):
         return True
-    scaled, exponent = _scale(matrix)
-    spent = add_up(ldexp_up(error, -exponent), _scaling_loss(matrix, scaled))
+    scaled, exponent = to_unit(matrix)
+    spent = add_up(ldexp_up(error, -exponent), scaling_loss(matrix, scaled))
     goal = ldexp_down(claim, -exponent)
     if spent > 0.0:
         goal = down(goal - spent)
     if goal <= 0.0:
         return False
-    if _elementary_upper(scaled) <= goal:
+    if elementary_upper(scaled) <= goal:
         return True
-    x = _short_side(scaled)
-    return x.shape[0] > 1 and _proves(_gram(x), gram_radius(x), goal)
+    x = short_side(scaled)
+    return x.shape[0] > 1 and _proves(gram_of(x), gram_radius(x), goal)
 
 
 def gram_radius(x: Tensor) -> float:
@@ -172,7 +138,7 @@ def norm_1_upper(w: Tensor) -> float:
     Raises:
         ValueError: NaN or infinity in w, or not a real floating matrix.
     """
-    return _column_sum_up(_as_matrix(w))
+    return _column_sum_up(as_matrix(w))
 
 
 def norm_inf_upper(w: Tensor) -> float:
@@ -180,10 +146,15 @@ def norm_inf_upper(w: Tensor) -> float:
 
     See :func:`norm_1_upper`, of which it is the transpose.
     """
-    return _column_sum_up(_as_matrix(w).mT)
+    return _column_sum_up(as_matrix(w).mT)
 
 
-def _as_matrix(w: Tensor) -> Tensor:
+def as_matrix(w: Tensor) -> Tensor:
+    """``w`` in float64 on the CPU.
+
+    Raises:
+        ValueError: NaN or infinity, or not a real floating matrix.
+    """
     if w.ndim != 2 or not w.is_floating_point():
         raise ValueError(f"expected a real floating matrix, got {w.dtype} of shape {tuple(w.shape)}")
     matrix = w.detach().to(device="cpu", dtype=torch.float64)
@@ -192,14 +163,15 @@ def _as_matrix(w: Tensor) -> Tensor:
     return matrix
 
 
-def _as_radius(error: float) -> float:
+def as_radius(error: float) -> float:
+    """``error`` as a float; ValueError where it is negative or NaN."""
     error = float(error)
     if not error >= 0.0:
         raise ValueError(f"error must be >= 0, got {error!r}")
     return error
 
 
-def _scale(matrix: Tensor) -> tuple[Tensor, int]:
+def to_unit(matrix: Tensor) -> tuple[Tensor, int]:
     """``(matrix * 2**-e, e)`` with largest magnitude in [1/2, 1)."""
     if not psd._has_subnormals():
         raise ValueError("subnormal numbers are flushed here; call torch.set_flush_denormal(False)")
@@ -208,7 +180,7 @@ def _scale(matrix: Tensor) -> tuple[Tensor, int]:
         return torch.from_numpy(np.ldexp(matrix.numpy(), -exponent)), exponent
 
 
-def _scaling_loss(matrix: Tensor, scaled: Tensor) -> float:
+def scaling_loss(matrix: Tensor, scaled: Tensor) -> float:
     """Bound of ``||scaled - exact||_2``: zero unless a nonzero entry came near underflow."""
     pairs = zip(matrix.split(psd._CHUNK), scaled.split(psd._CHUNK), strict=True)
     if all(float(torch.where(a == 0.0, 1.0, b.abs()).min()) >= 2.0 * UNDERFLOW for a, b in pairs):
@@ -216,12 +188,12 @@ def _scaling_loss(matrix: Tensor, scaled: Tensor) -> float:
     return mul_up(sqrt_up(float(scaled.numel())), UNDERFLOW)
 
 
-def _short_side(scaled: Tensor) -> Tensor:
+def short_side(scaled: Tensor) -> Tensor:
     """X, (n, m) with n <= m, with the singular values of ``scaled``."""
     return scaled if scaled.shape[0] <= scaled.shape[1] else scaled.mT
 
 
-def _elementary_upper(scaled: Tensor, slack: float = 1.0) -> float:
+def elementary_upper(scaled: Tensor, slack: float = 1.0) -> float:
     """``min(sqrt(||.||_1 ||.||_inf), slack ||.||_F)``, rounded up (Golub & Van Loan, §2.3)."""
     product = mul_up(_column_sum_up(scaled), _column_sum_up(scaled.mT))
     if min(scaled.shape) == 1 and scaled.numel() <= _EXACT_NORM_ENTRIES:
@@ -230,38 +202,38 @@ def _elementary_upper(scaled: Tensor, slack: float = 1.0) -> float:
 
 
 def _scaled_sigma_upper(scaled: Tensor) -> float:
-    ceiling = _elementary_upper(scaled, _SLACK)
-    x = _short_side(scaled)
+    ceiling = elementary_upper(scaled, SLACK)
+    x = short_side(scaled)
     n = x.shape[0]
     if n == 1:
         return ceiling
-    gram = _gram(x)
+    gram = gram_of(x)
     radius = gram_radius(x)
-    proposal, estimate, extra = _proposal(gram, radius)
+    proposal, estimate, extra = proposed(gram, radius)
     while True:
         if not proposal < ceiling:
             return ceiling
         if _proves(gram, radius, proposal):
-            return min(ceiling, mul_up(proposal, _SLACK))
+            return min(ceiling, mul_up(proposal, SLACK))
         extra = 4.0 * extra + 1e-13 * ceiling * ceiling
         proposal = sqrt_up(max(0.0, estimate) + extra)
 
 
-def _proposal(gram: Tensor, radius: float) -> tuple[float, float, float]:
+def proposed(gram: Tensor, radius: float) -> tuple[float, float, float]:
     """A value that is probably provable; the estimate of the largest eigenvalue behind it; what it adds to that."""
     n = gram.shape[0]
     estimate = estimate_lambda_max(gram)
-    extra = _provable(n, estimate, float(gram.diagonal().sum()), radius)
+    extra = provable(n, estimate, float(gram.diagonal().sum()), radius)
     return sqrt_up(max(0.0, estimate) + extra), estimate, extra
 
 
-def _provable(n: int, estimate: float, trace: float, radius: float) -> float:
+def provable(n: int, estimate: float, trace: float, radius: float) -> float:
     """What a proof needs above the largest eigenvalue of an (n, n) Gram matrix of at least this trace."""
     cost = psd.proof_cost(n, max(0.0, n * estimate - trace) + estimate)
     return 1.1 * (radius + cost) + 1e-13 * estimate
 
 
-def _gram(x: Tensor) -> Tensor:
+def gram_of(x: Tensor) -> Tensor:
     """Symmetric float matrix within :func:`gram_radius` of ``X X^T``; x is (n, m), n <= m."""
     n, m = x.shape
     gram = x.new_empty(n, n)
@@ -290,7 +262,7 @@ def estimate_lambda_max(gram: Tensor) -> float:
     if n <= DENSE_EIGENVALUES:
         return float(torch.linalg.eigvalsh(gram)[-1])
     generator = torch.Generator().manual_seed(0)
-    ritz = lanczos_ritz(gram.mv, n, min(n, _STEPS), generator, tol=1e-9)
+    ritz = lanczos_ritz(gram.mv, n, min(n, STEPS), generator, tol=1e-9)
     return ritz.value + ritz.uncertainty
 
 

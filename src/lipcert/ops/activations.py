@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipcert.errors import TrainModeError
+from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.transform import RELU
+from lipcert.network.source import derived
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
@@ -104,7 +106,8 @@ def prelu(ctx: Context, x: Any, weight: Any) -> Var:
     if ball.radius is not None:
         lower = torch.nextafter(slopes - ball.radius, torch.tensor(-math.inf, dtype=torch.float64))
         upper = torch.nextafter(slopes + ball.radius, torch.tensor(math.inf, dtype=torch.float64))
-    return ctx.activation(x, known.prelu(slopes, lower, upper))
+    source = derived(lambda s: s.reshape(slopes.shape), weight.source)
+    return ctx.activation(x, replace(known.prelu(slopes, lower, upper, ball.radius), sources=(source,)))
 
 
 @rule("rrelu", kind="activation")
@@ -225,15 +228,18 @@ def _clamp(ctx: Context, x: Any, low: Any, high: Any, name: str) -> Var:
             name = "relu6"
         return ctx.activation(x, known.clamp(a, b, name))
     ends: list[Tensor] = []
+    spreads: list[Tensor | None] = []
     for end, default in ((low, -math.inf), (high, math.inf)):
-        value = torch.tensor(default) if end is None else ctx.constant(end, "end").value
+        constant = Constant.exactly(torch.tensor(default)) if end is None else ctx.constant(end, "end")
+        value = constant.value
         if bool(torch.isnan(value).any()) or bool((value == -default).any()):
             raise ctx.unsupported("its ends leave no finite value.")
         ends.append(value.double())
+        spreads.append(constant.readings.radius)
     shape = tuple(torch.broadcast_shapes(x.shape, *(tuple(end.shape) for end in ends)))
     if shape != x.shape:
         raise ctx.unsupported(f"its ends would broadcast {x.shape} to {shape}; expand the input first.")
-    return ctx.activation(x, known.clamp_tensors(ends[0], ends[1]))
+    return ctx.activation(x, known.clamp_between(ends[0], ends[1], spreads[0], spreads[1]))
 
 
 def _shapes_fit(x: Var, *constants: Any) -> bool:
@@ -281,8 +287,9 @@ def logaddexp(ctx: Context, a: Any, b: Any) -> Var:
     x, c = ctx.variable(x), ctx.constant(c)
     if tuple(torch.broadcast_shapes(x.shape, c.shape)) != x.shape:
         raise ctx.unsupported("the constant would broadcast the input; expand the input first.")
-    offset = Constant.within(c.floating)
-    below = Constant.within(minus(exact(torch.zeros_like(offset.value)), offset.ball))
+    offset = Constant.within(c.floating, c.source)
+    opposite = derived(lambda v: -v.double(), c.source)
+    below = Constant.within(minus(exact(torch.zeros_like(offset.value)), offset.ball), opposite)
     same = Identity(x.shape)
     moved = ctx.affine([(x, same)], x.shape, below)
     return ctx.affine([(ctx.activation(moved, known.SOFTPLUS), same)], x.shape, offset)

@@ -9,6 +9,7 @@ import torch
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity, LinearMap, Shape, compose
+from lipcert.network.source import Source, derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, number
 from lipcert.ops.enclosure import Ball, exact, over, plus, rounded
@@ -30,13 +31,14 @@ def broadcast(ctx: Context, x: Var, shape: Shape, scale: float = 1.0) -> LinearM
     if x.shape == shape:
         return Identity(shape, scale)
     repeats = math.prod(shape) / max(1, math.prod(x.shape))
-    wide = ctx.map(x.shape, lambda v: v + v.new_zeros(shape), (), repeats, extra=f" to {shape}")
+    wide = ctx.map(x.shape, lambda v: v + v.new_zeros(shape), (), repeats)
     return compose(wide, Identity(shape, scale))
 
 
 def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     shape = tuple(torch.broadcast_shapes(*(_shape(x) for x, _ in terms)))
     offset: Ball | None = None
+    source: Source | None = None
     parts = []
     for x, scale in terms:
         if not math.isfinite(scale):
@@ -48,8 +50,10 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
             ctx.require_finite(constant)
             value = constant.floating
             value = Ball(scale * value.middle, value.radius) if abs(scale) == 1.0 else product(value, exact(scale))
+            own = derived(lambda c, scale=scale: scale * c.double(), constant.source)
+            source = own if offset is None else derived(torch.add, source, own)
             offset = value if offset is None else plus(offset, value)
-    kept = None if offset is None else Constant.within(offset)
+    kept = None if offset is None else Constant.within(offset, source)
     if kept is not None:
         ctx.require_finite(kept)
     return ctx.affine(parts, shape, kept)
@@ -60,12 +64,12 @@ def exact_double(ctx: Context, x: Any) -> Constant:
     constant = ctx.constant(x)
     value = constant.value.double()
     if isinstance(x, int) and int(float(x)) != x:
-        return Constant.within(rounded(value))
+        return Constant.within(rounded(value), constant.source)
     if constant.value.is_floating_point():
         return constant
     if constant.error is None and value.numel() and float(value.abs().max()) >= 2.0**53:
-        return Constant.within(rounded(value))
-    return Constant.within(constant.floating)
+        return Constant.within(rounded(value), constant.source)
+    return Constant.within(constant.floating, constant.source)
 
 
 @rule("add", kind="linear")
@@ -102,9 +106,9 @@ def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
     ctx.require_finite(constant)
     shape = tuple(torch.broadcast_shapes(x.shape, constant.shape))
     if constant.value.numel() == 1 and not constant.rounding and shape == x.shape:
-        return ctx.scaled(x, number(constant))
+        return ctx.scaled(x, number(constant), constant.source)
     repeats = math.prod(shape) / max(1, math.prod(x.shape))
-    return ctx.linear(x, times, (constant,), max(1.0, repeats))
+    return ctx.linear(x, times, (constant,), max(1.0, repeats), key="times")
 
 
 @rule("mul", kind="linear")
@@ -141,7 +145,9 @@ def div(ctx: Context, a: Any, b: Any) -> Var:
         x, unit = (ctx.scaled(x, 2.0**-half), product(unit, exact(2.0**-half))) if half else (x, unit)
     if bool((unit.middle.abs() < 2.0**-1000).any()):
         raise ctx.unsupported("its divisor holds numbers of too different size; rescale them.")
-    return multiply_by(ctx, x, Constant.within(over(exact(1.0), unit)))
+    halves = 2.0 ** -(exponent // 2), 2.0 ** (exponent // 2 - exponent)
+    source = derived(lambda c: 1.0 / (c * halves[0] * halves[1]), divisor.source)
+    return multiply_by(ctx, x, Constant.within(over(exact(1.0), unit), source))
 
 
 def quotient(ctx: Context, a: Any, b: Var) -> Var:

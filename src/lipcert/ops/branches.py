@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
+from lipcert.network.source import Fixed, Source, derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import Ball, exact, plus
@@ -42,7 +43,7 @@ def where(ctx: Context, condition: Any, a: Any, b: Any) -> Var:
             raise ctx.unsupported("its condition is not boolean.")
         if mask.rounding:
             raise ctx.unsupported("its condition comes from rounded constants; store the mask in a buffer.")
-        return _constant_mask(ctx, mask.value, a, b)
+        return _constant_mask(ctx, mask, a, b)
     found = recognise(ctx, "where", condition, a, b)
     if found is not None:
         return found
@@ -67,20 +68,27 @@ def _kept(number: Ball, chosen: Tensor, shape: Shape) -> Ball:
     return number.map(lambda t: torch.where(chosen, t, zero).expand(shape))
 
 
-def _constant_mask(ctx: Context, mask: Tensor, a: Any, b: Any) -> Var:
+def _constant_mask(ctx: Context, mask: Constant, a: Any, b: Any) -> Var:
     """Linear: the entries of ``a`` where the mask is true, those of ``b`` elsewhere."""
     shapes = [x.shape for x in (a, b) if isinstance(x, (Var, Constant))]
-    shape = tuple(torch.broadcast_shapes(tuple(mask.shape), *shapes))
+    shape = tuple(torch.broadcast_shapes(mask.shape, *shapes))
+    source: Source | None = Fixed(torch.zeros(shape, dtype=torch.float64))
     terms = []
     offset = exact(torch.zeros(shape, dtype=torch.float64))
-    for value, chosen in ((a, mask), (b, ~mask)):
+    for value, chosen, of in (
+        (a, mask.value, mask.source),
+        (b, ~mask.value, derived(torch.logical_not, mask.source)),
+    ):
         if isinstance(value, Var):
             copies = 0.0 if value.shape == shape else math.prod(shape) / max(1, math.prod(value.shape))
-            kept = Constant.exactly(chosen.double().expand(shape).clone())
-            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), max(1.0, copies))))
+            whole = derived(lambda m: m.double().expand(shape), of)
+            kept = Constant.exactly(chosen.double().expand(shape).clone(), source=whole)
+            terms.append((value, ctx.map(value.shape, lambda v, m: v * m, (kept,), max(1.0, copies), "times")))
         else:
-            part = _kept(ctx.constant(value).floating, chosen, shape)
+            own = ctx.constant(value)
+            part = _kept(own.floating, chosen, shape)
+            source = derived(lambda s, m, c: s + torch.where(m, c.double(), 0.0), source, of, own.source)
             ctx.require_finite(Constant.within(part))
             offset = plus(offset, part)
-    kept_offset = Constant.within(offset) if bool(offset.reach.any()) else None
+    kept_offset = Constant.within(offset, source) if bool(offset.reach.any()) else None
     return ctx.affine(terms, shape, kept_offset)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.linear import Shape
+from lipcert.network.source import Source, derived
 from lipcert.numerics.rounding import UNIT
 from lipcert.ops.enclosure import Ball, rounded, unknown
 
@@ -68,21 +69,24 @@ class Constant:
             infinite.
         dtype: the precision the model holds it in; None if that plays no part (a Python number).
         stored: the second reading, None where it is the middle of the enclosure itself.
+        source: how it came from named parameters; None where that is not known.
     """
 
     exact: Ball
     dtype: torch.dtype | None
     stored: Tensor | None = None
+    source: Source | None = None
 
     @staticmethod
-    def exactly(value: Tensor, dtype: torch.dtype | None = None) -> Constant:
+    def exactly(value: Tensor, dtype: torch.dtype | None = None, source: Source | None = None) -> Constant:
         """A stored tensor (a parameter, a buffer, a literal): the number it holds is the number meant."""
-        return Constant(Ball(value.double() if value.is_floating_point() else value, None), dtype or value.dtype)
+        held = value.double() if value.is_floating_point() else value
+        return Constant(Ball(held, None), dtype or value.dtype, None, source)
 
     @staticmethod
-    def within(ball: Ball) -> Constant:
+    def within(ball: Ball, source: Source | None = None) -> Constant:
         """What a rule computes by itself in exact arithmetic; the model never holds it."""
-        return Constant(ball, None)
+        return Constant(ball, None, None, source)
 
     @staticmethod
     def counted(value: Tensor, rounding: float) -> Constant:
@@ -161,7 +165,7 @@ class Constant:
     def map(self, function: Callable[[Tensor], Tensor]) -> Constant:
         """``function`` that only moves or repeats entries, or drops some."""
         stored = None if self.stored is None else function(self.stored)
-        return Constant(self.exact.map(function), self.dtype, stored)
+        return Constant(self.exact.map(function), self.dtype, stored, derived(function, self.source))
 
     @cached_property
     def parts(self) -> Parts:

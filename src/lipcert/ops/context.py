@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin
+from lipcert.network.source import Fixed, Source, derived
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
 from lipcert.ops.constant import Parts
 from lipcert.ops.enclosure import added, exact
+from lipcert.ops.keys import move_key
 
 
 class Context:
@@ -40,11 +43,11 @@ class Context:
 
     def unsupported(self, reason: str) -> UnsupportedOpError:
         """An error that names the op, the user's line and the reason."""
-        return UnsupportedOpError(f"aten.{self.op} {self._place()}: {reason} `lipcert ops` lists what is supported.")
+        return UnsupportedOpError(f"{shown(self.op)} {self._place()}: {reason} `lipcert ops` lists what is supported.")
 
     def not_lipschitz(self, reason: str) -> NotLipschitzError:
         """The same for an op that is discontinuous or unbounded in slope."""
-        return NotLipschitzError(f"aten.{self.op} {self._place()}: {reason}")
+        return NotLipschitzError(f"{shown(self.op)} {self._place()}: {reason}")
 
     def _place(self) -> str:
         return f"at {self.where}" if self.where else "(no source location)"
@@ -63,7 +66,8 @@ class Context:
             raise self.unsupported(f"its {what} depends on the network's input; a constant is needed.")
         if isinstance(x, Constant):
             return x
-        return Constant(exact(torch.as_tensor(x, dtype=torch.float64)), None)
+        value = torch.as_tensor(x, dtype=torch.float64)
+        return Constant.within(exact(value), Fixed(value))
 
     # -- nodes --------------------------------------------------------------------------------------------
 
@@ -74,15 +78,16 @@ class Context:
         constants: Sequence[Constant],
         rounding: float,
         offset: Constant | None = None,
+        key: str | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
         ``rounding`` is the number of terms in the longest sum that the op or its transpose forms. What the constants'
         own errors are beyond a small relative one (see ``Constant.parts``) becomes a block beside the map, of which
-        only its gain is known.
+        only its gain is known. ``key`` is for the network's hash (see ``map``).
         """
         parts = [c.parts for c in constants]
-        linear = self._map(x.shape, function, constants, parts, rounding, "")
+        linear = self._map(x.shape, function, constants, parts, rounding, key)
         terms: list[tuple[Var, LinearMap]] = [(x, linear)]
         rest = self._rest_map(linear, function, constants, parts)
         if rest is not None:
@@ -96,7 +101,7 @@ class Context:
             return self.builder.affine(terms, shape, None, self.op, self.where)
         self.require_finite(offset)
         ball = offset.floating
-        return self.builder.affine(terms, shape, ball.middle, self.op, self.where, ball.spread)
+        return self.builder.affine(terms, shape, ball.middle, self.op, self.where, ball.spread, offset.source)
 
     def map(
         self,
@@ -104,13 +109,17 @@ class Context:
         function: Callable[..., Tensor],
         constants: Sequence[Constant],
         rounding: float,
-        extra: str = "",
+        key: str | None = None,
     ) -> LinearMap:
-        """The linear map behind ``linear``; its output shape is found by running it."""
+        """The linear map behind ``linear``; its output shape is found by running it.
+
+        ``key`` says for the network's hash what the map is (see ``keys``). None: a map that only moves entries is known
+        by where it puts them, any other by the op and its arguments.
+        """
         parts = [c.parts for c in constants]
         if any(p.rest is not None for p in parts):
             raise self.unsupported("a constant it uses is not determined by float64 arithmetic; store its value.")
-        return self._map(in_shape, function, constants, parts, rounding, extra)
+        return self._map(in_shape, function, constants, parts, rounding, key)
 
     def _map(
         self,
@@ -119,7 +128,7 @@ class Context:
         constants: Sequence[Constant],
         parts: Sequence[Parts],
         rounding: float,
-        extra: str,
+        key: str | None,
     ) -> OpMap:
         for constant in constants:
             self.require_finite(constant)
@@ -127,13 +136,16 @@ class Context:
         with torch.no_grad():
             out_shape = tuple(function(torch.zeros(in_shape, dtype=torch.float64), *values).shape)
         total = float(rounding + sum(p.count for p in parts))
-        attributes = self.signature + extra
+        if key is None and not constants:
+            key = move_key(function, in_shape)
+        attributes = self.call if key is None else key
         stored = all(c.error is None for c in constants)
         majorants = tuple(p.majorant for p in parts)
-        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, stored, majorants)
+        sources = tuple(c.source for c in constants)
+        return OpMap(self.op, function, in_shape, out_shape, values, attributes, total, stored, majorants, sources)
 
     def _rest_map(
-        self, linear: LinearMap, function: Callable[..., Tensor], constants: Sequence[Constant], parts: Sequence[Parts]
+        self, linear: OpMap, function: Callable[..., Tensor], constants: Sequence[Constant], parts: Sequence[Parts]
     ) -> OpMap | None:
         """A map whose entries bound Σ_i f(|C_1|, …, rest_i, …, |C_k|), a telescoping sum; None without a rest."""
         places = [i for i, p in enumerate(parts) if p.rest is not None]
@@ -149,12 +161,20 @@ class Context:
             return sum((function(x, *(r[k] for r in rests)) for k in range(len(places))), x.new_zeros(()))
 
         terms = linear.rounding + len(places)
-        return OpMap(self.op, total, linear.in_shape, linear.out_shape, stacks, self.signature, terms)
+        return OpMap(self.op, total, linear.in_shape, linear.out_shape, stacks, f"{linear.attributes} rest", terms)
 
-    def jointly_linear(self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float) -> Var:
+    @property
+    def call(self) -> str:
+        """The op and its arguments, as text; of tensors the shape alone."""
+        return f"{self.op} {self.signature}"
+
+    def jointly_linear(
+        self, function: Callable[..., Tensor], operands: Sequence[Any], rounding: float, extra: str = ""
+    ) -> Var:
         """``function(list of tensors)``, linear in all its tensors together with non-negative entries (cat, stack).
 
-        ``rounding`` is the number of terms in the longest sum that it or its transpose forms, 0 if it adds nothing.
+        ``rounding`` is the number of terms in the longest sum that it or its transpose forms, 0 if it adds nothing;
+        ``extra`` tells for the network's hash what the op's arguments do not.
         """
         zeros = [torch.zeros(o.shape, dtype=torch.float64) if isinstance(o, Var) else o.value for o in operands]
         terms = []
@@ -166,18 +186,21 @@ class Context:
                     others[place] = x
                     return function(others)
 
-                linear = self.map(operand.shape, part, (), rounding, extra=f" operand {place}")
+                key = move_key(part, operand.shape) or f"{self.call} {extra} operand {place}"
+                linear = self.map(operand.shape, part, (), rounding, key)
                 terms.append((operand, linear))
         offset = function([z.double() for z in zeros])
         kept = None
         if any(isinstance(o, Constant) for o in operands):
             balls = [exact(z) if isinstance(o, Var) else o.floating for z, o in zip(zeros, operands, strict=True)]
-            kept = Constant.within(added(lambda *parts: function(list(parts)), *balls))
+            sources = [Fixed(z) if isinstance(o, Var) else o.source for z, o in zip(zeros, operands, strict=True)]
+            source = derived(lambda *parts: function(list(parts)), *sources)
+            kept = Constant.within(added(lambda *parts: function(list(parts)), *balls), source)
         return self.affine(terms, tuple(offset.shape), kept)
 
-    def scaled(self, x: Var, scale: float) -> Var:
-        """``scale · x``."""
-        return self.builder.affine([(x, Identity(x.shape, scale))], x.shape, None, self.op, self.where)
+    def scaled(self, x: Var, scale: float, source: Source | None = None) -> Var:
+        """``scale · x``; ``source`` is that of the scale."""
+        return self.builder.affine([(x, Identity(x.shape, scale, source))], x.shape, None, self.op, self.where)
 
     def activation(self, x: Var, function: Nonlinearity) -> Var:
         """An elementwise activation node."""
@@ -215,13 +238,30 @@ class Context:
             return
         if isinstance(value, Constant) and value.exact.radius is not None:
             raise CaptureError(
-                f"aten.{self.op} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
+                f"{shown(self.op)} {self._place()}: a constant of shape {tuple(tensor.shape)} that is computed from "
                 "parameters leaves the range of float64 (an overflow, or a division by zero). Rescale the parameters."
             )
         raise CaptureError(
-            f"aten.{self.op} {self._place()}: a parameter of shape {tuple(tensor.shape)} holds NaN or infinity; "
+            f"{shown(self.op)} {self._place()}: a parameter of shape {tuple(tensor.shape)} holds NaN or infinity; "
             "no bound exists for such a network. Repair or reload the weights."
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Unknown(GainFunction):
+    """A linear map of which only bounds of the constants are known; evaluated as 0."""
+
+    bounds: OpMap
+
+    def value(self, x: Tensor) -> Tensor:
+        """Zeros.
+
+        Raises:
+            NumericsError: the derivative is asked for.
+        """
+        if not isinstance(x, Tensor):
+            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
+        return 0.0 * self.bounds.function(x, *self.bounds.constants)
 
 
 def _unknown_map(bounds: OpMap) -> GainFunction:
@@ -243,15 +283,12 @@ def _unknown_map(bounds: OpMap) -> GainFunction:
     two = math.sqrt(one) * math.sqrt(top) * (1.0 + 2.0**-48)
     gains = {1.0: one, 2.0: two, math.inf: top}
     source = "what rounding may have done to a constant that is computed from parameters"
-    key = f"{tuple(bounds.out_shape)} {bounds.attributes}"
-    function = bounds.function
+    return Unknown("rounding of constants", gains, source, bounds)
 
-    def nothing(x: Tensor, *constants: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise NumericsError("a constant is known only up to rounding that may change it: no derivative is proved.")
-        return 0.0 * function(x, *constants)
 
-    return GainFunction("rounding of constants", nothing, gains, source, bounds.constants, key)
+def shown(op: str) -> str:
+    """The name of an op as error messages give it: ``aten.relu``, ``mylib::relu``."""
+    return op if "::" in op else f"aten.{op}"
 
 
 def is_number(x: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.ops.context import Constant, Context
+from lipcert.ops.keys import convolution_key
 from lipcert.ops.registry import rule
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -46,7 +47,8 @@ def convolution(
     def function(value: Tensor, kernel: Tensor) -> Tensor:
         return convolve(value, kernel, None, stride, padding, dilation, groups)
 
-    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial))
+    key = convolution_key("convolution", spatial, weight.shape[2:], stride, padding, dilation, groups)
+    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", kind="linear")
@@ -69,7 +71,9 @@ def transposed_convolution(
     def function(value: Tensor, kernel: Tensor) -> Tensor:
         return convolve(value, kernel, None, stride, padding, output_padding, groups, dilation)
 
-    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial))
+    kind, shape = "transposed convolution", weight.shape[2:]
+    key = convolution_key(kind, spatial, shape, stride, padding, dilation, groups, output_padding)
+    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key)
 
 
 @rule("convolution", kind="linear")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from lipcert.network.source import Derived, Fixed, Source
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant
 from lipcert.ops.enclosure import Ball, unknown
@@ -37,14 +39,25 @@ def fold(target: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Run ``target`` on constants; every tensor of the result is a Constant."""
     own = _own(target, args, kwargs)
     if name in _CREATION and own is not None:
-        return tree_map(lambda v: Constant.exactly(v) if isinstance(v, Tensor) else v, own)
+        return tree_map(lambda v: Constant.exactly(v, source=Fixed(v)) if isinstance(v, Tensor) else v, own)
     with ordinary_dtype():
         result = _enclosed(target, name, args, kwargs)
     leaves, spec = tree_flatten(result)
     others = [None] * len(leaves) if own is None else tree_leaves(own)
     if len(others) != len(leaves):
         others = [None] * len(leaves)
-    return tree_unflatten([_joined(a, b) for a, b in zip(leaves, others, strict=True)], spec)
+    joined = (_joined(a, b) for a, b in zip(leaves, others, strict=True))
+    sources = _sources(target, args, kwargs, len(leaves))
+    kept = (replace(c, source=s) if isinstance(c, Constant) else c for c, s in zip(joined, sources, strict=True))
+    return tree_unflatten(list(kept), spec)
+
+
+def _sources(target: Any, args: Any, kwargs: Any, number: int) -> list[Source | None]:
+    """Of the results of a call; None if an argument's is not known."""
+    if any(isinstance(leaf, Constant) and leaf.source is None for leaf in tree_leaves((args, kwargs))):
+        return [None] * number
+    plain, named = tree_map(lambda c: c.source if isinstance(c, Constant) else c, (args, kwargs))
+    return [Derived(target, plain, named, place) for place in range(number)]
 
 
 def _joined(value: Any, own: Any) -> Any:

@@ -15,8 +15,9 @@ from lipcert.ops.enclosure import Ball
 #: Ops that move, copy, drop or choose entries, or fill with zeros, without arithmetic.
 MOVES = frozenset(
     "view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze permute transpose t mT numpy_T "  # noqa: SIM905
-    "clone alias contiguous detach slice select index_select index expand repeat cat concat stack split "
-    "lift_fresh_copy lift_fresh split_with_sizes chunk flip roll unbind diagonal tril triu narrow gather take "
+    "clone alias contiguous detach slice select index_select index expand expand_as view_as reshape_as repeat cat "
+    "concat stack split lift_fresh_copy lift_fresh split_with_sizes chunk flip roll unbind diagonal tril triu narrow "
+    "gather take "
     "slice_scatter select_scatter copy diag_embed diag movedim swapaxes rot90 tile repeat_interleave "
     "pixel_shuffle pixel_unshuffle unfold broadcast_to as_strided".split()
 )
@@ -192,9 +193,15 @@ def _to(target: Any, a: Any, *args: Any, **named: Any) -> Any:
 # -- sums ---------------------------------------------------------------------------------------------------
 
 
+def _truncates(dtype: torch.dtype | None) -> bool:
+    """Whether a sum or product in this dtype first makes its terms whole numbers."""
+    return dtype is not None and not dtype.is_floating_point
+
+
 @_rule("sum", "cumsum")
-def _sum(target: Any, a: Any, *args: Any, **named: Any) -> Ball:
-    named.pop("dtype", None)
+def _sum(target: Any, a: Any, *args: Any, **named: Any) -> Ball | None:
+    if _truncates(named.pop("dtype", None)):
+        return None
     return on.added(lambda m: target(m, *args, **named), _ball(a))
 
 
@@ -309,7 +316,9 @@ def _taken(ball: Ball, dim: int, place: int) -> Ball:
 
 
 @_rule("prod")
-def _prod(target: Any, a: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Ball:
+def _prod(target: Any, a: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Ball | None:
+    if isinstance(dim, torch.dtype) or _truncates(dtype):
+        return None
     ball = _ball(a) if dim is not None else _ball(a).map(lambda m: m.reshape(-1))
     axis = 0 if dim is None else dim
     result = on.exact(1.0)
@@ -319,7 +328,9 @@ def _prod(target: Any, a: Any, dim: Any = None, keepdim: bool = False, dtype: An
 
 
 @_rule("cumprod")
-def _cumprod(target: Any, a: Any, dim: int, dtype: Any = None) -> Ball:
+def _cumprod(target: Any, a: Any, dim: int, dtype: Any = None) -> Ball | None:
+    if _truncates(dtype):
+        return None
     ball, running, pieces = _ball(a), on.exact(1.0), []
     for place in range(ball.middle.shape[dim]):
         running = on.times(running, _taken(ball, dim, place))

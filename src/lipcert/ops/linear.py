@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.network.linear import Dense, size
+from lipcert.network.linear import Dense, Identity, size
+from lipcert.network.source import derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import exact, times
+from lipcert.ops.keys import equation_key
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum
 
@@ -24,15 +26,16 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     offset = None if bias is None else ctx.constant(bias, "bias")
     terms = float(max(weight.shape, default=1))
     if size(x.shape) != x.shape[-1] or not weight.value.numel():
-        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, "linear")
     ctx.require_finite(weight)
     parts = weight.parts
     if parts.rest is not None:
-        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset)
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, "linear")
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
     majorant = None if parts.majorant is None else parts.majorant.reshape(matrix.shape)
-    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, weight.error is None, majorant)
+    source = derived(lambda w: w.reshape(matrix.shape), weight.source)
+    dense = Dense((matrix,), x.shape, out_shape, terms + parts.count, weight.error is None, majorant, (source,))
     return ctx.affine([(x, dense)], out_shape, offset)
 
 
@@ -44,13 +47,17 @@ def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
         )
     if isinstance(a, Var):
         fixed, x = ctx.constant(b), a
-        return ctx.linear(x, multiply, (fixed,), longest_sum(multiply, x.shape, (fixed.shape,)))
+        if multiply is torch.matmul and fixed.value.dim() == 2:
+            return linear(ctx, x, fixed.map(lambda c: c.t().contiguous()))
+        terms = longest_sum(multiply, x.shape, (fixed.shape,))
+        return ctx.linear(x, multiply, (fixed,), terms, key=f"{multiply.__name__} from the right")
     fixed, x = ctx.constant(a), ctx.variable(b)
 
     def swapped(v: Tensor, c: Tensor) -> Tensor:
         return multiply(c, v)
 
-    return ctx.linear(x, swapped, (fixed,), longest_sum(swapped, x.shape, (fixed.shape,)))
+    terms = longest_sum(swapped, x.shape, (fixed.shape,))
+    return ctx.linear(x, swapped, (fixed,), terms, key=f"{multiply.__name__} from the left")
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", kind="linear")
@@ -70,11 +77,15 @@ def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float
     """Affine map β·bias + α·a b with a constant bias and one constant factor: |α| σ_max in l2."""
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         raise ctx.unsupported(f"its factors alpha = {alpha} and beta = {beta} must be finite.")
+    if alpha == beta == 1 and isinstance(a, Var) and isinstance(b, Constant) and isinstance(bias, Constant):
+        return linear(ctx, a, b.map(lambda c: c.t().contiguous()), bias)
     product = ctx.scaled(_product(ctx, a, b, torch.matmul), float(alpha))
     if not beta:
         return product
-    offset = Constant.within(times(ctx.constant(bias, "bias").floating, exact(float(beta))))
-    return ctx.linear(product, lambda x: x, (), 0.0, offset)
+    own = ctx.constant(bias, "bias")
+    source = derived(lambda b: b.double() * beta, own.source)
+    offset = Constant.within(times(own.floating, exact(float(beta))), source)
+    return ctx.affine([(product, Identity(product.shape))], product.shape, offset)
 
 
 @rule("bilinear", kind="linear")
@@ -91,7 +102,8 @@ def bilinear(ctx: Context, a: Any, b: Any, weight: Any, bias: Any = None) -> Var
         return _bilinear(v, c, w) if isinstance(a, Var) else _bilinear(c, v, w)
 
     terms = longest_sum(function, x.shape, (fixed.shape, weight.shape)) + 2.0
-    return ctx.linear(x, function, (fixed, weight), terms, offset)
+    key = "bilinear of the " + ("first" if isinstance(a, Var) else "second")
+    return ctx.linear(x, function, (fixed, weight), terms, offset, key)
 
 
 def _bilinear(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -112,4 +124,4 @@ def einsum(ctx: Context, equation: str, operands: Any, path: Any = None) -> Var:
 
     constants = [ctx.constant(c) for c in fixed]
     terms = longest_sum(contract, operands[place].shape, [c.shape for c in constants]) + len(operands)
-    return ctx.linear(operands[place], contract, constants, terms)
+    return ctx.linear(operands[place], contract, constants, terms, key=equation_key(equation, place))

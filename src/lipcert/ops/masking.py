@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.source import derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.registry import rule
@@ -16,10 +17,10 @@ from lipcert.ops.structure import constant_indices, tensor_key
 from lipcert.ops.terms import moved
 
 
-def _overwrite(ctx: Context, x: Any, source: Any, write: Any, terms: float = 1.0) -> Var:
+def _overwrite(ctx: Context, x: Any, source: Any, write: Any, terms: float = 1.0, key: str = "") -> Var:
     """``x`` with some entries replaced by ``source``; ``write(x, source)`` is linear in both together.
 
-    ``terms`` is the most entries of ``source`` that are added up at one place.
+    ``terms`` is the most entries of ``source`` that are added up at one place; ``key`` tells the places for the hash.
     """
 
     def join(parts: list[Tensor]) -> Tensor:
@@ -31,7 +32,7 @@ def _overwrite(ctx: Context, x: Any, source: Any, write: Any, terms: float = 1.0
             ctx.require_finite(operand)
     whole, part = (math.prod(o.shape) for o in operands)
     copies = whole / max(1, part) if part < whole else 0.0  # a source that is broadcast when written
-    return ctx.jointly_linear(join, operands, max(copies, terms))
+    return ctx.jointly_linear(join, operands, max(copies, terms), key)
 
 
 @rule("copy", kind="linear")
@@ -40,7 +41,9 @@ def copy(ctx: Context, x: Any, source: Any, non_blocking: bool = False) -> Any:
     shape = tuple(x.shape)
     if isinstance(source, Var):
         return moved(ctx, source, lambda v: v.expand(shape).clone())
-    return Constant.within(ctx.constant(source).floating.map(lambda v: v.expand(shape).clone()))
+    own = ctx.constant(source)
+    whole = derived(lambda v: v.double().expand(shape).clone(), own.source)
+    return Constant.within(own.floating.map(lambda v: v.expand(shape).clone()), whole)
 
 
 @rule("slice_scatter", kind="linear")
@@ -70,10 +73,10 @@ def index_put(ctx: Context, x: Any, indices: Any, source: Any, accumulate: bool 
     most = float(written.max()) if written.numel() else 0.0
     if most > 1 and not accumulate:
         raise ctx.unsupported("an index is written twice; which value stays is not defined.")
-    ctx.signature += tensor_key(*(p for p in places if p is not None))
 
     def write(a: Tensor, b: Tensor) -> Tensor:
         here = [None if p is None else p.to(a.device) for p in places]
         return torch.ops.aten.index_put(a, here, b, accumulate)
 
-    return _overwrite(ctx, x, source, write, most + 1.0)
+    key = "".join(":" if p is None else tensor_key(p) for p in places)
+    return _overwrite(ctx, x, source, write, most + 1.0, key)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
 from lipcert.network.nonlinearity import GainFunction
+from lipcert.network.source import Fixed, derived
 from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
@@ -25,16 +28,19 @@ def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: An
         raise TrainModeError(f"batch norm at {ctx.where} has no running statistics: it would couple the batch.")
     mean, var = ctx.constant(mean), ctx.constant(var)
     channel = (-1, *([1] * (len(x.shape) - 2)))
-    gamma = exact(torch.ones_like(var.value)) if weight is None else ctx.constant(weight).floating
+    one = torch.ones_like(var.value)
+    weight = Constant.within(exact(one), Fixed(one)) if weight is None else ctx.constant(weight)
+    bias = Constant.within(exact(0 * one), Fixed(0 * one)) if bias is None else ctx.constant(bias)
     spread = plus(var.floating, exact(eps))
     if not bool((spread.middle > spread.spread).all()):
         raise ctx.not_lipschitz("a running variance plus eps is not certainly positive.")
-    scale = Constant.within(over(gamma, root(spread)))
+    scale_source = derived(lambda g, v: g / torch.sqrt(v + eps), weight.source, var.source)
+    scale = Constant.within(over(weight.floating, root(spread)), scale_source)
     ctx.require_finite(scale)
-    bias_ball = exact(torch.zeros_like(scale.value)) if bias is None else ctx.constant(bias).floating
-    shift = Constant.within(minus(bias_ball, times(mean.floating, scale.ball)))
+    shift_source = derived(lambda b, m, s: b - m * s, bias.source, mean.source, scale_source)
+    shift = Constant.within(minus(bias.floating, times(mean.floating, scale.ball)), shift_source)
     scale, shift = (c.map(lambda s: s.reshape(channel)) for c in (scale, shift))
-    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift)
+    return ctx.linear(x, lambda v, s: v * s, (scale,), 1.0, shift, "times")
 
 
 @rule("batch_norm", kind="linear")
@@ -67,8 +73,48 @@ def batch_norm_eval(
 # -- norms over the entries of one example ------------------------------------------------------------------
 
 
-def _gain(ctx: Context, x: Var, name: str, n: int, eps: Any, function: Any, centred: bool, settings: str) -> Var:
-    """x ↦ (x − mean)/√(var + ε) over independent groups of n entries, or x/√(mean x² + ε) if not centred."""
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerNorm(GainFunction):
+    """(x − mean)/√(var + ε) over the last axes, of lengths ``shape``."""
+
+    shape: tuple[int, ...]
+    eps: float
+
+    def value(self, x: Tensor) -> Tensor:
+        """The normal values."""
+        return torch.nn.functional.layer_norm(x, list(self.shape), None, None, self.eps)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupNorm(GainFunction):
+    """(x − mean)/√(var + ε) over each of ``groups`` groups of channels."""
+
+    groups: int
+    eps: float
+
+    def value(self, x: Tensor) -> Tensor:
+        """The normal values."""
+        n = math.prod(x.shape[1:]) // self.groups
+        grouped = x.reshape(x.shape[0], self.groups, n)
+        return torch.nn.functional.layer_norm(grouped, [n], None, None, self.eps).reshape(x.shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RMSNorm(GainFunction):
+    """x/√(mean x² + ε) over the last ``count`` axes."""
+
+    count: int
+    eps: float
+
+    def value(self, x: Tensor) -> Tensor:
+        """The values of size 1."""
+        axes = tuple(range(-self.count, 0))
+        return x * torch.rsqrt((x * x).mean(axes, keepdim=True) + self.eps)
+
+
+def _gain(ctx: Context, x: Var, kind: Callable[..., GainFunction], name: str, n: int, eps: Any, setting: Any) -> Var:
+    """x ↦ (x − mean)/√(var + ε) over independent groups of n entries, or x/√(mean x² + ε) for the RMS norm."""
+    centred = kind is not RMSNorm
     if eps is None or not eps > 0:
         raise ctx.not_lipschitz(f"{name} with eps = {eps} is not Lipschitz at constant inputs; set eps > 0.")
     if centred and n == 1:
@@ -77,7 +123,7 @@ def _gain(ctx: Context, x: Var, name: str, n: int, eps: Any, function: Any, cent
         gains = radial_gains(n, math.sqrt(eps), "root", 2.0 * (n - 1) / n if centred else 1.0)
     where = "a constant input" if centred else "the origin"
     source = f"{name} over {n} entries: 1/√ε in l2, attained at {where} only; loose elsewhere"
-    return ctx.gain(x, GainFunction(name, function, gains, source, (), f"n {n} eps {eps} {settings}"))
+    return ctx.gain(x, kind(name, gains, source, setting, eps))
 
 
 def _rescaled(ctx: Context, x: Var, weight: Any, bias: Any, shape: tuple[int, ...] | None = None) -> Var:
@@ -105,12 +151,7 @@ def layer_norm(
 ) -> Var:
     """Layer norm: max |γ|/√ε in l2, attained at a constant input; l1 and l∞ by ``radial_gains``."""
     x = ctx.variable(x)
-    shape = list(shape)
-
-    def function(v: Tensor) -> Tensor:
-        return torch.nn.functional.layer_norm(v, shape, None, None, eps)
-
-    normal = _gain(ctx, x, "layer_norm", math.prod(shape), eps, function, True, f"over {shape}")
+    normal = _gain(ctx, x, LayerNorm, "layer_norm", math.prod(shape), eps, tuple(shape))
     return _rescaled(ctx, normal, weight, bias)
 
 
@@ -136,11 +177,7 @@ def group_norm(
     """Group norm: max |γ|/√ε in l2, attained at a constant group; l1 and l∞ by ``radial_gains``."""
     x = ctx.variable(x)
     n = math.prod(x.shape[1:]) // groups
-
-    def function(v: Tensor) -> Tensor:
-        return torch.nn.functional.layer_norm(v.reshape(v.shape[0], groups, n), [n], None, None, eps).reshape(v.shape)
-
-    normal = _gain(ctx, x, "group_norm", n, eps, function, True, f"groups {groups}")
+    normal = _gain(ctx, x, GroupNorm, "group_norm", n, eps, groups)
     return _rescaled(ctx, normal, weight, bias, (-1, *([1] * (len(x.shape) - 2))))
 
 
@@ -164,11 +201,7 @@ def instance_norm(
     if mean is not None or var is not None:
         raise TrainModeError(f"instance norm at {ctx.where} updates running statistics; call model.eval() first.")
     n = math.prod(x.shape[2:])
-
-    def function(v: Tensor) -> Tensor:
-        return torch.nn.functional.layer_norm(v, list(v.shape[2:]), None, None, eps)
-
-    normal = _gain(ctx, x, "instance_norm", n, eps, function, True, "")
+    normal = _gain(ctx, x, LayerNorm, "instance_norm", n, eps, tuple(x.shape[2:]))
     return _rescaled(ctx, normal, weight, bias, (-1, *([1] * (len(x.shape) - 2))))
 
 
@@ -179,14 +212,9 @@ def rms_norm(ctx: Context, x: Any, shape: Any, weight: Any = None, eps: float | 
     ``eps=None`` means the machine epsilon of the dtype the model runs in, as in PyTorch.
     """
     x = ctx.variable(x)
-    axes = tuple(range(-len(shape), 0))
     if eps is None:
         if ctx.dtype is None:
             raise ctx.unsupported("eps=None means the machine epsilon of a dtype that is not known; set eps.")
         eps = torch.finfo(ctx.dtype).eps
-
-    def function(v: Tensor) -> Tensor:
-        return v * torch.rsqrt((v * v).mean(axes, keepdim=True) + eps)
-
-    normal = _gain(ctx, x, "rms_norm", math.prod(shape), eps, function, False, f"over {list(shape)}")
+    normal = _gain(ctx, x, RMSNorm, "rms_norm", math.prod(shape), eps, len(shape))
     return _rescaled(ctx, normal, weight, None)

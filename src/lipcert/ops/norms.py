@@ -6,18 +6,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.network.nonlinearity import Kink, Nonlinearity
 from lipcert.ops.context import Context
+from lipcert.ops.nonlinearities import ABS
 from lipcert.ops.radial import VectorNorm
 from lipcert.ops.registry import rule
 from lipcert.ops.selections import amax
 from lipcert.ops.softmax import root_up
 from lipcert.ops.structure import sum_
-
-ABS = Nonlinearity("abs", torch.abs, -1.0, 1.0, (Kink(0.0, 2.0),))
 
 
 def norm_gains(n: int, order: float) -> dict[float, float]:
@@ -46,14 +43,8 @@ def _reduced(ctx: Context, x: Any, order: Any, dim: Any, keepdim: bool, dtype: A
     if order == math.inf:
         return amax(ctx, ctx.activation(x, ABS), list(axes), keepdim)
 
-    def function(v: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(v, order, axes, keepdim)
-
     source = f"{order:g}-norm of {n} entries: triangle inequality and n^max(0, 1/{order:g} − 1/q)"
-    settings = f"order {order} axes {axes} keepdim {keepdim}"
-    gains = norm_gains(n, order)
-    block = VectorNorm("vector_norm", function, gains, source, (), settings, order, axes, keepdim)
-    return ctx.gain(x, block)
+    return ctx.gain(x, VectorNorm("vector_norm", norm_gains(n, order), source, order, axes, bool(keepdim)))
 
 
 @rule("linalg_vector_norm", kind="gain")

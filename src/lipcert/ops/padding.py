@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lipcert.network.builder import Var
+from lipcert.network.source import Fixed
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, number
 from lipcert.ops.registry import rule
@@ -28,7 +29,7 @@ def pad(ctx: Context, x: Any, widths: Any, mode: Any = "constant", value: Any = 
         if not math.isfinite(fill):
             raise ctx.unsupported(f"it pads with {fill}; pad with a finite value (max-pool pads by itself).")
         padded = torch.nn.functional.pad(torch.zeros(x.shape, dtype=torch.float64), widths, "constant", fill)
-        offset = Constant.exactly(padded)
+        offset = Constant.exactly(padded, source=Fixed(padded))
     return moved(ctx, x, lambda v: torch.nn.functional.pad(v, widths), offset)
 
 

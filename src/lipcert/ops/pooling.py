@@ -14,6 +14,7 @@ from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
 from lipcert.network.nonlinearity import MaxSelection
 from lipcert.ops.context import Context
+from lipcert.ops.keys import window_key
 from lipcert.ops.registry import rule
 
 _AVERAGE = (
@@ -60,7 +61,9 @@ def _average(spatial: int) -> None:
         extra = () if spatial == 1 else (divisor_override,)
         # An input lies in at most one window per place of the kernel; division adds a rounding.
         terms = math.prod(_tuple(kernel, spatial)) + 2.0
-        return ctx.linear(ctx.variable(x), lambda v: pool(v, *args, *extra), (), terms)
+        x, sizes = ctx.variable(x), [_tuple(v, spatial) for v in (kernel, stride or kernel, padding)]
+        key = window_key(x.shape, sizes[0], sizes[1], sizes[2], ceil_mode, count_include_pad, divisor_override)
+        return ctx.linear(x, lambda v: pool(v, *args, *extra), (), terms, key=key)
 
 
 def _adaptive_average(spatial: int) -> None:
@@ -70,10 +73,13 @@ def _adaptive_average(spatial: int) -> None:
     def average(ctx: Context, x: Any, size: Any) -> Var:
         """Adaptive average pooling: 1 in l∞; in l2 from the real windows, which may overlap."""
         x = ctx.variable(x)
-        terms = 2.0
+        terms, ratios = 2.0, []
         for n, m in zip(x.shape[-spatial:], _tuple(size, spatial), strict=True):
+            ratios.append(n // m if m and n % m == 0 else 0)
             terms *= max(math.ceil(n / m), math.ceil(m / n)) + 1.0  # entries of a window; windows over an entry
-        return ctx.linear(x, lambda v: pool(v, size), (), terms + 2.0)
+        equal = window_key(x.shape, ratios, ratios, [0] * spatial, False, True, None)
+        key = equal if all(ratios) else f"average {_tuple(size, spatial)} unequal windows"
+        return ctx.linear(x, lambda v: pool(v, size), (), terms + 2.0, key=key)
 
 
 def window_table(in_shape: Shape, spatial: int, axes: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Shape] | None:

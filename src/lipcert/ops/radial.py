@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.rational import OutOfRange
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VectorNorm(GainFunction):
-    """The p-norm over ``axes``, p = ``order``; kept as data so that a quotient by it can be recognised."""
+    """The p-norm over ``axes``, p = ``order``."""
 
-    order: float = 2.0
-    axes: tuple[int, ...] = ()
-    keepdim: bool = False
+    order: float
+    axes: tuple[int, ...]
+    keepdim: bool
+
+    def value(self, x: Tensor) -> Tensor:
+        """The norm."""
+        return torch.linalg.vector_norm(x, self.order, self.axes, self.keepdim)
 
 
 def radial_gains(n: int, eps: float, kind: str, numerator: float = 1.0) -> dict[float, float]:

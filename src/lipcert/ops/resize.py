@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.source import Fixed
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import rounded
 from lipcert.ops.registry import rule
-from lipcert.ops.structure import tensor_key
 from lipcert.ops.terms import moved
 
 #: Keys' cubic convolution parameter used by PyTorch.
@@ -63,7 +63,7 @@ def _nearest(name: str, spatial: int) -> None:
         def function(v: Tensor) -> Tensor:
             return v.reshape(*v.shape[:2], -1)[:, :, table.to(v.device)].reshape(*v.shape[:2], *sizes)
 
-        return moved(ctx, x, function, extra=tensor_key(table))
+        return moved(ctx, x, function)
 
 
 def _coordinate(place: int, n: int, m: int, align: bool, scale: float | None) -> Fraction:
@@ -118,7 +118,7 @@ def _interpolation(name: str, spatial: int, taps: Callable[[Fraction, int], Taps
             # Equal lengths are copied by the linear modes, whatever the scale.
             same = n == m and taps is _linear_taps
             matrix = torch.eye(n, dtype=torch.float64) if same else axis_matrix(taps, n, m, align_corners, scale)
-            matrices.append(Constant.within(rounded(matrix)))
+            matrices.append(Constant.within(rounded(matrix), Fixed(matrix)))
         terms = sum(max(_entries(c.value, 0), _entries(c.value, 1)) for c in matrices)
 
         def function(v: Tensor, *along: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def _interpolation(name: str, spatial: int, taps: Callable[[Fraction, int], Taps
                 v = torch.movedim(torch.movedim(v, 2 + axis, -1) @ matrix.T, -1, 2 + axis)
             return v
 
-        return ctx.linear(x, function, matrices, terms)
+        return ctx.linear(x, function, matrices, terms, key="product along axes")
 
     interpolate.__doc__ = summary
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
-from lipcert.network.transform import RELU, gather
+from lipcert.network.source import derived
+from lipcert.network.transform import gather
 from lipcert.ops.arithmetic import broadcast, exact_double
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
@@ -20,7 +23,6 @@ from lipcert.ops.enclosure import Ball
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
 
-_PAIR = "sort pair"
 #: Ops whose settings in the hash determine them completely.
 _MOVES = frozenset(("view", "reshape", "split", "split_with_sizes", "chunk", "slice", "select", "unbind", "unflatten"))
 
@@ -151,11 +153,13 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
     """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
-    value = Constant.within(exact_double(ctx, constant).floating)
+    given = exact_double(ctx, constant)
+    value = Constant.within(given.floating, given.source)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
     linear = broadcast(ctx, x, shape, sign)
-    shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error)))
+    opposite = derived(lambda c: -sign * c, value.source)
+    shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error), opposite))
     excess = ctx.activation(shifted, RELU)
     return ctx.affine([(excess, Identity(shape, sign))], shape, value)
 
@@ -175,26 +179,35 @@ def _of_two(ctx: Context, a: Any, b: Any, largest: bool) -> Var:
     pair = _stacked(ctx, a, b, shape)
     size = math.prod(shape)
     table = torch.stack([torch.arange(size), torch.arange(size) + size], dim=1)
-    ordered = sorted_groups(ctx, pair, table, name=_PAIR)
+    ordered = sorted_groups(ctx, pair, table, name="sort pair")
     return pick(ctx, ordered, table[:, int(largest)], shape)
+
+
+@dataclass(frozen=True)
+class _Half:
+    """x ↦ (x, 0) or (0, x), broadcast to (2, *shape)."""
+
+    half: int
+    shape: Shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        zeros = x.new_zeros(self.shape)
+        return torch.stack([zeros, x + zeros] if self.half else [x + zeros, zeros])
 
 
 def _stacked(ctx: Context, a: Var, b: Var, shape: Shape) -> Var:
     """The pair (a, b) as one variable of shape (2, *shape); an earlier stack of the two is used again."""
     for place, node in enumerate(ctx.builder.nodes):
-        if isinstance(node, AffineNode) and node.name == _PAIR and node.parents == (a.position, b.position):
-            return Var(place, node.shape)
+        if isinstance(node, AffineNode) and node.parents == (a.position, b.position):
+            functions = [linear.function for linear in node.maps if isinstance(linear, OpMap)]
+            if functions == [_Half(0, shape), _Half(1, shape)]:
+                return Var(place, node.shape)
     wide = (2, *shape)
     terms = []
     for half, x in enumerate((a, b)):
-
-        def function(v: Tensor, half: int = half) -> Tensor:
-            zeros = v.new_zeros(shape)
-            return torch.stack([zeros, v + zeros] if half else [v + zeros, zeros])
-
         repeats = math.prod(shape) / max(1, math.prod(x.shape))
-        terms.append((x, ctx.map(x.shape, function, (), repeats, extra=f" half {half} of {wide}")))
-    return ctx.builder.affine(terms, wide, None, _PAIR, ctx.where)
+        terms.append((x, ctx.map(x.shape, _Half(half, shape), (), repeats)))
+    return ctx.builder.affine(terms, wide, None, "pair", ctx.where)
 
 
 @rule("maximum", "max.other", "fmax", kind="selection")

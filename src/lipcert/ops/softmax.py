@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lipcert.network.builder import Var
 from lipcert.network.nonlinearity import GainFunction
@@ -36,6 +38,40 @@ def _float_only(ctx: Context, dtype: Any) -> None:
         raise ctx.not_lipschitz(f"conversion to {dtype} is discontinuous.")
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Softmax(GainFunction):
+    """exp x/Σ exp x along ``axis``."""
+
+    axis: int
+
+    def value(self, x: Tensor) -> Tensor:
+        """The probabilities."""
+        return torch.softmax(x, self.axis)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogSoftmax(GainFunction):
+    """x − log Σ exp x along ``axis``."""
+
+    axis: int
+
+    def value(self, x: Tensor) -> Tensor:
+        """The logarithms of the probabilities."""
+        return torch.log_softmax(x, self.axis)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogSumExp(GainFunction):
+    """log Σ exp x over ``axes``."""
+
+    axes: tuple[int, ...]
+    keepdim: bool
+
+    def value(self, x: Tensor) -> Tensor:
+        """The logarithm of the sum."""
+        return torch.logsumexp(x, self.axes, self.keepdim)
+
+
 @rule("softmax.int", "_softmax", kind="gain")
 def softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     """Softmax: 1/2 in l1, l2 and l∞ (Nair 2025, arXiv 2510.23012), attained for two entries at equal logits.
@@ -48,7 +84,7 @@ def softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     gain = 0.0 if _length(x, dim) <= 1 else 0.5
     gains = {1.0: gain, 2.0: gain, math.inf: gain}
     source = "softmax: |J| row sums 2p(1−p) ≤ 1/2 (Nair 2025)"
-    return ctx.gain(x, GainFunction("softmax", lambda v: torch.softmax(v, dim), gains, source, (), f"dim {dim}"))
+    return ctx.gain(x, Softmax("softmax", gains, source, _axis(x, dim)))
 
 
 @rule("log_softmax.int", "_log_softmax", kind="gain")
@@ -64,8 +100,7 @@ def log_softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     n = _length(x, dim)
     gains = {1.0: 0.0, 2.0: 0.0, math.inf: 0.0} if n <= 1 else {1.0: n - 1.0, 2.0: root_up(n), math.inf: 2.0}
     source = f"log-softmax over {n} entries: J = I − 1pᵀ, ‖J‖₂ = √n‖p‖₂ ≤ √n"
-    function = GainFunction("log_softmax", lambda v: torch.log_softmax(v, dim), gains, source, (), f"dim {dim}")
-    return ctx.gain(x, function)
+    return ctx.gain(x, LogSoftmax("log_softmax", gains, source, _axis(x, dim)))
 
 
 @rule("logsumexp", kind="gain")
@@ -75,20 +110,14 @@ def logsumexp(ctx: Context, x: Any, dim: Any, keepdim: bool = False) -> Var:
     Why: the dual norms of p are max pᵢ ≤ 1 (l1), ‖p‖₂ ≤ 1 (l2) and Σ pᵢ = 1 (l∞); groups are independent.
     """
     x = ctx.variable(x)
-    axes = tuple(dim) if isinstance(dim, (list, tuple)) else (dim,)
+    axes = tuple(_axis(x, d) for d in (dim if isinstance(dim, (list, tuple)) else (dim,)))
     gains = {1.0: 1.0, 2.0: 1.0, math.inf: 1.0}
     source = "log-sum-exp: its gradient is a probability vector"
-    return ctx.gain(
-        x,
-        GainFunction(
-            "logsumexp",
-            lambda v: torch.logsumexp(v, axes, keepdim),
-            gains,
-            source,
-            (),
-            f"dims {axes} {keepdim}",
-        ),
-    )
+    return ctx.gain(x, LogSumExp("logsumexp", gains, source, axes, bool(keepdim)))
+
+
+def _axis(x: Var, dim: int) -> int:
+    return int(dim) % max(1, len(x.shape))
 
 
 def _length(x: Var, dim: int) -> int:

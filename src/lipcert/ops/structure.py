@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
-from lipcert.network.linear import update_hash_with_tensor
+from lipcert.network.linear import Shape, update_hash_with_tensor
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
+from lipcert.ops.keys import axes_key
 from lipcert.ops.registry import rule
 from lipcert.ops.terms import longest_sum, moved
 
@@ -50,7 +51,7 @@ def _moves(*names: str, summary: str, function: Function) -> None:
             here, keywords = tree_map(lambda a: a.to(v.device) if isinstance(a, Tensor) else a, (plain, named))
             return function(v, *here, **keywords)
 
-        return moved(ctx, x, linear, extra=key)
+        return moved(ctx, x, linear, key=f"{ctx.call} {key}")
 
     move.__doc__ = summary
 
@@ -165,9 +166,7 @@ def index(ctx: Context, x: Any, indices: Any) -> Var:
     def function(v: Tensor) -> Tensor:
         return v[tuple(c.to(v.device) if isinstance(c, Tensor) else c for c in chosen)]
 
-    places = "".join("t" if isinstance(c, Tensor) else ":" for c in chosen)
-    key = places + tensor_key(*(c for c in chosen if isinstance(c, Tensor)))
-    return moved(ctx, x, function, extra=key)
+    return moved(ctx, x, function)
 
 
 @rule("gather", kind="linear")
@@ -180,7 +179,7 @@ def gather(ctx: Context, x: Any, dim: int, index: Any, sparse_grad: bool = False
     def function(v: Tensor) -> Tensor:
         return torch.gather(v, dim, chosen.to(v.device))
 
-    return moved(ctx, x, function, extra=tensor_key(chosen))
+    return moved(ctx, x, function)
 
 
 def _joined(ctx: Context, join: Callable[[list[Tensor]], Tensor], tensors: Any) -> Var:
@@ -207,7 +206,7 @@ def _pieces(ctx: Context, x: Any, cut: Callable[[Tensor], Any]) -> tuple[Var, ..
     number = len(cut(torch.zeros(x.shape, dtype=torch.float64)))
     pieces = []
     for place in range(number):
-        linear = ctx.map(x.shape, lambda v, place=place: cut(v)[place], (), 0.0, f" piece {place}")
+        linear = ctx.map(x.shape, lambda v, place=place: cut(v)[place], (), 0.0)
         pieces.append(ctx.builder.affine([(x, linear)], linear.out_shape, None, ctx.op, ctx.where))
     return tuple(pieces)
 
@@ -249,7 +248,8 @@ def unfold(ctx: Context, x: Any, dim: int, size: int, step: int) -> Var:
 def cumsum(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     """Cumulative sum, as the linear map it is."""
     _refuse_integers(ctx, dtype)
-    return moved(ctx, ctx.variable(x), lambda v: torch.cumsum(v, dim))
+    x = ctx.variable(x)
+    return moved(ctx, x, lambda v: torch.cumsum(v, dim), key=axes_key("cumulative sum", x.shape, dim))
 
 
 @dataclass(frozen=True)
@@ -264,12 +264,17 @@ class Reduction:
         """The sum or mean of one example."""
         return _reduce(torch.mean if self.mean else torch.sum, v, self.axes, self.keepdim)
 
+    def key(self, shape: Shape) -> str:
+        """For the network's hash, with values of ``shape``."""
+        return axes_key("mean" if self.mean else "sum", shape, self.axes)
+
 
 @rule("sum", kind="linear")
 def sum_(ctx: Context, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Var:
     """Sum over axes: √n in l2, n in l∞, 1 in l1."""
     _refuse_integers(ctx, dtype)
-    return moved(ctx, ctx.variable(x), Reduction(False, dim, keepdim))
+    x, reduction = ctx.variable(x), Reduction(False, dim, keepdim)
+    return moved(ctx, x, reduction, key=reduction.key(x.shape))
 
 
 @rule("mean", kind="linear")
@@ -278,7 +283,8 @@ def mean(ctx: Context, x: Any, dim: Any = None, keepdim: bool = False, dtype: An
     _refuse_integers(ctx, dtype)
     x = ctx.variable(x)
     terms = longest_sum(Reduction(False, dim, keepdim), x.shape)
-    return ctx.linear(x, Reduction(True, dim, keepdim), (), terms + 2)
+    reduction = Reduction(True, dim, keepdim)
+    return ctx.linear(x, reduction, (), terms + 2, key=reduction.key(x.shape))
 
 
 def _reduce(reduction: Function, v: Tensor, dim: Any, keepdim: bool) -> Tensor:

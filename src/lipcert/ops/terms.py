@@ -11,6 +11,7 @@ from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
+from lipcert.ops.keys import move_key
 
 
 def longest_sum(function: Callable[..., Tensor], in_shape: Shape, shapes: Sequence[Shape] = ()) -> float:
@@ -35,11 +36,13 @@ def moved(
     x: Var,
     function: Callable[..., Tensor],
     offset: Constant | None = None,
-    extra: str = "",
+    key: str | None = None,
 ) -> Var:
     """A map whose entries are 0 and 1 (or small whole numbers): moves, repeats, drops and adds up entries.
 
-    ``extra`` goes into the network's hash.
+    ``key`` goes into the network's hash of a map that adds (see ``Context.map``); one that only moves entries needs
+    none.
     """
-    linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape), extra)
+    key = move_key(function, x.shape) or key
+    linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape), key or ctx.call)
     return ctx.affine([(x, linear)], linear.out_shape, offset)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lipcert.network.builder import Var
+from lipcert.network.source import Fixed
 from lipcert.ops.arithmetic import quotient
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
@@ -157,7 +158,8 @@ def glu(ctx: Context, x: Any, dim: int = -1) -> Var:
 def _filled(name: str, value: float) -> None:
     @rule(name, kind="linear")
     def filled(ctx: Context, x: Any, *args: Any, **kwargs: Any) -> Constant:
-        return Constant.exactly(torch.full(ctx.variable(x).shape, value, dtype=torch.float64), ctx.dtype)
+        filled = torch.full(ctx.variable(x).shape, value, dtype=torch.float64)
+        return Constant.exactly(filled, ctx.dtype, Fixed(filled))
 
     filled.__doc__ = f"A constant of the shape of x: {value:g}."
 

@@ -22,6 +22,7 @@ from lipcert.certificates.forms.lmi import (
 )
 from lipcert.certificates.forms.quadratic_form import DenseForm, Weights, wide_image
 from lipcert.increments import Cell
+from lipcert.search.reach import unreached
 
 #: Multiplier, relative to the curvatures of its layer, of a neuron whose v depends on nothing: it costs nothing.
 BLIND = 1e8
@@ -62,7 +63,7 @@ def _rho(
         first = segment.start == 0
         if segment.cells:
             if margin is not None:
-                _repair(segment, relation, form, multipliers, margin, whole.transformed.increments.unreached)
+                _repair(segment, relation, form, multipliers, margin, unreached(whole.transformed.increments))
             statement = Statement.build(segment, relation, form, multipliers)
             if first:
                 return greatest_ratio(statement.schur(), weights.input)

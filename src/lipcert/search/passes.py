@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipcert.increments import Cell, Linear, ScaledIncrements
-from lipcert.network.linear import LinearMap
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap
 
 #: From a gradient at a value to the gradient at what it was computed from.
 Pull = Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ class Passes:
         def linear(k: int, relation: Linear, before: list[Tensor]) -> Tensor:
             total, back = None, []
             for parent, map_, value in zip(relation.parents, self.maps[k], before, strict=True):
-                image, pull = map_.with_transpose(value)
+                image, pull = with_transpose(map_, value)
                 total = image if total is None else total + image
                 back.append((parent, pull))
             ways.append(back)
@@ -96,3 +96,33 @@ def steps_to_output(scaled: ScaledIncrements) -> dict[int, int]:
     for k in range(len(depth) - 1, -1, -1):
         depth[k] = (k in increments.cell_at) + max((depth[c] for c in increments.consumers[k]), default=0)
     return {cell.node: depth[cell.node] for cell in increments.cells}
+
+
+def with_transpose(linear: LinearMap, x: Tensor) -> tuple[Tensor, Pull]:
+    """The image of a batch and the transposed map; the latter may use what the forward pass has computed, once."""
+    if isinstance(linear, Composition):
+        return _through(linear, x)
+    if isinstance(linear, (Dense, Identity)):
+        return linear.apply(x), linear.transpose
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        image = linear.apply(x)
+
+    def transpose(y: Tensor) -> Tensor:
+        return torch.autograd.grad(image, x, y, materialize_grads=True)[0]
+
+    return image.detach(), transpose
+
+
+def _through(linear: Composition, x: Tensor) -> tuple[Tensor, Pull]:
+    pulls: list[Pull] = []
+    for factor in linear.maps:
+        x, pull = with_transpose(factor, x)
+        pulls.append(pull)
+
+    def transpose(y: Tensor) -> Tensor:
+        for pull in reversed(pulls):
+            y = pull(y)
+        return y
+
+    return x, transpose

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipcert.certificates.norms.operator_norm import scaled
+from lipcert.certificates.norms.scaling import scaled
 from lipcert.network.linear import LinearMap
 
 #: From directions (B, n) to their gains (B,) and to where the gradient of the gain points, (B, n).

@@ -11,19 +11,18 @@ from lipcert.certificates.norms.operator_norm import (
     SLACK,
     TARGET,
     Route,
-    absolute_sums,
+    enclosed_matrix,
     flat_gram,
-    greatest,
     map_norm,
-    scaled,
     writable,
     written_error,
-    written_map,
 )
+from lipcert.certificates.norms.scaling import absolute_sums, greatest, scaled
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.lanczos import Gram, lambda_max_ritz
 from lipcert.numerics.rounding import ldexp_up, mul_up, sqrt_up
-from lipcert.numerics.spectral import DENSE_EIGENVALUES, propose_sigma_max, propose_sigma_max_of_map
+from lipcert.numerics.spectral import DENSE_EIGENVALUES
+from lipcert.search.proposed_sigma import propose_sigma_max, propose_sigma_max_of_map
 
 
 def propose_norm(
@@ -43,7 +42,7 @@ def propose_norm(
     schur = mul_up(sqrt_up(greatest(rows)), sqrt_up(greatest(columns)))
     shape = linear.out_size, linear.in_size
     if min(shape) <= DENSE_EIGENVALUES:
-        value = propose_sigma_max(*written_map(unit, schur))
+        value = propose_sigma_max(*enclosed_matrix(unit, schur))
     else:
         value = propose_sigma_max_of_map(_short_gram(unit.map), shape, schur, written_error(unit, schur))
     value = min(schur, value)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.forms.block_rows import Block, Tracked, dense, plus, times
-from lipcert.certificates.norms.operator_norm import scaled
+from lipcert.certificates.norms.scaling import scaled
 from lipcert.errors import NotProved
 from lipcert.increments import Cell, Increments, Linear, ScaledIncrements
 from lipcert.network.linear import Dense, Identity, LinearMap, size

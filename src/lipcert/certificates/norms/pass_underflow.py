@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lipcert.certificates.norms.operator_norm import absolute_sums, inner_reach, scaled
+from lipcert.certificates.norms.scaling import absolute_sums, inner_reach, scaled
 from lipcert.errors import NumericsError
 from lipcert.increments import EntryCell, Linear, ScaledIncrements
 from lipcert.numerics.magnitude import ZERO, Magnitude

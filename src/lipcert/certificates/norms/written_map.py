@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.norms.operator_norm import MOST_ROUNDINGS, absolute_sums, scaled
+from lipcert.certificates.norms.scaling import MOST_ROUNDINGS, absolute_sums, scaled
 from lipcert.errors import NumericsError
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.magnitude import Magnitude

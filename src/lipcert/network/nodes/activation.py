@@ -26,7 +26,7 @@ class ActivationNode(Node):
 
     def relation(self, position: int) -> Relation:
         """δz_j = s_j δv_j with α_j ≤ s_j ≤ β_j."""
-        lower, upper = self.function.slopes(self.shape)
+        lower, upper = self.function.slope_range(self.shape)
         return EntryCell(self.parents, self.shape, self.name, self.origin, position, lower, upper)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:

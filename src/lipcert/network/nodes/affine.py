@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -13,18 +13,23 @@ from lipcert.network.linear import Identity, LinearMap, update_hash_with_tensor
 from lipcert.network.nodes.base import Node
 from lipcert.network.relations import Linear, Relation
 
+if TYPE_CHECKING:
+    from lipcert.network.source import Source
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AffineNode(Node):
     """``Σ_i maps[i](parent_i) + offset``; the parents are distinct.
 
     ``offset`` stands for a real tensor within ``offset_error`` of it, entry by entry; None when nothing is known. No
-    bound reads it: what an expression is recognised as does, and the proof that a point is off a kink.
+    bound reads it: what an expression is recognised as does, and the proof that a point is off a kink. ``source`` is
+    the offset's, None where it is not known.
     """
 
     maps: tuple[LinearMap, ...] = ()
     offset: Tensor | None = None
     offset_error: Tensor | None = None
+    source: Source | None = None
 
     @property
     def is_identity(self) -> bool:

@@ -58,6 +58,6 @@ class OpenNode(Node):
     def update_hash(self, digest: Any) -> None:
         """Kind, wiring, op and constants."""
         super().update_hash(digest)
-        digest.update(repr((self.op, self.key)).encode())
+        digest.update(repr((self.name, self.key)).encode())
         for constant in self.constants:
             update_hash_with_tensor(digest, constant)

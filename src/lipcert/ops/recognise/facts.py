@@ -1,33 +1,43 @@
-"""What patterns need to know of an activation or a block: the one place that looks at names and settings."""
+"""What patterns need to know of an activation or a block: its kind and its settings."""
 
 from __future__ import annotations
 
+from lipcert.network.activations.clamp import Clamp
+from lipcert.network.activations.piecewise import Abs, HardSigmoid
+from lipcert.network.activations.smooth import Erf, Erfc, Sigmoid, Softplus, Tanh
 from lipcert.network.graph import ActivationNode, GainNode, Node
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.ops import nonlinearities as known
 from lipcert.ops.radial import VectorNorm
 
-#: Activations without settings, recognised by the name that only they bear.
-_PLAIN = frozenset(("sigmoid", "tanh", "erf", "erfc", "abs", "relu", "hardsigmoid"))
+#: Activations without settings.
+_PLAIN: dict[type[Nonlinearity], str] = {
+    Sigmoid: "sigmoid",
+    Tanh: "tanh",
+    Erf: "erf",
+    Erfc: "erfc",
+    Abs: "abs",
+    HardSigmoid: "hardsigmoid",
+}
 
 
 def kind(function: Nonlinearity) -> str:
     """Name of a plain activation (``softplus`` only with β = 1), ``clamp`` for one with number ends, else ``""``."""
-    if function.parameters:
-        return ""
-    if function.name == "softplus":
-        return "softplus" if function.attributes == known.SOFTPLUS.attributes else ""
-    if function.name in _PLAIN:
-        return function.name
-    return "clamp" if known.clamp_ends(function) else ""
+    if isinstance(function, Softplus):
+        return "softplus" if function.beta == 1.0 else ""
+    if isinstance(function, Clamp):
+        between = ends(function)
+        return "" if between is None else "relu" if between == (0.0, None) else "clamp"
+    return _PLAIN.get(type(function), "")
 
 
 def ends(function: Nonlinearity) -> tuple[float | None, float | None] | None:
-    """(low, high) of min(max(x, low), high), None for an open end; None for any other activation.
+    """(low, high) of min(max(x, low), high), None for an open end; None for any other activation, or a constant.
 
     ReLU is the clamp (0, None). The ends are stored numbers, exact, with low < high.
     """
-    return known.clamp_ends(function)
+    if not isinstance(function, Clamp) or function.constant:
+        return None
+    return function.low, function.high
 
 
 def floor(node: Node) -> float | None:

@@ -82,7 +82,7 @@ def swish_of(ctx: Context, base: Var, inner: Var) -> Nonlinearity | None:
     for scaled in scalings(ctx.builder, inner):
         if scaled.var.position == base.position:
             rates = scaled.rates(base)
-            return None if rates is None else known.swish(rates)
+            return None if rates is None else known.swish(rates, scaled.error)
     return None
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-import torch
-
 from lipcert.network.builder import Var
 from lipcert.network.graph import ActivationNode
-from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
-from lipcert.ops.rational import Real, root_above
 from lipcert.ops.recognise.expression import coefficients, open_op, polynomial, proportional
 from lipcert.ops.recognise.gates import Found, apply, gated
 from lipcert.ops.recognise.registry import pattern
-from lipcert.ops.recognise.roots import QuadraticRoot
 from lipcert.ops.recognise.scalings import core, parent, scalings, uniform
 
 
@@ -29,7 +25,7 @@ def times_inverse_root(ctx: Context, a: Var, b: Var) -> Var | None:
         if not node or (node.op == "pow" and not (exponent and exponent.is_(Fraction(-1, 2)))):
             return None
         found = coefficients(polynomial(ctx.builder, parent(ctx.builder, node), base), 0, 2)
-        return (_unit(*found), ()) if found and found[0].sign > 0 and found[1].sign > 0 else None
+        return (known.inverse_root(*found), ()) if found and found[0].sign > 0 and found[1].sign > 0 else None
 
     return gated(ctx, a, b, gate)
 
@@ -39,19 +35,13 @@ def over_quadratic_root(ctx: Context, a: Any, b: Var) -> Var | None:
     """x/√(q x² + c), q, c > 0: slopes [0, 1/√c]."""
     node = ctx.builder.node(core(ctx.builder, b))
     root = node.function if isinstance(node, ActivationNode) else None
-    if not isinstance(a, Var) or a.shape != b.shape or not isinstance(root, QuadraticRoot):
+    if not isinstance(a, Var) or a.shape != b.shape or not isinstance(root, known.QuadraticRoot):
         return None
-    if root.linear is None or not root.linear.is_(0) or root.constant is None or root.square is None:
+    square, linear, constant = root.exact
+    if not linear.is_(0):
         return None
     for base in scalings(ctx.builder, a):
         rate = proportional(ctx.builder, parent(ctx.builder, node), base.var)
         if rate and rate.sign:
-            return apply(ctx, base.var, _unit(root.constant, root.square * rate * rate), base.maps)
+            return apply(ctx, base.var, known.inverse_root(constant, square * rate * rate), base.maps)
     return None
-
-
-def _unit(constant: Real, square: Real) -> Nonlinearity:
-    """x/√(q x² + c): its slope c/(q x² + c)^(3/2) lies in (0, 1/√c]."""
-    c, q = constant.middle, square.middle
-    steepest = root_above(1 / constant.low, 2)
-    return Nonlinearity("isru", lambda x: x / torch.sqrt(x * (q * x) + c), 0.0, steepest, (), (), repr((c, q)))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import AffineNode
-from lipcert.network.nonlinearity import Kink, Nonlinearity
+from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.numerics.midrad import known as known_range
+from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
-from lipcert.ops.rational import OutOfRange, Real, exactly, hull
+from lipcert.ops.rational import OutOfRange, Real, exactly
 from lipcert.ops.recognise.expression import one_term
 from lipcert.ops.recognise.registry import pattern
 from lipcert.ops.recognise.scalings import parent, scalar_of
 
-#: v, c and d of c·v + d; d is a double, or doubles entry by entry, and matters to no slope.
-Line = tuple[Var, Real, "float | Tensor"]
+#: v, c and d of c·v + d, with d a number, or doubles entry by entry and how far off they may be.
+Line = tuple[Var, Real, "float | Tensor", "Tensor | None"]
 
 
 @pattern("larger of two lines", "maximum", 10, "max(a·x + b, c·x + d)")
@@ -48,33 +52,29 @@ def _extreme_line(ctx: Context, a: Var, b: Var, largest: bool) -> Var | None:
 
 
 def _of_two(first: Line, second: Line, largest: bool) -> Nonlinearity:
-    (_, c1, q), (_, c2, t) = first, second
-    p, r = c1.middle, c2.middle
-    choose = torch.maximum if largest else torch.minimum
-    jump = abs(p - r) if largest else -abs(p - r)
-    kinks = (Kink((t - q) / (p - r), jump),) if p != r else ()
-    name = "max of two lines" if largest else "min of two lines"
-    if isinstance(q, Tensor) and isinstance(t, Tensor):
-        return Nonlinearity(
-            name, lambda x, u, v: choose(p * x + u, r * x + v), *hull(c1, c2), kinks, (q, t), repr((p, r))
-        )
-    return Nonlinearity(name, lambda x: choose(p * x + q, r * x + t), *hull(c1, c2), kinks, (), repr((p, q, r, t)))
+    (_, c1, q, e1), (_, c2, t, e2) = first, second
+    return known.extreme_line(largest, (c1, c2), (q, t), None if e1 is None or e2 is None else e1 + e2)
 
 
 def _line(builder: NetworkBuilder, x: Var) -> Line:
     """``x`` as a line in the last value that is not one with a single number as its offset."""
     found = one_term(builder, x)
-    return (found[1], found[0], found[2].middle) if found else (x, exactly(1), 0.0)
+    return (found[1], found[0], found[2].middle, None) if found else (x, exactly(1), 0.0, None)
 
 
 def _line_with_any_offset(builder: NetworkBuilder, x: Var) -> Line:
     """``x`` as a line in an earlier value, with an offset per entry."""
-    here, slope, shift = x, exactly(1), torch.zeros((), dtype=torch.float64)
+    here, slope = x, exactly(1)
+    shift = spread = torch.zeros((), dtype=torch.float64)
     while True:
         node = builder.node(here)
         factor = scalar_of(node.maps[0]) if isinstance(node, AffineNode) and len(node.maps) == 1 else None
         if factor is None or not isinstance(node, AffineNode):
-            return here, slope, shift
+            return here, slope, shift, spread
         if node.offset is not None:
-            shift = shift + slope.middle * node.offset.double()
+            offset, scale = node.offset.double(), known_range(slope.middle)
+            error = torch.full((), math.inf) if node.offset_error is None else node.offset_error
+            moved = scale * known_range(offset).widened(error.double().expand(offset.shape))
+            total = known_range(shift).widened(spread.expand(shift.shape)) + moved
+            shift, spread = total.mid, total.rad
         slope, here = slope * factor, parent(builder, node)

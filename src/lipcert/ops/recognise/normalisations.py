@@ -20,12 +20,50 @@ from lipcert.ops.rational import OutOfRange, Real, above, below, exactly, root_a
 from lipcert.ops.recognise.expression import activation_of, one_term, open_op
 from lipcert.ops.recognise.facts import floor, kind, vector_norm
 from lipcert.ops.recognise.registry import pattern
-from lipcert.ops.recognise.roots import RootFunction, even_power, key_of
+from lipcert.ops.recognise.roots import RootFunction, even_power
 from lipcert.ops.recognise.scalings import core, handle, parent, uniform
 from lipcert.ops.recognise.sums import affine_image, nonnegative, partition
 
 #: A relative error of ε or of the weights that ``radial_gains`` covers.
 _ABSORBED = 1e-13
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OverClampedNorm(GainFunction):
+    """x / max(scale·‖x‖₂, floor), norms over ``axes``."""
+
+    axes: tuple[int, ...]
+    scale: float
+    floor: float
+
+    def value(self, x: Tensor) -> Tensor:
+        """The quotient."""
+        return x / (self.scale * torch.linalg.vector_norm(x, 2.0, self.axes, True)).clamp_min(self.floor)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OverShiftedNorm(GainFunction):
+    """x / (scale·‖x‖₂ + shift), norms over ``axes``."""
+
+    axes: tuple[int, ...]
+    scale: float
+    shift: float
+
+    def value(self, x: Tensor) -> Tensor:
+        """The quotient."""
+        return x / (self.scale * torch.linalg.vector_norm(x, 2.0, self.axes, True) + self.shift)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OverRoot(GainFunction):
+    """x / √(linear · x² + level)."""
+
+    linear: LinearMap
+    level: float
+
+    def value(self, x: Tensor) -> Tensor:
+        """The quotient."""
+        return x / torch.sqrt(self.linear.apply((x * x)[None])[0] + self.level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +128,8 @@ def over_clamped_norm(ctx: Context, a: Any, b: Var) -> Var | None:
     norm = _norm_of(ctx, inner, a)
     if norm is None or scale.sign <= 0:
         return None
-    (n, axes), k = norm, scale.middle
-
-    def clamped(v: Tensor) -> Tensor:
-        return v / (k * torch.linalg.vector_norm(v, 2.0, axes, True)).clamp_min(eps)
-
-    settings = f"floor {eps} axes {axes}" if scale.is_(1) else f"floor {eps} times {k} axes {axes}"
-    return _radial(ctx, a, n, eps, "clamp", settings, clamped)
+    n, axes = norm
+    return _radial(ctx, a, n, eps, "clamp", OverClampedNorm, (axes, scale.middle, eps))
 
 
 def _clamped(ctx: Context, b: Var) -> tuple[float, Real, Var] | None:
@@ -128,13 +161,7 @@ def over_shifted_norm(ctx: Context, a: Any, b: Var) -> Var | None:
     if norm is None or scale.sign <= 0 or shift.sign <= 0:
         return None
     n, axes = norm
-    k, c = scale.middle, shift.middle
-
-    def shifted(v: Tensor) -> Tensor:
-        return v / (k * torch.linalg.vector_norm(v, 2.0, axes, True) + c)
-
-    settings = f"plus {c} axes {axes}" if scale.is_(1) else f"plus {c} times {k} axes {axes}"
-    return _radial(ctx, a, n, below(shift.low), "sum", settings, shifted)
+    return _radial(ctx, a, n, below(shift.low), "sum", OverShiftedNorm, (axes, scale.middle, shift.middle))
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -209,22 +236,25 @@ def _radicand(linear: LinearMap | None, level: Real | None, x: Var, narrow: Var)
 
 
 def _radial(
-    ctx: Context, x: Var, n: int, eps: float, kind: str, settings: str, function: Any, spread: float = 1.0
+    ctx: Context,
+    x: Var,
+    n: int,
+    eps: float,
+    kind: str,
+    block: type[GainFunction],
+    settings: tuple[Any, ...],
+    spread: float = 1.0,
 ) -> Var:
     gains = radial_gains(n, eps, kind)
     if spread > 1.0 + _ABSORBED:
         gains = {p: above(Fraction(gain) * Fraction(spread)) for p, gain in gains.items()}
     source = f"x/r(‖x‖) over {n} entries: Jacobian (I − t uuᵀ)/r, r ≥ {eps:.3g}; loose away from 0"
-    return ctx.gain(x, GainFunction(f"normalize ({kind})", function, gains, source, (), settings))
+    return ctx.gain(x, block(f"normalize ({kind})", gains, source, *settings))
 
 
 def _root_quotient(ctx: Context, x: Var, found: Radicand) -> Var:
     """x / √(Σ w x² + c); with unequal weights D⁻¹ g(D x), D = diag(√w), so √(greatest w / least w) times the gain."""
     linear, c = found.linear, found.level.middle
-
-    def function(v: Tensor) -> Tensor:
-        return v / torch.sqrt(linear.to(v.dtype, v.device).apply((v * v)[None])[0] + c)
-
     known = Fraction(c) - found.level.low <= found.level.low * Fraction(_ABSORBED)
     eps = math.sqrt(c) if known else math.sqrt(below(found.level.low))
-    return _radial(ctx, x, found.n, eps, "root", f"c {c} {key_of(linear)}", function, found.spread)
+    return _radial(ctx, x, found.n, eps, "root", OverRoot, (linear, c), found.spread)

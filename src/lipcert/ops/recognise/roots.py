@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import OpenNode
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, add, compose
-from lipcert.network.nonlinearity import GainFunction, Nonlinearity
+from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
 from lipcert.ops.rational import OutOfRange, Real, above, exactly, root_above
@@ -30,36 +29,28 @@ _MODERATE = 200
 _AMPLIFIED = 2.0**100
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RootFunction(GainFunction):
-    """(linear · z^power + level)^(1/power), kept as data so that a later quotient by it can be recognised.
+    """(linear · z^power + offset)^(1/power); ``level`` is the number that every entry of the offset is, or None."""
 
-    ``level`` is None where the offset is not one number.
-    """
+    linear: LinearMap
+    power: int
+    offset: Tensor
+    level: Real | None
 
-    linear: LinearMap | None = None
-    power: int = 2
-    level: Real | None = None
+    def value(self, x: Tensor) -> Tensor:
+        """The roots."""
+        total = self.linear.apply((x**self.power)[None])[0] + self.offset
+        return torch.sqrt(total) if self.power == 2 else total ** (1.0 / self.power)
 
     @property
     def evaluation_error(self) -> float:
         """The root of what 2^-1022 lost in each number on the way through the map grows to."""
-        if self.linear is None:
-            return 0.0
         lost = torch.full((1, *self.linear.in_shape), 2.0**-1022, dtype=torch.float64)
         for part in self.linear.maps if isinstance(self.linear, Composition) else (self.linear,):
             with torch.no_grad():
                 lost = part.absolute().apply(lost) + 2.0**-1022
         return float(lost.max()) ** (1.0 / self.power) if lost.numel() else 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class QuadraticRoot(Nonlinearity):
-    """√(square·x² + linear·x + constant), kept as data so that a later quotient by it can be recognised."""
-
-    square: Real | None = None
-    linear: Real | None = None
-    constant: Real | None = None
 
 
 def even_power(builder: NetworkBuilder, place: int) -> tuple[Var, int] | None:
@@ -82,13 +73,6 @@ def even_power(builder: NetworkBuilder, place: int) -> tuple[Var, int] | None:
     return None
 
 
-def key_of(linear: LinearMap) -> str:
-    """Text that identifies a map in the network's hash."""
-    digest = hashlib.sha256()
-    linear.update_hash(digest)
-    return digest.hexdigest()
-
-
 @pattern("root of a quadratic", "sqrt", 10, "√(q x² + b x + c) with q > 0 and 4qc > b²")
 def root_of_quadratic(ctx: Context, x: Var) -> Var | None:
     """√(q v² + b v + c), q > 0 and 4qc > b², is smooth with slopes ±√q."""
@@ -99,9 +83,7 @@ def root_of_quadratic(ctx: Context, x: Var) -> Var | None:
         constant, linear, square = found
         discriminant = exactly(4) * square * constant - linear * linear
         if square.sign > 0 and discriminant.sign > 0:
-            root = known.root(square, linear, constant)
-            settings = {field.name: getattr(root, field.name) for field in fields(root)}
-            return ctx.activation(base, QuadraticRoot(**settings, square=square, linear=linear, constant=constant))
+            return ctx.activation(base, known.root(square, linear, constant))
     return None
 
 
@@ -137,16 +119,9 @@ def window_root(ctx: Context, x: Var, p: int) -> Var | None:
     gains = root_gains(image.linear, p)
     if not gains:
         return None
-    linear = image.linear
-
-    def function(v: Tensor, c: Tensor) -> Tensor:
-        total = linear.to(v.dtype, v.device).apply((v**p)[None])[0] + c
-        return torch.sqrt(total) if p == 2 else total ** (1.0 / p)
-
     shift = torch.zeros(()) if image.offset is None else image.offset
-    source, settings = f"{p}-norm of weighted windows (triangle inequality)", f"power {p} {key_of(linear)}"
-    block = RootFunction("root", function, gains, source, (shift.double(),), settings, linear, p, image.level)
-    return ctx.gain(power[0], block)
+    source = f"{p}-norm of weighted windows (triangle inequality)"
+    return ctx.gain(power[0], RootFunction("root", gains, source, image.linear, p, shift.double(), image.level))
 
 
 # -- gains -------------------------------------------------------------------------------------------------
@@ -198,7 +173,7 @@ def _pattern(linear: LinearMap) -> LinearMap:
     if isinstance(linear, Identity):
         return Identity(linear.in_shape, float(linear.scale > 0))
     constants = tuple((c > 0).double() for c in getattr(linear, "constants", ()))
-    return replace(linear, constants=constants) if constants else linear  # type: ignore[type-var]
+    return replace(linear, constants=constants, sources=()) if constants else linear  # type: ignore[type-var]
 
 
 def bounded(linear: LinearMap) -> tuple[Fraction, LinearMap]:
@@ -244,7 +219,7 @@ def _unit(step: LinearMap) -> tuple[Fraction, LinearMap]:
         shrunk = constant.double() * 2.0**half * 2.0 ** (-exponent - half)
         constants.append(torch.where((constant > 0) & (shrunk < 2.0**-1022), 2.0**-1022, shrunk))
         scale *= Fraction(2) ** exponent
-    return scale, replace(step, constants=tuple(constants))  # type: ignore[arg-type]
+    return scale, replace(step, constants=tuple(constants), sources=())  # type: ignore[arg-type]
 
 
 def _amplification(linear: LinearMap) -> float:

@@ -77,7 +77,7 @@ def multiple(shape: Shape, factor: Real) -> LinearMap:
         raise OutOfRange("one of its factors is not known well enough.")
     units = math.ceil(error / abs(Fraction(c)) * 2**53)
     constant = torch.tensor(c, dtype=torch.float64)
-    return OpMap("times", times, shape, shape, (constant,), "multiple", units + 1.0)
+    return OpMap("times", times, shape, shape, (constant,), "times", units + 1.0)
 
 
 def majorised(leaf: LinearMap) -> bool:
@@ -107,6 +107,19 @@ def _diagonal(linear: LinearMap) -> Tensor:
     return torch.tensor(scalar.middle, dtype=torch.float64)
 
 
+def _relative_error(linear: LinearMap) -> float:
+    """A bound on the relative error of ``_diagonal``, with room for second-order terms while it is small."""
+    if isinstance(linear, Composition):
+        return sum(_relative_error(part) for part in linear.maps)
+    if isinstance(linear, OpMap) and not majorised(linear):
+        return 2.0**-52 * (2.0 + linear.rounding)
+    scalar = scalar_of(linear)
+    if scalar is None or (not scalar.sign and not scalar.is_(0)):
+        return math.inf
+    spread = 0.0 if scalar.exact else float((scalar.high - scalar.low) / min(abs(scalar.low), abs(scalar.high)))
+    return 2.0 * spread + 2.0**-51
+
+
 def _product_of(factors: list[Tensor]) -> Tensor:
     """Their product entry by entry; ``OutOfRange`` where it leaves the normal doubles."""
     total = torch.ones((), dtype=torch.float64)
@@ -124,6 +137,12 @@ class Scaled:
 
     var: Var
     maps: tuple[LinearMap, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """A bound on the relative error of ``rates``; infinite where none is known."""
+        total = sum(_relative_error(linear) for linear in self.maps)
+        return total if total < 2.0**-12 else math.inf
 
     def rates(self, like: Var) -> Tensor | None:
         """The product of the scalings as a tensor that broadcasts to the shape of ``like``; None if it does not."""

@@ -178,7 +178,9 @@ def _weights(step: LinearMap) -> tuple[Fraction, Fraction, LinearMap | None] | N
     """(low, high, N): the step is N with every entry multiplied by a weight in [low, high], N of whole numbers."""
     if isinstance(step, OpMap) and step.function is times:
         taken = _range(constant_of(step).value, constant_of(step).rounding)
-        spread = OpMap("times", times, step.in_shape, step.out_shape, (torch.ones_like(step.constants[0]),), "", 1.0)
+        spread = OpMap(
+            "times", times, step.in_shape, step.out_shape, (torch.ones_like(step.constants[0]),), "times", 1.0
+        )
         return None if taken is None else (*taken, None if step.in_shape == step.out_shape else spread)
     scalar = scalar_of(step)
     if scalar is not None:
@@ -190,7 +192,11 @@ def _weights(step: LinearMap) -> tuple[Fraction, Fraction, LinearMap | None] | N
     if isinstance(step.function, Reduction):
         sums = Reduction(False, step.function.axes, step.function.keepdim)
         one = Fraction(step.out_size, step.in_size) if step.function.mean and step.in_size else Fraction(1)
-        return one, one, OpMap("sum", sums, step.in_shape, step.out_shape, (), "", float(step.in_size))
+        return (
+            one,
+            one,
+            OpMap("sum", sums, step.in_shape, step.out_shape, (), sums.key(step.in_shape), float(step.in_size)),
+        )
     if _copies(step):
         return Fraction(1), Fraction(1), step
     return _written(step) if step.label in WEIGHTED else None

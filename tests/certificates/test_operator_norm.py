@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from examples import models
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.norms import operator_norm as module
-from lipcert.certificates.norms.operator_norm import NormBound, Stacked, map_norm, scaled
+from lipcert.certificates.norms.operator_norm import NormBound, map_norm
+from lipcert.certificates.norms.scaling import scaled
 from lipcert.errors import NumericsError
 from lipcert.network.builder import NetworkBuilder
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, compose
+from lipcert.network.stacked import Stacked
 from lipcert.numerics.chance import Chance, Share
 from lipcert.ops.context import Constant, Context
 from lipcert.ops.registry import find_rule

@@ -1,0 +1,52 @@
+"""min(max(x, low), high) between numbers, ReLU included."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clamp(Nonlinearity):
+    """min(max(x, low), high); an end that is None is open. With low ≥ high it is the constant ``high``."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def value(self, x: Tensor) -> Tensor:
+        """The clamp."""
+        if self.low is None and self.high is None:
+            return x
+        if self.low == 0.0 and self.high is None:
+            return torch.relu(x)
+        return torch.clamp(x, self.low, self.high)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the ends meet."""
+        return self.low is not None and self.high is not None and self.low >= self.high
+
+    @property
+    def kinks(self) -> tuple[Kink, ...]:
+        """The ends."""
+        if self.constant:
+            return ()
+        ends = ((self.low, 1.0), (self.high, -1.0))
+        return tuple(Kink(end, jump) for end, jump in ends if end is not None)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """0, 1, 0."""
+        if self.constant:
+            return (Piece(factor=0.0),)
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return Piece(right=low, factor=0.0), Piece(low, high), Piece(left=high, factor=0.0)
+
+
+RELU = Clamp("relu", 0.0, 1.0, 0.0, None)

@@ -1,0 +1,96 @@
+"""How a constant of a network came from named parameters: an expression that other tensors can be put into."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+class Source(ABC):
+    """An immutable expression in the parameters and buffers of a model. It plays no part in what a network is."""
+
+    def evaluate(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The tensor for these parameters, floating numbers in float64; gradients pass to the parameters.
+
+        Raises:
+            KeyError: a parameter that it needs is not given.
+        """
+        value = self._value(parameters, {})
+        assert isinstance(value, Tensor)
+        return value
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters and buffers that it needs."""
+        waiting: list[Any] = [self]
+        seen: dict[int, Any] = {}
+        while waiting:
+            source = waiting.pop()
+            if id(source) not in seen:
+                seen[id(source)] = source
+                if isinstance(source, Derived):
+                    leaves = tree_leaves((source.args, source.kwargs))
+                    waiting += [leaf for leaf in leaves if isinstance(leaf, Source)]
+        return frozenset(source.name for source in seen.values() if isinstance(source, Named))
+
+    @abstractmethod
+    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
+        """The value; ``known`` has those of expressions met before, by identity."""
+
+
+@dataclass(frozen=True, eq=False)
+class Named(Source):
+    """A parameter or buffer of the model."""
+
+    name: str
+
+    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
+        value = parameters[self.name]
+        return value.double() if value.is_floating_point() else value
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed(Source):
+    """A tensor that does not come from parameters."""
+
+    value: Tensor
+
+    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
+        return self.value.double() if self.value.is_floating_point() else self.value
+
+
+@dataclass(frozen=True, eq=False)
+class Derived(Source):
+    """``function(*args, **kwargs)``, with expressions among the arguments; ``place`` of a result of several tensors."""
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    place: int | None = None
+
+    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
+        if id(self) not in known:
+            args, kwargs = tree_map(lambda leaf: _argument(leaf, parameters, known), (self.args, self.kwargs))
+            result = self.function(*args, **kwargs)
+            chosen = result if self.place is None else tree_leaves(result)[self.place]
+            known[id(self)] = chosen.double() if chosen.is_floating_point() else chosen
+        return known[id(self)]
+
+
+def _argument(leaf: Any, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
+    if isinstance(leaf, Source):
+        return leaf._value(parameters, known)
+    if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
+        return torch.float64
+    return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+
+
+def derived(function: Callable[..., Tensor], *sources: Source | None) -> Source | None:
+    """``function`` of these sources; None if one of them is not known."""
+    return None if any(s is None for s in sources) else Derived(function, sources, {})
