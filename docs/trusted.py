@@ -79,7 +79,7 @@ def kinds() -> dict[str, Path]:
 
 def parts() -> dict[str, list[Path]]:
     """What every bound rests on beside the check of its kind → files; some are in a kind's closure, too."""
-    read = [path for folder in ("capture", "ops", "network") for path in sorted((SOURCE / folder).rglob("*.py"))]
+    read = [path for folder in ("capture", "ops") for path in sorted((SOURCE / folder).rglob("*.py"))]
     model = {found for path in read for found in closure(path)}
     problem = closure(SOURCE / "problem.py")
     proofs = {found for start in kinds().values() for found in closure(start)}
@@ -88,6 +88,7 @@ def parts() -> dict[str, list[Path]]:
         "capture": sorted(model - set(problem)),
         "verify": sorted(set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)),
         "lower_witness": sorted(set(closure(SOURCE / "certificates" / "lower_witness.py")) - set(problem)),
+        "slopes": sorted(set(closure(SOURCE / "network" / "slopes.py")) - model - set(problem)),
     }
 
 
@@ -97,6 +98,7 @@ PARTS = {
     "capture": "how a model becomes a network, beyond that",
     "verify": "how a file is read and a Bound is made of a proof, beyond the checks and that",
     "lower_witness": "how a lower bound is proved, beyond what f is",
+    "slopes": "slopes of activations on intervals, beyond what f is; no bound uses them yet",
 }
 
 
