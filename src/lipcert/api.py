@@ -21,7 +21,7 @@ from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.torch_export import capture, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify import verify as verify_certificate
-from lipcert.errors import CaptureError, InputError
+from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
@@ -187,7 +187,7 @@ def estimate(
         pools: ``through`` puts max-pools and sorts inside the pairs (greedy and rank k); ``factor`` ends chains there.
     """
     problem = _problem(model, example_input, norm, None, select)
-    with ordinary(), torch.random.fork_rng(devices=[]):
+    with named(NumericsError, "the estimate"), ordinary(), torch.random.fork_rng(devices=[]):
         return estimates.estimate(problem, method, k, steps, _generator(seed), pools)
 
 

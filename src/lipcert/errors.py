@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def named(kind: type[LipcertError], what: str) -> Iterator[None]:
+    """Turn an exception without a name of ours into one that says what broke; for the outermost layer of a call."""
+    try:
+        yield
+    except LipcertError:
+        raise
+    except Exception as error:
+        raise kind(
+            f"{what} broke: {type(error).__name__}: {str(error)[:300]}. If forward changes the state of PyTorch, that "
+            "is why; else this is a bug in lipcert and not in your model: please report it."
+        ) from error
+
 
 class LipcertError(Exception):
     """Base class of all errors raised by lipcert."""

@@ -79,8 +79,11 @@ def attack(
     data = _checked_inputs(inputs, problem.network.in_shape)
     try:
         for dtype in (torch.float32, torch.float64):
-            if _search(problem, data, pool, dtype, target, begin, budget, seed, progress):
-                break
+            try:
+                if _search(problem, data, pool, dtype, target, begin, budget, seed, progress):
+                    break
+            except (RuntimeError, ValueError, ArithmeticError):  # out of range in this precision, say
+                continue
             pool.entries.clear()
         deadline = begin + budget
     except KeyboardInterrupt:  # what has been found is worth proving; a second one ends that too

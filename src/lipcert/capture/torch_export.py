@@ -19,7 +19,7 @@ from lipcert.capture.quotients import check_quotients
 from lipcert.capture.replay import check_replay
 from lipcert.capture.self_check import check_examples_independent, check_shapes, self_check
 from lipcert.capture.sequential import read_sequential
-from lipcert.errors import CaptureError, LipcertError
+from lipcert.errors import CaptureError, LipcertError, named
 from lipcert.network.graph import Network
 from lipcert.numerics.process_state import ordinary
 
@@ -46,6 +46,7 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
         NumericsError: the process does not compute in ordinary IEEE arithmetic and cannot be made to.
     """
     with ExitStack() as stack:
+        stack.enter_context(named(CaptureError, "capturing the model"))
         for one in (ordinary(dtype=None), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad()):
             stack.enter_context(one)
         module = stack.enter_context(private(as_module(model)))
