@@ -37,7 +37,7 @@ def anneal(
     """Maximise log‖J_β(x)v‖_q − log‖v‖_p over a batch of (x, v), β from ``first`` to ``LAST`` geometrically.
 
     A ReLU network's Jacobian is piecewise constant, so its norm has no gradient; with softplus of sharpness β
-    it has one, and as β grows the maximum moves to a maximum of the network itself (DESIGN §3, Attack). x
+    it has one, and as β grows the maximum moves to a maximum of the network itself. x
     moves by Adam; v by one step of the power method of Boyd (1974), v ← argmax of <J_βᵀw, ·> over the unit
     ball of l_p with w dual to J_β v, which the same backward pass provides.
 

@@ -149,7 +149,7 @@ class _NodeAscent(SphereAscent):
 
 @dataclass(eq=False)
 class Climber:
-    """The vector-neuron iteration (DESIGN §3) on batches of nodes."""
+    """The vector-neuron iteration on batches of nodes."""
 
     transformed: ScaledIncrements
     neurons: Neurons = field(init=False)

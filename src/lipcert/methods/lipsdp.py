@@ -31,7 +31,7 @@ from lipcert.search.vector_neuron import VectorNeuron
 @method
 @dataclass(frozen=True, kw_only=True)
 class LipSDP(Method):
-    """LipSDP-Neuron on any graph by forward and backward passes (Fazlyab et al. 2019; DESIGN §3 for the iteration).
+    """LipSDP-Neuron on any graph by forward and backward passes (Fazlyab et al. 2019; docs/soundness.md).
 
     Attributes:
         tolerance: stop once the bound is within this relative distance of the dual value.

@@ -22,15 +22,12 @@ from lipcert.problem import Norm, Problem
 from lipcert.search.float_form import repaired
 from lipcert.search.interior_point import Program, Solution, solve
 from lipcert.search.passes import Passes, steps_to_output
-from lipcert.search.vector_neuron import VectorNeuron
 
 #: Geometric lifts tried on the solution, smallest first; and on tiny multipliers when the output is constant.
 LIFTS: Sequence[float] = (1e-9, 1e-8, 1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1)
 STEEP_LIFTS = (1e4, 1e8, 1e16, 1e40)
 #: Passes of the vector-neuron iteration that find the scale of every multiplier.
-SCALING_PASSES, SCALING_COLUMNS = 60, 8
-#: Squared value that counts as zero: the iteration takes no ‖v‖ for less than 1e-154.
-VANISHING = 1e-290
+SCALING_PASSES = 60
 #: Multipliers, relative to their guess, of a neuron whose pre-activation never changes, and of one that is never read.
 BLIND, UNUSED = 1e6, 1e-30
 
@@ -70,7 +67,7 @@ class LipSDPInteriorPoint(Method):
         transformed = ScaledIncrements(increments, natural_exponents(increments))
         self._require_size(transformed)
         relation = Relation.of(transformed)
-        rho, scale = _guess(transformed, run.generator)
+        rho, scale = _guess(relation, run.generator)
         program, alive, blind = relation.program(scale, rho or 1.0)
         multipliers = UNUSED * scale
         solution: Solution | None = None
@@ -134,24 +131,64 @@ class LipSDPInteriorPoint(Method):
         return Witness("quadratic", arrays, settings)
 
 
-def _guess(scaled: ScaledIncrements, generator: torch.Generator) -> tuple[float, Tensor]:
-    """ρ and multipliers of the right order of magnitude, by some passes of the vector-neuron iteration.
+def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tensor]:
+    """ρ and multipliers of the right order of magnitude, by plain vector-neuron passes on the dense relation.
 
-    Outliers are moved towards their layer's median: scales need no more than an order of magnitude.
+    On the reduced relation and without extrapolation: 60 passes of ``VectorNeuron`` gave scales at which an
+    ill-conditioned network took 51 iterations instead of 6. Outliers are moved towards their layer's median: scales
+    need no more than an order of magnitude.
     """
-    search = VectorNeuron(Passes(scaled), (2.0, 2.0), SCALING_COLUMNS, generator)
+    cells = relation.transformed.cells
+    n, columns = relation.inputs, 8
+
+    def random(rows: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+    values = torch.zeros(relation.v.shape[1], columns, dtype=torch.float64)
+    x = random(n)
+    units = [_unit(random(cell.size), cell.block) for cell in cells]
+    lengths: list[Tensor] = [torch.ones(())] * len(cells)
+    pieces = relation.pieces
+    rho, result = 0.0, [torch.zeros(1 if c.block else c.size, dtype=torch.float64) for c in cells]
     for _ in range(SCALING_PASSES):
-        search.step()
-    rho = float(search.rho)
-    if not math.isfinite(rho) or len(search.multipliers) < len(scaled.cells):
+        values[:n] = x / x.norm().clamp(min=1e-300)
+        images = []
+        for i, (cell, (z, v)) in enumerate(zip(cells, pieces, strict=True)):
+            image = relation.v[v, : z.start] @ values[: z.start]
+            images.append(image)
+            lengths[i] = image.norm() if cell.block else image.norm(dim=1, keepdim=True)
+            values[z] = cell.d.reshape(-1, 1) * lengths[i] * units[i]
+            if len(image) == cell.size:
+                values[z] += cell.c.reshape(-1, 1) * image
+        y = relation.y @ values
+        gradient = relation.y.T @ y
+        rho = float(y.square().sum())
+        for i in range(len(cells) - 1, -1, -1):
+            cell, (z, v) = cells[i], pieces[i]
+            h = cell.d.reshape(-1, 1) * gradient[z]
+            size_h = h.norm() if cell.block else h.norm(dim=1, keepdim=True)
+            safe = lengths[i].clamp(min=1e-150)
+            seen = lengths[i] > 1e-8 * (lengths[i].max() if lengths[i].numel() else 0.0)
+            result[i] = torch.where(seen, size_h / safe, torch.zeros_like(safe)).reshape(-1)
+            along = (h * units[i]).sum() if cell.block else (h * units[i]).sum(dim=1, keepdim=True)
+            inner = images[i] * (along / safe)
+            if len(inner) == cell.size:
+                inner = inner + cell.c.reshape(-1, 1) * gradient[z]
+            gradient = gradient + relation.v[v].T @ inner
+            units[i] = torch.where(size_h > 0, _unit(h, cell.block), units[i])
+        x = gradient[:n] if float(gradient[:n].norm()) > 0 else x
+    if not math.isfinite(rho):
         raise NumericsError("the scaling passes overflowed; rescale the network's weights.")
-    rho = rho if rho > VANISHING else 0.0
-    found = [search.multipliers[cell.node][0] for cell in scaled.cells]
-    typical = [float(m[m > 0].median()) if bool((m > 0).any()) else 0.0 for m in found]
+    typical = [float(m[m > 0].median()) if bool((m > 0).any()) else 0.0 for m in result]
     least = min((t for t in typical if t > 0), default=1.0)
     centres = [t or least for t in typical]
-    moved = [m.clamp(min=1e-3 * t, max=1e3 * t) for m, t in zip(found, centres, strict=True)]
+    moved = [m.clamp(min=1e-3 * t, max=1e3 * t) for m, t in zip(result, centres, strict=True)]
     return rho, torch.cat([torch.zeros(0, dtype=torch.float64), *moved])
+
+
+def _unit(h: Tensor, block: bool) -> Tensor:
+    length = h.norm() if block else h.norm(dim=1, keepdim=True)
+    return h / length.clamp(min=1e-300)
 
 
 @dataclass(frozen=True, eq=False)
