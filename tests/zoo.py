@@ -422,7 +422,7 @@ class Recurrence(nn.Module):
         return state
 
 
-#: (name, factory, shape of one example): chains first, on which the order of DESIGN §4 holds in full.
+#: (name, factory, shape of one example): chains first, on which the order of methods holds in full.
 ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("relu 4-6-3", lambda: mlp((4, 6, 3), 1), (4,)),
     ("relu 5-5-5-5-2", lambda: mlp((5, 5, 5, 5, 2), 2), (5,)),

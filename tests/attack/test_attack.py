@@ -112,7 +112,7 @@ def maxcut_graph(name: str) -> tuple[list[tuple[int, int]], int, int]:
 
 @pytest.mark.parametrize("name", ["complete5", "complete8", "cycle7", "cycle10", "bipartite", "random"])
 def test_maxcut(name):
-    """x ↦ 1ᵀ relu(Bx), B the (vertices × edges) incidence matrix (DESIGN §4).
+    """x ↦ 1ᵀ relu(Bx), B the (vertices × edges) incidence matrix.
 
     A gradient Bᵀs has one ±1 for every edge that the set s cuts; all but the empty and full set are reached.
     """

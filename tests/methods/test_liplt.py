@@ -1,4 +1,4 @@
-"""LipLT: closed forms, the order of DESIGN §4, other norms, graphs, scales, the matrix-free route and its errors."""
+"""LipLT: closed forms, the order of methods, other norms, graphs, scales, the matrix-free route and its errors."""
 
 from __future__ import annotations
 

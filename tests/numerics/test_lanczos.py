@@ -48,7 +48,7 @@ def test_epsilon_solves_the_formula_from_above(n, k, delta):
 
 
 def test_epsilon_values_and_bad_arguments():
-    # DESIGN §3: about (27/2k)^2 at delta = 1e-9 for n of some ten thousands
+    # about (27/2k)^2 at delta = 1e-9 for n of some ten thousands
     assert kuczynski_wozniakowski_epsilon(70000, 200, 1e-9) == pytest.approx((27 / 400) ** 2, rel=0.03)
     assert kuczynski_wozniakowski_epsilon(1000, 5, 1e-9) == 1.0
     assert kuczynski_wozniakowski_epsilon(1, 1, 1e-9) == 0.0

@@ -1,4 +1,4 @@
-"""LipSDP's dual by forward and backward passes alone (docs/soundness.md, "How multipliers are found"): values from below, and multipliers."""
+"""LipSDP's dual by forward and backward passes alone: values from below, and multipliers (docs/soundness.md)."""
 
 from __future__ import annotations
 
