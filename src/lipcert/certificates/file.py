@@ -79,7 +79,7 @@ def read(path: str | Path) -> Certificate:
     path = _place(path)
     try:
         if not path.is_file() and path.exists():
-            raise CertificateError(f"{path} is no file.")
+            raise CertificateError(f"cannot read the certificate {path}: it is no file.")
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         raise CertificateError(f"cannot read the certificate {path}: {error}") from error
