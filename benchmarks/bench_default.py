@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -68,13 +69,13 @@ def read(path: Path) -> dict[tuple[str, str, float], dict]:
         return {key(row): row for row in csv.DictReader(file)}
 
 
-def write(rows: dict[tuple[str, str, float], dict]) -> None:
+def write(rows: dict[tuple[str, str, float], dict], folder: Path) -> None:
     """``default.csv`` and ``default.md``."""
-    with (HERE / "default.csv").open("w", newline="") as file:
+    with (folder / "default.csv").open("w", newline="") as file:
         out = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
         out.writeheader()
         out.writerows(rows.values())
-    (HERE / "default.md").write_text(page(rows))
+    (folder / "default.md").write_text(page(rows))
 
 
 def page(rows: dict[tuple[str, str, float], dict]) -> str:
@@ -111,6 +112,20 @@ def page(rows: dict[tuple[str, str, float], dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rows_wanted(args: argparse.Namespace) -> list[tuple[str, str, float]]:
+    """(network, method, budget) of every row, the longest first."""
+    import default_networks
+
+    wanted = []
+    for network in default_networks.NETWORKS:
+        if network.name not in args.only if args.only else network.group == "large" and not args.large:
+            continue
+        wanted += [(network.name, "auto", budget) for budget in args.budgets]
+        wanted += [(network.name, method, budget) for method in network.rivals for budget in args.single_budgets]
+    wanted = [row for row in wanted if args.methods is None or row[1] in args.methods]
+    return sorted(wanted, key=lambda row: -row[2])
+
+
 def main() -> None:
     """Run the rows asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,28 +133,21 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", type=float, default=[10.0, 60.0, 300.0])
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--methods", nargs="*", help="auto and the single methods to run; default: auto and all rivals")
-    parser.add_argument("--single-budget", type=float, default=60.0)
+    parser.add_argument("--single-budgets", nargs="*", type=float, default=[60.0])
     parser.add_argument("--large", action="store_true", help="the large networks too")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time; leave a core for each")
+    parser.add_argument("--to", type=Path, default=HERE, help="folder of default.csv and default.md")
     args = parser.parse_args()
     if args.row:
         row = worker(args.row[0], args.row[1], float(args.row[2]), args.cpu)
         print(json.dumps({k: (v if not isinstance(v, float) or math.isfinite(v) else str(v)) for k, v in row.items()}))
         return
-    import default_networks
-
-    rows = read(HERE / "default.csv")
-    for network in default_networks.NETWORKS:
-        if network.name not in args.only if args.only else network.group == "large" and not args.large:
-            continue
-        wanted = [("auto", budget) for budget in args.budgets]
-        wanted += [(method, args.single_budget) for method in network.rivals]
-        for method, budget in wanted:
-            if args.methods is not None and method not in args.methods:
-                continue
-            row = measure(network.name, method, budget, args.cpu)
-            rows[key(row)] = row
-            write(rows)
+    rows = read(args.to / "default.csv")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for done in as_completed([pool.submit(measure, *row, args.cpu) for row in rows_wanted(args)]):
+            rows[key(done.result())] = done.result()
+            write(dict(sorted(rows.items())), args.to)
 
 
 if __name__ == "__main__":

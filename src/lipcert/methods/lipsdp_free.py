@@ -102,7 +102,7 @@ class FreeEffort:
         room = int(free_memory() / (12.0 * n)) if n else 0
         effort = cls(0, 0.0, one, forms, n, min(MOST if n <= 300_000 else 240, max(n, 1), max(room, 1)), None)
         least = min(LEAST, effort.most)
-        needed = effort.check(least) + (0.5 * forms * LOOK + 25.0) * one
+        needed = effort.check(least) + (0.3 * forms * LOOK + 12.0) * one
         if room < LEAST <= n:
             why = f"its matrix-free check needs about {12e-9 * n * LEAST:.1f} GB of memory"
             effort = replace(effort, obstacle=why)
@@ -359,7 +359,7 @@ class Look:
         """‖G‖², about, and from below."""
 
         def gram(x: Tensor) -> Tensor:
-            return self.pulled(x[None], lambda image: image)[1][0]
+            return self.pulled(x.to(self.scale)[None], lambda image: image)[1][0].to(x)
 
         try:
             return lambda_max_ritz(gram, self.size, min(steps, self.size), generator, dtype=self.scale.dtype)[0]
