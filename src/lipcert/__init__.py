@@ -1,6 +1,7 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
 from lipcert.api import bound, compare, estimate, lower_bound, methods, supported_ops, verify
+from lipcert.domain import Ball, Box
 from lipcert.errors import (
     CaptureError,
     CertificateError,
@@ -21,7 +22,6 @@ from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.methods.lipsdp_ipm import LipSDPInteriorPoint
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
-from lipcert.problem import Ball, Box
 from lipcert.result import Bound, Comparison, Estimate, LowerBound
 from lipcert.version import __version__ as __version__
 

@@ -21,6 +21,7 @@ from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.torch_export import capture, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify import verify as verify_certificate
+from lipcert.domain import Ball, Box, Domain, require_real
 from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
@@ -29,7 +30,7 @@ from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
-from lipcert.problem import Ball, Box, Domain, Problem, as_norm, require_real
+from lipcert.problem import Problem, as_norm
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
 
 Model = nn.Module | ExportedProgram | str | Path

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from lipcert.domain import Domain
     from lipcert.guarantee import BreakdownRow, Guarantee
-    from lipcert.problem import Domain, Norm
+    from lipcert.problem import Norm
 
 
 def _input(shape: tuple[int, ...]) -> str:

@@ -15,8 +15,9 @@ import lipcert
 from lipcert.attack import attack, evaluate, norms, search
 from lipcert.attack.pool import Pool
 from lipcert.capture.torch_export import capture
+from lipcert.domain import Ball, Box
 from lipcert.errors import InputError
-from lipcert.problem import Ball, Box, Problem
+from lipcert.problem import Problem
 
 DATA = Path(__file__).parents[1] / "data"
 PAIRS = list(itertools.product((1.0, 2.0, math.inf), repeat=2))

@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.directional import Enclosure
 from lipcert.certificates.lower_witness import derivative, evaluate
+from lipcert.domain import Ball, Box, Domain
 from lipcert.errors import LipcertError, NumericsError
 from lipcert.numerics.midrad import Near, Range
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.nonlinearities import two_slopes
 from lipcert.ops.rational import Real, exactly
-from lipcert.problem import Ball, Box, Domain, Problem
+from lipcert.problem import Problem
+from lipcert.ranges.enclosure import Enclosure
 from lipcert.result import LowerWitness
 
 D = torch.float64

@@ -13,7 +13,8 @@ from lipcert.attack import attack, evaluate, search
 from lipcert.attack.region_walk import PiecewiseLinear, walk
 from lipcert.attack.starts import Region
 from lipcert.capture.torch_export import capture
-from lipcert.problem import Ball, Box, Domain, Problem
+from lipcert.domain import Ball, Box, Domain
+from lipcert.problem import Problem
 from lipcert.result import LowerWitness
 
 D = torch.float64

@@ -10,8 +10,9 @@ from torch import nn
 from lipcert.attack import evaluate
 from lipcert.attack.norms import best_directions
 from lipcert.capture.torch_export import capture
+from lipcert.domain import Ball, Box
 from lipcert.errors import InputError, NumericsError
-from lipcert.problem import Ball, Box, Problem
+from lipcert.problem import Problem
 from lipcert.result import LowerWitness
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lipcert.attack.norms import best_directions
 from lipcert.attack.starts import Region
+from lipcert.domain import Ball, Box
 from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network
 from lipcert.network.linear import size
-from lipcert.problem import Ball, Box, Problem
+from lipcert.problem import Problem
 
 #: Networks that are walked over: neurons, inputs, and outputs or inputs on the shorter side of a Jacobian.
 MAX_NEURONS, MAX_INPUTS, MAX_SIDE = 400, 200, 100

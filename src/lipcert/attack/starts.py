@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipcert.domain import Ball, Box, Domain
 from lipcert.network.linear import Shape, size
-from lipcert.problem import Ball, Box, Domain
 
 #: Multiples of the unit scale at which random starts are drawn.
 SCALES = (1.0, 4.0)

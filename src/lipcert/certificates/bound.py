@@ -17,8 +17,9 @@ from lipcert.version import __version__
 
 if TYPE_CHECKING:
     from lipcert.certificates.base import Witness
+    from lipcert.domain import Domain
     from lipcert.numerics.chance import Chance
-    from lipcert.problem import Domain, Norm, Problem
+    from lipcert.problem import Norm, Problem
 
 
 @dataclass(frozen=True, eq=False)

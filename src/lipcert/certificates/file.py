@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.bound import Certificate
+from lipcert.domain import Ball, Box, Domain
 from lipcert.errors import CertificateError, InputError, LipcertError
-from lipcert.problem import Ball, Box, Domain
 
 FORMAT = "lipcert-certificate-1"
 

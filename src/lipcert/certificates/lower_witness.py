@@ -1,7 +1,7 @@
 """What the witness of a lower bound proves: the derivative at a point, enclosed with all roundings.
 
-This file, ``directional.py``, ``directional_rules.py`` and ``numerics/midrad.py`` are all that a LowerBound rests on,
-beside the network itself.
+This file, ``ranges/enclosure.py``, ``ranges/enclosure_rules.py`` and ``numerics/midrad.py`` are all that a LowerBound
+rests on, beside the network itself.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates import directional_rules as _rules  # noqa: F401  registers what enclosures can do
-from lipcert.certificates.directional import Enclosure, add, image
+from lipcert.domain import Ball, Box, Domain
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
 from lipcert.numerics.process_state import ordinary
-from lipcert.problem import Ball, Box, Domain, Problem
+from lipcert.problem import Problem
+from lipcert.ranges import enclosure_rules as _rules  # noqa: F401  registers what enclosures can do
+from lipcert.ranges.enclosure import Enclosure, add, image
 
 if TYPE_CHECKING:
     from lipcert.result import LowerWitness

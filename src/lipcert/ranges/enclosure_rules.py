@@ -1,4 +1,4 @@
-"""The rules of ``directional`` for smooth functions, sums and blocks: value and derivative."""
+"""The rules of ``enclosure`` for smooth functions, sums and blocks: value and derivative."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.certificates.directional import (
+from lipcert.errors import NumericsError
+from lipcert.numerics import derivatives
+from lipcert.numerics.midrad import TINY, ULPS, UNIT, Range, choose, hull
+from lipcert.ranges.enclosure import (
     Enclosure,
     Truth,
     abs_,
@@ -23,9 +26,6 @@ from lipcert.certificates.directional import (
     square,
     where,
 )
-from lipcert.errors import NumericsError
-from lipcert.numerics import derivatives
-from lipcert.numerics.midrad import TINY, ULPS, UNIT, Range, choose, hull
 
 #: √(2/π), of the tanh form of GELU.
 _GELU_TANH = 0.7978845608028654
