@@ -141,6 +141,11 @@ class Nonlinearity(Fact):
         """Where φ is not differentiable; empty for a smooth φ."""
         return ()
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """(least, greatest) value on the whole line, rounded outward; infinite where unbounded or not known."""
+        return -math.inf, math.inf
+
     def any_slope(self) -> AnySlope:
         """An activation of which only the slopes are known: these."""
         return AnySlope(f"any slope of {self.name}", self.lower, self.upper)
@@ -201,6 +206,11 @@ class GainFunction(Fact):
 
     gains: Mapping[float, float]
     source: str
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """(least, greatest) entry of any value, rounded outward; infinite where unbounded or not known."""
+        return -math.inf, math.inf
 
     @property
     def evaluation_error(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lipcert.errors import CaptureError
 from lipcert.network.linear import update_hash_with_tensor
 from lipcert.network.nodes.base import Node
+from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.relations import Relation
 
 #: (the parents' values for one example, the call's constants) → the node's value for that example.
@@ -29,6 +30,8 @@ class OpenNode(Node):
         function: the value for one example; None where only a pattern can make sense of the node.
         constants: tensors that ``function`` needs besides the parents' values.
         key: identifies ``function`` in the network's hash.
+        steep: what the node computes, where that is one function of each entry of its one parent: on an interval it
+            has slopes.
     """
 
     op: str = ""
@@ -37,6 +40,7 @@ class OpenNode(Node):
     function: Evaluation | None = None
     constants: tuple[Tensor, ...] = ()
     key: str = ""
+    steep: Nonlinearity | None = None
 
     def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
         """The op's own value, example by example."""

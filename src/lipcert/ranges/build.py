@@ -1,0 +1,111 @@
+"""Ranges: a box for every node of a network on a domain, by intervals and linear bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lipcert.domain import Ball, Box, Domain
+from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
+from lipcert.network.linear import Shape, size
+from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.slopes import slopes
+from lipcert.ranges.intervals import Interval, through
+from lipcert.ranges.linear_bounds import LinearBounds, Lines
+
+#: Linear bounds are worked out where rows times entries of the network, over all nodes, stay below this.
+MOST_WORK = 3e9
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges:
+    """For every x of the domain the value of node k lies in ``boxes[k]``, entry by entry.
+
+    Attributes:
+        boxes: one per node, of the node's shape; infinite where nothing is known.
+    """
+
+    boxes: tuple[Interval, ...]
+
+    @classmethod
+    def of(cls, network: Network, domain: Domain, linear: bool = True) -> Ranges:
+        """By intervals; on a bounded domain by linear bounds too, where an activation's slopes are still undecided.
+
+        Args:
+            network: the nodes.
+            domain: what x lies in; None for the whole space.
+            linear: whether linear bounds are used.
+        """
+        boxes: list[Interval] = []
+        lines: dict[int, Lines] = {}
+        back = LinearBounds(network, domain, boxes, lines)
+        work = 0.0
+        bounded = False
+        with torch.no_grad():
+            for k, node in enumerate(network.nodes):
+                if isinstance(node, InputNode):
+                    boxes.append(input_box(domain, node.shape))
+                    bounded = bool(boxes[0].finite.all())
+                    continue
+                boxes.append(through(node, [boxes[p] for p in node.parents]))
+                if linear and bounded and isinstance(node, AffineNode):
+                    entries = _undecided(network, k, boxes[k])
+                    work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
+                    if len(entries) and work <= MOST_WORK:
+                        boxes[k] = _tightened(boxes[k], entries, *back.box(k, entries))
+                function = applied(node)
+                if linear and bounded and function is not None:
+                    parent = boxes[node.parents[0]]
+                    at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
+                    lines[k] = Lines.around(function, at, boxes[k])
+        return cls(tuple(boxes))
+
+
+def applied(node: object) -> Nonlinearity | None:
+    """The one function that a node applies to every entry of its parent, of its own shape; None if there is none."""
+    if isinstance(node, ActivationNode):
+        return node.function
+    return node.steep if isinstance(node, OpenNode) else None
+
+
+def input_box(domain: Domain, shape: Shape) -> Interval:
+    """The box around a domain, rounded outward."""
+    if isinstance(domain, Box):
+        low, high = (end.detach().to("cpu", torch.float64).reshape(shape) for end in (domain.lower, domain.upper))
+        return Interval(low, high)
+    if isinstance(domain, Ball):
+        centre = domain.center.detach().to("cpu", torch.float64).reshape(shape)
+        low, high = centre - domain.radius, centre + domain.radius
+        if domain.radius:
+            low = torch.nextafter(low, torch.full_like(low, -math.inf))
+            high = torch.nextafter(high, torch.full_like(high, math.inf))
+        return Interval(low, high)
+    return Interval.whole(shape)
+
+
+def _undecided(network: Network, position: int, box: Interval) -> torch.Tensor:
+    """Flat indices of the entries whose range decides a slope of an activation that reads the node."""
+    needed = torch.zeros(size(box.low.shape), dtype=torch.bool)
+    for reader in network.consumers[position]:
+        node = network.nodes[reader]
+        function = applied(node)
+        if function is None:
+            needed |= True  # a selection, a block or a product: tighter is better
+            continue
+        if size(node.shape) != needed.numel():
+            needed |= True
+            continue
+        alpha, beta = slopes(function, box.low.reshape(node.shape), box.high.reshape(node.shape))
+        needed |= (alpha < beta).reshape(-1)
+    if not network.consumers[position]:
+        needed |= True
+    return needed.nonzero().reshape(-1)
+
+
+def _tightened(box: Interval, entries: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> Interval:
+    lows, highs = box.low.reshape(-1).clone(), box.high.reshape(-1).clone()
+    met = Interval(lows[entries], highs[entries]).meet(Interval(low, high))
+    lows[entries], highs[entries] = met.low, met.high
+    return Interval(lows.reshape(box.low.shape), highs.reshape(box.high.shape))

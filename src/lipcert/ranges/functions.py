@@ -1,0 +1,97 @@
+"""Extremes of an activation less a line on intervals, rounded outward: ranges of values, and offsets of lines."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.slopes import slopes
+from lipcert.numerics.midrad import TINY, UNIT, UP, Range
+from lipcert.ranges import enclosure_rules as _rules  # noqa: F401  registers what enclosures can do
+from lipcert.ranges.enclosure import Enclosure, exact
+
+#: Parts that the interval of an activation with curved pieces is cut into.
+PARTS = 8
+
+
+def value_at(function: Nonlinearity, x: Tensor) -> Range:
+    """An enclosure of φ at doubles."""
+    result = function.value(exact(x))  # type: ignore[arg-type]
+    if not isinstance(result, Enclosure):  # a constant, without a look at x
+        return Range.literal(torch.as_tensor(result, dtype=torch.float64).expand(x.shape))
+    return result.value.map(lambda t: t.expand(x.shape))
+
+
+def extremes(function: Nonlinearity, slope: Tensor | float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(least, greatest) of φ(x) − slope·x for x in [low, high], finite, rounded outward, entry by entry.
+
+    Why this encloses: let s be the slope and φ's own slopes on [a, b] lie in [α, β]. Then ψ(x) = φ(x) − s x is at most
+    ψ(a) + (β − s)(x − a) and at most ψ(b) + (s − α)(b − x); where the two lines rise towards each other they meet at
+    (β'ψ(b) + α'ψ(a) + α'β'(b − a))/(α' + β') with α' = s − α and β' = β − s, else the greater end is the greatest. From
+    below likewise. [low, high] is cut at kinks, and where pieces are curved into ``PARTS``: the parts' slopes differ
+    little, so that little is lost.
+    """
+    points = _cuts(function, low, high)
+    values = value_at(function, points)
+    s = torch.as_tensor(slope, dtype=torch.float64)
+    line = Range.exact(s.expand(low.shape)) * Range.exact(points)
+    level = values - line
+    alpha, beta = slopes(function, points[:-1], points[1:])
+    rise, fall = _up(beta - s), _up(s - alpha)
+    width = torch.where(points[1:] > points[:-1], _up(points[1:] - points[:-1]), 0.0)
+    top = _peak(level.high[:-1], level.high[1:], rise, fall, width)
+    bottom = -_peak(-level.low[:-1], -level.low[1:], fall, rise, width)
+    least, greatest = bottom.amin(0), top.amax(0)
+    return torch.where(least.isnan(), -math.inf, least), torch.where(greatest.isnan(), math.inf, greatest)
+
+
+def image_of(function: Nonlinearity, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(least, greatest) of φ on [low, high], whose ends may be infinite, rounded outward."""
+    finite = low.isfinite() & high.isfinite()
+    near_low, near_high = (torch.where(t.isfinite(), t, 0.0) for t in (low, high))
+    least, greatest = extremes(function, 0.0, torch.where(finite, low, 0.0), torch.where(finite, high, 0.0))
+    alpha, beta = slopes(function, low, high)
+    at_low, at_high = value_at(function, near_low), value_at(function, near_high)
+    bottom, top = torch.full_like(low, -math.inf), torch.full_like(high, math.inf)
+    bottom = torch.where((alpha >= 0) & low.isfinite(), at_low.low, bottom)
+    top = torch.where((alpha >= 0) & high.isfinite(), at_high.high, top)
+    bottom = torch.where((beta <= 0) & high.isfinite(), torch.maximum(bottom, at_high.low), bottom)
+    top = torch.where((beta <= 0) & low.isfinite(), torch.minimum(top, at_low.high), top)
+    bottom, top = (torch.where(t.isnan(), e, t) for t, e in ((bottom, -math.inf), (top, math.inf)))
+    least, greatest = torch.where(finite, least, bottom), torch.where(finite, greatest, top)
+    floor, ceiling = (torch.as_tensor(end, dtype=torch.float64) for end in function.image)
+    return torch.maximum(least, floor), torch.minimum(greatest, ceiling)
+
+
+def _cuts(function: Nonlinearity, low: Tensor, high: Tensor) -> Tensor:
+    """(points, *shape), from low to high."""
+    points = [low]
+    for kink in function.kinks:
+        points.append(torch.as_tensor(kink.position, dtype=torch.float64).expand(low.shape).clamp(low, high))
+    if any(piece.profile is not None for piece in function.pieces):
+        for part in range(1, PARTS):
+            share = part / PARTS
+            point = low * (1.0 - share) + high * share
+            points.append(torch.where(point.isnan(), low, point).clamp(low, high))
+    points.append(high)
+    return torch.stack(points).sort(dim=0).values
+
+
+def _peak(left: Tensor, right: Tensor, rise: Tensor, fall: Tensor, width: Tensor) -> Tensor:
+    """Greatest value of a function with these ends that rises and falls no faster; arguments and result rounded up."""
+    up, down = (torch.where(t.isnan(), math.inf, t).clamp(min=0.0) for t in (rise, fall))
+    ends = torch.maximum(left, right)
+    share_up, share_down = up / (up + down), down / (up + down)
+    drop = share_up * (ends - right) + share_down * (ends - left)
+    climb = (up * share_down + TINY) * width
+    meet = ends + (climb - drop + 16.0 * UNIT * (climb + drop)).clamp(min=0.0) * UP
+    steep = ends + (torch.minimum(up, down) + TINY) * width * UP
+    meet, steep = (torch.where(t.isnan(), math.inf, t + 4.0 * UNIT * t.abs() + TINY) for t in (meet, steep))
+    return torch.where((up > 0) & (down > 0) & (width > 0), torch.minimum(meet, steep), ends)
+
+
+def _up(x: Tensor) -> Tensor:
+    return torch.nextafter(x, torch.full_like(x, math.inf))

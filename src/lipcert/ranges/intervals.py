@@ -1,0 +1,257 @@
+"""Interval bounds: a box for every node from those of its parents, rounded outward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.errors import NumericsError
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, SelectionNode
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
+from lipcert.network.nonlinearity import MaxSelection
+from lipcert.numerics.midrad import Range
+from lipcert.numerics.rounding import mul_up
+from lipcert.ranges.enclosure import Enclosure, image
+from lipcert.ranges.functions import image_of
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """All z with ``low`` ≤ z ≤ ``high`` entry by entry: float64, of one node's shape, infinite where nothing is known."""
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def whole(cls, shape: Shape) -> Interval:
+        """Nothing is known."""
+        infinite = torch.full(shape, math.inf, dtype=torch.float64)
+        return cls(-infinite, infinite)
+
+    @classmethod
+    def point(cls, value: Tensor) -> Interval:
+        """One double per entry."""
+        return cls(value, value)
+
+    @property
+    def greatest(self) -> Tensor:
+        """The largest absolute value of every entry."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    @property
+    def finite(self) -> Tensor:
+        """Where both ends are known."""
+        return self.low.isfinite() & self.high.isfinite()
+
+    def meet(self, other: Interval) -> Interval:
+        """What lies in both, where that is certainly not empty; rounding may make two true boxes of a point miss."""
+        low, high = torch.maximum(self.low, other.low), torch.minimum(self.high, other.high)
+        empty = low > high
+        return Interval(torch.where(empty, self.low, low), torch.where(empty, self.high, high))
+
+    def reshaped(self, shape: Shape) -> Interval:
+        """In another shape."""
+        return Interval(self.low.reshape(shape), self.high.reshape(shape))
+
+
+def through(node: Node, inputs: Sequence[Interval]) -> Interval:
+    """The box of a node's values from those of its parents."""
+    if isinstance(node, AffineNode):
+        return _affine(node, inputs)
+    if isinstance(node, ActivationNode):
+        low, high = image_of(node.function, *_ends(inputs[0], node.shape))
+        return Interval(low.expand(node.shape), high.expand(node.shape))
+    if isinstance(node, SelectionNode):
+        return _selected(node, inputs[0])
+    if isinstance(node, GainNode):
+        return _block(node, inputs[0])
+    assert isinstance(node, OpenNode)
+    return _open(node, inputs)
+
+
+def _ends(box: Interval, shape: Shape) -> tuple[Tensor, Tensor]:
+    return box.low.expand(shape), box.high.expand(shape)
+
+
+# -- linear maps --------------------------------------------------------------------------------------------
+
+
+def _affine(node: AffineNode, inputs: Sequence[Interval]) -> Interval:
+    low = torch.zeros(node.shape, dtype=torch.float64)
+    total = Interval.point(low)
+    for linear, box in zip(node.maps, inputs, strict=True):
+        total = _sum(total, mapped(linear, box))
+    if node.offset is not None:
+        offset = Range.exact(node.offset.expand(node.shape))
+        error = torch.full((), math.inf, dtype=torch.float64) if node.offset_error is None else node.offset_error
+        offset = offset.widened(torch.nan_to_num(error, math.inf, math.inf).expand(node.shape))
+        total = _sum(total, Interval(_sane(offset.low, -math.inf), _sane(offset.high, math.inf)))
+    return total
+
+
+def mapped(linear: LinearMap, box: Interval) -> Interval:
+    """The box of W z for z in a box.
+
+    Finite ends: ``enclosure.image`` of midpoint and radius. Where an entry that reaches to infinity enters, the result
+    does, too: upwards where it is multiplied by a positive number, or a negative one and reaches downwards, and so on.
+    """
+    if isinstance(linear, Composition):
+        for part in linear.maps:
+            box = mapped(part, box)
+        return box
+    if isinstance(linear, Sum):
+        total = mapped(linear.maps[0], box)
+        for part in linear.maps[1:]:
+            total = _sum(total, mapped(part, box))
+        return total
+    near = Range.between(*(torch.where(end.isfinite(), end, 0.0) for end in _hull_with_zero(box)))
+    try:
+        value = image(linear, Enclosure(near.map(lambda t: t[None]), Range.exact(torch.zeros_like(near.mid)[None]))).value
+    except NumericsError:
+        return Interval.whole(linear.out_shape)
+    low, high = (_sane(e[0], f) for e, f in ((value.low, -math.inf), (value.high, math.inf)))
+    if not bool(box.finite.all()):
+        upwards, downwards = _unbounded(linear, box.high == math.inf, box.low == -math.inf)
+        low, high = torch.where(downwards, -math.inf, low), torch.where(upwards, math.inf, high)
+    return Interval(low, high)
+
+
+def _hull_with_zero(box: Interval) -> tuple[Tensor, Tensor]:
+    """The box, with 0 in it where it is not finite: the finite part of such an entry reaches from 0 to its other end."""
+    low = torch.where(box.finite, box.low, box.low.clamp(max=0.0))
+    high = torch.where(box.finite, box.high, box.high.clamp(min=0.0))
+    return low, high
+
+
+def _unbounded(linear: LinearMap, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Where W z is unbounded above, and below, for entries z that are unbounded above (``up``) or below (``down``).
+
+    A map of one constant is Σ c_k N_k with non-negative N_k (``OpMap`` dominates itself in absolute value), so its
+    positive part is that of the positive c_k; one without a constant has no negative part. Counted with zeros and
+    ones, which no rounding loses.
+    """
+    up, down = up.to(torch.float64)[None], down.to(torch.float64)[None]
+    parts = _signed_patterns(linear)
+    if parts is None:
+        either = linear.absolute().apply(up + down)[0]
+        touched = ~(either == 0) | (torch.zeros_like(either) != 0)
+        return touched, touched
+    positive, negative = parts
+
+    def reached(pattern: LinearMap | None, mask: Tensor) -> Tensor:
+        if pattern is None:
+            return torch.zeros(linear.out_shape, dtype=torch.bool)
+        return pattern.apply(mask)[0] > 0
+
+    return reached(positive, up) | reached(negative, down), reached(positive, down) | reached(negative, up)
+
+
+def _signed_patterns(linear: LinearMap) -> tuple[LinearMap | None, LinearMap | None] | None:
+    """Maps whose images of ones are positive just where the map's positive and negative parts are; None: unknown."""
+    if isinstance(linear, Identity):
+        one = Identity(linear.in_shape)
+        return (one, None) if linear.scale > 0 else (None, one) if linear.scale < 0 else (None, None)
+    if not isinstance(linear, (OpMap, Dense)) or not linear.relative:
+        return None
+    if not linear.constants:
+        return linear, None
+    if len(linear.constants) > 1:
+        return None
+    c = linear.constants[0]
+    changes: list[Any] = [{"constants": ((sign * c > 0).to(torch.float64),)} for sign in (1, -1)]
+    positive, negative = (replace(linear, **change) for change in changes)
+    return positive, negative
+
+
+# -- everything else ----------------------------------------------------------------------------------------
+
+
+def _selected(node: SelectionNode, box: Interval) -> Interval:
+    """The largest of the ends; the k-th largest lies between the k-th largest ends."""
+    selection = node.function
+    windows = [end.reshape(-1)[selection.index] for end in (box.low, box.high)]
+    if isinstance(selection, MaxSelection):
+        low, high = (w.amax(-1).reshape(selection.out_shape) for w in windows)
+        return Interval(low, high)
+    result = []
+    for end, window in zip((box.low, box.high), windows, strict=True):
+        flat = end.reshape(-1).clone()
+        flat[selection.index.reshape(-1)] = window.sort(-1, descending=selection.descending).values.reshape(-1)
+        result.append(flat.reshape(selection.in_shape))
+    return Interval(*result)
+
+
+def _block(node: GainNode, box: Interval) -> Interval:
+    """By interval arithmetic through the block's code, and by its gain around the middle; what lies in both."""
+    floor, ceiling = (torch.as_tensor(end, dtype=torch.float64).expand(node.shape) for end in node.function.image)
+    known = Interval(floor.clone(), ceiling.clone())
+    if not bool(box.finite.all()):
+        return known
+    value = _evaluated(lambda x: node.function.value(x), box, node.shape)
+    middle = Range.between(box.low, box.high)
+    centre = _evaluated(lambda x: node.function.value(x), Interval.point(middle.mid), node.shape)
+    reach = math.inf
+    for p, gain in node.function.gains.items():
+        reach = min(reach, mul_up(gain, _length(middle.reach, p)))
+    around = Interval(_sane(centre.low - reach, -math.inf), _sane(centre.high + reach, math.inf))
+    around = Interval(
+        torch.nextafter(around.low, torch.full_like(around.low, -math.inf)),
+        torch.nextafter(around.high, torch.full_like(around.high, math.inf)),
+    )
+    return value.meet(around).meet(known)
+
+
+def _length(radius: Tensor, p: float) -> float:
+    """‖radius‖_p, rounded up."""
+    n = radius.numel()
+    return float(radius.norm(p=p)) * (1.0 + (4.0 + n) * 2.0**-52) if n else 0.0
+
+
+def _open(node: OpenNode, inputs: Sequence[Interval]) -> Interval:
+    """By the facts of the one function it is, or by interval arithmetic through the op's own code."""
+    if node.steep is not None:
+        low, high = image_of(node.steep, *_ends(inputs[0], node.shape))
+        return Interval(low.expand(node.shape), high.expand(node.shape))
+    if node.function is None or not all(bool(box.finite.all()) for box in inputs):
+        return Interval.whole(node.shape)
+    function, constants = node.function, node.constants
+    values = [Enclosure(Range.between(b.low, b.high), Range.exact(torch.zeros_like(b.low))) for b in inputs]
+    try:
+        return _interval(function(values, constants), node.shape)  # type: ignore[arg-type]
+    except (NumericsError, AttributeError, TypeError, RuntimeError, ValueError):  # no rule for something it does
+        return Interval.whole(node.shape)
+
+
+def _evaluated(function: Any, box: Interval, shape: Shape) -> Interval:
+    value = Enclosure(Range.between(box.low, box.high), Range.exact(torch.zeros_like(box.low)))
+    try:
+        return _interval(function(value), shape)
+    except NumericsError:
+        return Interval.whole(shape)
+
+
+def _interval(result: Any, shape: Shape) -> Interval:
+    value = result.value if isinstance(result, Enclosure) else Range.literal(torch.as_tensor(result))
+    low, high = value.low.expand(shape), value.high.expand(shape)
+    return Interval(_sane(low, -math.inf), _sane(high, math.inf))
+
+
+def _sum(a: Interval, b: Interval) -> Interval:
+    """Ends added and rounded outward; exact where one is zero."""
+
+    def end(x: Tensor, y: Tensor, direction: float) -> Tensor:
+        total = x + y
+        outward = torch.nextafter(total, torch.full_like(total, direction))
+        return _sane(torch.where((x == 0) | (y == 0), total, outward), direction)
+
+    return Interval(end(a.low, b.low, -math.inf), end(a.high, b.high, math.inf))
+
+
+def _sane(end: Tensor, otherwise: float) -> Tensor:
+    """Nothing is known where arithmetic gave no number."""
+    return torch.where(end.isnan(), otherwise, end)
