@@ -80,13 +80,14 @@ def refuse_training_ops(program: ExportedProgram) -> None:
             continue
         named = node.kwargs.get("train", node.kwargs.get("training", False))
         training = node.args[place] if len(node.args) > place else named
-        advice = "Call model.eval() first."
+        state, advice = "is in training mode", "Call model.eval() first."
         if name == "batch_norm" and len(node.args) > 4 and node.args[3] is None:
-            training, advice = True, "Give this batch norm running statistics, and call model.eval()."
+            state, training = "has no running statistics", True
+            advice = "Give this batch norm running statistics, and call model.eval()."
         if training is True:
             raise TrainModeError(
-                f"{shown(name)} at {place_in_code(node)} is in training mode: its output is random or couples the "
-                f"examples of a batch. {advice}"
+                f"{shown(name)} at {place_in_code(node)} {state}: its output is random or couples the examples of a "
+                f"batch. {advice}"
             )
 
 
