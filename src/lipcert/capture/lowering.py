@@ -14,6 +14,7 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import lipcert.ops.families  # noqa: F401  (registers every rule)
+from lipcert.capture.duplicates import originals
 from lipcert.capture.evaluate import give_values, refused
 from lipcert.capture.model import require_numbers
 from lipcert.errors import (
@@ -100,13 +101,14 @@ def lower(program: ExportedProgram) -> Network:
     context = Context(builder)
     env: dict[FxNode, Any] = {}
     specs = {spec.arg.name: spec for spec in signature.input_specs}
+    first = originals(program.graph)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             env[node] = _placeholder(node, specs[node.name], program, builder)
         elif node.op == "get_attr":
             env[node] = getattr(program.graph_module, str(node.target))
         elif node.op == "call_function":
-            env[node] = _call(node, env, context)
+            env[node] = _call(node, env, context) if first[node] is node else env[first[node]]
         elif node.op == "output":
             return _finish(node, env, program, context)
     raise CaptureError("the exported graph has no output")
