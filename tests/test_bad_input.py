@@ -68,6 +68,23 @@ def test_batch_norm_without_running_statistics(shape: tuple[int, ...]) -> None:
         bound(norm, torch.zeros(*shape))
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.GroupNorm(3, 3), (1, 3)), (nn.InstanceNorm1d(3), (1, 3, 1)), (nn.InstanceNorm2d(3), (1, 3, 1, 1))],
+)
+def test_norm_over_one_value_is_not_training_mode(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"groups of one value"):
+        bound(layer.eval(), torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(3, track_running_stats=False), nn.InstanceNorm1d(3, track_running_stats=True).train()]
+)
+def test_batch_statistics_of_one_value(layer: nn.Module) -> None:
+    with pytest.raises(TrainModeError, match=r"statistics of the batch.*model\.eval\(\)"):
+        bound(layer, torch.zeros(1, 3, 1))
+
+
 class FunctionalDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.nn.functional.dropout(x, 0.5, training=True)

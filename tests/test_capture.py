@@ -1,6 +1,7 @@
 """Capture: the Network is the model, whatever way the model is written; and nothing else is ever bounded."""
 
 import copy
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import lipcert
+from lipcert.capture.duplicates import originals
 from lipcert.capture.lowering import lower
 from lipcert.capture.sequential import read_sequential
 from lipcert.capture.torch_export import capture
@@ -192,6 +194,45 @@ def test_a_shared_layer_is_there_twice() -> None:
     maps = [node for node in network.nodes if isinstance(node, AffineNode)]
     assert len(maps) == 2
     assert len([node for node in network.nodes if isinstance(node, ActivationNode)]) == 1
+
+
+def rms_written_twice(s: Any, x: Tensor) -> Tensor:
+    return x * s.scale.exp() / torch.sqrt(((x * s.scale.exp()) ** 2).mean(-1, keepdim=True) + 0.25)
+
+
+def test_an_expression_written_twice_is_one_value() -> None:
+    model = Apply(rms_written_twice).eval()
+    model.scale = nn.Parameter(torch.ones(()))
+    assert lipcert.bound(model, torch.zeros(1, 4)).value == pytest.approx(2 * math.e, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "activations"),
+    [
+        (lambda s, x: torch.relu(s.inner(x)) - 0.5 * torch.relu(s.inner(x)), 1),
+        (lambda s, x: torch.relu(x.chunk(2, -1)[0]) + torch.relu(x.chunk(2, -1)[0]), 1),
+        (lambda s, x: torch.relu(x.chunk(2, -1)[0]) + torch.relu(x.chunk(2, -1)[1]), 2),
+        (lambda s, x: torch.relu(x.cumsum(-1)) + torch.relu(x.cumsum(-2)), 2),
+        (lambda s, x: F.leaky_relu(x, 0.1) + F.leaky_relu(x, negative_slope=0.2), 2),
+        (lambda s, x: torch.relu(x.add_(1.0)) + torch.relu(x.add_(1.0)), 2),
+    ],
+)
+def test_what_counts_as_written_twice(function: Callable[..., Tensor], activations: int) -> None:
+    network = captured(Apply(function, inner=nn.Linear(4, 4)), 3, 4)
+    assert sum(isinstance(node, ActivationNode) for node in network.nodes) == activations
+
+
+def test_settings_that_python_takes_for_equal_stay_apart() -> None:
+    graph, aten = torch.fx.Graph(), torch.ops.aten
+    x = graph.placeholder("x")
+    for scale in (1, 1.0, True, 0.0, -0.0, 1):
+        graph.call_function(aten.mul.Tensor, (x, scale))
+    drawn = [graph.call_function(aten.rand_like.default, (x,)) for _ in range(2)]
+    first = originals(graph)
+    assert len({first[node] for node in graph.nodes if node.target is aten.mul.Tensor}) == 5
+    assert first[drawn[0]] is not first[drawn[1]]
+    graph.call_function(aten.add_.Tensor, (x, 1))
+    assert all(first is node for node, first in originals(graph).items())
 
 
 def test_a_module_whose_forward_takes_more_arguments() -> None:

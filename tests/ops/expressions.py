@@ -20,9 +20,10 @@ def network_of(function, *shape, tensors=()):
     return Problem(network).model  # or the error of a network without a constant on the whole space
 
 
-def bound(function, *shape, tensors=()):
-    """AutoLip's bound of the function in l2 → l2, as an exact rational."""
-    result = lipcert.bound(Call(function, *tensors).eval(), torch.zeros(1, *shape, dtype=D), method="autolip")
+def bound(function, *shape, tensors=(), norm=(2, 2)):
+    """AutoLip's bound of the function, as an exact rational."""
+    example = torch.zeros(1, *shape, dtype=D)
+    result = lipcert.bound(Call(function, *tensors).eval(), example, norm=norm, method="autolip")
     assert result.guarantee == "rigorous"
     return Fraction(result.value)
 

@@ -81,6 +81,44 @@ def test_row_never_below_sampled_jacobians(name):
         assert float(torch.linalg.matrix_norm(jacobian, 2)) <= value * (1 + 1e-12)
 
 
+#: Roots of powers of several values: (function, input shape, constants in l1, l2 and l∞).
+SEVERAL = {
+    "modulus": (lambda x: torch.sqrt(x[..., :3] ** 2 + x[..., 3:] ** 2), (6,), (1.0, 1.0, ROOT2)),
+    "interleaved": (lambda x: (x[..., ::2].square() + x[..., 1::2].square() + 0.1).sqrt(), (6,), (1.0, 1.0, ROOT2)),
+    "weighted": (lambda x: torch.sqrt(4 * x[..., 0] ** 2 + 1 + x[..., 1] ** 2 + 2), (3, 2), (2.0, 2.0, 5**0.5)),
+    "of another shape": (lambda x: torch.sqrt(x[..., 1:] ** 2 + x[..., :1] ** 2), (3, 5), (4.0, 2.0, ROOT2)),
+    "itself and its mean": (lambda x: torch.sqrt(x * x + (x * x).mean(-1, keepdim=True)), (4,), (None, ROOT2, ROOT2)),
+    "three fourth powers": (lambda x: sum(x[..., i] ** 4 for i in range(3)) ** 0.25, (2, 3), (1.0, 1.0, 3**0.25)),
+    "of one slice": (lambda x: torch.sqrt((2 * x[..., :2]) ** 2 + (x[..., :2] - 1) ** 2 + x[..., 2:] ** 2), (4,), None),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_powers_of_several_values_under_one_root(name):
+    function, shape, truth = SEVERAL[name]
+    generator = torch.Generator().manual_seed(3)
+    for place, p in enumerate((1, 2, math.inf)):
+        value = float(bound(function, *shape, norm=(p, p)))
+        if truth is not None and truth[place] is not None:
+            assert truth[place] * (1 - 1e-15) <= value <= truth[place] * (1 + 1e-9)
+        for _ in range(20):
+            x = torch.randn(1, *shape, generator=generator, dtype=D) * torch.randint(0, 2, shape, generator=generator)
+            jacobian = torch.autograd.functional.jacobian(function, x + 1e-9).reshape(-1, x.numel())
+            assert float(torch.linalg.matrix_norm(jacobian, p)) <= value * (1 + 1e-9)
+
+
+def test_sums_of_products_are_no_squares():
+    for function in (
+        lambda x: torch.sqrt(x[..., :2] ** 2 + x[..., 2:]),
+        lambda x: torch.sqrt(x[..., :2] ** 2 - x[..., 2:] ** 2),
+        lambda x: torch.sqrt(x[..., :2] ** 2 + x[..., 2:] ** 4),
+        lambda x: torch.sqrt(x[..., :2] ** 2 + x[..., :2] * x[..., 2:]),
+        lambda x: torch.sqrt(x[..., :2] ** 2 + x[..., 2:] ** 2 - 0.1),
+    ):
+        with pytest.raises(NotLipschitzError):
+            bound(function, 4)
+
+
 @pytest.mark.parametrize("place", [("swish", "mul", 999), ("a new name", "mul", 30)])
 def test_a_second_pattern_of_a_name_or_place_raises(place):
     with pytest.raises(ValueError, match="clashes"):

@@ -66,11 +66,6 @@ def export_error(problem: Exception, module: nn.Module, example: Tensor) -> Lipc
     """
     text = str(problem).strip() or type(problem).__name__
     first = text.splitlines()[0][:300]
-    if "when training" in text:
-        return TrainModeError(
-            f"a layer of the model works in training mode ({first}): it normalises by the statistics of the batch. "
-            "Call model.eval(), and give batch norm running statistics."
-        )
     for part in module.modules():
         for name, value in vars(part).items():  # a buffer of this kind was refused at once
             if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_quantized or value.is_nested):
@@ -87,7 +82,7 @@ def export_error(problem: Exception, module: nn.Module, example: Tensor) -> Lipc
     except LipcertError as error:
         return error
     except Exception as failure:  # whatever it is, the model does not run on this example
-        return does_not_run(failure, example)
+        return _one_value(failure) or does_not_run(failure, example)
     if watch.random:
         return TrainModeError(
             f"the model draws random numbers ({watch.random[0]}), so it is not one fixed function. Call model.eval(), "
@@ -112,6 +107,24 @@ def export_error(problem: Exception, module: nn.Module, example: Tensor) -> Lipc
             "as a float attribute, or write it with tensor operations (torch.maximum, torch.clamp)."
         )
     return CaptureError(f"{reason} The model itself runs; forward must be made of traceable tensor operations.")
+
+
+def _one_value(failure: Exception) -> LipcertError | None:
+    """The error for a normalisation over one value, which PyTorch refuses with words about training in any mode."""
+    text = str(failure)
+    if "when training" not in text:
+        return None
+    for frame, _ in traceback.walk_tb(failure.__traceback__):
+        name = frame.f_code.co_name
+        if name in ("group_norm", "instance_norm") and frame.f_locals.get("running_mean") is None:
+            return InputError(
+                f"the model does not run on one example: {name} normalises groups of one value, which PyTorch refuses "
+                f"({text}). It would give its bias whatever the input: remove the layer, or give it larger groups."
+            )
+    return TrainModeError(
+        f"a layer of the model normalises by the statistics of the batch ({text}), so that examples of a batch depend "
+        "on each other. Call model.eval(), and give batch norm running statistics."
+    )
 
 
 def does_not_run(failure: Exception, example: Tensor) -> InputError:

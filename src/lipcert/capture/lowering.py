@@ -14,6 +14,7 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import lipcert.ops.families  # noqa: F401  (registers every rule)
+from lipcert.capture.duplicates import originals
 from lipcert.capture.evaluate import give_values, refused
 from lipcert.capture.model import require_numbers
 from lipcert.errors import (
@@ -80,13 +81,14 @@ def refuse_training_ops(program: ExportedProgram) -> None:
             continue
         named = node.kwargs.get("train", node.kwargs.get("training", False))
         training = node.args[place] if len(node.args) > place else named
-        advice = "Call model.eval() first."
+        state, advice = "is in training mode", "Call model.eval() first."
         if name == "batch_norm" and len(node.args) > 4 and node.args[3] is None:
-            training, advice = True, "Give this batch norm running statistics, and call model.eval()."
+            state, training = "has no running statistics", True
+            advice = "Give this batch norm running statistics, and call model.eval()."
         if training is True:
             raise TrainModeError(
-                f"{shown(name)} at {place_in_code(node)} is in training mode: its output is random or couples the "
-                f"examples of a batch. {advice}"
+                f"{shown(name)} at {place_in_code(node)} {state}: its output is random or couples the examples of a "
+                f"batch. {advice}"
             )
 
 
@@ -99,13 +101,14 @@ def lower(program: ExportedProgram) -> Network:
     context = Context(builder)
     env: dict[FxNode, Any] = {}
     specs = {spec.arg.name: spec for spec in signature.input_specs}
+    first = originals(program.graph)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             env[node] = _placeholder(node, specs[node.name], program, builder)
         elif node.op == "get_attr":
             env[node] = getattr(program.graph_module, str(node.target))
         elif node.op == "call_function":
-            env[node] = _call(node, env, context)
+            env[node] = _call(node, env, context) if first[node] is node else env[first[node]]
         elif node.op == "output":
             return _finish(node, env, program, context)
     raise CaptureError("the exported graph has no output")

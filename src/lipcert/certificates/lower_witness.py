@@ -21,7 +21,8 @@ from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.ranges import enclosure_rules as _rules  # noqa: F401  registers what enclosures can do
-from lipcert.ranges.enclosure import Enclosure, add, image
+from lipcert.ranges.enclosure import Enclosure, add
+from lipcert.ranges.enclosure_image import image
 
 if TYPE_CHECKING:
     from lipcert.result import LowerWitness

@@ -227,7 +227,7 @@ class _Search:
             )
             chosen = rows[better]
             rho[chosen], multipliers[chosen], lift[chosen] = (value[better] for value in values)
-            ascent = _replaced(ascent, rows, more)
+            ascent = ascent.replaced(rows, more)
         nodes = []
         for row, parent in enumerate(parents):
             own = float(rho[row])
@@ -335,15 +335,6 @@ class _Search:
         done = 1.0 - max(self.run.left, 0.0) / self.run.budget
         text = f"upper {upper:.6g}, vertex value {vertex:.6g}, gap {max(gap, 0.0):.2%}, {self.nodes} nodes"
         self.run.report(min(done, 0.99), text)
-
-
-def _replaced(ascent: Ascent, rows: Tensor, by: Ascent) -> Ascent:
-    def put(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_copy(0, rows, new)
-
-    vectors = Vectors(put(ascent.vectors.x, by.vectors.x), put(ascent.vectors.units, by.vectors.units))
-    names = ("rho", "multipliers", "strength", "cosine", "y")
-    return Ascent(vectors, *(put(getattr(ascent, name), getattr(by, name)) for name in names))
 
 
 def _preorder(root: _Node) -> tuple[list[int], list[_Node]]:

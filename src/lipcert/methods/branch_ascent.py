@@ -6,6 +6,7 @@ Untrusted: everything here is plain floating point, and the branch-tree certific
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -90,12 +91,17 @@ class Ascent:
     @classmethod
     def join(cls, parts: list[Ascent]) -> Ascent:
         """One after the other."""
+        return cls._combined(lambda *tensors: torch.cat(tensors), *parts)
 
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
+    def replaced(self, rows: Tensor, by: Ascent) -> Ascent:
+        """The same with other results for some nodes."""
+        return self._combined(lambda old, new: old.index_copy(0, rows, new), self, by)
 
-        vectors = Vectors(torch.cat([p.vectors.x for p in parts]), torch.cat([p.vectors.units for p in parts]))
-        return cls(vectors, *(joined(n) for n in ("rho", "multipliers", "strength", "cosine", "y")))
+    @classmethod
+    def _combined(cls, combine: Callable[..., Tensor], *parts: Ascent) -> Ascent:
+        vectors = (combine(*(getattr(p.vectors, name) for p in parts)) for name in ("x", "units"))
+        names = ("rho", "multipliers", "strength", "cosine", "y")
+        return cls(Vectors(*vectors), *(combine(*(getattr(p, name) for p in parts)) for name in names))
 
 
 class _NodeAscent(SphereAscent):

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from lipcert.errors import MethodError
-from lipcert.network.linear import LinearMap, Shape, update_hash_with_tensor
+from lipcert.network.hashing import update_hash_with_tensor
+from lipcert.network.linear import LinearMap, Shape
 
 if TYPE_CHECKING:
     from lipcert.network.activations.profiles import Profile

@@ -10,7 +10,8 @@ from torch import Tensor
 from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
-from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, index_key, size
+from lipcert.network.hashing import index_key
+from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, size
 from lipcert.network.nodes import ActivationNode, AffineNode, SelectionNode
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.origin import Origins, united

@@ -119,12 +119,11 @@ def mul(ctx: Context, a: Any, b: Any) -> Var:
     found = recognise(ctx, "mul", a, b)
     if found is not None:
         return found
-    error = ctx.not_lipschitz(
+    reason = (
         "a product of two values that both depend on the input has no global Lipschitz constant, and it is none of "
         f"the products that are recognised ({forms('mul')}). Use the torch.nn activation, or remove the product."
     )
-    shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
-    return ctx.unresolved((a, b), shape, error, function=torch.mul)
+    return ctx.without_constant((a, b), reason, function=torch.mul)
 
 
 @rule("div.Tensor", "div.Scalar", "true_divide", kind="linear")
@@ -155,10 +154,8 @@ def quotient(ctx: Context, a: Any, b: Var) -> Var:
     found = recognise(ctx, "div", a, b)
     if found is not None:
         return found
-    error = ctx.not_lipschitz(
+    reason = (
         "division by a value that depends on the input has no global Lipschitz constant, and it is none of the "
         f"quotients that are recognised ({forms('div')}). Use the torch.nn activation, or remove the division."
     )
-    return ctx.unresolved(
-        (a, b) if isinstance(a, Var) else (b,), tuple(torch.broadcast_shapes(_shape(a), b.shape)), error
-    )
+    return ctx.without_constant((a, b), reason)

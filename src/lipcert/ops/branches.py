@@ -28,10 +28,7 @@ _COMPARISON = (
 @rule(*COMPARISONS, kind="pattern")
 def comparison(ctx: Context, a: Any, b: Any) -> Var:
     """Comparison: discontinuous; only as the condition of a continuous ``where`` or as a ReLU mask."""
-    variables = [x for x in (a, b) if isinstance(x, Var)]
-    shapes = [x.shape for x in (a, b) if isinstance(x, (Var, Constant))]
-    shape = tuple(torch.broadcast_shapes(*shapes))
-    return ctx.unresolved(variables, shape, ctx.not_lipschitz(_COMPARISON), (a, b))
+    return ctx.without_constant((a, b), _COMPARISON, (a, b))
 
 
 @rule("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar", kind="pattern")
@@ -47,14 +44,11 @@ def where(ctx: Context, condition: Any, a: Any, b: Any) -> Var:
     found = recognise(ctx, "where", condition, a, b)
     if found is not None:
         return found
-    variables = [x for x in (condition, a, b) if isinstance(x, Var)]
-    shapes = [x.shape for x in (condition, a, b) if isinstance(x, (Var, Constant))]
-    shape = tuple(torch.broadcast_shapes(*shapes))
-    error = ctx.not_lipschitz(
+    reason = (
         "a choice between two values by a condition on the input is discontinuous unless the two meet, and it is "
         f"none of the activations that are recognised ({forms('where')}). Use the torch.nn activation."
     )
-    return ctx.unresolved(variables, shape, error, (condition, a, b))
+    return ctx.without_constant((condition, a, b), reason, (condition, a, b))
 
 
 @rule("masked_fill", kind="pattern")

@@ -231,6 +231,18 @@ class Context:
         own: Evaluation | None = None if function is None else lambda values, _: function(*values)
         return self.builder.unresolved(parents, shape, self.op, error, settings, self.where, function=own)
 
+    def without_constant(
+        self,
+        operands: Sequence[Any],
+        reason: str,
+        settings: tuple[object, ...] = (),
+        function: Callable[..., Tensor] | None = None,
+    ) -> Var:
+        """``unresolved`` for an elementwise op on Vars, Constants and numbers that has none for this reason."""
+        shape = tuple(torch.broadcast_shapes(*(x.shape for x in operands if isinstance(x, (Var, Constant)))))
+        parents = [x for x in operands if isinstance(x, Var)]
+        return self.unresolved(parents, shape, self.not_lipschitz(reason), settings, function)
+
     def require_finite(self, value: Tensor | Constant) -> None:
         """Raise if a parameter, or what is computed from parameters, holds NaN or infinity."""
         tensor = value.value if isinstance(value, Constant) else value

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+import lipcert.ops.folding_sums  # noqa: F401  (registers its rules)
 from lipcert.network.source import Derived, Fixed, Source
 from lipcert.numerics.process_state import ordinary_dtype
 from lipcert.ops.constant import Constant

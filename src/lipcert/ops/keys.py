@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.network.linear import Shape, index_key, size
+from lipcert.network.hashing import index_key
+from lipcert.network.linear import Shape, size
 
 #: Positions are told in digits of this base, whose squares are exact.
 _BASE = 1 << 26

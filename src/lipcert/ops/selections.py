@@ -12,7 +12,8 @@ from torch import Tensor
 from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, Node, SelectionNode
-from lipcert.network.linear import Identity, OpMap, Shape, fingerprint
+from lipcert.network.hashing import fingerprint
+from lipcert.network.linear import Identity, OpMap, Shape
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.source import derived
 from lipcert.network.transform import gather

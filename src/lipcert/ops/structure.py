@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
-from lipcert.network.linear import Shape, update_hash_with_tensor
+from lipcert.network.hashing import update_hash_with_tensor
+from lipcert.network.linear import Shape
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.keys import axes_key

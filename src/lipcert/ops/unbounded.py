@@ -25,10 +25,7 @@ _DISCONTINUOUS = (
 def _jumps(*names: str, summary: str) -> None:
     @rule(*names, kind="pattern")
     def jump(ctx: Context, x: Any, *settings: Any, **named: Any) -> Var:
-        variables = [v for v in (x, *settings) if isinstance(v, Var)]
-        shapes = [v.shape for v in (x, *settings) if isinstance(v, (Var, Constant))]
-        shape = tuple(torch.broadcast_shapes(*shapes))
-        return ctx.unresolved(variables, shape, ctx.not_lipschitz(_DISCONTINUOUS), settings)
+        return ctx.without_constant((x, *settings), _DISCONTINUOUS, settings)
 
     jump.__doc__ = summary
 
@@ -45,9 +42,7 @@ _jumps("signbit", "logical_not", "eq", "ne", "not_equal", summary="Test of a val
 def _unbounded(*names: str, summary: str, reason: str) -> None:
     @rule(*names, kind="pattern")
     def unbounded(ctx: Context, x: Any) -> Var:
-        x = ctx.variable(x)
-        error = ctx.not_lipschitz(reason)
-        return ctx.unresolved((x,), x.shape, error)
+        return ctx.without_constant((ctx.variable(x),), reason)
 
     unbounded.__doc__ = summary
 
@@ -71,42 +66,36 @@ _unbounded(
 @rule("exp", kind="pattern")
 def exponential(ctx: Context, x: Any) -> Var:
     """Exponential: rejected alone; part of sigmoid, SiLU, softplus, ELU; exp(−q x²) has slopes ±√(2q/e)."""
+    return _alone(ctx, x, "exp", _GROWS)
+
+
+def _alone(ctx: Context, x: Any, op: str, reason: str) -> Var:
+    """What a pattern that starts at ``op`` makes of x, else an open value."""
     x = ctx.variable(x)
-    found = recognise(ctx, "exp", x)
-    error = ctx.not_lipschitz(_GROWS)
-    return found if found is not None else ctx.unresolved((x,), x.shape, error)
+    found = recognise(ctx, op, x)
+    return found if found is not None else ctx.without_constant((x,), reason)
 
 
 @rule("log", kind="pattern")
 def logarithm(ctx: Context, x: Any) -> Var:
     """Logarithm: rejected alone; log(1 + exp(x)) is softplus, log(sigmoid(x)) is logsigmoid."""
-    return _logarithm(ctx, x, "log")
+    return _alone(ctx, x, "log", _POLE)
 
 
 @rule("log1p", kind="pattern")
 def logarithm_of_next(ctx: Context, x: Any) -> Var:
     """Logarithm of 1 + x: rejected alone; log1p(exp(x)) is softplus."""
-    return _logarithm(ctx, x, "log1p")
-
-
-def _logarithm(ctx: Context, x: Any, op: str) -> Var:
-    x = ctx.variable(x)
-    found = recognise(ctx, op, x)
-    return found if found is not None else ctx.unresolved((x,), x.shape, ctx.not_lipschitz(_POLE))
+    return _alone(ctx, x, "log1p", _POLE)
 
 
 @rule("sqrt", kind="pattern")
 def sqrt(ctx: Context, x: Any) -> Var:
     """√: rejected alone (infinite slope at 0); √(q x² + b x + c) with q > 0, 4qc > b² has slopes ±√q."""
-    x = ctx.variable(x)
-    found = recognise(ctx, "sqrt", x)
-    if found is not None:
-        return found
-    error = ctx.not_lipschitz(
+    reason = (
         "the slope of a square root is infinite at 0; √(x² + c) with a constant c > 0 has one. "
         "For the length of a vector use torch.linalg.vector_norm."
     )
-    return ctx.unresolved((x,), x.shape, error)
+    return _alone(ctx, x, "sqrt", reason)
 
 
 @rule("reciprocal", kind="pattern")
@@ -132,15 +121,12 @@ def pow_(ctx: Context, x: Any, exponent: Any) -> Var:
             found = recognise(ctx, roots[power.low], x) if power.exact and power.low in roots else None
             if found is not None:
                 return found
-            error = ctx.not_lipschitz(
+            reason = (
                 f"the slope of x^{power.middle:g} is unbounded: by itself it has no Lipschitz constant on the whole "
                 f"space. {_ADVICE}"
             )
-            return ctx.unresolved((x,), x.shape, error, (exponent,))
-    variables = [v for v in (x, exponent) if isinstance(v, Var)]
-    shapes = [v.shape for v in (x, exponent) if isinstance(v, (Var, Constant))]
-    shape = tuple(torch.broadcast_shapes(*shapes))
-    return ctx.unresolved(variables, shape, ctx.not_lipschitz(_GROWS), (exponent,))
+            return ctx.without_constant((x,), reason, (exponent,))
+    return ctx.without_constant((x, exponent), _GROWS, (exponent,))
 
 
 @rule("glu", kind="pattern")

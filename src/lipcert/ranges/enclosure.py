@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
-from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum
-from lipcert.numerics.midrad import TINY, UNIT, UP, Range, choose, hull
-from lipcert.numerics.slices import bilinear
+from lipcert.network.linear import LinearMap
+from lipcert.numerics.midrad import Range, choose, hull
 
 #: What is run in place of a torch function, by the name under which torch hands it on.
 RULES: dict[str, Callable[..., Any]] = {}
@@ -117,6 +116,8 @@ class Enclosure:
 
     def through(self, linear: LinearMap) -> Enclosure:
         """The image of a batch (B, *in_shape) under a linear map."""
+        from lipcert.ranges.enclosure_image import image  # it needs this class
+
         return image(linear, self)
 
     def __getitem__(self, key: Any) -> Enclosure:
@@ -183,95 +184,6 @@ def of(x: Any) -> Enclosure:
 def exact(x: Tensor) -> Enclosure:
     """Doubles that are meant exactly."""
     return Enclosure(Range.exact(x), Range.exact(torch.zeros_like(x)))
-
-
-# -- linear maps --------------------------------------------------------------------------------------------
-
-
-def image(linear: LinearMap, x: Enclosure) -> Enclosure:
-    """W x on a batch (B, *in_shape).
-
-    Why this encloses: the computed image is within γ_k|W||x| of the exact one (``LinearMap.rounding``, which counts
-    the errors of folded constants too), an error r of x moves it by at most |W|r, and |W| computed by ``absolute``
-    is short by at most another factor 1 − γ_k. Compositions and sums are taken apart, so that the term for underflow
-    is passed on by what follows.
-
-    Raises:
-        NumericsError: a map whose constants have no error bound.
-    """
-    if isinstance(linear, Composition):
-        for part in linear.maps:
-            x = image(part, x)
-        return x
-    if isinstance(linear, Sum):
-        total = image(linear.maps[0], x)
-        for part in linear.maps[1:]:
-            total = add(total, image(part, x))
-        return total
-    if isinstance(linear, Identity):
-        return x if linear.scale == 1.0 else -x if linear.scale == -1.0 else mul(x, linear.scale)
-    if x.digits:
-        value, tangent = (_long_image(linear, part) for part in (x.value, x.tangent))
-        if value is not None and tangent is not None:
-            return Enclosure(value, tangent)
-        return image(linear, x.to_digits(0)).to_digits(x.digits)
-    if not math.isfinite(linear.rounding):
-        label = linear.label if isinstance(linear, OpMap) else "linear"
-        raise NumericsError(
-            f"the constants of {label} are folded by operations without an error bound: no derivative can be proved."
-        )
-    pair = torch.cat([x.value.mid, x.tangent.mid])
-    gamma = _gamma(linear.rounding)
-    mid = linear.apply(pair)
-    sizes = torch.cat([x.value.rad, x.tangent.rad])
-    spread = pair.abs() * gamma + sizes
-    rad = linear.absolute().apply(spread) * (1.0 + 2.0 * gamma) * UP
-    if gamma > 0:
-        rad = torch.where(_touched(linear, pair.abs() + sizes), rad + TINY * _factor(linear) * linear.in_size, rad)
-    values, tangents = Range(mid, rad).halves()
-    return Enclosure(values, tangents)
-
-
-def _long_image(linear: LinearMap, x: Range) -> Range | None:
-    """The image to as many digits as x has, where the constants are stored ones; else None.
-
-    Without constants, sums of one term that map 1 to 0 or 1 move entries and do nothing else.
-    """
-    if not isinstance(linear, (OpMap, Dense)) or not linear.stored or len(linear.constants) > 1:
-        return None
-    if linear.constants:
-
-        def apply(constant: Tensor, batch: Tensor) -> Tensor:
-            return replace(linear, constants=(constant,)).apply(batch)
-
-        return bilinear(apply, linear.constants[0], x, linear.rounding + 1.0)
-    moved = linear.apply(torch.ones_like(x.mid[:1]))
-    if linear.rounding > 1.0 or not bool(((moved == 0) | (moved == 1)).all()):
-        return None
-    return x.map(linear.apply)
-
-
-def _gamma(count: float) -> float:
-    """γ of one rounding more than counted, which covers the product γ|x|; 0 for a map that only moves entries."""
-    k = (count + 1.0) * UNIT if count else 0.0
-    return k / (1.0 - k) * (1.0 + 4.0 * UNIT) if k < 0.25 else math.inf
-
-
-def _touched(linear: LinearMap, sizes: Tensor) -> Tensor:
-    """Where an image is not exactly zero: decided on zeros and ones, which do not underflow as the sizes may."""
-    pattern = linear.absolute()
-    if isinstance(pattern, (OpMap, Dense)) and pattern.constants:
-        ones: Any = tuple((c != 0).to(torch.float64) for c in pattern.constants)
-        pattern = replace(pattern, constants=ones)
-    return pattern.apply((sizes > 0).to(torch.float64)) > 0
-
-
-def _factor(linear: LinearMap) -> float:
-    """What may multiply an intermediate product that has underflowed: the map's other constants."""
-    factor = 1.0
-    for constant in getattr(linear, "constants", ()):
-        factor *= max(1.0, float(constant.abs().max()) if constant.numel() else 1.0)
-    return factor
 
 
 # -- arithmetic and choices ---------------------------------------------------------------------------------

@@ -28,6 +28,12 @@ def between(low: Fraction, high: Fraction) -> Range:
     return Range.between(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64))
 
 
+def square(low: Fraction, high: Fraction) -> tuple[Fraction, Fraction]:
+    """Least and greatest square of the numbers in [low, high]."""
+    least, greatest = sorted((low * low, high * high))
+    return Fraction(0) if low < 0 < high else least, greatest
+
+
 def quotient(top: tuple[Fraction, Fraction], bottom: tuple[Fraction, Fraction]) -> Range:
     """The quotients of two intervals; any number where the divisor may be 0."""
     if bottom[0] <= 0 <= bottom[1]:

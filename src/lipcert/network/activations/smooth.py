@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipcert.network.activations import profiles
-from lipcert.network.activations.rationals import between, ends
+from lipcert.network.activations.rationals import between, ends, quotient, square
 from lipcert.network.nonlinearity import Nonlinearity, Piece
 from lipcert.numerics.midrad import Range, known
 
@@ -208,14 +208,12 @@ class Root(Smooth):
     def piece(self) -> Piece:
         """√q · t/√(1 + t²), t = (x + b/2q)/√D, D = c/q − (b/2q)²: D in rationals, as it cancels."""
         (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (self.square, self.linear, self.constant))
-        squares = sorted((b * b, b_high * b_high))
-        least = Fraction(0) if b < 0 < b_high else squares[0]
-        corners = [(4 * s * o - d) / (4 * s * s) for s in (q, q_high) for o, d in ((c, squares[1]), (c_high, least))]
-        shifts = [-n / (2 * s) for s in (q, q_high) for n in (b, b_high)]
+        least, most = square(b, b_high)
+        corners = [(4 * s * o - d) / (4 * s * s) for s in (q, q_high) for o, d in ((c, most), (c_high, least))]
         distance = between(max(Fraction(0), min(corners)), _largest(q, q_high, c_high, least, corners))
         rate = distance.sqrt().reciprocal()
         rate = Range(rate.mid.nan_to_num(1.0), torch.where(rate.mid.isfinite(), rate.rad, math.inf))
-        shift = between(min(shifts), max(shifts))
+        shift = quotient((-b_high / 2, -b / 2), (q, q_high))
         return Piece(factor=known(self.square).sqrt(), profile=profiles.ROOT, rate=rate, shift=shift)
 
 
@@ -241,11 +239,8 @@ class Gaussian(Smooth):
     def piece(self) -> Piece:
         """−h√(2q) t exp(−t²/2), t = √(2q)(x − b/2q), of height h = exp(c + b²/4q)."""
         (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (self.square, self.linear, self.constant))
-        squares = sorted((b * b, b_high * b_high))
-        least = Fraction(0) if b < 0 < b_high else squares[0]
-        shifts = [n / (2 * s) for s in (q, q_high) for n in (b, b_high)]
-        height = between(c + least / (4 * q_high), c_high + squares[1] / (4 * q)).exp()
+        least, most = square(b, b_high)
+        height = between(c + least / (4 * q_high), c_high + most / (4 * q)).exp()
         rate = between(2 * q, 2 * q_high).sqrt()
-        return Piece(
-            factor=height * rate, profile=profiles.GAUSSIAN, rate=rate, shift=between(min(shifts), max(shifts))
-        )
+        shift = quotient((b / 2, b_high / 2), (q, q_high))
+        return Piece(factor=height * rate, profile=profiles.GAUSSIAN, rate=rate, shift=shift)

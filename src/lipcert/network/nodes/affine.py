@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from lipcert.network.linear import Identity, LinearMap, update_hash_with_tensor
+from lipcert.network.hashing import update_hash_with_tensor
+from lipcert.network.linear import Identity, LinearMap
 from lipcert.network.nodes.base import Node
 from lipcert.network.relations import Linear, Relation
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import CaptureError
-from lipcert.network.linear import update_hash_with_tensor
+from lipcert.network.hashing import update_hash_with_tensor
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.relations import Relation

@@ -210,10 +210,13 @@ def _under_root(ctx: Context, root: Var, ops: tuple[str, ...], power: Fraction, 
     if node.op not in ops and not (exponent and exponent.is_(power)):
         return None
     image = affine_image(ctx.builder, handle(ctx.builder, node.parents[0]))
-    squared = even_power(ctx.builder, image.source)
+    if image is None or len(image.terms) != 1:
+        return None
+    ((source, linear),) = image.terms
+    squared = even_power(ctx.builder, source)
     if squared is None or squared[1] != 2 or squared[0] != base:
         return None
-    return _radicand(image.linear, image.level, x, root)
+    return _radicand(linear, image.level, x, root)
 
 
 def _radicand(linear: LinearMap | None, level: Real | None, x: Var, narrow: Var) -> Radicand | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import OpenNode
-from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, add, compose
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, add, compose, size
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.context import Context
@@ -46,11 +47,20 @@ class RootFunction(GainFunction):
     @property
     def evaluation_error(self) -> float:
         """The root of what 2^-1022 lost in each number on the way through the map grows to."""
-        lost = torch.full((1, *self.linear.in_shape), 2.0**-1022, dtype=torch.float64)
-        for part in self.linear.maps if isinstance(self.linear, Composition) else (self.linear,):
-            with torch.no_grad():
-                lost = part.absolute().apply(lost) + 2.0**-1022
+        with torch.no_grad():
+            lost = _lost(self.linear, torch.full((1, *self.linear.in_shape), 2.0**-1022, dtype=torch.float64))
         return float(lost.max()) ** (1.0 / self.power) if lost.numel() else 0.0
+
+
+def _lost(linear: LinearMap, lost: Tensor) -> Tensor:
+    """What ``lost`` in each entry of the input, and 2^-1022 in each after every step, become in the image."""
+    if isinstance(linear, Composition):
+        for part in linear.maps:
+            lost = _lost(part, lost)
+        return lost
+    if isinstance(linear, Sum):
+        return sum((_lost(part, lost) for part in linear.maps), torch.zeros(1, *linear.out_shape, dtype=lost.dtype))
+    return linear.absolute().apply(lost) + 2.0**-1022
 
 
 def even_power(builder: NetworkBuilder, place: int) -> tuple[Var, int] | None:
@@ -110,18 +120,40 @@ def window_root(ctx: Context, x: Var, p: int) -> Var | None:
 
     Gains: l2 √(greatest column sum of m^(2/p)), l∞ (greatest row sum of m)^(1/p), l1 greatest column sum of
     m^(1/p). Why: each output is a p-norm of (m^(1/p) z, c^(1/p)), so its increment is at most ‖m^(1/p) δ‖_p,
-    and ‖·‖_p ≤ ‖·‖₂ ≤ ‖·‖₁.
+    and ‖·‖_p ≤ ‖·‖₂ ≤ ‖·‖₁. Powers of several values are those of one z that holds them all.
     """
     image = affine_image(ctx.builder, x)
-    power = even_power(ctx.builder, image.source)
-    if power is None or power[1] != p or not nonnegative(image.linear) or not image.nonnegative:
+    if image is None or not image.nonnegative or not all(nonnegative(linear) for _, linear in image.terms):
         return None
-    gains = root_gains(image.linear, p)
+    maps: dict[Var, LinearMap] = {}
+    for place, linear in image.terms:
+        power = even_power(ctx.builder, place)
+        if power is None or power[1] != p:
+            return None
+        maps[power[0]] = add(maps[power[0]], linear) if power[0] in maps else linear
+    if not maps:
+        return None
+    base, linear = joined(ctx, maps)
+    gains = root_gains(linear, p)
     if not gains:
         return None
     shift = torch.zeros(()) if image.offset is None else image.offset
     source = f"{p}-norm of weighted windows (triangle inequality)"
-    return ctx.gain(power[0], RootFunction("root", gains, source, image.linear, p, shift.double(), image.level))
+    return ctx.gain(base, RootFunction("root", gains, source, linear, p, shift.double(), image.level))
+
+
+def joined(ctx: Context, maps: Mapping[Var, LinearMap]) -> tuple[Var, LinearMap]:
+    """(z, L) with L z = Σ L_v v over the values of ``maps``: z is the one value, or all of them one after the other."""
+    if len(maps) == 1:
+        return next(iter(maps.items()))
+    z = ctx.jointly_linear(lambda parts: torch.cat([part.reshape(-1) for part in parts]), list(maps), 0.0)
+    parts, start = [], 0
+    for var, linear in maps.items():
+        end = start + size(var.shape)
+        piece = ctx.map(z.shape, lambda v, a=start, b=end, shape=var.shape: v[a:b].reshape(shape), (), 0.0)
+        parts.append(compose(piece, linear))
+        start = end
+    return z, add(*parts)
 
 
 # -- gains -------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ WEIGHTED = frozenset(
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
     "_adaptive_avg_pool3d".split()
 )
+#: Affine nodes that are read for one expression, at most.
+_MOST_STEPS = 500
 #: A weight below this may be the rest of an underflow.
 _LEAST_WEIGHT = 2.0**-900
 
@@ -69,35 +71,37 @@ def nonnegative(linear: LinearMap) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class AffineImage:
-    """``linear · source + offset``.
+    """The sum of ``linear · source`` over ``terms``, plus ``offset``.
 
     Attributes:
-        source: position of the last value that is not an affine image of one other value.
-        linear: the map.
+        terms: position of a value that is not affine in others, and its map; a value may come several times.
         offset: doubles close to the offset, for evaluation only; None for none.
         level: the number that every entry of the offset is, exact or enclosed; None if it is not known as one.
         nonnegative: the offset is certainly ≥ 0 in every entry.
     """
 
-    source: int
-    linear: LinearMap
+    terms: tuple[tuple[int, LinearMap], ...]
     offset: Tensor | None
     level: Real | None
     nonnegative: bool
 
 
-def affine_image(builder: NetworkBuilder, var: Var) -> AffineImage:
-    """``var`` as an affine image of the last value that is not itself one."""
-    place = var.position
-    linear: LinearMap = Identity(var.shape)
+def affine_image(builder: NetworkBuilder, var: Var) -> AffineImage | None:
+    """``var`` as an affine image of the last values that are not affine in others; None where that takes too long."""
+    terms: list[tuple[int, LinearMap]] = []
     offset: Tensor | None = None
     level: Real | None = exactly(0)
     certain = True
-    while True:
-        node = builder.nodes[place]
-        if not isinstance(node, AffineNode) or len(node.maps) != 1:
+    waiting: list[tuple[int, LinearMap]] = [(var.position, Identity(var.shape))]
+    for _ in range(_MOST_STEPS):
+        if not waiting:
             positive = certain if level is None else certain or level.low >= 0
-            return AffineImage(place, linear, offset, level, positive)
+            return AffineImage(tuple(terms), offset, level, positive)
+        place, linear = waiting.pop()
+        node = builder.nodes[place]
+        if not isinstance(node, AffineNode):
+            terms.append((place, linear))
+            continue
         if node.offset is not None:
             own, factor = offset_of(node), _level_of(linear)
             moved = linear.apply(node.offset.double().expand(node.shape)[None].contiguous())[0]
@@ -105,8 +109,9 @@ def affine_image(builder: NetworkBuilder, var: Var) -> AffineImage:
             level = level + own * factor if level and own and factor else None
             known = node.offset_error is not None and bool((node.offset >= node.offset_error).all())
             certain = certain and known and nonnegative(linear)
-        linear = compose(node.maps[0], linear)
-        place = node.parents[0]
+        inner = zip(node.parents, node.maps, strict=True)
+        waiting += reversed([(parent, compose(own, linear)) for parent, own in inner])
+    return None
 
 
 def _level_of(linear: LinearMap | None) -> Real | None:
