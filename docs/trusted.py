@@ -88,7 +88,6 @@ def parts() -> dict[str, list[Path]]:
         "capture": sorted(model - set(problem)),
         "verify": sorted(set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)),
         "lower_witness": sorted(set(closure(SOURCE / "certificates" / "lower_witness.py")) - set(problem)),
-        "slopes": sorted(set(closure(SOURCE / "network" / "slopes.py")) - model - set(problem)),
     }
 
 
@@ -98,7 +97,6 @@ PARTS = {
     "capture": "how a model becomes a network, beyond that",
     "verify": "how a file is read and a Bound is made of a proof, beyond the checks and that",
     "lower_witness": "how a lower bound is proved, beyond what f is",
-    "slopes": "slopes of activations on intervals, beyond what f is; no bound uses them yet",
 }
 
 

@@ -15,6 +15,7 @@ from lipcert.increments import Increments
 from lipcert.network.graph import Network
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
+from lipcert.ranges import Ranges
 
 Norm = tuple[float, float]
 
@@ -40,8 +41,6 @@ class Problem:
     select: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.model.refusal is not None:
-            raise self.model.refusal
         if len(self.norm) != 2 or any(p not in NORMS for p in self.norm):
             raise InputError(f"norm must be a pair (p, q) of 1, 2 and inf, not {self.norm!r}.")
         n, m = size(self.model.in_shape), size(self.model.out_shape)
@@ -59,6 +58,8 @@ class Problem:
                 raise InputError("select holds integers that float64 cannot: give them as floats, rounded as you like.")
         if m == 0 and self.norm[0] != self.norm[1]:
             raise InputError("the model's output has no entries: its constant is 0 in every norm.")
+        if self.model.refusal is not None:
+            _ = self.unfused_increments  # the error of the first node that has no constant on the domain
 
     @cached_property
     def network(self) -> Network:
@@ -84,17 +85,23 @@ class Problem:
     @cached_property
     def increments(self) -> Increments:
         """What the increments of the fused network obey, selections as blocks."""
-        return Increments.of(self.network)
+        return self._increments(self.network)
 
     @cached_property
     def unfused_increments(self) -> Increments:
         """The same op by op."""
-        return Increments.of(self.unfused)
+        return self._increments(self.unfused)
 
     @cached_property
     def expanded_increments(self) -> Increments:
         """Those of the fused network with every selection as linear relations and cells of ReLUs."""
-        return Increments.of(self.expanded)
+        return self._increments(self.expanded).reduced()
+
+    def _increments(self, network: Network) -> Increments:
+        """On the domain: values lie in ranges, and on these slopes are what they are there."""
+        if self.domain is None and self.model.refusal is None:
+            return Increments.of(network)
+        return Increments.of(network, Ranges.of(network, self.domain))
 
     @cached_property
     def has_selections(self) -> bool:

@@ -10,8 +10,9 @@ import torch
 from lipcert.network.builder import NetworkBuilder
 from lipcert.network.graph import AffineNode, SelectionNode
 from lipcert.network.linear import Composition, Dense, Identity, OpMap, Sum, add, compose
+from lipcert.network.moves import gather, scatter
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
-from lipcert.network.transform import RELU, batcher_stages, expand, fuse, gather, scatter, then
+from lipcert.network.transform import RELU, batcher_stages, expand, fuse, then
 from lipcert.ops.softmax import Softmax
 
 N = 4

@@ -22,7 +22,6 @@ from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.ranges import enclosure_rules as _rules  # noqa: F401  registers what enclosures can do
 from lipcert.ranges.enclosure import Enclosure, add
-from lipcert.ranges.enclosure_image import image
 
 if TYPE_CHECKING:
     from lipcert.result import LowerWitness
@@ -156,13 +155,10 @@ def _still(value: Tensor) -> Enclosure:
 def _affine(node: AffineNode, inputs: list[Enclosure]) -> Enclosure:
     total = _still(torch.zeros(1, *node.shape, dtype=torch.float64))
     for linear, x in zip(node.maps, inputs, strict=True):
-        total = add(total, image(linear, x))
-    if node.offset is not None:
-        offset = Range.exact(node.offset.expand(node.shape)[None])
-        unknown = torch.full((), math.inf, dtype=torch.float64)
-        error = unknown if node.offset_error is None else node.offset_error
-        offset = offset.widened(torch.nan_to_num(error, math.inf, math.inf).expand(node.shape)[None])
-        total = Enclosure(total.value + offset, total.tangent)
+        total = add(total, x.through(linear))
+    offset = node.known_offset
+    if offset is not None:
+        total = Enclosure(total.value + offset.map(lambda t: t[None]), total.tangent)
     return total
 
 

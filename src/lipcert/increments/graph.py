@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
+from lipcert.increments.reduction import reduced
 from lipcert.network.linear import Shape
 from lipcert.network.relations import Cell, EntryCell, Linear, Relation, Start
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
+    from lipcert.ranges import Ranges
 
 
 T = TypeVar("T")
@@ -30,9 +32,10 @@ class Increments:
     relations: tuple[Relation, ...]
 
     @classmethod
-    def of(cls, network: Network) -> Increments:
-        """The increments of a network on the whole space."""
-        return cls(tuple(node.relation(position) for position, node in enumerate(network.nodes)))
+    def of(cls, network: Network, ranges: Ranges | None = None) -> Increments:
+        """The increments of a network on the domain that the ranges are for; None: on the whole space."""
+        local = {} if ranges is None else ranges.local
+        return cls(tuple(node.relation(position, local.get(position)) for position, node in enumerate(network.nodes)))
 
     def walk(
         self,
@@ -111,6 +114,12 @@ class Increments:
                 for relation in self.relations
             )
         )
+
+    def reduced(self) -> Increments:
+        """Without the entries whose slope is fixed: same input, same output; itself where there are none."""
+        if all(bool(c.free.all()) for c in self.cells if isinstance(c, EntryCell)):
+            return self
+        return Increments(reduced(self.relations))
 
     def fixing(self, slopes: Mapping[int, Tensor]) -> Increments:
         """With some entries' slopes fixed: position of an entry cell → slopes, NaN where an entry stays free."""

@@ -21,6 +21,21 @@ from lipcert.network.linear import LinearMap, Shape, size
 
 if TYPE_CHECKING:
     from lipcert.network.origin import Origins
+    from lipcert.numerics.interval import Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Local:
+    """What is known of an activation where its argument lies in a box.
+
+    Attributes:
+        lower, upper: slopes of all pairs of points that the increments are of; float64, of the node's shape.
+        box: of the argument.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    box: Interval
 
 
 @dataclass(frozen=True, eq=False)

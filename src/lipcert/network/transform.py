@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from lipcert.errors import NumericsError
 from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
-from lipcert.network.hashing import index_key
-from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, size
+from lipcert.network.images import image
+from lipcert.network.linear import Identity, LinearMap, Shape, add, compose
+from lipcert.network.moves import gather, scatter
 from lipcert.network.nodes import ActivationNode, AffineNode, SelectionNode
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.origin import Origins, united
+from lipcert.numerics.midrad import Range
 
 
 def then(network: Network, linear: LinearMap, name: str = "select") -> Network:
@@ -54,14 +57,14 @@ def _fuse_once(network: Network) -> Network:
             new[position] = new[node.parents[0]]
         else:
             terms = [(new[p], m) for p, m in zip(node.parents, node.maps, strict=True)]
-            new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.origin)
+            new[position] = builder.affine(terms, node.shape, node.offset, node.name, node.origin, node.offset_error)
     return builder.finish(new[last])
 
 
 def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
     merged: dict[int, LinearMap] = {}
     names: list[str] = []
-    offset, origins = node.offset, []
+    offset, origins = node.known_offset, []
 
     def include(parent: int, linear: LinearMap) -> None:
         merged[parent] = add(merged[parent], linear) if parent in merged else linear
@@ -77,13 +80,24 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
         for grandparent, linear in zip(inner.parents, inner.maps, strict=True):
             include(grandparent, compose(linear, outer))
         if inner.offset is not None:
-            moved = outer.apply(inner.offset.expand(inner.shape)[None])[0]
+            moved = _moved_offset(inner, outer)
             offset = moved if offset is None else offset + moved
     name = "+".join([*names, node.name]) if names else node.name
     return replace(
         node, parents=tuple(merged), name=name, origin=united([*origins, node.origin]), maps=tuple(merged.values()),
-        offset=offset, source=None,
+        offset=None if offset is None else offset.mid, offset_error=None if offset is None else offset.rad, source=None,
     )  # fmt: skip
+
+
+def _moved_offset(node: AffineNode, outer: LinearMap) -> Range:
+    """The offset of a node as the map after it makes it."""
+    offset = node.known_offset
+    assert offset is not None
+    try:
+        return image(outer, offset.map(lambda t: t[None])).map(lambda t: t[0])
+    except NumericsError:
+        mid = outer.apply(offset.mid[None])[0]
+        return Range(mid, torch.full_like(mid, math.inf))
 
 
 def expand(network: Network) -> Network:
@@ -123,31 +137,6 @@ def _commutes_with_pool(network: Network, position: int) -> bool:
         and function.lower >= 0.0
         and not function.parameters
     )
-
-
-def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) -> LinearMap:
-    """The map x ↦ sign · x.flatten()[index].reshape(out_shape)."""
-    index = index.reshape(-1)
-
-    def function(x: Tensor) -> Tensor:
-        return x.reshape(-1)[index.to(x.device)].reshape(out_shape)
-
-    repeats = int(torch.bincount(index, minlength=1).max()) if index.numel() else 0
-    count = float(repeats - 1 if repeats else 0)
-    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), index_key(index + 1), count)
-    return chosen if sign == 1.0 else compose(chosen, Identity(out_shape, sign))
-
-
-def scatter(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
-    """The map that puts entry i of its input at flat place index[i] (all distinct) of a zero tensor."""
-    source = torch.full((size(out_shape),), -1, dtype=torch.int64)
-    source[index.reshape(-1)] = torch.arange(index.numel())
-
-    def function(x: Tensor) -> Tensor:
-        padded = torch.cat([x.reshape(-1), x.new_zeros(1)])
-        return padded[source.to(x.device)].reshape(out_shape)
-
-    return OpMap("scatter", function, in_shape, out_shape, (), index_key(source + 1), 0.0)
 
 
 def _expand_max(builder: NetworkBuilder, var: Var, selection: MaxSelection, where: Origins) -> Var:

@@ -14,9 +14,9 @@ from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, Node, SelectionNode
 from lipcert.network.hashing import fingerprint
 from lipcert.network.linear import Identity, OpMap, Shape
+from lipcert.network.moves import gather
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.source import derived
-from lipcert.network.transform import gather
 from lipcert.ops.arithmetic import broadcast, exact_double
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context

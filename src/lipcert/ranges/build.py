@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lipcert.domain import Ball, Box, Domain
 from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.relations import Local
 from lipcert.network.slopes import slopes
-from lipcert.ranges.intervals import Interval, through
+from lipcert.numerics.interval import Interval
+from lipcert.ranges.functions import chords
+from lipcert.ranges.intervals import through
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
 
 #: Linear bounds are worked out where rows times entries of the network, over all nodes, stay below this.
@@ -25,42 +30,65 @@ class Ranges:
 
     Attributes:
         boxes: one per node, of the node's shape; infinite where nothing is known.
+        local: position → what that makes of an activation.
     """
 
     boxes: tuple[Interval, ...]
+    local: Mapping[int, Local]
 
     @classmethod
-    def of(cls, network: Network, domain: Domain, linear: bool = True) -> Ranges:
+    def of(cls, network: Network, domain: Domain, anchor: Tensor | None = None, linear: bool = True) -> Ranges:
         """By intervals; on a bounded domain by linear bounds too, where an activation's slopes are still undecided.
 
         Args:
             network: the nodes.
             domain: what x lies in; None for the whole space.
+            anchor: a point of the domain: slopes are then those of chords from its values.
             linear: whether linear bounds are used.
         """
-        boxes: list[Interval] = []
-        lines: dict[int, Lines] = {}
-        back = LinearBounds(network, domain, boxes, lines)
-        work = 0.0
-        bounded = False
-        with torch.no_grad():
-            for k, node in enumerate(network.nodes):
-                if isinstance(node, InputNode):
-                    boxes.append(input_box(domain, node.shape))
-                    bounded = bool(boxes[0].finite.all())
-                    continue
-                boxes.append(through(node, [boxes[p] for p in node.parents]))
-                if linear and bounded and isinstance(node, AffineNode):
-                    entries = _undecided(network, k, boxes[k])
-                    work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
-                    if len(entries) and work <= MOST_WORK:
-                        boxes[k] = _tightened(boxes[k], entries, *back.box(k, entries))
-                function = applied(node)
-                if linear and bounded and function is not None:
-                    parent = boxes[node.parents[0]]
-                    at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
-                    lines[k] = Lines.around(function, at, boxes[k])
-        return cls(tuple(boxes))
+        boxes = _boxes(network, domain, linear)
+        anchored = None
+        if anchor is not None:
+            point = anchor.detach().to("cpu", torch.float64)
+            anchored = _boxes(network, Box(point, point), False)
+        local: dict[int, Local] = {}
+        for k, node in enumerate(network.nodes):
+            function = applied(node)
+            if function is None:
+                continue
+            box = boxes[node.parents[0]].expanded(node.shape)
+            if anchored is None:
+                lower, upper = slopes(function, box.low, box.high)
+            else:
+                lower, upper = chords(function, box, anchored[node.parents[0]].expanded(node.shape))
+            local[k] = Local(lower.expand(node.shape), upper.expand(node.shape), box)
+        return cls(tuple(boxes), local)
+
+
+def _boxes(network: Network, domain: Domain, linear: bool) -> list[Interval]:
+    boxes: list[Interval] = []
+    lines: dict[int, Lines] = {}
+    back = LinearBounds(network, domain, boxes, lines)
+    work = 0.0
+    bounded = False
+    with torch.no_grad():
+        for k, node in enumerate(network.nodes):
+            if isinstance(node, InputNode):
+                boxes.append(input_box(domain, node.shape))
+                bounded = bool(boxes[0].finite.all())
+                continue
+            boxes.append(through(node, [boxes[p] for p in node.parents]))
+            if linear and bounded and isinstance(node, AffineNode):
+                entries = _undecided(network, k, boxes[k])
+                work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
+                if len(entries) and work <= MOST_WORK:
+                    boxes[k] = _tightened(boxes[k], entries, *back.box(k, entries))
+            function = applied(node)
+            if linear and bounded and function is not None:
+                parent = boxes[node.parents[0]]
+                at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
+                lines[k] = Lines.around(function, at, boxes[k])
+    return boxes
 
 
 def applied(node: object) -> Nonlinearity | None:
@@ -85,7 +113,7 @@ def input_box(domain: Domain, shape: Shape) -> Interval:
     return Interval.whole(shape)
 
 
-def _undecided(network: Network, position: int, box: Interval) -> torch.Tensor:
+def _undecided(network: Network, position: int, box: Interval) -> Tensor:
     """Flat indices of the entries whose range decides a slope of an activation that reads the node."""
     needed = torch.zeros(size(box.low.shape), dtype=torch.bool)
     for reader in network.consumers[position]:
@@ -104,7 +132,7 @@ def _undecided(network: Network, position: int, box: Interval) -> torch.Tensor:
     return needed.nonzero().reshape(-1)
 
 
-def _tightened(box: Interval, entries: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> Interval:
+def _tightened(box: Interval, entries: Tensor, low: Tensor, high: Tensor) -> Interval:
     lows, highs = box.low.reshape(-1).clone(), box.high.reshape(-1).clone()
     met = Interval(lows[entries], highs[entries]).meet(Interval(low, high))
     lows[entries], highs[entries] = met.low, met.high

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
+from lipcert.network.images import image
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.midrad import Range, choose, hull
 
@@ -116,9 +117,12 @@ class Enclosure:
 
     def through(self, linear: LinearMap) -> Enclosure:
         """The image of a batch (B, *in_shape) under a linear map."""
-        from lipcert.ranges.enclosure_image import image  # it needs this class
-
-        return image(linear, self)
+        if self.digits:  # of either part apart from the other, which may be of quite another size
+            value, tangent = (image(linear, part) for part in (self.value, self.tangent))
+        else:
+            mids, rads = torch.cat([self.value.mid, self.tangent.mid]), torch.cat([self.value.rad, self.tangent.rad])
+            value, tangent = image(linear, Range(mids, rads)).halves()
+        return Enclosure(value, tangent)
 
     def __getitem__(self, key: Any) -> Enclosure:
         return self.map(lambda t: t[key])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
+from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.ranges import enclosure_rules as _rules  # noqa: F401  registers what enclosures can do
 from lipcert.ranges.enclosure import Enclosure, exact
@@ -64,6 +65,70 @@ def image_of(function: Nonlinearity, low: Tensor, high: Tensor) -> tuple[Tensor,
     least, greatest = torch.where(finite, least, bottom), torch.where(finite, greatest, top)
     floor, ceiling = (torch.as_tensor(end, dtype=torch.float64) for end in function.image)
     return torch.maximum(least, floor), torch.minimum(greatest, ceiling)
+
+
+def chords(function: Nonlinearity, box: Interval, anchor: Interval) -> tuple[Tensor, Tensor]:
+    """(α, β) with α ≤ (φ(z) − φ(ẑ))/(z − ẑ) ≤ β for all z ≠ ẑ, z in the box and ẑ in the anchor's.
+
+    Why this encloses: for z beyond a, a beyond ẑ, the chord to z is the mean of the chord C to a and of a slope s of φ
+    on [a, z], with weights (a − ẑ)/(z − ẑ) and the rest. On [a, b] the weight of C lies between (a − ẑ)/(b − ẑ) and 1,
+    and the mean is monotone in it; so the extremes are C and wC + (1 − w)s at the least w. The box is cut at ẑ, at
+    kinks and, where curved, into parts; for the parts next to ẑ these are slopes of φ from ẑ on. Slopes of φ on all of
+    the box, ẑ included, hold too.
+    """
+    low, high = torch.minimum(box.low, anchor.low), torch.maximum(box.high, anchor.high)
+    alpha, beta = slopes(function, low, high)
+    usable = low.isfinite() & high.isfinite()
+    a_low, a_high = (torch.where(usable, t, 0.0) for t in (anchor.low, anchor.high))
+    sides = []
+    for sign in (1.0, -1.0):
+        near = a_high if sign > 0 else a_low
+        far = torch.where(usable, high if sign > 0 else low, near)
+        points = _cuts(function, torch.minimum(near, far), torch.maximum(near, far))
+        points = points if sign > 0 else points.flip(0)
+        inner, outer = points[:-1], points[1:]
+        from_anchor = slopes(function, torch.minimum(a_low, outer), torch.maximum(a_high, outer))
+        own = slopes(function, torch.minimum(inner, outer), torch.maximum(inner, outer))
+        first = _chord(function, inner, near, a_low, a_high)
+        weight = (inner - near).abs() / torch.maximum((outer - a_low).abs(), (outer - a_high).abs())
+        weight = (weight * (1.0 - 4.0 * UNIT)).nan_to_num(0.0).clamp(0.0, 1.0)
+        touching = inner == near
+        side = []
+        for place, (combine, direction) in enumerate(((torch.minimum, -math.inf), (torch.maximum, math.inf))):
+            mean = combine(first[place], _mean(weight, first[place], own[place], direction))
+            side.append(torch.where(touching, from_anchor[place], mean))
+        real = inner != outer
+        sides.append((torch.where(real, side[0], math.inf).amin(0), torch.where(real, side[1], -math.inf).amax(0)))
+    least = torch.minimum(sides[0][0], sides[1][0])
+    greatest = torch.maximum(sides[0][1], sides[1][1])
+    usable = usable & (least <= greatest)  # not where the box is one point
+    return (
+        torch.where(usable, torch.maximum(least, alpha), alpha),
+        torch.where(usable, torch.minimum(greatest, beta), beta),
+    )
+
+
+def _chord(function: Nonlinearity, x: Tensor, near: Tensor, a_low: Tensor, a_high: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes of all chords from an anchor ẑ in [a_low, a_high] to x beyond its end ``near``.
+
+    Such a chord is the mean of the one from ``near`` and of a slope between ẑ and ``near``.
+    """
+    run = Range.exact(x) - Range.exact(near)
+    chord = (value_at(function, x) - value_at(function, near.expand(x.shape))) * run.reciprocal()
+    inside = slopes(function, a_low, a_high)
+    exact = a_low == a_high
+    low = torch.where(exact, chord.low, torch.minimum(chord.low, inside[0]))
+    high = torch.where(exact, chord.high, torch.maximum(chord.high, inside[1]))
+    return torch.where(low.isnan(), -math.inf, low), torch.where(high.isnan(), math.inf, high)
+
+
+def _mean(weight: Tensor, first: Tensor, second: Tensor, direction: float) -> Tensor:
+    """weight·first + (1 − weight)·second, rounded outward."""
+    parts = weight * first, (1.0 - weight) * second
+    mean = parts[0] + parts[1]
+    error = 8.0 * UNIT * (parts[0].abs() + parts[1].abs()) + TINY
+    mean = mean + math.copysign(1.0, direction) * error
+    return torch.where(mean.isnan(), direction, mean)
 
 
 def _cuts(function: Nonlinearity, low: Tensor, high: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,51 +12,14 @@ from torch import Tensor
 
 from lipcert.errors import NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, SelectionNode
+from lipcert.network.images import image
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import MaxSelection
+from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import Range
 from lipcert.numerics.rounding import mul_up
-from lipcert.ranges.enclosure import Enclosure, image
+from lipcert.ranges.enclosure import Enclosure
 from lipcert.ranges.functions import image_of
-
-
-@dataclass(frozen=True, eq=False)
-class Interval:
-    """All z with ``low`` ≤ z ≤ ``high`` entry by entry: float64, of one node's shape, infinite where nothing is known."""
-
-    low: Tensor
-    high: Tensor
-
-    @classmethod
-    def whole(cls, shape: Shape) -> Interval:
-        """Nothing is known."""
-        infinite = torch.full(shape, math.inf, dtype=torch.float64)
-        return cls(-infinite, infinite)
-
-    @classmethod
-    def point(cls, value: Tensor) -> Interval:
-        """One double per entry."""
-        return cls(value, value)
-
-    @property
-    def greatest(self) -> Tensor:
-        """The largest absolute value of every entry."""
-        return torch.maximum(self.low.abs(), self.high.abs())
-
-    @property
-    def finite(self) -> Tensor:
-        """Where both ends are known."""
-        return self.low.isfinite() & self.high.isfinite()
-
-    def meet(self, other: Interval) -> Interval:
-        """What lies in both, where that is certainly not empty; rounding may make two true boxes of a point miss."""
-        low, high = torch.maximum(self.low, other.low), torch.minimum(self.high, other.high)
-        empty = low > high
-        return Interval(torch.where(empty, self.low, low), torch.where(empty, self.high, high))
-
-    def reshaped(self, shape: Shape) -> Interval:
-        """In another shape."""
-        return Interval(self.low.reshape(shape), self.high.reshape(shape))
 
 
 def through(node: Node, inputs: Sequence[Interval]) -> Interval:
@@ -86,10 +49,8 @@ def _affine(node: AffineNode, inputs: Sequence[Interval]) -> Interval:
     total = Interval.point(low)
     for linear, box in zip(node.maps, inputs, strict=True):
         total = _sum(total, mapped(linear, box))
-    if node.offset is not None:
-        offset = Range.exact(node.offset.expand(node.shape))
-        error = torch.full((), math.inf, dtype=torch.float64) if node.offset_error is None else node.offset_error
-        offset = offset.widened(torch.nan_to_num(error, math.inf, math.inf).expand(node.shape))
+    offset = node.known_offset
+    if offset is not None:
         total = _sum(total, Interval(_sane(offset.low, -math.inf), _sane(offset.high, math.inf)))
     return total
 
@@ -97,7 +58,7 @@ def _affine(node: AffineNode, inputs: Sequence[Interval]) -> Interval:
 def mapped(linear: LinearMap, box: Interval) -> Interval:
     """The box of W z for z in a box.
 
-    Finite ends: ``enclosure.image`` of midpoint and radius. Where an entry that reaches to infinity enters, the result
+    Finite ends: ``image`` of midpoint and radius. Where an entry that reaches to infinity enters, the result
     does, too: upwards where it is multiplied by a positive number, or a negative one and reaches downwards, and so on.
     """
     if isinstance(linear, Composition):
@@ -111,7 +72,7 @@ def mapped(linear: LinearMap, box: Interval) -> Interval:
         return total
     near = Range.between(*(torch.where(end.isfinite(), end, 0.0) for end in _hull_with_zero(box)))
     try:
-        value = image(linear, Enclosure(near.map(lambda t: t[None]), Range.exact(torch.zeros_like(near.mid)[None]))).value
+        value = image(linear, near.map(lambda t: t[None]))
     except NumericsError:
         return Interval.whole(linear.out_shape)
     low, high = (_sane(e[0], f) for e, f in ((value.low, -math.inf), (value.high, math.inf)))
@@ -122,7 +83,7 @@ def mapped(linear: LinearMap, box: Interval) -> Interval:
 
 
 def _hull_with_zero(box: Interval) -> tuple[Tensor, Tensor]:
-    """The box, with 0 in it where it is not finite: the finite part of such an entry reaches from 0 to its other end."""
+    """The box; where it is not finite, from 0 to the other end, if that is finite."""
     low = torch.where(box.finite, box.low, box.low.clamp(max=0.0))
     high = torch.where(box.finite, box.high, box.high.clamp(min=0.0))
     return low, high

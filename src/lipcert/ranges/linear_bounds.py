@@ -19,9 +19,9 @@ from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network
 from lipcert.network.linear import LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
+from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP
 from lipcert.ranges.functions import extremes
-from lipcert.ranges.intervals import Interval
 
 #: Entries of the coefficients of a chunk of rows, over all nodes.
 CHUNK = 1 << 24
@@ -139,11 +139,10 @@ class LinearBounds:
             if isinstance(node, InputNode):
                 constant, error = self._support(coefficients, constant, error)
             elif isinstance(node, AffineNode):
-                if node.offset is not None:
-                    spend(coefficients, node.offset.expand(node.shape))
-                    unknown = torch.full((), math.inf, dtype=torch.float64)
-                    off = unknown if node.offset_error is None else torch.nan_to_num(node.offset_error, math.inf)
-                    error = error + weigh(coefficients, off.expand(node.shape)) * UP
+                offset = node.known_offset
+                if offset is not None:
+                    spend(coefficients, offset.mid)
+                    error = error + weigh(coefficients, offset.rad) * UP
                 for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
                     reach, floor = self._reach(k, place, linear, parent)
                     largest = coefficients.abs().reshape(count, -1).amax(dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.relations import EntryCell, Relation
+from lipcert.network.relations import EntryCell, Local, Relation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,9 +24,9 @@ class ActivationNode(Node):
         """φ of the parent's value."""
         return self.function(inputs[0])
 
-    def relation(self, position: int) -> Relation:
+    def relation(self, position: int, local: Local | None = None) -> Relation:
         """δz_j = s_j δv_j with α_j ≤ s_j ≤ β_j."""
-        lower, upper = self.function.slope_range(self.shape)
+        lower, upper = self.function.slope_range(self.shape) if local is None else (local.lower, local.upper)
         return EntryCell(self.parents, self.shape, self.name, self.origin, position, lower, upper)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +13,8 @@ from torch import Tensor
 from lipcert.network.hashing import update_hash_with_tensor
 from lipcert.network.linear import Identity, LinearMap
 from lipcert.network.nodes.base import Node
-from lipcert.network.relations import Linear, Relation
+from lipcert.network.relations import Linear, Local, Relation
+from lipcert.numerics.midrad import Range
 
 if TYPE_CHECKING:
     from lipcert.network.source import Source
@@ -42,6 +44,15 @@ class AffineNode(Node):
             and self.maps[0].scale == 1.0
         )
 
+    @property
+    def known_offset(self) -> Range | None:
+        """What the offset stands for, of the node's shape; a radius of infinity where nothing is known; None for 0."""
+        if self.offset is None:
+            return None
+        unknown = torch.full((), math.inf, dtype=torch.float64)
+        error = unknown if self.offset_error is None else torch.nan_to_num(self.offset_error, math.inf, math.inf)
+        return Range.exact(self.offset.expand(self.shape)).widened(error.expand(self.shape))
+
     def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
         """The sum."""
         total: Tensor | None = None
@@ -52,7 +63,7 @@ class AffineNode(Node):
             total = torch.zeros(len(like), *self.shape, dtype=like.dtype, device=like.device)
         return total if self.offset is None else total + self.offset
 
-    def relation(self, position: int) -> Relation:
+    def relation(self, position: int, local: Local | None = None) -> Relation:
         """δz = Σ A_i δp_i."""
         return Linear(self.parents, self.shape, self.name, self.origin, self.maps)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipcert.network.linear import Shape
 from lipcert.network.origin import Origins
-from lipcert.network.relations import Relation
+from lipcert.network.relations import Local, Relation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,8 +41,13 @@ class Node(ABC):
         """The node's value on a batch, from its parents' (B, *shape); ``like`` gives batch, dtype and device."""
 
     @abstractmethod
-    def relation(self, position: int) -> Relation:
-        """What the node's increments obey on the whole space; ``position`` is its own."""
+    def relation(self, position: int, local: Local | None = None) -> Relation:
+        """What the node's increments obey.
+
+        Args:
+            position: the node's own.
+            local: an activation's slopes on the domain; None: on the whole space.
+        """
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
         """The same node with its constants in another dtype and on another device."""

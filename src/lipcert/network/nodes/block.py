@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import GainFunction
-from lipcert.network.relations import BlockCell, Relation
+from lipcert.network.relations import BlockCell, Local, Relation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,7 +24,7 @@ class GainNode(Node):
         """The block's value."""
         return self.function(inputs[0])
 
-    def relation(self, position: int) -> Relation:
+    def relation(self, position: int, local: Local | None = None) -> Relation:
         """‖δz‖_p ≤ g_p ‖δv‖_p."""
         return BlockCell(
             self.parents, self.shape, self.name, self.origin, position, self.function.gains, "gain",

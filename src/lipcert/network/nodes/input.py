@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lipcert.network.nodes.base import Node
-from lipcert.network.relations import Relation, Start
+from lipcert.network.relations import Local, Relation, Start
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -19,6 +19,6 @@ class InputNode(Node):
         """The batch itself."""
         return like
 
-    def relation(self, position: int) -> Relation:
+    def relation(self, position: int, local: Local | None = None) -> Relation:
         """Free."""
         return Start((), self.shape, self.name, self.origin)

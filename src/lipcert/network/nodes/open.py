@@ -9,11 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lipcert.errors import CaptureError
+from lipcert.errors import CaptureError, NotLipschitzError
 from lipcert.network.hashing import update_hash_with_tensor
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.relations import Relation
+from lipcert.network.relations import EntryCell, Local, Relation
 
 #: (the parents' values for one example, the call's constants) → the node's value for that example.
 Evaluation = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
@@ -50,9 +50,25 @@ class OpenNode(Node):
         rows = [function([value[row] for value in inputs], constants) for row in range(len(like))]
         return torch.stack(rows) if rows else torch.zeros(0, *self.shape, dtype=like.dtype, device=like.device)
 
-    def relation(self, position: int) -> Relation:
-        """None that holds on the whole space: the error."""
-        raise self.error
+    def relation(self, position: int, local: Local | None = None) -> Relation:
+        """Slopes where the node is one function of an interval on which that has some.
+
+        Raises:
+            CaptureError: it is not, or they are infinite.
+        """
+        if local is None:
+            raise self.error
+        steep = ~(local.lower.isfinite() & local.upper.isfinite())
+        if not bool(steep.any()):
+            return EntryCell(self.parents, self.shape, self.name, self.origin, position, local.lower, local.upper)
+        box = local.box
+        if not bool((box.low[steep].isfinite() & box.high[steep].isfinite()).any()):
+            raise self.error
+        low, high = float(box.low[steep].min()), float(box.high[steep].max())
+        raise NotLipschitzError(
+            f"{self.name} has no Lipschitz constant on this domain{f' (in {self.where})' if self.where else ''}: its "
+            f"argument ranges over [{low:.4g}, {high:.4g}], where its slope is not bounded. Choose a smaller domain."
+        )
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
         """With the floating constants in another dtype, and all of them on another device."""

@@ -1,4 +1,4 @@
-"""The image of an enclosure under a linear map, in float64 or in more digits."""
+"""The image of known ranges under a linear map, in float64 or in more digits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from lipcert.errors import NumericsError
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.numerics.slices import bilinear
-from lipcert.ranges.enclosure import Enclosure, add, mul
 
 
-def image(linear: LinearMap, x: Enclosure) -> Enclosure:
+def image(linear: LinearMap, x: Range) -> Range:
     """W x on a batch (B, *in_shape).
 
     Why this encloses: the computed image is within γ_k|W||x| of the exact one (``LinearMap.rounding``, which counts
@@ -34,30 +33,24 @@ def image(linear: LinearMap, x: Enclosure) -> Enclosure:
     if isinstance(linear, Sum):
         total = image(linear.maps[0], x)
         for part in linear.maps[1:]:
-            total = add(total, image(part, x))
+            total = total + image(part, x)
         return total
     if isinstance(linear, Identity):
-        return x if linear.scale == 1.0 else -x if linear.scale == -1.0 else mul(x, linear.scale)
-    if x.digits:
-        value, tangent = (_long_image(linear, part) for part in (x.value, x.tangent))
-        if value is not None and tangent is not None:
-            return Enclosure(value, tangent)
-        return image(linear, x.to_digits(0)).to_digits(x.digits)
+        return x if linear.scale == 1.0 else -x if linear.scale == -1.0 else x * Range.literal(linear.scale)
+    if x.tail:
+        long = _long_image(linear, x)
+        return image(linear, x.plain).to_digits(len(x.tail)) if long is None else long
     if not math.isfinite(linear.rounding):
         label = linear.label if isinstance(linear, OpMap) else "linear"
         raise NumericsError(
-            f"the constants of {label} are folded by operations without an error bound: no derivative can be proved."
+            f"the constants of {label} are folded by operations without an error bound: nothing is known of its image."
         )
-    pair = torch.cat([x.value.mid, x.tangent.mid])
     gamma = _gamma(linear.rounding)
-    mid = linear.apply(pair)
-    sizes = torch.cat([x.value.rad, x.tangent.rad])
-    spread = pair.abs() * gamma + sizes
-    rad = linear.absolute().apply(spread) * (1.0 + 2.0 * gamma) * UP
+    mid = linear.apply(x.mid)
+    rad = linear.absolute().apply(x.mid.abs() * gamma + x.rad) * (1.0 + 2.0 * gamma) * UP
     if gamma > 0:
-        rad = torch.where(_touched(linear, pair.abs() + sizes), rad + TINY * _factor(linear) * linear.in_size, rad)
-    values, tangents = Range(mid, rad).halves()
-    return Enclosure(values, tangents)
+        rad = torch.where(_touched(linear, x.mid.abs() + x.rad), rad + TINY * _factor(linear) * linear.in_size, rad)
+    return Range(mid, rad)
 
 
 def _long_image(linear: LinearMap, x: Range) -> Range | None:
