@@ -191,7 +191,11 @@ class ClampBetween(Nonlinearity):
         """The clamp."""
         if isinstance(x, Tensor):
             return torch.minimum(torch.maximum(x, self.low), self.high)
-        return x.maximum(_within(self.low, self.low_spread)).minimum(_within(self.high, self.high_spread))
+        for end, spread, bounded in ((self.low, self.low_spread, "maximum"), (self.high, self.high_spread, "minimum")):
+            finite = torch.isfinite(end)
+            inside = getattr(x, bounded)(_within(torch.where(finite, end, 0.0), spread))
+            x = torch.where(finite.expand(inside.shape), inside, x)
+        return x
 
     @property
     def kinks(self) -> tuple[Kink, ...]:
