@@ -213,3 +213,28 @@ def test_an_interrupt_returns_the_best_so_far(monkeypatch):
     assert lower.value > 0
     assert lower.seconds < 30
     assert evaluate(p, lower.witness) == lower.value
+
+
+def test_a_region_takes_the_size_of_a_point():
+    like = torch.zeros((), dtype=D)
+    free = Region.of(None, (1, 4), None, like)
+    point = torch.tensor([[0.1, -0.1, 0.1, -0.1]], dtype=D)
+    assert torch.allclose(free.scaled_to(point).scale, torch.full((1, 1, 4), 0.1, dtype=D))
+    assert torch.allclose(free.scaled_to(10 * point, 0.3).scale, torch.full((1, 1, 4), 0.3, dtype=D))
+    assert free.scaled_to(0 * point) is free
+    ball = Region.of(Ball(torch.ones(4, dtype=D), 0.5, math.inf), (1, 4), None, like)
+    assert torch.equal(ball.scaled_to(1e3 * point).scale, ball.scale)
+    assert torch.allclose(ball.scaled_to(1.0 + point).scale, 0.2 * ball.scale)
+
+
+def test_small_kinks_are_found():
+    """A conv network whose kinks lie at inputs of size 0.02: as steep, per unit of its input, as the same at size 1."""
+    torch.manual_seed(0)
+    first, rest = nn.Conv2d(1, 12, 3, padding=1), [nn.Conv2d(12, 12, 3, padding=1) for _ in range(5)]
+    layers = [layer for conv in (first, *rest) for layer in (conv, nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 144, 5)).double().eval().requires_grad_(False)
+    plain = Problem(capture(model, torch.zeros(1, 1, 12, 12, dtype=D)))
+    usual = attack(plain, budget=3.0).value
+    first.weight *= 50
+    small = Problem(capture(model, torch.zeros(1, 1, 12, 12, dtype=D)))
+    assert attack(small, budget=3.0).value >= 50 * 0.85 * usual
