@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.attack import attack, evaluate, search
+from lipcert.attack.pool import Pool
 from lipcert.attack.region_walk import PiecewiseLinear, walk
 from lipcert.attack.starts import Region
 from lipcert.capture.torch_export import capture
@@ -227,14 +228,35 @@ def test_a_region_takes_the_size_of_a_point():
     assert torch.allclose(ball.scaled_to(1.0 + point).scale, 0.2 * ball.scale)
 
 
-def test_small_kinks_are_found():
-    """A conv network whose kinks lie at inputs of size 0.02: as steep, per unit of its input, as the same at size 1."""
+def test_rounds_are_at_the_size_of_the_best_point_and_follow_several_starts(monkeypatch):
+    """First all start from what was looked at, at its size; when that no longer helps, rounds are at the unit scale."""
     torch.manual_seed(0)
-    first, rest = nn.Conv2d(1, 12, 3, padding=1), [nn.Conv2d(12, 12, 3, padding=1) for _ in range(5)]
-    layers = [layer for conv in (first, *rest) for layer in (conv, nn.ReLU())]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 144, 5)).double().eval().requires_grad_(False)
-    plain = Problem(capture(model, torch.zeros(1, 1, 12, 12, dtype=D)))
-    usual = attack(plain, budget=3.0).value
-    first.weight *= 50
-    small = Problem(capture(model, torch.zeros(1, 1, 12, 12, dtype=D)))
-    assert attack(small, budget=3.0).value >= 50 * 0.85 * usual
+    model = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 3)).double().eval()
+    with torch.no_grad():
+        model[0].weight *= 1e3  # steep at small inputs alone, but not at 0
+        model[0].bias += 4.0
+    p = problem(model.requires_grad_(False), 6)
+    rounds: list[tuple[float, float, int]] = []
+    pools: list[Pool] = []
+
+    def pool_of(begin: float) -> Pool:
+        pools.append(Pool(begin))
+        return pools[-1]
+
+    def recorded(net, region, x, v, steps, *_):
+        if steps > 1:
+            best = float(pools[0].entries[0][1].square().mean().sqrt())
+            rounds.append((float(region.scale.max()), best, len(x)))
+        return x, v
+
+    monkeypatch.setattr(search, "anneal", recorded)
+    monkeypatch.setattr(search, "climb", lambda *_: 0.0)
+    monkeypatch.setattr(search, "_SCREENED", 0.0)
+    monkeypatch.setattr(search, "_BATCH_WORK", 1)
+    monkeypatch.setattr(search, "Pool", pool_of)
+    lower = attack(p, budget=5.0)
+    assert evaluate(p, lower.witness) == lower.value
+    assert {count for _, _, count in rounds} == {search._TRACKS}
+    assert rounds[0][0] == pytest.approx(rounds[0][1], rel=1e-5)
+    assert rounds[1][0] == pytest.approx(search._REFINED * rounds[1][1], rel=1e-5)
+    assert any(scale == 1.0 for scale, _, _ in rounds)
