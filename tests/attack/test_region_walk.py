@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.attack import attack, evaluate, search
+from lipcert.attack.pool import Pool
 from lipcert.attack.region_walk import PiecewiseLinear, walk
 from lipcert.attack.starts import Region
 from lipcert.capture.torch_export import capture
@@ -213,3 +214,49 @@ def test_an_interrupt_returns_the_best_so_far(monkeypatch):
     assert lower.value > 0
     assert lower.seconds < 30
     assert evaluate(p, lower.witness) == lower.value
+
+
+def test_a_region_takes_the_size_of_a_point():
+    like = torch.zeros((), dtype=D)
+    free = Region.of(None, (1, 4), None, like)
+    point = torch.tensor([[0.1, -0.1, 0.1, -0.1]], dtype=D)
+    assert torch.allclose(free.scaled_to(point).scale, torch.full((1, 1, 4), 0.1, dtype=D))
+    assert torch.allclose(free.scaled_to(10 * point, 0.3).scale, torch.full((1, 1, 4), 0.3, dtype=D))
+    assert free.scaled_to(0 * point) is free
+    ball = Region.of(Ball(torch.ones(4, dtype=D), 0.5, math.inf), (1, 4), None, like)
+    assert torch.equal(ball.scaled_to(1e3 * point).scale, ball.scale)
+    assert torch.allclose(ball.scaled_to(1.0 + point).scale, 0.2 * ball.scale)
+
+
+def test_rounds_are_at_the_size_of_the_best_point_and_follow_several_starts(monkeypatch):
+    """First all start from what was looked at, at its size; when that no longer helps, rounds are at the unit scale."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 3)).double().eval()
+    with torch.no_grad():
+        model[0].weight *= 1e3  # steep at small inputs alone, but not at 0
+        model[0].bias += 4.0
+    p = problem(model.requires_grad_(False), 6)
+    rounds: list[tuple[float, float, int]] = []
+    pools: list[Pool] = []
+
+    def pool_of(begin: float) -> Pool:
+        pools.append(Pool(begin))
+        return pools[-1]
+
+    def recorded(net, region, x, v, steps, *_):
+        if steps > 1:
+            best = float(pools[0].entries[0][1].square().mean().sqrt())
+            rounds.append((float(region.scale.max()), best, len(x)))
+        return x, v
+
+    monkeypatch.setattr(search, "anneal", recorded)
+    monkeypatch.setattr(search, "climb", lambda *_: 0.0)
+    monkeypatch.setattr(search, "_SCREENED", 0.0)
+    monkeypatch.setattr(search, "_BATCH_WORK", 1)
+    monkeypatch.setattr(search, "Pool", pool_of)
+    lower = attack(p, budget=5.0)
+    assert evaluate(p, lower.witness) == lower.value
+    assert {count for _, _, count in rounds} == {search._TRACKS}
+    assert rounds[0][0] == pytest.approx(rounds[0][1], rel=1e-5)
+    assert rounds[1][0] == pytest.approx(search._REFINED * rounds[1][1], rel=1e-5)
+    assert any(scale == 1.0 for scale, _, _ in rounds)

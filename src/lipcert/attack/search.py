@@ -27,6 +27,8 @@ Progress = Callable[[float, str], None]
 _BATCH_WORK, _BATCH = 250_000, 64
 #: Share of the budget kept for the last pattern moves, and steps' worth of time kept for the float64 end.
 _RESERVE, _RESERVED_STEPS = 0.2, 8
+#: Starts that a large network's ascent follows together, if as many times so many steps fit 0.4 of the budget.
+_TRACKS, _TRACK_STEPS = 6, 100
 #: Gains outside [_SMALL, 1/_SMALL] are searched in float64.
 _SMALL = 1e-20
 #: Rounds without improvement after which the search stops.
@@ -35,6 +37,8 @@ _PATIENCE = 12
 _WALK, _PATIENCE_AFTER_WALK = 0.6, 4
 #: Share of the budget for a first look at inputs with a pattern, and how many of them.
 _LOOK, _LOOKED_AT = 0.1, 96
+#: Steps of a round that refines the best point, against the size of that point.
+_REFINED = 0.3
 #: Random points that are looked at before a round, per start and step of the round.
 _SCREENED = 0.25
 
@@ -140,33 +144,38 @@ def _search(
         return True
     share = _LOOK if data is None else 0.3 * _LOOK
     looked = _look(search, region, pool, generator, min(deadline, time.perf_counter() + share * budget))
-    per_step = 0.0
-    for _ in range(2):  # the first call also pays for warming up
-        clock = time.perf_counter()
-        anneal(search, region, x, v, 1, 2, pool.add, expired)
-        per_step = time.perf_counter() - clock
-        if per_step > 1.0:
-            break
+    per_step = _step_seconds(search, region, x, v, pool, expired)
+    if batch < _TRACKS and _TRACKS * _TRACK_STEPS * per_step <= 0.4 * budget:  # one start alone is a matter of luck
+        batch = _TRACKS
+        x = _starts(region, data, pool, batch, generator, fresh=True)
+        per_step = _step_seconds(search, region, x, _directions(search, x, generator), pool, expired)
     end = begin + min(budget * 0.95, budget - _RESERVED_STEPS * per_step)
     deadline = min(deadline, end)
     steps = planned_steps(per_step, budget)
     looks = int(batch * steps * _SCREENED)
     idle = number = 0
     patience = _PATIENCE
+    typical, near, began = search.scales, True, 0.0
     while not expired() and idle < (patience if pool.best > 0 else 2):
         before = pool.best
         refine = number % 2 == 1
-        if number:
-            x = _starts(region, data, pool, batch, generator, fresh=False, refine=refine)
-            best = _directions(search, x, generator)
-        elif looked is not None:
+        if not refine:
+            near = near if pool.best > began * (1 + 1e-5) else not near
+            began = pool.best
+        here = _around(region, pool, refine) if near else region
+        x = _starts(here, data, pool, batch, generator, fresh=number == 0, refine=refine)
+        best = _directions(search, x, generator)
+        if number == 0 and looked is not None:
             looked = looked[: len(x) if data is None else max(1, len(x) // 16)]
             x[-len(looked) :] = looked
+        search.scales = typical
+        if near:
+            search.measure(x)
         if not refine:
-            _screen(search, region, x, best, pool, generator, looks)
+            _screen(search, here, x, best, pool, generator, looks)
         x, v = anneal(
             search,
-            region,
+            here,
             x,
             best,
             steps,
@@ -177,7 +186,7 @@ def _search(
         )
         if not expired():
             pool.add(x, *search.gains(x, v))
-            _climb_all(search, region, pool, 2, min(deadline, time.perf_counter() + 0.05 * budget))
+            _climb_all(search, here, pool, 2, min(deadline, time.perf_counter() + 0.05 * budget))
         idle = 0 if pool.best > before * (1 + 1e-5) else idle + 1
         number += 1
         if number == 1 and _walk(problem, data, pool, generator, min(deadline, time.perf_counter() + _WALK * budget)):
@@ -186,6 +195,28 @@ def _search(
             progress(min(0.95, (time.perf_counter() - begin) / max(budget, 1e-9)), f"lower bound {pool.best:.6g}")
     _climb_all(search, region, pool, FINALISTS, end)
     return True
+
+
+def _step_seconds(
+    search: SearchNetwork, region: Region, x: Tensor, v: Tensor, pool: Pool, expired: Callable[[], bool]
+) -> float:
+    """Seconds of one step of the ascent; the first call also pays for warming up."""
+    seconds = 0.0
+    for _ in range(2):
+        clock = time.perf_counter()
+        anneal(search, region, x, v, 1, 2, pool.add, expired)
+        seconds = time.perf_counter() - clock
+        if seconds > 1.0:
+            break
+    return seconds
+
+
+def _around(region: Region, pool: Pool, refine: bool) -> Region:
+    """The region at the scale of the best point so far, a fraction of it to refine that point."""
+    if not pool.entries:
+        return region
+    best = pool.entries[0][1].to(region.origin)
+    return region.scaled_to(best) if not refine else region.scaled_to(best, _REFINED)
 
 
 def _walk(problem: Problem, data: Tensor | None, pool: Pool, generator: torch.Generator, deadline: float) -> bool:
@@ -216,7 +247,7 @@ def _look(
     if not seen:
         return None
     order = torch.cat(gains).argsort(descending=True)
-    return torch.cat(seen)[order[: max(1, block // 4)]]
+    return torch.cat(seen)[order[: max(_TRACKS, block // 4)]]
 
 
 def _climb_all(search: SearchNetwork, region: Region, pool: Pool, count: int, deadline: float) -> None:
@@ -252,7 +283,8 @@ def _starts(
         parts.append(chosen + noise * region.scale * torch.randn(chosen.shape, generator=generator).to(chosen))
     if not fresh and pool.entries:
         best = torch.stack([e[1].to(region.origin) for e in pool.entries])
-        best = best[torch.arange(batch if refine else max(1, batch // 4)) % len(best)]
+        again = batch // 4 if batch > 2 * _TRACKS else batch // 2
+        best = best[torch.arange(batch if refine else max(1, again)) % len(best)]
         spread = torch.tensor([0.03, 0.1, 0.3])[torch.arange(len(best)) // FINALISTS % 3].to(best)
         spread = spread.reshape(-1, *([1] * (best.dim() - 1)))
         parts.append(best + spread * region.scale * torch.randn(best.shape, generator=generator).to(best))

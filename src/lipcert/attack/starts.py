@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,13 @@ class Region:
             rms = float(inputs.double().square().mean().sqrt())
             scale = scale * (rms if rms > 0 else 1.0)
         return cls(domain, origin, scale)
+
+    def scaled_to(self, point: Tensor, share: float = 1.0) -> Region:
+        """The region with ``share`` of the size of ``point`` as the unit: never more than a domain's own."""
+        spread = float(((point - self.origin[0]) / self.scale[0]).double().square().mean().sqrt()) * share
+        if not 0.0 < spread < math.inf:
+            return self
+        return replace(self, scale=self.scale * (spread if self.domain is None else min(spread, 1.0)))
 
     def project(self, x: Tensor) -> Tensor:
         """A batch (B, *in_shape) moved into the domain."""
