@@ -29,6 +29,7 @@ class Problem:
         norm: (p, q) with entries 1, 2 or inf.
         domain: None for the whole space.
         select: (k, m) matrix applied to the flattened output, or None.
+        anchor: None, or a point x̂ of the domain: asked is then sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain.
 
     Raises:
         NotLipschitzError: an op of the network has no constant on the whole space.
@@ -39,6 +40,7 @@ class Problem:
     norm: Norm = (2.0, 2.0)
     domain: Domain = None
     select: Tensor | None = None
+    anchor: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.norm) != 2 or any(p not in NORMS for p in self.norm):
@@ -58,8 +60,23 @@ class Problem:
                 raise InputError("select holds integers that float64 cannot: give them as floats, rounded as you like.")
         if m == 0 and self.norm[0] != self.norm[1]:
             raise InputError("the model's output has no entries: its constant is 0 in every norm.")
+        if self.anchor is not None:
+            self._check_anchor()
         if self.model.refusal is not None:
             _ = self.unfused_increments  # the error of the first node that has no constant on the domain
+
+    def _check_anchor(self) -> None:
+        require_real("the anchor", self.anchor)
+        assert self.anchor is not None
+        if self.anchor.numel() != size(self.model.in_shape):
+            raise InputError(
+                f"the anchor has shape {tuple(self.anchor.shape)}, one example {self.model.in_shape[1:]}: it is a point of "
+                "the domain, without batch dimension."
+            )
+        if not bool(torch.isfinite(self.anchor).all()):
+            raise InputError("the anchor holds NaN or infinity.")
+        if self.domain is not None and not self.domain.contains(self.anchor):
+            raise InputError(f"the anchor lies outside the {self.domain.describe()}.")
 
     @cached_property
     def network(self) -> Network:
@@ -84,8 +101,10 @@ class Problem:
 
     @cached_property
     def increments(self) -> Increments:
-        """What the increments of the fused network obey, selections as blocks."""
-        return self._increments(self.network)
+        """What the increments of the fused network obey, selections as blocks; one linear map where no slope is free."""
+        own = self._increments(self.network)
+        shorter = own.reduced()
+        return own if shorter.cells else shorter
 
     @cached_property
     def unfused_increments(self) -> Increments:
@@ -99,9 +118,9 @@ class Problem:
 
     def _increments(self, network: Network) -> Increments:
         """On the domain: values lie in ranges, and on these slopes are what they are there."""
-        if self.domain is None and self.model.refusal is None:
+        if self.domain is None and self.anchor is None and self.model.refusal is None:
             return Increments.of(network)
-        return Increments.of(network, Ranges.of(network, self.domain))
+        return Increments.of(network, Ranges.of(network, self.domain, self.anchor))
 
     @cached_property
     def has_selections(self) -> bool:

@@ -49,7 +49,7 @@ class Ranges:
         boxes = _boxes(network, domain, linear)
         anchored = None
         if anchor is not None:
-            point = anchor.detach().to("cpu", torch.float64)
+            point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
             anchored = _boxes(network, Box(point, point), False)
         local: dict[int, Local] = {}
         for k, node in enumerate(network.nodes):
