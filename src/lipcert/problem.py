@@ -70,8 +70,8 @@ class Problem:
         assert self.anchor is not None
         if self.anchor.numel() != size(self.model.in_shape):
             raise InputError(
-                f"the anchor has shape {tuple(self.anchor.shape)}, one example {self.model.in_shape[1:]}: it is a point of "
-                "the domain, without batch dimension."
+                f"the anchor has shape {tuple(self.anchor.shape)}, one example {self.model.in_shape[1:]}: give one "
+                "point of the domain, without batch dimension."
             )
         if not bool(torch.isfinite(self.anchor).all()):
             raise InputError("the anchor holds NaN or infinity.")

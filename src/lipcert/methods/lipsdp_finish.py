@@ -60,7 +60,11 @@ class Finish:
         return self.run.left <= (self.check_seconds() if self.run.checked else 0.0)
 
     def check_seconds(self) -> float:
-        """What the check is expected to take."""
+        """What is expected to be left to do once the search ends, the check above all."""
+        return self.proof_seconds()
+
+    def proof_seconds(self) -> float:
+        """What the check alone is expected to take."""
         raise NotImplementedError
 
     def lifted(self, form: int, p: float) -> dict[int, Tensor]:
@@ -105,7 +109,7 @@ class Finish:
         Raises:
             NotProved: its check would overrun a budget that it has to fit in, and another bound is at hand.
         """
-        needed = self.check_seconds()
+        needed = self.proof_seconds()
         if self.run.checked and self.run.spare and needed > self.run.left + 0.1 * self.run.budget:
             raise NotProved(f"the check would take about {needed:.0f} s; raise budget=.")
         arrays = {
@@ -137,7 +141,7 @@ class DenseFinish(Finish):
     def _write(self) -> None:
         self.form = DenseForm(self.exact)
 
-    def check_seconds(self) -> float:
+    def proof_seconds(self) -> float:
         """The matrices written again, and every form proved, which is dearer than looking at it."""
         return self._written + PROOF * self._looked
 

@@ -61,7 +61,7 @@ GROSS = 1.1
 STANDS_OUT = 1.2
 
 #: Lanczos steps of a look at one lift; most and fewest steps of the check.
-LOOK, MOST, LEAST = 30, 400, 30
+LOOK, MOST, LEAST = 30, 400, 22
 
 #: Probability of error that the check is expected to have for one form, at the least.
 _DELTA = 1e-11
@@ -122,7 +122,7 @@ class FreeEffort:
             steps -= 10
         n = self.size
         epsilon = kuczynski_wozniakowski_epsilon(n, steps, _DELTA / self.forms) if 0 < steps < n else 0.0
-        return replace(self, steps=steps, margin=min(0.5, 1.1 * epsilon + 1e-9))
+        return replace(self, steps=steps, margin=min(0.8, 1.1 * epsilon + 1e-9))
 
     @property
     def growth(self) -> float:
@@ -139,10 +139,15 @@ class FreeFinish(Finish):
 
     effort: FreeEffort
     _factors: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    look: float = 0.0  # seconds of one step of a look, in the search's precision
 
     def check_seconds(self) -> float:
         """The check itself, and the looks at lifts before it."""
-        return 1.1 * self.effort.check(self.effort.steps) + 1.5 * self.search.problems * LOOK * self.effort.seconds
+        return self.proof_seconds() + 1.5 * self.search.problems * LOOK * self.look
+
+    def proof_seconds(self) -> float:
+        """The check itself."""
+        return 1.1 * self.effort.check(self.effort.steps)
 
     def short(self) -> bool:
         """As for the dense route; without a check that has to fit, 60 % of the budget are for the search."""
@@ -155,6 +160,7 @@ class FreeFinish(Finish):
         """
         self.search.step()
         one = seconds_of(self.search.step) / self.search.columns
+        self.look = min(2.0 * one, self.effort.seconds)
         seconds = 0.8 * (self.run.left - self.check_seconds() if self.run.checked else 0.6 * self.run.left)
         room = free_memory() / (8.0 * torch.finfo(self.search.network.dtype).bits / 8.0 * max(self.effort.size, 1))
         wanted = self.search.columns if self.effort.size < SMALL else MANY_COLUMNS
@@ -200,7 +206,7 @@ class FreeFinish(Finish):
         if not self.run.checked:
             return
         began, passes = self.run.left, 10
-        effort = self.effort.within(0.8 * (self.run.left - 1.5 * self.search.problems * LOOK * self.effort.seconds))
+        effort = self.effort.within(0.8 * (self.run.left - 1.5 * self.search.problems * LOOK * self.look))
         if effort.margin > 0.8 * self.effort.margin:
             return
         self.effort = effort
