@@ -29,6 +29,10 @@ GELU_TANH_SLOPES = (-0.12899306865877178, 1.128993068658772)
 SILU_SLOPES = (-0.09983932012886693, 1.099839320128867)
 #: x·tanh(softplus(x)).
 MISH_SLOPES = (-0.11252612238946257, 1.088498161251728)
+#: Least values of the four gates themselves, and of ½ t (1 + tanh(t + 0.044715·π/2·t³)), rounded down.
+SILU_LEAST, MISH_LEAST, GELU_LEAST, GELU_TANH_LEAST, CUBIC_LEAST = (
+    -0.2784645427610738, -0.30884341301725043, -0.16997120747990369, -0.17004075057125406, -0.13567288958813462,
+)  # fmt: skip
 #: e^(−1/2), rounded up.
 ROOT_E = 0.6065306597126334
 #: 0.044715 · π/2, the cubic coefficient of the tanh GELU in the variable t = kx, and where its slope is greatest there.
