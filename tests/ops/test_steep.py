@@ -1,5 +1,6 @@
 """Steep functions: their slopes on intervals and their values, against 50 digits."""
 
+import itertools
 import math
 import random
 
@@ -144,7 +145,7 @@ def test_difference_quotients_lie_between_the_slopes(function, phi, prime, turns
         low, high = (float(s) for s in slopes(function, a, b))
         ends = [mp.mpf(a) + mp.mpf(choose.random()) * (mp.mpf(b) - mp.mpf(a)) for _ in range(4)]
         with mp.workdps(700):
-            for x, y in zip(ends, ends[1:], strict=False):
+            for x, y in itertools.pairwise(ends):
                 if x == y or max(abs(x), abs(y)) > 1e5:
                     continue
                 quotient = (phi(x) - phi(y)) / (x - y)
@@ -155,7 +156,7 @@ def test_difference_quotients_lie_between_the_slopes(function, phi, prime, turns
 
 @given(st.sampled_from(CASES), st.floats(allow_nan=False), st.floats(allow_nan=False))
 def test_any_interval(case, a, b):
-    function, _, prime, turns = case
+    function, _, prime, _ = case
     a, b = min(a, b), max(a, b)
     low, high = (float(s) for s in slopes(function, a, b))
     assert low <= high
