@@ -7,13 +7,18 @@ from fractions import Fraction
 import mpmath as mp
 import pytest
 import torch
+from cases import GAIN
+from common import captured
 from slope_cases import INSTANCES, LOOSE, tensor
 
+from lipcert.capture.torch_export import capture
 from lipcert.network.activations import profiles, smooth
+from lipcert.network.graph import GainNode, Network
 from lipcert.network.nonlinearity import AnySlope
 from lipcert.numerics.midrad import Near
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.rational import exactly
+from tests.zoo import Apply
 
 
 def ends(function):
@@ -129,3 +134,60 @@ def test_tensors_of_settings():
     low, high = known.swish(tensor([0.5, -0.5])).image
     assert low.tolist() == [pytest.approx(2 * profiles.SILU_LEAST), -math.inf]
     assert high.tolist() == [math.inf, pytest.approx(-2 * profiles.SILU_LEAST)]
+
+
+# -- blocks ------------------------------------------------------------------------------------------------
+
+
+def blocks(network: Network):
+    for node in network.nodes:
+        if isinstance(node, GainNode):
+            yield node, network.nodes[node.parents[0]].shape
+
+
+def wide_inputs(shape, generator):
+    """Of all sizes, of few large entries, and near constant ones."""
+    size = 10.0 ** torch.randint(-6, 7, (600, *[1] * len(shape)), generator=generator)
+    x = torch.randn(600, *shape, generator=generator, dtype=torch.float64) * size
+    one = (torch.rand(600, math.prod(shape), generator=generator).argsort(1) == 0).reshape(600, *shape)
+    return torch.cat([x, torch.where(one, 1e6, 1e-3) * x.sign(), 5.0 + 1e-3 * x, torch.zeros(1, *shape)])
+
+
+@pytest.mark.parametrize("case", GAIN, ids=lambda case: case.name)
+def test_values_of_blocks_lie_in_the_image(case):
+    generator = torch.Generator().manual_seed(0)
+    for node, shape in blocks(captured(case.name)[2]):
+        least, greatest = (float(end) for end in node.function.image)
+        y = node.function(wide_inputs(shape, generator))
+        assert bool((y >= least - 1e-12 * abs(least)).all()), float(y.min())
+        assert bool((y <= greatest + 1e-12 * abs(greatest)).all()), float(y.max())
+
+
+ATTAINED = [
+    (torch.nn.Softmax(-1), (6,), 0.0, 1.0),
+    (torch.nn.LogSoftmax(-1), (6,), -math.inf, 0.0),
+    (torch.nn.LayerNorm(5, eps=1e-9), (5,), -2.0, 2.0),
+    (torch.nn.LayerNorm((2, 3), eps=1e-9, elementwise_affine=False), (2, 3), -math.sqrt(5), math.sqrt(5)),
+    (torch.nn.LayerNorm(1), (4, 1), 0.0, 0.0),
+    (torch.nn.GroupNorm(2, 4, eps=1e-9), (4, 3), -math.sqrt(5), math.sqrt(5)),
+    (torch.nn.InstanceNorm1d(2, eps=1e-9), (2, 10), -3.0, 3.0),
+    (torch.nn.RMSNorm(9, eps=1e-9), (9,), -3.0, 3.0),
+    (torch.nn.RMSNorm((2, 4), eps=1e-9), (3, 2, 4), -math.sqrt(8), math.sqrt(8)),
+    (Apply(lambda _, x: x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-9)), (9,), -3.0, 3.0),
+    (Apply(lambda _, x: torch.nn.functional.normalize(x, dim=1)), (6,), -1.0, 1.0),
+    (Apply(lambda _, x: x / (0.3 * x.norm(dim=1, keepdim=True) + 1e-9)), (6,), -1 / 0.3, 1 / 0.3),
+    (Apply(lambda _, x: x.norm(dim=1, keepdim=True)), (6,), 0.0, math.inf),
+    (Apply(lambda _, x: torch.sqrt((x * x).sum(1, keepdim=True) + 1e-9)), (6,), 0.0, math.inf),
+    (Apply(lambda _, x: torch.logsumexp(x, 1, True)), (6,), -math.inf, math.inf),
+]
+
+
+@pytest.mark.parametrize(("model", "shape", "least", "greatest"), ATTAINED)
+def test_images_of_blocks_are_attained(model, shape, least, greatest):
+    network = capture(model.double().eval(), torch.ones(1, *shape, dtype=torch.float64))
+    ((node, inner),) = blocks(network)
+    ends = [float(end) for end in node.function.image]
+    assert ends == pytest.approx([least, greatest], rel=1e-14)
+    y = node.function(wide_inputs(inner, torch.Generator().manual_seed(0)))
+    for reached, end in ((float(y.min()), ends[0]), (float(y.max()), ends[1])):
+        assert abs(reached) > 100 if math.isinf(end) else reached == pytest.approx(end, rel=1e-4, abs=1e-4)
