@@ -16,6 +16,7 @@ from lipcert.network.activations.smooth import HALF_PI
 from lipcert.network.slopes import slopes
 from lipcert.numerics.midrad import Range
 from lipcert.ranges.enclosure import Enclosure
+from lipcert.ranges.functions import image_of
 
 mp.mp.dps = 50
 INF = math.inf
@@ -280,3 +281,29 @@ def test_ends_of_images_are_limits():
     for p, image in rows.items():
         assert steep.power(p).image == image
     assert steep.power(2, -1.0).image == (-INF, 0.0)
+
+
+@every_case
+def test_ranges_of_values_on_intervals(function, phi, prime, turns):
+    """What the facts are for: ``ranges`` encloses the values on any interval, closely on a small one."""
+    choose = random.Random(5)
+    pairs = [draw(choose, function) for _ in range(150)]
+    lows, highs = image_of(function, tensor([a for a, _ in pairs]), tensor([b for _, b in pairs]))
+    assert not bool(lows.isnan().any() | highs.isnan().any())
+    for (a, b), low, high in zip(pairs, lows.tolist(), highs.tolist(), strict=True):
+        assert low <= high
+        a, b = max(a, -1e5), min(b, 1e5)
+        for share in (0.0, 0.37, 1.0):
+            with mp.workdps(700):
+                x = mp.mpf(a) + mp.mpf(share) * (mp.mpf(b) - mp.mpf(a))
+                if a > b or not defined(function, float(x), float(x)):
+                    continue
+                try:
+                    true = phi(x)
+                except (ZeroDivisionError, ValueError):
+                    continue
+            assert mp.isinf(true) or low <= true <= high, (a, b, share)
+    start = {0.0: 0.25, 1.0: 1.25}.get(function.valid[0], 0.25)
+    low, high = (float(end) for end in image_of(function, tensor(start), tensor(start + 1e-3)))
+    ends = sorted(phi(mp.mpf(t)) for t in (start, start + 1e-3))
+    assert high - low <= 1.01 * float(ends[1] - ends[0]) + 1e-13
