@@ -123,6 +123,7 @@ class NetworkBuilder:
         where: Where = (),
         name: str = "",
         function: Evaluation | None = None,
+        steep: Nonlinearity | None = None,
     ) -> Var:
         """A value without a constant on the whole space, unless a later pattern rule absorbs it.
 
@@ -131,7 +132,7 @@ class NetworkBuilder:
         return self._append(
             OpenNode(
                 parents=tuple(p.position for p in parents), shape=shape, name=name or op, origin=_origins(where),
-                op=op, settings=settings, error=error, function=function,
+                op=op, settings=settings, error=error, function=function, steep=steep,
             )
         )  # fmt: skip
 

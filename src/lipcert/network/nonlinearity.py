@@ -147,6 +147,16 @@ class Nonlinearity(Fact):
         """(least, greatest) value on the whole line, rounded outward; infinite where unbounded or not known."""
         return -math.inf, math.inf
 
+    @property
+    def valid(self) -> tuple[float, float]:
+        """The interval outside of which φ is not defined; its ends may be poles."""
+        return -math.inf, math.inf
+
+    def defined(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where φ is defined, and continuous, all over (low, high)."""
+        start, end = self.valid
+        return (low >= start) & (high <= end)
+
     def any_slope(self) -> AnySlope:
         """An activation of which only the slopes are known: these."""
         return AnySlope(f"any slope of {self.name}", self.lower, self.upper)

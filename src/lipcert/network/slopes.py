@@ -12,6 +12,8 @@ from lipcert.numerics.midrad import TINY, UNIT, UP, Range, known
 
 #: A product this large is beyond the reach of every profile, whatever its rounding.
 _HUGE = 1e305
+#: The greatest double: a lower bound of all that overflows.
+_GREATEST = float(torch.finfo(torch.float64).max)
 
 
 def slopes(function: Nonlinearity, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -19,7 +21,8 @@ def slopes(function: Nonlinearity, low: Tensor | float, high: Tensor | float) ->
 
     Ends may be infinite; on the whole line the result is the activation's own [lower, upper]. Where low = high it is
     the derivative there, of both sides at a kink; on a proper interval a kink at an end counts from inside only. So a
-    smaller proper interval has fewer slopes (up to the rounding of the derivatives at its ends).
+    smaller proper interval has fewer slopes (up to the rounding of the derivatives at its ends). Nothing, [−∞, ∞], is
+    known where φ is not defined all over the interval.
 
     Why this is an enclosure: φ is continuous and differentiable but at its kinks, so by the mean value theorem every
     quotient is a mean of derivatives on pieces that (low, high) meets. On a piece φ' is monotone between turning
@@ -40,10 +43,10 @@ def slopes(function: Nonlinearity, low: Tensor | float, high: Tensor | float) ->
     )
     least, greatest = _inside(function, a, b)
     whole = (a == -math.inf) & (b == math.inf)
-    return (
-        torch.where(whole, alpha, torch.maximum(least, alpha)),
-        torch.where(whole, beta, torch.minimum(greatest, beta)),
-    )
+    least = torch.where(whole, alpha, torch.maximum(least, alpha)).clamp(max=_GREATEST)
+    greatest = torch.where(whole, beta, torch.minimum(greatest, beta)).clamp(min=-_GREATEST)
+    defined = function.defined(a, b)
+    return torch.where(defined, least, -math.inf), torch.where(defined, greatest, math.inf)
 
 
 def _inside(function: Nonlinearity, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

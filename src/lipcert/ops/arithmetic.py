@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lipcert.network.activations.steep import power
 from lipcert.network.builder import Var
 from lipcert.network.linear import Identity, LinearMap, Shape, compose
 from lipcert.network.source import Source, derived
@@ -15,7 +16,7 @@ from lipcert.ops.context import Context, number
 from lipcert.ops.enclosure import Ball, exact, over, plus, rounded
 from lipcert.ops.enclosure import times as product
 from lipcert.ops.recognise.registry import forms, recognise
-from lipcert.ops.recognise.scalings import times
+from lipcert.ops.recognise.scalings import number_of, times
 from lipcert.ops.registry import rule
 
 #: Divisors between 2^−this and 2^this have a normal reciprocal.
@@ -123,7 +124,8 @@ def mul(ctx: Context, a: Any, b: Any) -> Var:
         "a product of two values that both depend on the input has no global Lipschitz constant, and it is none of "
         f"the products that are recognised ({forms('mul')}). Use the torch.nn activation, or remove the product."
     )
-    return ctx.without_constant((a, b), reason, function=torch.mul)
+    square = power(2.0, name="square") if a.position == b.position else None
+    return ctx.without_constant((a, b), reason, function=torch.mul, steep=square)
 
 
 @rule("div.Tensor", "div.Scalar", "true_divide", kind="linear")
@@ -158,4 +160,5 @@ def quotient(ctx: Context, a: Any, b: Var) -> Var:
         "division by a value that depends on the input has no global Lipschitz constant, and it is none of the "
         f"quotients that are recognised ({forms('div')}). Use the torch.nn activation, or remove the division."
     )
-    return ctx.without_constant((a, b), reason)
+    top = None if isinstance(a, Var) else number_of(a)
+    return ctx.without_constant((a, b), reason, steep=power(-1.0, top, "reciprocal") if top else None)

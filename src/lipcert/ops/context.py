@@ -223,13 +223,17 @@ class Context:
         error: CaptureError,
         settings: tuple[object, ...] = (),
         function: Callable[..., Tensor] | None = None,
+        steep: Nonlinearity | None = None,
     ) -> Var:
         """A value without a constant, unless a later pattern absorbs it; ``settings`` are what the pattern needs.
 
         ``function`` of the parents is the value; where it is None and a rule returns the value, its op is run.
+        ``steep`` is what is done to each entry of the only parent; to whole numbers an op may do something else.
         """
         own: Evaluation | None = None if function is None else lambda values, _: function(*values)
-        return self.builder.unresolved(parents, shape, self.op, error, settings, self.where, function=own)
+        alone = {p.position for p in parents} - set(self.whole)
+        steep = steep if len(alone) == 1 and all(p.shape == shape for p in parents) else None
+        return self.builder.unresolved(parents, shape, self.op, error, settings, self.where, function=own, steep=steep)
 
     def without_constant(
         self,
@@ -237,11 +241,12 @@ class Context:
         reason: str,
         settings: tuple[object, ...] = (),
         function: Callable[..., Tensor] | None = None,
+        steep: Nonlinearity | None = None,
     ) -> Var:
         """``unresolved`` for an elementwise op on Vars, Constants and numbers that has none for this reason."""
         shape = tuple(torch.broadcast_shapes(*(x.shape for x in operands if isinstance(x, (Var, Constant)))))
         parents = [x for x in operands if isinstance(x, Var)]
-        return self.unresolved(parents, shape, self.not_lipschitz(reason), settings, function)
+        return self.unresolved(parents, shape, self.not_lipschitz(reason), settings, function, steep)
 
     def require_finite(self, value: Tensor | Constant) -> None:
         """Raise if a parameter, or what is computed from parameters, holds NaN or infinity."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
-from lipcert.network.nonlinearity import GainFunction
+from lipcert.network.nonlinearity import GainFunction, Slope
 from lipcert.network.source import Fixed, derived
 from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.constant import Constant
@@ -20,6 +20,7 @@ from lipcert.ops.context import Context
 from lipcert.ops.enclosure import exact, minus, over, plus, root, times
 from lipcert.ops.radial import radial_gains
 from lipcert.ops.registry import rule
+from lipcert.ops.softmax import root_up
 
 
 def _batch_norm(ctx: Context, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Var:
@@ -84,13 +85,21 @@ class LayerNorm(GainFunction):
         """The normal values."""
         return torch.nn.functional.layer_norm(x, list(self.shape), None, None, self.eps)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """Of n entries one is off their mean by at most √(n − 1) deviations (Samuelson 1968)."""
+        return _around_zero(math.prod(self.shape) - 1)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GroupNorm(GainFunction):
-    """(x − mean)/√(var + ε) over each of ``groups`` groups of channels."""
+    """(x − mean)/√(var + ε) over each of ``groups`` groups of channels, of ``entries`` entries."""
+
+    stated: ClassVar[tuple[str, ...]] = (*GainFunction.stated, "entries")
 
     groups: int
     eps: float
+    entries: int
 
     def value(self, x: Tensor) -> Tensor:
         """The normal values."""
@@ -98,18 +107,37 @@ class GroupNorm(GainFunction):
         grouped = x.reshape(x.shape[0], self.groups, n)
         return torch.nn.functional.layer_norm(grouped, [n], None, None, self.eps).reshape(x.shape)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """As of layer norm."""
+        return _around_zero(self.entries - 1)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RMSNorm(GainFunction):
-    """x/√(mean x² + ε) over the last ``count`` axes."""
+    """x/√(mean x² + ε) over the last ``count`` axes, of ``entries`` entries."""
+
+    stated: ClassVar[tuple[str, ...]] = (*GainFunction.stated, "entries")
 
     count: int
     eps: float
+    entries: int
 
     def value(self, x: Tensor) -> Tensor:
         """The values of size 1."""
         axes = tuple(range(-self.count, 0))
         return x * torch.rsqrt((x * x).mean(axes, keepdim=True) + self.eps)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """x² is at most n times the mean of the squares."""
+        return _around_zero(self.entries)
+
+
+def _around_zero(square: int) -> tuple[Slope, Slope]:
+    """±√square."""
+    root = root_up(max(0, square))
+    return -root, root
 
 
 def _gain(ctx: Context, x: Var, kind: Callable[..., GainFunction], name: str, n: int, eps: Any, setting: Any) -> Var:
@@ -123,7 +151,8 @@ def _gain(ctx: Context, x: Var, kind: Callable[..., GainFunction], name: str, n:
         gains = radial_gains(n, math.sqrt(eps), "root", 2.0 * (n - 1) / n if centred else 1.0)
     where = "a constant input" if centred else "the origin"
     source = f"{name} over {n} entries: 1/√ε in l2, attained at {where} only; loose elsewhere"
-    return ctx.gain(x, kind(name, gains, source, setting, eps))
+    entries = () if kind is LayerNorm else (n,)
+    return ctx.gain(x, kind(name, gains, source, setting, eps, *entries))
 
 
 def _rescaled(ctx: Context, x: Var, weight: Any, bias: Any, shape: tuple[int, ...] | None = None) -> Var:

@@ -16,6 +16,7 @@ from lipcert.ops.rational import OutOfRange
 class VectorNorm(GainFunction):
     """The p-norm over ``axes``, p = ``order``."""
 
+    image = (0.0, math.inf)
     order: float
     axes: tuple[int, ...]
     keepdim: bool

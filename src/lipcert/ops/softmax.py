@@ -42,6 +42,7 @@ def _float_only(ctx: Context, dtype: Any) -> None:
 class Softmax(GainFunction):
     """exp x/Σ exp x along ``axis``."""
 
+    image = (0.0, 1.0)
     axis: int
 
     def value(self, x: Tensor) -> Tensor:
@@ -53,6 +54,7 @@ class Softmax(GainFunction):
 class LogSoftmax(GainFunction):
     """x − log Σ exp x along ``axis``."""
 
+    image = (-math.inf, 0.0)
     axis: int
 
     def value(self, x: Tensor) -> Tensor:

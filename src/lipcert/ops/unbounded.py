@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import torch
 
+from lipcert.network.activations import steep
 from lipcert.network.builder import Var
 from lipcert.network.source import Fixed
 from lipcert.ops.arithmetic import quotient
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
 from lipcert.ops.recognise.registry import recognise
-from lipcert.ops.recognise.scalings import uniform
+from lipcert.ops.recognise.scalings import number_of, uniform
 from lipcert.ops.registry import rule
+
+#: Beyond it a power of a double is 0, 1 or infinite but for a few.
+_MOST_POWER = 1000.0
 
 _DISCONTINUOUS = (
     "it is discontinuous, so no Lipschitz constant exists. Replace it by a continuous activation "
@@ -39,12 +44,44 @@ _jumps("heaviside", summary="Heaviside step: rejected, discontinuous.")
 _jumps("signbit", "logical_not", "eq", "ne", "not_equal", summary="Test of a value: rejected, discontinuous.")
 
 
+#: What ops compute that have slopes on intervals.
+_STEEP: dict[str, steep.Steep] = {
+    name: steep.steep(kind, names[0])
+    for kind, names in (
+        (steep.Exp, ("exp",)),
+        (steep.Expm1, ("expm1",)),
+        (steep.Exp2, ("exp2",)),
+        (steep.Sinh, ("sinh",)),
+        (steep.Cosh, ("cosh",)),
+        (steep.Log, ("log",)),
+        (steep.Log1p, ("log1p",)),
+        (steep.Log2, ("log2",)),
+        (steep.Log10, ("log10",)),
+        (steep.Asin, ("asin", "arcsin")),
+        (steep.Acos, ("acos", "arccos")),
+        (steep.Acosh, ("acosh", "arccosh")),
+        (steep.Atanh, ("atanh", "arctanh")),
+        (steep.Logit, ("logit", "special_logit")),
+    )
+    for name in names
+} | {
+    "square": steep.power(2.0, name="square"),
+    "sqrt": steep.power(0.5, name="sqrt"),
+    "rsqrt": steep.power(-0.5, name="rsqrt"),
+}
+
+
 def _unbounded(*names: str, summary: str, reason: str) -> None:
-    @rule(*names, kind="pattern")
+    for name in names:
+        rule(name, kind="pattern")(_rule_of(summary, reason, _STEEP.get(name)))
+
+
+def _rule_of(summary: str, reason: str, known: steep.Steep | None) -> Callable[[Context, Any], Var]:
     def unbounded(ctx: Context, x: Any) -> Var:
-        return ctx.without_constant((ctx.variable(x),), reason)
+        return ctx.without_constant((ctx.variable(x),), reason, steep=known)
 
     unbounded.__doc__ = summary
+    return unbounded
 
 
 #: True also where an earlier op does bound the input: no rule here looks at that.
@@ -73,7 +110,7 @@ def _alone(ctx: Context, x: Any, op: str, reason: str) -> Var:
     """What a pattern that starts at ``op`` makes of x, else an open value."""
     x = ctx.variable(x)
     found = recognise(ctx, op, x)
-    return found if found is not None else ctx.without_constant((x,), reason)
+    return found if found is not None else ctx.without_constant((x,), reason, steep=_STEEP[op])
 
 
 @rule("log", kind="pattern")
@@ -125,7 +162,9 @@ def pow_(ctx: Context, x: Any, exponent: Any) -> Var:
                 f"the slope of x^{power.middle:g} is unbounded: by itself it has no Lipschitz constant on the whole "
                 f"space. {_ADVICE}"
             )
-            return ctx.without_constant((x,), reason, (exponent,))
+            p = number_of(exponent)
+            known = steep.power(p) if p is not None and p != 0.0 and abs(p) <= _MOST_POWER else None
+            return ctx.without_constant((x,), reason, (exponent,), steep=known)
     return ctx.without_constant((x, exponent), _GROWS, (exponent,))
 
 

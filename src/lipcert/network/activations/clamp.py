@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece
+from lipcert.network.activations.rationals import ends_of
+from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
+from lipcert.numerics.midrad import known
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,6 +49,13 @@ class Clamp(Nonlinearity):
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         return Piece(right=low, factor=0.0), Piece(low, high), Piece(left=high, factor=0.0)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """The ends; a constant's is the upper one."""
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return ends_of(known(min(low, high)), known(high))
 
 
 RELU = Clamp("relu", 0.0, 1.0, 0.0, None)

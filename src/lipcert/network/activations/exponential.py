@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipcert.network.activations import profiles
-from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece
-from lipcert.numerics.midrad import Range, known
+from lipcert.network.activations.rationals import ends_of
+from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
+from lipcert.numerics.midrad import Range, choose, known
 
 #: SELU's scale and α·scale (Klambauer et al. 2017).
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
@@ -43,6 +45,15 @@ class ELU(Nonlinearity):
             left=0.0, factor=self.positive
         )
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """From −negative, the limit on the left, or the other way round, to 0 and to the end of the line."""
+        limit, line = -known(self.negative), known(self.positive)
+        limit = choose(known(self.rate).is_zero, known(0.0), limit)
+        least, greatest = ends_of(limit, limit)
+        least, greatest = torch.clamp(torch.as_tensor(least), max=0.0), torch.clamp(torch.as_tensor(greatest), min=0.0)
+        return torch.where(line.low < 0, -math.inf, least), torch.where(line.high > 0, math.inf, greatest)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CELU(Nonlinearity):
@@ -59,6 +70,11 @@ class CELU(Nonlinearity):
         """exp(x/α), 1."""
         rate = known(self.alpha).reciprocal()
         return Piece(right=0.0, profile=profiles.EXPONENTIAL, rate=rate), Piece(left=0.0)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """−α is the limit on the left."""
+        return ends_of(-known(self.alpha), known(math.inf))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,3 +95,8 @@ class SELU(Nonlinearity):
         """λα·exp(x), λ."""
         scale, alpha = Range.literal(SELU_SCALE), Range.literal(SELU_ALPHA)
         return Piece(right=0.0, factor=scale * alpha, profile=profiles.EXPONENTIAL), Piece(left=0.0, factor=scale)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """−λα is the limit on the left."""
+        return ends_of(-(Range.literal(SELU_SCALE) * Range.literal(SELU_ALPHA)), known(math.inf))

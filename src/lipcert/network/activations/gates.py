@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipcert.network.activations import profiles
-from lipcert.network.activations.rationals import ends, quotient
+from lipcert.network.activations.rationals import ends, one_sided, quotient
 from lipcert.network.activations.smooth import Smooth
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
 from lipcert.numerics.midrad import Near, Range, known
@@ -21,9 +21,15 @@ from lipcert.numerics.midrad import Near, Range, known
 _ROOT_TWO, _GELU_RATE = Near(math.sqrt(2.0), 2.0**-52), Near(0.7978845608028654, 2.0**-52)
 
 
+def _gate_image(least: float, rate: Range) -> tuple[Slope, Slope]:
+    """Of G(kx)/k, where G is at least ``least``."""
+    return one_sided(known(least) * rate.reciprocal(), rate.low > 0, rate.high < 0)
+
+
 class SiLU(Smooth):
     """x·σ(x)."""
 
+    image = (profiles.SILU_LEAST, math.inf)
     piece = Piece(profile=profiles.SILU)
 
     def value(self, x: Tensor) -> Tensor:
@@ -34,6 +40,7 @@ class SiLU(Smooth):
 class Mish(Smooth):
     """x·tanh(softplus(x))."""
 
+    image = (profiles.MISH_LEAST, math.inf)
     piece = Piece(profile=profiles.MISH)
 
     def value(self, x: Tensor) -> Tensor:
@@ -44,6 +51,7 @@ class Mish(Smooth):
 class GELU(Smooth):
     """½ x (1 + erf(x/√2))."""
 
+    image = (profiles.GELU_LEAST, math.inf)
     piece = Piece(profile=profiles.GELU)
 
     def value(self, x: Tensor) -> Tensor:
@@ -54,6 +62,7 @@ class GELU(Smooth):
 class GELUTanh(Smooth):
     """½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
 
+    image = (profiles.GELU_TANH_LEAST, math.inf)
     piece = Piece(
         profile=profiles.gelu_tanh(known(Near(profiles.CUBIC, 2.0**-55)), profiles.GELU_TANH_SLOPES), rate=_GELU_RATE
     )
@@ -84,6 +93,11 @@ class Swish(Smooth):
         """SiLU'(βx)."""
         return Piece(profile=profiles.SILU, rate=self._rates)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """SiLU(βx)/β."""
+        return _gate_image(profiles.SILU_LEAST, self._rates)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScaledMish(Smooth):
@@ -99,6 +113,11 @@ class ScaledMish(Smooth):
     def piece(self) -> Piece:
         """Mish'(kx)."""
         return Piece(profile=profiles.MISH, rate=self.rate)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """Mish(kx)/k."""
+        return _gate_image(profiles.MISH_LEAST, known(self.rate))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,6 +135,11 @@ class ErfGELU(Smooth):
         """GELU'(k√2 x)."""
         return Piece(profile=profiles.GELU, rate=known(self.rate) * known(_ROOT_TWO))
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """GELU(k√2 x)/(k√2)."""
+        return _gate_image(profiles.GELU_LEAST, known(self.rate) * known(_ROOT_TWO))
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TanhGELU(Smooth):
@@ -131,11 +155,21 @@ class TanhGELU(Smooth):
     @property
     def piece(self) -> Piece:
         """S(kx, c/k³)."""
-        rate = known(self.linear)
-        ratio = known(self.cubic) * (rate * rate * rate).reciprocal()
+        rate, ratio = known(self.linear), self._ratio
         assert isinstance(self.lower, float)
         assert isinstance(self.upper, float)
         return Piece(profile=profiles.gelu_tanh(ratio, (self.lower, self.upper)), rate=rate)
+
+    @property
+    def _ratio(self) -> Range:
+        rate = known(self.linear)
+        return known(self.cubic) * (rate * rate * rate).reciprocal()
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """G(kx, c/k³)/k, G(t, r) = ½ t (1 + tanh(t + rt³)): |∂G/∂r| = ½ t⁴ sech²(t + rt³) ≤ 2t⁴ e^(−2|t|) < 0.6."""
+        off = (self._ratio - Range.literal(profiles.CUBIC)).mag * 0.6
+        return _gate_image(math.nextafter(profiles.CUBIC_LEAST - float(off), -math.inf), known(self.linear))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -173,11 +207,27 @@ class TimesClamp(Nonlinearity):
         )
         return Piece(right=start, factor=first), middle, Piece(left=stop, factor=last)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """At gate e the value is e(e − o)/k: least over the gates times 1/k, if 0 is one of them.
+
+        The least over e is concave in o, so over what o may be it is least at an end.
+        """
+        if not self.low <= 0.0 <= self.high:
+            return -math.inf, math.inf
+        low, high = Fraction(self.low), Fraction(self.high)
+        gates = [(o, min(max(o / 2, low), high)) for o in ends(self.offset)]
+        least = min(e * (e - o) for o, e in gates)
+        rate = ends(self.rate)
+        extreme = quotient((least, least), rate)
+        return one_sided(extreme, torch.tensor(rate[0] > 0), torch.tensor(rate[1] < 0))
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Hardswish(Nonlinearity):
     """x·relu6(x + 3)/6."""
 
+    image = (-0.375, math.inf)
     jumps: ClassVar[tuple[Kink, ...]] = (Kink(-3.0, -0.5), Kink(3.0, -0.5))
 
     def value(self, x: Tensor) -> Tensor:

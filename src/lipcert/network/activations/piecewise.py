@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipcert.network.activations.rationals import ends, quotient
+from lipcert.network.activations.rationals import ends, ends_of, one_sided, quotient
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
-from lipcert.numerics.midrad import Range, known
+from lipcert.numerics.midrad import Range, choose, known
 
 
 def _within(value: Tensor, spread: Tensor | None) -> Range:
@@ -26,6 +26,8 @@ def _two(at: Slope | Range, left: Slope | Range, right: Slope | Range) -> tuple[
 @dataclass(frozen=True, eq=False, repr=False)
 class Abs(Nonlinearity):
     """|x|."""
+
+    image = (0.0, math.inf)
 
     def value(self, x: Tensor) -> Tensor:
         """|x|."""
@@ -45,6 +47,8 @@ class Abs(Nonlinearity):
 @dataclass(frozen=True, eq=False, repr=False)
 class HardSigmoid(Nonlinearity):
     """min(max(x/6 + 1/2, 0), 1)."""
+
+    image = (0.0, 1.0)
 
     def value(self, x: Tensor) -> Tensor:
         """As relu6: torch cannot differentiate its own hardsigmoid twice, which the attack needs."""
@@ -81,6 +85,11 @@ class LeakyReLU(Nonlinearity):
         """The two slopes."""
         return _two(0.0, self.slope, 1.0)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """0 is the least value unless the line on the left rises."""
+        return torch.where(known(self.slope).high <= 0, 0.0, -math.inf), math.inf
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PReLU(Nonlinearity):
@@ -103,6 +112,11 @@ class PReLU(Nonlinearity):
     def pieces(self) -> tuple[Piece, ...]:
         """The two slopes."""
         return _two(0.0, _within(self.slopes, self.spread), 1.0)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """0 is the least value unless the line on the left rises."""
+        return torch.where(_within(self.slopes, self.spread).high <= 0, 0.0, -math.inf), math.inf
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,6 +143,13 @@ class TwoSlopes(Nonlinearity):
         """The two slopes."""
         return _two(self.at, self.left[0], self.right[0])
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """The value where the lines meet is the least or greatest unless they go on there."""
+        (a, b), c = (known(n) for n in self.left), known(self.right[0])
+        meet = a * known(self.at) + b
+        return one_sided(meet, (a.high <= 0) & (c.low >= 0), (a.low >= 0) & (c.high <= 0))
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OddTwoSlopes(Nonlinearity):
@@ -153,6 +174,13 @@ class OddTwoSlopes(Nonlinearity):
         """Outer, inner, outer slope."""
         outer, at = self.outer, self.at
         return Piece(right=-at, factor=outer), Piece(-at, at, self.inner), Piece(left=at, factor=outer)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """The inner line's, if the outer ones are level."""
+        most = (known(self.inner) * known(self.at)).mag.nan_to_num(math.inf)
+        most = torch.where(known(self.outer).is_zero, most, math.inf)
+        return -most, most
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -215,6 +243,13 @@ class ClampBetween(Nonlinearity):
         low, high = _within(self.low, self.low_spread), _within(self.high, self.high_spread)
         return Piece(right=low, factor=0.0), Piece(low, high), Piece(left=high, factor=0.0)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """The ends; the upper one where they cross."""
+        low, high = _within(self.low, self.low_spread), _within(self.high, self.high_spread)
+        (least, _), (crossed, greatest) = ends_of(low, low), ends_of(high, high)
+        return torch.minimum(torch.as_tensor(least), torch.as_tensor(crossed)), greatest
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExtremeLine(Nonlinearity):
@@ -263,3 +298,17 @@ class ExtremeLine(Nonlinearity):
             (self.first, self.second) if (self.first < self.second) == self.largest else (self.second, self.first)
         )
         return _two(at, left, right)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """Where the lines meet they are at t + w(q − t), w = r/(r − p) in [0, 1] if the slopes p, r differ in sign.
+
+        Such a mean of offsets that are off by the spread at most is off by no more.
+        """
+        p, r, q, t = (known(n) for n in (self.first, self.second, self.first_offset, self.second_offset))
+        weight = r * (r - p).reciprocal()
+        meet = choose(r.is_zero, t, choose(p.is_zero, q, t + weight * (q - t)))
+        meet = meet if self.spread is None else meet.widened(self.spread.to(torch.float64))
+        turns = ((p.high <= 0) & (r.low >= 0)) | ((p.low >= 0) & (r.high <= 0))
+        turns = turns & ~(p.is_zero & r.is_zero)
+        return one_sided(meet, turns & self.largest, turns & (not self.largest))

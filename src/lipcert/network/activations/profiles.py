@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipcert.numerics import derivatives
-from lipcert.numerics.midrad import ULPS, UNIT, Range
+from lipcert.numerics.midrad import ULPS, UNIT, Range, choose, known
 
 Slopes = tuple[float, float]
 
@@ -29,6 +29,10 @@ GELU_TANH_SLOPES = (-0.12899306865877178, 1.128993068658772)
 SILU_SLOPES = (-0.09983932012886693, 1.099839320128867)
 #: x·tanh(softplus(x)).
 MISH_SLOPES = (-0.11252612238946257, 1.088498161251728)
+#: Least values of the four gates themselves, and of ½ t (1 + tanh(t + 0.044715·π/2·t³)), rounded down.
+SILU_LEAST, MISH_LEAST, GELU_LEAST, GELU_TANH_LEAST, CUBIC_LEAST = (
+    -0.2784645427610738, -0.30884341301725043, -0.16997120747990369, -0.17004075057125406, -0.13567288958813462,
+)  # fmt: skip
 #: e^(−1/2), rounded up.
 ROOT_E = 0.6065306597126334
 #: 0.044715 · π/2, the cubic coefficient of the tanh GELU in the variable t = kx, and where its slope is greatest there.
@@ -156,6 +160,12 @@ GAUSSIAN = Profile(
 )
 #: eᵗ for t ≤ 0.
 EXPONENTIAL = Profile(lambda t: t.exp(), (0.0, math.inf), (-700.0, 700.0))
+#: The same up to where it overflows.
+EXP = Profile(lambda t: t.exp(), (0.0, math.inf), (-700.0, 709.0))
+SINH = Profile(lambda t: t.increasing(torch.sinh), (-math.inf, math.inf), (-709.0, 709.0))
+COSH = Profile(
+    lambda t: (t.exp() + (-t).exp()) * Range.literal(0.5), (math.inf, math.inf), (-709.0, 709.0), (_turn(0.0, 1.0),)
+)
 LINE = Profile(lambda t: t, (-math.inf, math.inf), (-math.inf, math.inf))
 SILU = _unit(derivatives.silu, -2.3993572805154677, 2.3993572805154677, (-700.0, 700.0), SILU_SLOPES)
 MISH = _unit(derivatives.mish, -2.2563763963607932, 1.4905711794854284, (-350.0, 100.0), MISH_SLOPES)
@@ -173,3 +183,52 @@ def gelu_tanh(cubic: Range, slopes: Slopes) -> Profile:
         for position, value in zip((-CUBIC_TURN, CUBIC_TURN), slopes, strict=True)
     )
     return Profile(lambda t: derivatives.gelu_tanh(t, cubic), (0.0, 1.0), (-15.0, 15.0), turns)
+
+
+# -- derivatives without a bound, on the interval where they are defined -------------------------------------
+
+#: The double next to 1, below it.
+_BELOW_ONE = 1.0 - 2.0**-53
+_ONE = Range.literal(1.0)
+
+
+def _edged(t: Range) -> Range:
+    """1 − t²."""
+    return (_ONE - t) * (_ONE + t)
+
+
+#: 1/√(1 − t²) and 1/(1 − t²) on (−1, 1), 1/√(t² − 1) on (1, ∞), 1/(t − t²) on (0, 1).
+ASIN = Profile(
+    lambda t: _edged(t).sqrt().reciprocal(), (math.inf, math.inf), (-_BELOW_ONE, _BELOW_ONE), (_turn(0.0, 1.0),)
+)
+ATANH = Profile(lambda t: _edged(t).reciprocal(), (math.inf, math.inf), (-_BELOW_ONE, _BELOW_ONE), (_turn(0.0, 1.0),))
+ACOSH = Profile(
+    lambda t: ((t - _ONE).sqrt() * (t + _ONE).sqrt()).reciprocal(), (math.inf, 0.0), (1.0 + 2.0**-52, 2.0**1000)
+)
+LOGIT = Profile(
+    lambda t: (t * (_ONE - t)).reciprocal(), (math.inf, math.inf), (2.0**-1000, _BELOW_ONE), (_turn(0.5, 4.0),)
+)
+
+
+def power(t: Range, exponent: Range) -> Range:
+    """t^p for t ≥ 0: products and a root where 2p is a small whole number, else exp(p log t)."""
+    twice = 2.0 * float(exponent.mid)
+    if float(exponent.reach) or twice != math.floor(twice) or abs(twice) > 128:
+        zero = t.is_zero & (exponent.low > 0)
+        return choose(zero, known(0.0), (exponent * t.log()).exp())
+    base, count = (t, int(abs(twice)) // 2) if twice % 2 == 0 else (t.sqrt(), int(abs(twice)))
+    base = base.reciprocal() if twice < 0 else base
+    result = _ONE
+    for bit in bin(count)[2:]:
+        result = result * result
+        result = result * base if bit == "1" else result
+    return result
+
+
+def monomial(exponent: float, less: float = 0.0) -> Profile:
+    """t^(exponent − less) on (0, ∞), not constant."""
+    q = known(exponent) - known(less)
+    e = min(1000.0, math.floor(1000.0 / float(q.mag)))
+    falling = float(q.mid) < 0
+    limits = (math.inf, 0.0) if falling else (0.0, math.inf)
+    return Profile(lambda t: power(t, q), limits, (2.0**-e if falling else 0.0, 2.0**e))

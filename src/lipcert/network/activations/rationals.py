@@ -6,7 +6,9 @@ import math
 from fractions import Fraction
 
 import torch
+from torch import Tensor
 
+from lipcert.network.nonlinearity import Slope
 from lipcert.numerics.midrad import Near, Range
 
 
@@ -40,6 +42,19 @@ def quotient(top: tuple[Fraction, Fraction], bottom: tuple[Fraction, Fraction]) 
         return unknown()
     values = [t / b for t in top for b in bottom]
     return between(min(values), max(values))
+
+
+def ends_of(low: Range, high: Range) -> tuple[Slope, Slope]:
+    """From the least number of ``low`` to the greatest of ``high``; infinite where nothing is known."""
+    return low.low.nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf), high.high.nan_to_num(
+        math.inf, posinf=math.inf, neginf=-math.inf
+    )
+
+
+def one_sided(extreme: Range, below: Tensor, above: Tensor) -> tuple[Slope, Slope]:
+    """The image of a function with one extremum, its least value where ``below``, its greatest where ``above``."""
+    least, greatest = ends_of(extreme, extreme)
+    return torch.where(below, least, -math.inf), torch.where(above, greatest, math.inf)
 
 
 def unknown() -> Range:

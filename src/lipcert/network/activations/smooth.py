@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lipcert.network.activations import profiles
-from lipcert.network.activations.rationals import between, ends, quotient, square
-from lipcert.network.nonlinearity import Nonlinearity, Piece
+from lipcert.network.activations.rationals import between, ends, ends_of, one_sided, quotient, square
+from lipcert.network.nonlinearity import Nonlinearity, Piece, Slope
 from lipcert.numerics.midrad import Range, known
+
+#: π/2, rounded up.
+HALF_PI = 1.5707963267948968
 
 
 class Smooth(Nonlinearity):
@@ -33,6 +36,7 @@ class Smooth(Nonlinearity):
 class Tanh(Smooth):
     """tanh x."""
 
+    image = (-1.0, 1.0)
     piece = Piece(profile=profiles.TANH)
 
     def value(self, x: Tensor) -> Tensor:
@@ -43,6 +47,7 @@ class Tanh(Smooth):
 class Sigmoid(Smooth):
     """1/(1 + e⁻ˣ)."""
 
+    image = (0.0, 1.0)
     piece = Piece(profile=profiles.SIGMOID)
 
     def value(self, x: Tensor) -> Tensor:
@@ -53,6 +58,7 @@ class Sigmoid(Smooth):
 class LogSigmoid(Smooth):
     """log σ(x)."""
 
+    image = (-math.inf, 0.0)
     piece = Piece(profile=profiles.LOGISTIC, rate=-1.0)
 
     def value(self, x: Tensor) -> Tensor:
@@ -63,6 +69,7 @@ class LogSigmoid(Smooth):
 class Softsign(Smooth):
     """x/(1 + |x|)."""
 
+    image = (-1.0, 1.0)
     piece = Piece(profile=profiles.SOFTSIGN)
 
     def value(self, x: Tensor) -> Tensor:
@@ -83,6 +90,7 @@ class Tanhshrink(Smooth):
 class Sin(Smooth):
     """sin x."""
 
+    image = (-1.0, 1.0)
     piece = Piece(profile=profiles.COS)
 
     def value(self, x: Tensor) -> Tensor:
@@ -93,6 +101,7 @@ class Sin(Smooth):
 class Cos(Smooth):
     """cos x."""
 
+    image = (-1.0, 1.0)
     piece = Piece(profile=profiles.MINUS_SIN)
 
     def value(self, x: Tensor) -> Tensor:
@@ -103,6 +112,7 @@ class Cos(Smooth):
 class Atan(Smooth):
     """arctan x."""
 
+    image = (-HALF_PI, HALF_PI)
     piece = Piece(profile=profiles.ATAN)
 
     def value(self, x: Tensor) -> Tensor:
@@ -123,6 +133,7 @@ class Asinh(Smooth):
 class Erf(Smooth):
     """erf x."""
 
+    image = (-1.0, 1.0)
     piece = Piece(profile=profiles.ERF)
 
     def value(self, x: Tensor) -> Tensor:
@@ -133,6 +144,7 @@ class Erf(Smooth):
 class Erfc(Smooth):
     """1 − erf x."""
 
+    image = (0.0, 2.0)
     piece = Piece(factor=-1.0, profile=profiles.ERF)
 
     def value(self, x: Tensor) -> Tensor:
@@ -155,6 +167,12 @@ class Softplus(Smooth):
         """σ(βx)."""
         return Piece(profile=profiles.LOGISTIC, rate=self.beta)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """0 is the limit at one end, the least value for β > 0 and the greatest for β < 0."""
+        beta = known(self.beta)
+        return one_sided(known(0.0), beta.low > 0, beta.high < 0)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RatioSoftsign(Smooth):
@@ -173,6 +191,12 @@ class RatioSoftsign(Smooth):
         inverse = known(self.constant).reciprocal()
         return Piece(factor=inverse, profile=profiles.SOFTSIGN, rate=known(self.rate) * inverse)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """±1/m."""
+        limit = known(self.rate).reciprocal()
+        return ends_of(-limit, limit)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InverseRoot(Smooth):
@@ -190,6 +214,12 @@ class InverseRoot(Smooth):
         """1/√c · (1 + q x²/c)^(−3/2)."""
         inverse = known(self.constant).sqrt().reciprocal()
         return Piece(factor=inverse, profile=profiles.INVERSE_ROOT, rate=known(self.square).sqrt() * inverse)
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """±1/√q."""
+        limit = known(self.square).sqrt().reciprocal()
+        return ends_of(-limit, limit)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,6 +246,13 @@ class Root(Smooth):
         shift = quotient((-b_high / 2, -b / 2), (q, q_high))
         return Piece(factor=known(self.square).sqrt(), profile=profiles.ROOT, rate=rate, shift=shift)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """The least radicand is c − b²/4q."""
+        (q, _), b, (c, _) = (ends(s) for s in (self.square, self.linear, self.constant))
+        least = max(Fraction(0), c - square(*b)[1] / (4 * q)) if q > 0 else Fraction(0)
+        return ends_of(between(least, least).sqrt(), known(math.inf))
+
 
 def _largest(q: Fraction, q_high: Fraction, c: Fraction, b2: Fraction, corners: list[Fraction]) -> Fraction:
     """The greatest c/q − b²/(4q²) over [q, q_high]: at an end, or at 2/q = 4c/b² where its derivative vanishes."""
@@ -238,9 +275,18 @@ class Gaussian(Smooth):
     @property
     def piece(self) -> Piece:
         """−h√(2q) t exp(−t²/2), t = √(2q)(x − b/2q), of height h = exp(c + b²/4q)."""
-        (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (self.square, self.linear, self.constant))
-        least, most = square(b, b_high)
-        height = between(c + least / (4 * q_high), c_high + most / (4 * q)).exp()
+        (q, q_high), (b, b_high) = (ends(s) for s in (self.square, self.linear))
         rate = between(2 * q, 2 * q_high).sqrt()
         shift = quotient((b / 2, b_high / 2), (q, q_high))
-        return Piece(factor=height * rate, profile=profiles.GAUSSIAN, rate=rate, shift=shift)
+        return Piece(factor=self._height * rate, profile=profiles.GAUSSIAN, rate=rate, shift=shift)
+
+    @property
+    def _height(self) -> Range:
+        (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (self.square, self.linear, self.constant))
+        least, most = square(b, b_high)
+        return between(c + least / (4 * q_high), c_high + most / (4 * q)).exp()
+
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """From 0, the limits, to h."""
+        return ends_of(known(0.0), self._height)

@@ -30,8 +30,8 @@ class OpenNode(Node):
         function: the value for one example; None where only a pattern can make sense of the node.
         constants: tensors that ``function`` needs besides the parents' values.
         key: identifies ``function`` in the network's hash.
-        steep: what the node computes, where that is one function of each entry of its one parent: on an interval it
-            has slopes.
+        steep: what the node computes, where that is one function of each entry of its one parent (which x·x names
+            twice): on an interval it has slopes.
     """
 
     op: str = ""
@@ -60,7 +60,8 @@ class OpenNode(Node):
             raise self.error
         steep = ~(local.lower.isfinite() & local.upper.isfinite())
         if not bool(steep.any()):
-            return EntryCell(self.parents, self.shape, self.name, self.origin, position, local.lower, local.upper)
+            own = self.parents[:1]  # x·x names its one parent twice
+            return EntryCell(own, self.shape, self.name, self.origin, position, local.lower, local.upper)
         box = local.box
         if not bool((box.low[steep].isfinite() & box.high[steep].isfinite()).any()):
             raise self.error

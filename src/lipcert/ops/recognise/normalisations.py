@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lipcert.network.activations.rationals import ends, ends_of, quotient
 from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, GainNode, OpenNode
 from lipcert.network.linear import LinearMap, OpMap, size
-from lipcert.network.nonlinearity import GainFunction
+from lipcert.network.nonlinearity import GainFunction, Slope
 from lipcert.ops.context import Context
 from lipcert.ops.radial import radial_gains
 from lipcert.ops.rational import OutOfRange, Real, above, below, exactly, root_above
@@ -40,6 +41,11 @@ class OverClampedNorm(GainFunction):
         """The quotient."""
         return x / (self.scale * torch.linalg.vector_norm(x, 2.0, self.axes, True)).clamp_min(self.floor)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """|x| ≤ ‖x‖."""
+        return _over(self.scale)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OverShiftedNorm(GainFunction):
@@ -53,25 +59,48 @@ class OverShiftedNorm(GainFunction):
         """The quotient."""
         return x / (self.scale * torch.linalg.vector_norm(x, 2.0, self.axes, True) + self.shift)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """|x| ≤ ‖x‖."""
+        return _over(self.scale)
+
+
+def _over(scale: float) -> tuple[Slope, Slope]:
+    """±1/scale."""
+    one = quotient((Fraction(1), Fraction(1)), ends(scale))
+    return ends_of(-one, one)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OverRoot(GainFunction):
-    """x / √(linear · x² + level)."""
+    """x / √(linear · x² + level), of absolute value at most ``greatest``."""
+
+    stated: ClassVar[tuple[str, ...]] = (*GainFunction.stated, "greatest")
 
     linear: LinearMap
     level: float
+    greatest: float
 
     def value(self, x: Tensor) -> Tensor:
         """The quotient."""
         return x / torch.sqrt(self.linear.apply((x * x)[None])[0] + self.level)
 
+    @property
+    def image(self) -> tuple[Slope, Slope]:
+        """x² is at most 1/w of its own term in the sum."""
+        return -self.greatest, self.greatest
+
 
 @dataclass(frozen=True, eq=False)
 class Radicand:
-    """Σ w_j x_j² + c over groups of ``n`` entries, √(greatest w / least w) ≤ ``spread``, given by ``linear`` and c."""
+    """Σ w_j x_j² + c over groups of ``n`` entries, √(greatest w / least w) ≤ ``spread``, given by ``linear`` and c.
+
+    ``greatest`` is 1/√(least w), rounded up.
+    """
 
     n: int
     spread: float
+    greatest: float
     linear: LinearMap
     level: Real
 
@@ -232,7 +261,8 @@ def _radicand(linear: LinearMap | None, level: Real | None, x: Var, narrow: Var)
     if level is None:
         raise OutOfRange("the constant under its root differs by entry or has an unknown rounding error; store one.")
     spread = root_above(owned.high / owned.low, 2)
-    return Radicand(size(x.shape) // size(narrow.shape), spread, linear, level)
+    greatest = root_above(1 / owned.low, 2) if owned.low > Fraction(1, 2**1000) else math.inf
+    return Radicand(size(x.shape) // size(narrow.shape), spread, greatest, linear, level)
 
 
 # -- nodes -------------------------------------------------------------------------------------------------
@@ -260,4 +290,4 @@ def _root_quotient(ctx: Context, x: Var, found: Radicand) -> Var:
     linear, c = found.linear, found.level.middle
     known = Fraction(c) - found.level.low <= found.level.low * Fraction(_ABSORBED)
     eps = math.sqrt(c) if known else math.sqrt(below(found.level.low))
-    return _radial(ctx, x, found.n, eps, "root", OverRoot, (linear, c), found.spread)
+    return _radial(ctx, x, found.n, eps, "root", OverRoot, (linear, c, found.greatest), found.spread)

@@ -34,6 +34,7 @@ _AMPLIFIED = 2.0**100
 class RootFunction(GainFunction):
     """(linear · z^power + offset)^(1/power); ``level`` is the number that every entry of the offset is, or None."""
 
+    image = (0.0, math.inf)
     linear: LinearMap
     power: int
     offset: Tensor

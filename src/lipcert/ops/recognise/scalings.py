@@ -173,6 +173,15 @@ def core(builder: NetworkBuilder, var: Var) -> Var:
     return var
 
 
+def number_of(x: Any) -> float | None:
+    """The double that ``uniform`` gives, if it is the number itself and not the nearest to it."""
+    found = uniform(x)
+    if found is None or not found.exact or not abs(found.low) < 2**1000:
+        return None
+    value = float(found.low)
+    return value if Fraction(value) == found.low else None
+
+
 def uniform(x: Any) -> Real | None:
     """The number behind a Python number, or a constant whose entries are all the same."""
     if isinstance(x, Constant):
