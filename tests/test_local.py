@@ -1,4 +1,4 @@
-"""Bounds on a domain: every method on every network of the zoo, between what points of the domain show and the global."""
+"""Bounds on a domain: every method on every network of the zoo, above what points of the domain show."""
 
 from __future__ import annotations
 

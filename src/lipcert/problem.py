@@ -101,10 +101,14 @@ class Problem:
 
     @cached_property
     def increments(self) -> Increments:
-        """What the increments of the fused network obey, selections as blocks; one linear map where no slope is free."""
-        own = self._increments(self.network)
-        shorter = own.reduced()
-        return own if shorter.cells else shorter
+        """What the increments of the fused network obey, selections as blocks."""
+        return self._increments(self.network)
+
+    @cached_property
+    def merged_increments(self) -> Increments:
+        """The same as one linear map where no slope is free."""
+        shorter = self.increments.reduced()
+        return self.increments if shorter.cells else shorter
 
     @cached_property
     def unfused_increments(self) -> Increments:

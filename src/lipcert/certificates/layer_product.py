@@ -48,7 +48,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     p, q = problem.norm
     if p != q:
         raise UnsupportedNormError(f"the layer product needs equal norms on both sides, not l{p:g} → l{q:g}.")
-    increments = problem.increments if witness.settings.get("fuse", True) else problem.unfused_increments
+    increments = problem.merged_increments if witness.settings.get("fuse", True) else problem.unfused_increments
     steps = recursion(increments, p, witness, chance)
     return Proof(steps[-1].constant, weakest([step.guarantee for step in steps]), rows(increments, steps))
 

@@ -46,7 +46,7 @@ class AutoLip(Method):
         """Propose the norm of every linear map, by as much work as the seconds allow."""
         self.require_norm(problem.norm)
         p = problem.norm[0]
-        increments = problem.increments if self.fuse else problem.unfused_increments
+        increments = problem.merged_increments if self.fuse else problem.unfused_increments
         slots = claim_slots(increments, p)
         # A direct call has three times the budget: nobody waits there for more than this bound.
         seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0)
