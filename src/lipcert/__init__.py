@@ -1,7 +1,7 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
 from lipcert.api import bound, compare, estimate, lower_bound, methods, supported_ops, verify
-from lipcert.domain import Ball, Box
+from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import (
     CaptureError,
     CertificateError,
@@ -40,6 +40,7 @@ __all__ = [
     "Estimate",
     "ExactPairs",
     "InputError",
+    "Intersection",
     "LipLT",
     "LipSDP",
     "LipSDPInteriorPoint",

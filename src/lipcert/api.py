@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.torch_export import capture, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify import verify as verify_certificate
-from lipcert.domain import Ball, Box, Domain, require_real
+from lipcert.domain import Domain, require_real
 from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
@@ -36,6 +36,7 @@ from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
 Model = nn.Module | ExportedProgram | str | Path
 
 
+@overload
 def bound(
     model: Model,
     example_input: Tensor,
@@ -48,7 +49,39 @@ def bound(
     progress: bool = False,
     budget: float = 60.0,
     guarantee: Literal["any", "rigorous"] = "any",
-) -> Bound:
+) -> Bound: ...
+
+
+@overload
+def bound(
+    model: Model,
+    example_input: Tensor,
+    method: str | Method = "auto",
+    norm: tuple[float, float] = (2, 2),
+    *,
+    domain: Sequence[Domain],
+    select: Tensor | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    budget: float = 60.0,
+    guarantee: Literal["any", "rigorous"] = "any",
+) -> list[Bound]: ...
+
+
+def bound(
+    model: Model,
+    example_input: Tensor,
+    method: str | Method = "auto",
+    norm: tuple[float, float] = (2, 2),
+    domain: Domain | Sequence[Domain] = None,
+    select: Tensor | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    budget: float = 60.0,
+    guarantee: Literal["any", "rigorous"] = "any",
+) -> Bound | list[Bound]:
     """A certified upper bound of the Lipschitz constant of ``model``.
 
     Args:
@@ -56,19 +89,20 @@ def bound(
         example_input: floating tensor with a leading batch dimension of any size; only its shape matters.
         method: a name from ``lipcert.methods()`` or a method object such as ``lipcert.AutoLip()``.
         norm: (p, q), input norm first, each 1, 2 or inf.
-        domain: None (everywhere), or a ``Ball`` / ``Box``. This version computes global constants, which hold on
-            every domain.
+        domain: None (everywhere), a ``Ball``, a ``Box`` or an ``Intersection`` of both; or a list of such, of which
+            each gets a Bound of its own and the model is captured once.
         select: optional (k, m) matrix applied to the flattened output, e.g. a row e_y − e_c for a margin.
         seed: seed of searches. The random starts of probabilistic checks come from the operating system's entropy.
         device: where searches may run; checks run on the CPU in float64.
         progress: show a progress bar for anything that takes over 2 s.
-        budget: seconds of search. ``auto`` counts the checks in and returns in about this time, with whatever bound is
-            the best by then; a method asked for by name may need more, its check comes on top.
+        budget: seconds of search, for each domain. ``auto`` counts the checks in and returns in about this time, with
+            whatever bound is the best by then; a method asked for by name may need more, its check comes on top.
         guarantee: ``rigorous`` returns only bounds whose check accounts for its own rounding and needs no random start;
             ``any`` returns the smallest bound, of whatever kind, and says which.
 
     Returns:
-        A ``Bound``; ``print`` it, read ``.value``, or ``.save`` its certificate.
+        A ``Bound``; ``print`` it, read ``.value``, or ``.save`` its certificate. For a list of domains a list of Bounds
+        in the same order, each true with the probability that it states.
 
     Raises:
         CaptureError: the model cannot be captured faithfully (subclasses name unsupported and non-Lipschitz ops).
@@ -76,12 +110,19 @@ def bound(
     """
     started = time.perf_counter()
     chosen = make(method)
-    problem = _problem(model, example_input, norm, domain, select)
-    chosen.require_norm(problem.norm)
-    with ordinary(), _reporter(progress, f"{chosen.name}") as report:
-        run = Run(_generator(seed), _device(device), _budget(budget), report, rigorous=_rigorous(guarantee))
-        with torch.random.fork_rng(devices=[]):
-            return replace(chosen.bound(problem, run, Chance()), seconds=time.perf_counter() - started)
+    several = isinstance(domain, (list, tuple))
+    domains: list[Any] = list(domain) if isinstance(domain, (list, tuple)) else [domain]
+    problems = _problems(model, example_input, norm, domains, select, several)
+    found: list[Bound] = []
+    for problem in problems:
+        chosen.require_norm(problem.norm)
+        with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(problems))) as report:
+            run = Run(_generator(seed), _device(device), _budget(budget), report, rigorous=_rigorous(guarantee))
+            with torch.random.fork_rng(devices=[]):
+                one = chosen.bound(problem, run, Chance())
+        found.append(replace(one, seconds=time.perf_counter() - started))
+        started = time.perf_counter()
+    return found if several else found[0]
 
 
 def compare(
@@ -233,12 +274,33 @@ def load_model(model: Model) -> nn.Module | ExportedProgram:
 
 
 def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
+    return _problems(model, example, norm, [domain], select)[0]
+
+
+def _problems(
+    model: Model, example: Tensor, norm: Any, domains: list[Domain], select: Tensor | None, several: bool = False
+) -> list[Problem]:
+    """One problem for each domain, of a model that is captured once."""
     pair = as_norm(norm)
-    if domain is not None and not isinstance(domain, (Ball, Box)):
-        raise InputError(f"domain must be None, a lipcert.Ball or a lipcert.Box, not {type(domain).__name__}.")
+    for number, one in enumerate(domains):
+        if not isinstance(one, get_args(Domain)):
+            raise InputError(
+                f"domain{f'[{number}]' if several else ''} must be None, a lipcert.Ball, a lipcert.Box or a "
+                f"lipcert.Intersection, not {type(one).__name__}."
+            )
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
-    return Problem(capture(load_model(model), example), pair, domain, select)
+    network = capture(load_model(model), example)
+    for number, one in enumerate(domains if several else []):
+        try:
+            _ = one and one.fitted(network.in_shape)
+        except InputError as problem:
+            raise InputError(f"domain[{number}]: {problem}") from problem
+    return [Problem(network, pair, one, select) for one in domains]
+
+
+def _title(method: str, number: int, count: int) -> str:
+    return method if count == 1 else f"{method}, domain {number + 1} of {count}"
 
 
 def _require_data(inputs: Any, problem: Problem) -> None:

@@ -27,7 +27,7 @@ class Problem:
     Attributes:
         model: the captured network, as captured.
         norm: (p, q) with entries 1, 2 or inf.
-        domain: None for the whole space.
+        domain: None for the whole space; else a domain in the shape of the network's input, batch of 1 included.
         select: (k, m) matrix applied to the flattened output, or None.
         anchor: None, or a point x̂ of the domain: asked is then sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain.
 
@@ -45,9 +45,9 @@ class Problem:
     def __post_init__(self) -> None:
         if len(self.norm) != 2 or any(p not in NORMS for p in self.norm):
             raise InputError(f"norm must be a pair (p, q) of 1, 2 and inf, not {self.norm!r}.")
-        n, m = size(self.model.in_shape), size(self.model.out_shape)
-        if self.domain is not None and self.domain.dimension != n:
-            raise InputError(f"the domain has {self.domain.dimension} coordinates, the model's input has {n}.")
+        m = size(self.model.out_shape)
+        if self.domain is not None:
+            object.__setattr__(self, "domain", self.domain.fitted(self.model.in_shape))
         if self.select is not None:
             require_real("select", self.select, f"shape (k, {m})")
             if self.select.dim() != 2 or self.select.shape[1] != m:

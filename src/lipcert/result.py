@@ -21,6 +21,10 @@ def _input(shape: tuple[int, ...]) -> str:
     return f"; input {'×'.join(map(str, shape))}" if shape else ""
 
 
+def _where(domain: Domain) -> str:
+    return "everywhere" if domain is None else f"on the {domain.describe()}"
+
+
 class Saveable(Protocol):
     """What a Bound carries as its certificate."""
 
@@ -61,7 +65,7 @@ class Bound:
             arithmetic at the computed witness, checked in float64).
         method: name of the method that found the witness.
         norm: (p, q), input norm first.
-        domain: where the bound holds (None: everywhere).
+        domain: where the bound holds (None: everywhere), in the shape of a batch of one example.
         seconds: wall time of search and check.
         certificate: what ``save`` writes and ``lipcert.verify`` re-checks.
         breakdown: rows that explain the value.
@@ -98,7 +102,7 @@ class Bound:
         self.certificate.save(path)
 
     def __str__(self) -> str:
-        where = "everywhere" if self.domain is None else f"on the {self.domain.describe()}"
+        where = _where(self.domain)
         of = "" if self.select is None else f" of {self.select.shape[0]} selected combinations of outputs"
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
         return (
@@ -140,8 +144,9 @@ class LowerBound:
     input_shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
+        where = "" if self.domain is None else f", {_where(self.domain)}"
         return (
-            f"Lipschitz constant ≥ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}; "
+            f"Lipschitz constant ≥ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}{where}; "
             f"derivative at a point, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
@@ -180,6 +185,8 @@ class Comparison:
             times = "-" if ratio is None else f"{ratio:.4g}"
             lines.append(f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}")
         lines.append(f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness")
+        if self.lower.domain is not None:
+            lines.append(_where(self.lower.domain))
         if self.lower.input_shape:
             lines.append(f"input {'×'.join(map(str, self.lower.input_shape))}")
         return "\n".join(lines)

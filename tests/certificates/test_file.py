@@ -61,6 +61,10 @@ REFUSED: dict[str, Change] = {
     "norms as one string": put("norm", "22"),
     "settings in a list": put("settings", [["fuse", True]]),
     "an endless domain": put("domain", {"type": "ball", "radius": "inf", "p": 2}),
+    "a domain of another kind": put("domain", {"type": "cone"}),
+    "a domain that is a list": put("domain", ["ball"]),
+    "a domain of no kind": put("domain", {}),
+    "a domain's kind that is a list": put("domain", {"type": ["box"]}),
     "another format": put("format", "lipcert-certificate-1 "),
 }
 
@@ -70,6 +74,65 @@ def test_a_file_with_a_proper_checksum_and_a_wrong_content(what: str, path: Path
     rewritten(path, REFUSED[what])
     with pytest.raises(CertificateError):
         verify(path, genuine("layer_product").network)
+
+
+BALL: dict[str, Any] = {"type": "ball", "radius": 0.5, "p": 2.0}
+
+
+def on(domain: Any, **arrays: Any) -> Change:
+    """A domain in the header, and its arrays: numbers or tensors, of one example's shape."""
+
+    def change(header: dict[str, Any], held: dict[str, Tensor]) -> None:
+        header["domain"] = domain
+        shape = tuple(genuine("layer_product").network.in_shape)
+        for name, value in arrays.items():
+            whole = value if isinstance(value, Tensor) else torch.full(shape, float(value), dtype=torch.float64)
+            held[f"domain.{name}"] = whole
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (on(BALL), "other entries or arrays"),
+        (on(None, center=0), "or null"),
+        (on(BALL, center=0, lower=0), "other entries or arrays"),
+        (on({**BALL, "anchor": 1}, center=0), "other entries or arrays"),
+        (on({"type": "box", "radius": 1.0}, lower=0, upper=1), "other entries or arrays"),
+        (on({**BALL, "radius": -1.0}, center=0), "finite radius"),
+        (on({**BALL, "radius": float("nan")}, center=0), "finite radius"),
+        (on({**BALL, "radius": float("inf")}, center=0), "finite radius"),
+        (on({**BALL, "radius": "0.5"}, center=0), "a number as radius"),
+        (on({**BALL, "radius": True}, center=0), "a number as radius"),
+        (on({**BALL, "radius": [0.5]}, center=0), "a number as radius"),
+        (on({**BALL, "p": 3.0}, center=0), "1, 2 or inf as p"),
+        (on({**BALL, "p": True}, center=0), "1, 2 or inf as p"),
+        (on({**BALL, "p": "nan"}, center=0), "1, 2 or inf as p"),
+        (on({**BALL, "p": [2.0]}, center=0), "1, 2 or inf as p"),
+        (on(BALL, center="nan"), "NaN"),
+        (on(BALL, center="inf"), "infinity"),
+        (on(BALL, center=torch.zeros(3, dtype=torch.float32)), "float64"),
+        (on(BALL, center=torch.zeros(3, dtype=torch.bool)), "float64"),
+        (on(BALL, center=torch.zeros(99, dtype=torch.float64)), r"shape \(99,\)"),
+        (on({"type": "box"}, lower=1, upper=0), "lower ≤ upper"),
+        (on({"type": "box"}, lower="inf", upper="inf"), "lower ≤ upper"),
+        (on({"type": "box"}, lower="nan", upper=0), "NaN"),
+        (on({"type": "box"}, lower=0), "other entries or arrays"),
+        (on({**BALL, "type": "intersection"}, center=0, lower=0), "other entries or arrays"),
+        (on({**BALL, "type": "intersection"}, center=0, lower=1, upper=2), "no point in common"),
+    ],
+)
+def test_forged_domains_are_refused_by_name(change: Change, words: str, path: Path) -> None:
+    rewritten(path, change)
+    with pytest.raises(CertificateError, match=words):
+        verify(path, genuine("layer_product").network)
+
+
+def test_a_domain_that_is_one_is_read(path: Path) -> None:
+    rewritten(path, on({**BALL, "type": "intersection"}, center=0, lower=0, upper=1))
+    found = verify(path, genuine("layer_product").network)
+    assert "l2 ball of radius 0.5 within the box [0, 1]" in str(found)
 
 
 def header_bytes(path: Path, change: Callable[[str], str]) -> None:

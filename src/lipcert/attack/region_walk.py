@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipcert.attack.norms import best_directions
 from lipcert.attack.starts import Region
-from lipcert.domain import Ball, Box
+from lipcert.domain import Ball, Intersection
 from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network
 from lipcert.network.linear import size
 from lipcert.problem import Problem
@@ -244,38 +244,43 @@ def _centre(problem: Problem, region: Region, rows: np.ndarray, ends: np.ndarray
     if (ends[lengths == 0] <= 0).any():
         return None
     rows, ends = rows[lengths > 0] / lengths[lengths > 0, None], ends[lengths > 0] / lengths[lengths > 0]
-    reach = np.full(n, _FAR)
-    if isinstance(domain, Box):
-        finite = np.isfinite((domain.upper - domain.lower).reshape(-1).double().numpy())
-        reach = np.where(finite, 1.0, reach)
-    elif isinstance(domain, Ball):
-        reach = domain.radius / scale
+    least, most = np.full(n, -_FAR), np.full(n, _FAR)
+    ball = domain.ball if isinstance(domain, Intersection) else domain if isinstance(domain, Ball) else None
+    if isinstance(domain, Ball):  # by its radius, which its ends may have rounded away
+        least, most = -domain.radius / scale, domain.radius / scale
+    elif domain is not None:
+        lower, upper = ((end.reshape(-1).numpy() - origin) / scale for end in domain.bounds())
+        least, most = np.clip(lower, -_FAR, 0.0), np.clip(upper, 0.0, _FAR)
     matrix, right = np.hstack([rows, np.ones((len(rows), 1))]), ends
-    bounds = [*((-r, r) for r in reach), (0.0, _ENOUGH)]
+    bounds = [*zip(least, most, strict=True), (0.0, _ENOUGH)]
     cost = np.zeros(n + 1)
     cost[n] = -1.0
-    radius = float(reach.min()) * (1.0 - 1e-9)
-    round_ball = isinstance(domain, Ball) and domain.p != math.inf
-    if (
-        round_ball
-    ):  # with u ≥ |ξ|: Σ u ≤ radius, or (l2) Σ u small, which leads to a point of the region near the centre
-        eye, empty = np.eye(n), np.zeros((n, 1))
-        matrix = np.block([[matrix, np.zeros((len(matrix), n))], [eye, empty, -eye], [-eye, empty, -eye]])
+    widest = float((most - least)[most > least].min(initial=2.0)) / 2
+    radius, ratio, offset = widest * (1.0 - 1e-9), np.ones(n), np.zeros(n)
+    if ball is not None and ball.p != math.inf:  # with u ≥ |x − c|/unit = |ratio ξ + offset|: Σ u ≤ radius, or (l2)
+        # Σ u small, which leads to a point of the region near the centre
+        unit = scale.max()
+        ratio, offset = scale / unit, (origin - ball.center.reshape(-1).numpy()) / unit
+        radius = ball.radius / unit * (1.0 - 1e-9)
+        eye, empty, stretched = np.eye(n), np.zeros((n, 1)), np.diag(ratio)
+        matrix = np.block([[matrix, np.zeros((len(matrix), n))], [stretched, empty, -eye], [-stretched, empty, -eye]])
         matrix = np.vstack([matrix, np.hstack([np.zeros(n + 1), np.ones(n)])])
-        reached = radius if domain.p == 1 else radius * math.sqrt(n)  # type: ignore[union-attr]
-        right = np.hstack([right, np.zeros(2 * n), [reached]])
+        reached = radius if ball.p == 1 else radius * math.sqrt(n)
+        right = np.hstack([right, -offset, offset, [reached]])
         cost, bounds = np.hstack([cost, np.full(n, _CENTRED)]), [*bounds, *[(0.0, None)] * n]
     for _ in range(_CUTS):
         found = linprog(cost, A_ub=matrix, b_ub=right, bounds=bounds, method="highs")
-        if found.status != 0 or found.x[n] < _MARGIN * min(1.0, radius):
+        if found.status != 0 or found.x[n] < _MARGIN * min(1.0, widest):
             return None
         point = found.x[:n]
-        length = float(np.linalg.norm(point))
-        if not (isinstance(domain, Ball) and domain.p == 2) or length <= radius:
+        away = ratio * point + offset
+        length = float(np.linalg.norm(away))
+        if ball is None or ball.p != 2 or length <= radius:
             return region.project(torch.from_numpy(origin + scale * point)[None])[0]
         cut = np.zeros(matrix.shape[1])
-        cut[:n] = point / length
-        matrix, right = np.vstack([matrix, cut]), np.hstack([right, [0.98 * radius]])
+        cut[:n] = away / length * ratio
+        right = np.hstack([right, [0.98 * radius - float(away @ offset) / length]])
+        matrix = np.vstack([matrix, cut])
     return None
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipcert.domain import Ball, Box, Domain
-from lipcert.network.linear import Shape, size
+from lipcert.domain import Ball, Box, Domain, Intersection
+from lipcert.network.linear import Shape
 
 #: Multiples of the unit scale at which random starts are drawn.
 SCALES = (1.0, 4.0)
@@ -42,10 +42,13 @@ class Region:
         shape = (1, *in_shape)
         origin, scale = torch.zeros(shape).to(like), torch.ones(shape).to(like)
         if isinstance(domain, Ball):
-            n = size(in_shape)
-            spread = domain.radius * {1.0: 1.0 / math.sqrt(n), 2.0: 1.0 / math.sqrt(n), math.inf: 1.0}[domain.p]
             origin = domain.center.to(like).reshape(shape)
-            scale = scale * max(spread, 1e-30)
+            scale = scale * max(_spread(domain), 1e-30)
+        elif isinstance(domain, Intersection):
+            lower, upper = domain.bounds()
+            middle = (lower + (upper - lower) / 2).reshape(shape)
+            origin = domain.project(middle).to(like)
+            scale = ((upper - lower) / 2).reshape(shape).clamp(1e-30, max(_spread(domain.ball), 1e-30)).to(like)
         elif isinstance(domain, Box):
             lower, upper = domain.lower.to(like).reshape(shape), domain.upper.to(like).reshape(shape)
             width = upper - lower
@@ -104,6 +107,11 @@ class Region:
         return self.project(self.origin + self.scale * torch.stack(points).to(self.origin))
 
 
+def _spread(ball: Ball) -> float:
+    """The size of a typical coordinate of x − c within the ball."""
+    return ball.radius / (1.0 if ball.p == math.inf else math.sqrt(max(1, ball.center.numel())))
+
+
 def _coarse(shape: torch.Size, cells: int, smooth: bool, generator: torch.Generator) -> Tensor:
     """Noise on a grid of ``cells`` per axis, interpolated (or repeated) to the last two axes; channels differ."""
     axes = [n for n in shape if n > 1][-2:] or [1]
@@ -119,8 +127,8 @@ def inside(domain: Domain, x: Tensor) -> Tensor:
     if domain is None:
         return x
     moved = domain.project(x[None])[0]
-    if isinstance(domain, Ball):
-        center = domain.center.to(moved).reshape(moved.shape)
+    if not isinstance(domain, Box):
+        center = domain.home().to(moved).reshape(moved.shape)
         shrink = 1e-12
         while not domain.contains(moved) and shrink < 1:
             moved = center + (moved - center) * (1.0 - shrink)

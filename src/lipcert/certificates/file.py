@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lipcert.certificates.base import Witness
 from lipcert.certificates.bound import Certificate
-from lipcert.domain import Ball, Box, Domain
-from lipcert.errors import CertificateError, InputError, LipcertError
+from lipcert.domain import Ball, Box, Domain, Intersection
+from lipcert.errors import CertificateError, LipcertError
 
 FORMAT = "lipcert-certificate-1"
 
@@ -174,19 +174,40 @@ def _domain_to_json(domain: Domain) -> tuple[dict[str, Any] | None, dict[str, Te
     if domain is None:
         return None, {}
     if isinstance(domain, Ball):
-        center = _stored(domain.center.double())
-        return {"type": "ball", "radius": float(domain.radius), "p": _number(float(domain.p))}, {
-            "domain.center": center
-        }
-    lower, upper = (_stored(t.double()) for t in (domain.lower, domain.upper))
-    return {"type": "box"}, {"domain.lower": lower, "domain.upper": upper}
+        described: dict[str, Any] = {"type": "ball", "radius": domain.radius, "p": _number(domain.p)}
+        return described, {"domain.center": _stored(domain.center)}
+    if isinstance(domain, Box):
+        return {"type": "box"}, {"domain.lower": _stored(domain.lower), "domain.upper": _stored(domain.upper)}
+    (ball, center), (_, ends) = _domain_to_json(domain.ball), _domain_to_json(domain.box)
+    return {**(ball or {}), "type": "intersection"}, {**center, **ends}
 
 
-def _domain_from_json(data: dict[str, Any] | None, arrays: dict[str, Tensor]) -> Domain:
-    if data is None:
+#: Kind of domain → its entries in the header, beside the kind, and its arrays.
+_DOMAINS: dict[str, tuple[set[str], set[str]]] = {
+    "ball": ({"radius", "p"}, {"center"}),
+    "box": (set(), {"lower", "upper"}),
+    "intersection": ({"radius", "p"}, {"center", "lower", "upper"}),
+}
+
+
+def _domain_from_json(data: Any, arrays: dict[str, Tensor]) -> Domain:
+    """What ``_domain_to_json`` wrote, and nothing else."""
+    held = {k.removeprefix("domain."): v for k, v in arrays.items() if k.startswith("domain.")}
+    kind = data.get("type") if isinstance(data, dict) else None
+    if data is None and not held:
         return None
-    if data["type"] == "ball":
-        return Ball(arrays["domain.center"], float(data["radius"]), float(data["p"]))
-    if data["type"] == "box":
-        return Box(arrays["domain.lower"], arrays["domain.upper"])
-    raise InputError(f"unknown domain type {data['type']!r}")
+    if not isinstance(kind, str) or kind not in _DOMAINS:
+        raise CertificateError(f"the certificate's domain must be a {', '.join(_DOMAINS)} or null, with its arrays.")
+    entries, names = _DOMAINS[kind]
+    if set(data) != {"type", *entries} or set(held) != names:
+        raise CertificateError(f"the certificate's domain, {kind!r}, has other entries or arrays than such a one.")
+    if any(t.dtype != torch.float64 for t in held.values()):
+        raise CertificateError("the certificate's domain must hold float64 numbers.")
+    if entries and (type(data["radius"]) is not float or data["p"] is True or data["p"] not in (1.0, 2.0, "inf")):
+        raise CertificateError("the certificate's domain must have a number as radius, and 1, 2 or inf as p.")
+    parts: list[Any] = []
+    if "center" in held:
+        parts.append(Ball(held["center"], data["radius"], float(data["p"])))
+    if "lower" in held:
+        parts.append(Box(held["lower"], held["upper"]))
+    return Intersection(*parts) if len(parts) == 2 else parts[0]

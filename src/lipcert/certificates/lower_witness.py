@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.domain import Ball, Box, Domain
+from lipcert.domain import Domain
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
 from lipcert.network.linear import Shape, size
@@ -109,11 +109,9 @@ def norm(vector: Tensor, p: float) -> float:
 
 def movable(domain: Domain, shape: Shape) -> Tensor:
     """0/1 tensor: the coordinates along which the domain extends at all."""
-    if isinstance(domain, Ball):
-        return torch.full(shape, float(domain.radius > 0), dtype=torch.float64)
-    if isinstance(domain, Box):
-        return (domain.lower < domain.upper).cpu().double().reshape(shape)
-    return torch.ones(shape, dtype=torch.float64)
+    if domain is None:
+        return torch.ones(shape, dtype=torch.float64)
+    return domain.movable().double().reshape(shape)
 
 
 def derivative(network: Network, x: Tensor, v: Tensor, digits: int = 0) -> Range:

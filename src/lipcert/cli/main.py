@@ -92,7 +92,7 @@ def bound(
         if maximum is not None and math.isnan(maximum):
             raise InputError("--max must be a number.")
         built, example = load(model, input_shape)
-        result = lipcert.bound(
+        result = lipcert.bound(  # type: ignore[call-overload]
             built,
             example,
             method=method,
@@ -100,7 +100,7 @@ def bound(
             seed=seed,
             budget=budget,
             progress=not as_json,
-            guarantee=guarantee,  # type: ignore[arg-type]
+            guarantee=guarantee,
         )
         if save is not None:
             result.save(save)
