@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -109,6 +110,74 @@ def test_max_guards_a_model(limit: str, code: int, here: Path) -> None:
         found, value = run_json("bound", "cli_models:good", *SHAPE, *AUTO, "--max", limit)
         assert found == code
         assert ("error" in value) is (code == 2)
+
+
+def domains(here: Path) -> list[tuple[list[object], str]]:
+    np.save(here / "center.npy", np.array([0.5, 0.5, 0.5]))
+    np.save(here / "low.npy", np.array([[-1, 0, -2]]))
+    return [
+        (["--ball", "center.npy", "--radius", 0.25, "--p", 2], "l2 ball of radius 0.25"),
+        (["--ball", 0, "--radius", "1e-1"], "linf ball of radius 0.1"),
+        (["--box", -1, 1], "box [-1, 1]"),
+        (["--box", "low.npy", "inf"], "box"),
+        (
+            ["--box", 0, 1, "--ball", -0.25, "--radius", 0.5, "--p", "inf"],
+            "linf ball of radius 0.5 within the box [0, 1]",
+        ),
+    ]
+
+
+def test_domains(here: Path) -> None:
+    for options, text in domains(here):
+        code, value = run_json("bound", "cli_models:good", *SHAPE, *AUTO, *options)
+        assert (code, value["domain"]) == (0, text)
+        assert f"on the {text};" in run("bound", "cli_models:good", *SHAPE, *AUTO, *options).stdout
+        code, value = run_json("lower", "cli_models:good", *SHAPE, "--budget", 0.1, *options)
+        assert (code, value["domain"]) == (0, text)
+    options, text = domains(here)[-1]
+    few = ["--budget", 0.1, "--lower-budget", 0.1]
+    code, value = run_json("compare", "cli_models:good", *SHAPE, "--norm", "1,2", *few, *options)
+    assert (code, value["domain"]) == (0, text)
+    assert run_json("bound", "cli_models:good", *SHAPE, *AUTO)[1]["domain"] is None
+
+
+def test_a_certificate_on_a_domain(here: Path) -> None:
+    options, text = domains(here)[-1]
+    assert run("bound", "cli_models:good", *SHAPE, *AUTO, *options, "--save", "c.lipcert").exit_code == 0
+    code, value = run_json("verify", "c.lipcert", "cli_models:good", *SHAPE)
+    assert (code, value["domain"]) == (0, text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--radius", 1], "--ball CENTER.npy"),
+        (["--p", 2], "--ball CENTER.npy"),
+        (["--ball", 0], "--ball needs --radius"),
+        (["--ball", "none.npy", "--radius", 1], "there is no such file"),
+        (["--ball", "cli_models.py", "--radius", 1], "cannot read cli_models.py as a .npy file"),
+        (["--ball", "objects.npy", "--radius", 1], "cannot read objects.npy"),
+        (["--ball", "both.npz", "--radius", 1], "several arrays"),
+        (["--ball", "wide.npy", "--radius", 1], r"shape (4,), one example of the model's input has (3,)"),
+        (["--ball", 0, "--radius", -1], "finite radius"),
+        (["--ball", 0, "--radius", "nan"], "finite radius"),
+        (["--ball", 0, "--radius", 1, "--p", 3], "p in {1, 2, inf}"),
+        (["--ball", 0, "--radius", 1, "--p", "two"], "--p must be 1, 2 or inf"),
+        (["--ball", "nan", "--radius", 1], "NaN"),
+        (["--box", 1, 0], "lower ≤ upper"),
+        (["--box", 0, "high"], "'high' is no number"),
+        (["--box", 0, 1, "--ball", 3, "--radius", 1], "no point in common"),
+    ],
+)
+@pytest.mark.parametrize("command", ["bound", "lower", "compare"])
+def test_unusable_domains(command: str, options: list[object], words: str, here: Path) -> None:
+    np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save("wide.npy", np.zeros(4))
+    np.savez("both.npz", a=np.zeros(3), b=np.zeros(3))
+    code, value = run_json(command, "cli_models:good", *SHAPE, *options)
+    assert code == 2
+    assert value["error"] == "InputError"
+    assert words in value["message"]
 
 
 def test_lower(here: Path) -> None:

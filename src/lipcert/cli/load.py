@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lipcert.api import load_model
+from lipcert.domain import Ball, Box, Domain, Intersection
 from lipcert.errors import CaptureError, InputError
 
 #: Names that mean a file even if there is none.
@@ -36,6 +39,44 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise InputError(f"--input-shape must be positive integers with commas between, not {text!r}.")
     return shape
+
+
+def parse_domain(ball: str | None, radius: float | None, p: str | None, box: tuple[str, str] | None) -> Domain:
+    """The domain that ``--ball``, ``--radius``, ``--p`` and ``--box`` describe; a ball and a box make an intersection.
+
+    Raises:
+        InputError: options that belong together stand alone, a file that cannot be read, or no such domain.
+    """
+    if ball is None and (radius is not None or p is not None):
+        raise InputError("--radius and --p describe a ball: give its centre with --ball CENTER.npy, or --ball 0.")
+    if ball is not None and radius is None:
+        raise InputError("--ball needs --radius.")
+    try:
+        order = math.inf if p is None else float(p)
+    except ValueError:
+        raise InputError(f"--p must be 1, 2 or inf, not {p!r}.") from None
+    round_ = None if ball is None or radius is None else Ball(_numbers("--ball", ball), radius, order)
+    if box is None:
+        return round_
+    inside = Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
+    return inside if round_ is None else Intersection(round_, inside)
+
+
+def _numbers(option: str, text: str) -> Any:
+    """A number, or the array of a .npy file."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if not Path(text).is_file():
+        raise InputError(f"{option} takes numbers and .npy files; {text!r} is no number, and there is no such file.")
+    try:
+        found = np.load(text, allow_pickle=False)
+    except Exception as problem:
+        raise InputError(f"{option}: cannot read {text} as a .npy file: {problem}") from problem
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{option}: {text} holds several arrays; save one with numpy.save.")
+    return found
 
 
 def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgram, Tensor]:

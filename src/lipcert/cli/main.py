@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import lipcert
-from lipcert.cli.load import load, parse_norm
+from lipcert.cli.load import load, parse_domain, parse_norm
+from lipcert.domain import Domain
 from lipcert.errors import InputError, LipcertError
 from lipcert.result import Bound
 
@@ -32,6 +33,13 @@ ModelArgument = Annotated[str, typer.Argument(help="a .pt2 file, or package.modu
 ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
 NormOption = Annotated[str, typer.Option("--norm", help="p,q: norms of input and output, each 1, 2 or inf")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+BallOption = Annotated[str | None, typer.Option("--ball", help="bound on a ball: its centre, a number or .npy file")]
+RadiusOption = Annotated[float | None, typer.Option("--radius", help="of the ball")]
+PowerOption = Annotated[str | None, typer.Option("--p", help="the ball's norm: 1, 2 or inf (the default)")]
+BoxOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option("--box", metavar="LOW HIGH", help="bound on a box: numbers or .npy files; with --ball: on both"),
+]
 SeedOption = Annotated[int, typer.Option("--seed")]
 
 
@@ -80,6 +88,10 @@ def bound(
     input_shape: ShapeOption = None,
     method: Annotated[str, typer.Option("--method", help="see `lipcert methods`")] = "auto",
     norm: NormOption = "2,2",
+    ball: BallOption = None,
+    radius: RadiusOption = None,
+    p: PowerOption = None,
+    box: BoxOption = None,
     maximum: Annotated[float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
@@ -97,6 +109,7 @@ def bound(
             example,
             method=method,
             norm=parse_norm(norm),
+            domain=parse_domain(ball, radius, p, box),
             seed=seed,
             budget=budget,
             progress=not as_json,
@@ -121,6 +134,10 @@ def lower(
     model: ModelArgument,
     input_shape: ShapeOption = None,
     norm: NormOption = "2,2",
+    ball: BallOption = None,
+    radius: RadiusOption = None,
+    p: PowerOption = None,
+    box: BoxOption = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 20.0,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -129,12 +146,14 @@ def lower(
     with _guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.lower_bound(
-            built, example, norm=parse_norm(norm), budget=budget, seed=seed, progress=not as_json
-        )
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget, seed=seed,
+            progress=not as_json,
+        )  # fmt: skip
     if as_json:
         witness = result.witness
         typer.echo(json.dumps({
-            "lower_bound": result.value, "norm": _norm(result.norm), "seconds": result.seconds,
+            "lower_bound": result.value, "norm": _norm(result.norm), "domain": _domain(result.domain),
+            "seconds": result.seconds,
             "input_shape": list(result.input_shape),
             "point": witness.point.reshape(-1).tolist(), "direction": witness.direction.reshape(-1).tolist(),
         }))  # fmt: skip
@@ -147,6 +166,10 @@ def compare(
     model: ModelArgument,
     input_shape: ShapeOption = None,
     norm: NormOption = "2,2",
+    ball: BallOption = None,
+    radius: RadiusOption = None,
+    p: PowerOption = None,
+    box: BoxOption = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for each method")] = 60.0,
     lower_budget: Annotated[float, typer.Option("--lower-budget", help="seconds for the lower bound")] = 10.0,
     seed: SeedOption = 0,
@@ -156,13 +179,16 @@ def compare(
     with _guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.compare(
-            built, example, norm=parse_norm(norm), budget=budget, lower_budget=lower_budget, seed=seed,
-            progress=not as_json,
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget,
+            lower_budget=lower_budget, seed=seed, progress=not as_json,
         )  # fmt: skip
     if as_json:
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
         shape = list(result.lower.input_shape)
-        typer.echo(json.dumps({"rows": rows, "lower_bound": result.lower.value, "input_shape": shape}))
+        typer.echo(json.dumps({
+            "rows": rows, "lower_bound": result.lower.value, "domain": _domain(result.lower.domain),
+            "input_shape": shape,
+        }))  # fmt: skip
     else:
         console.print(str(result), highlight=False, markup=False)
 
@@ -246,9 +272,15 @@ def _as_dict(result: Bound) -> dict[str, Any]:
         "guarantee": result.guarantee,
         "method": result.method,
         "norm": _norm(result.norm),
+        "domain": _domain(result.domain),
         "input_shape": list(result.input_shape),
         "seconds": result.seconds,
     }
+
+
+def _domain(domain: Domain) -> str | None:
+    """Short text; null means everywhere."""
+    return None if domain is None else domain.describe()
 
 
 def _norm(norm: tuple[float, float]) -> list[int | str]:
