@@ -157,6 +157,15 @@ def test_refused(make: Callable[[], Any], words: str) -> None:
         make()
 
 
+def test_another_default_device_changes_no_domain() -> None:
+    net, x = model(), torch.zeros(1, 3)
+    with torch.device("meta"):
+        domain = Intersection(Ball([0.1, 0.2, 0.3], 0.3, 2), Box(0, 1))
+        found = lipcert.bound(net, x, method="autolip", domain=domain)
+    assert found.domain.ball.center.tolist() == [[0.1, 0.2, 0.3]]
+    assert found.value == bound(domain).value
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
 def test_a_centre_on_another_device() -> None:
     assert Ball(torch.ones(2, device="cuda"), 1.0).center.device.type == "cpu"
@@ -392,6 +401,8 @@ def test_lower_bounds_inside_the_domain(domain: Any) -> None:
                 on = (net[0](x) > 0).double().detach()
                 best = max(best, float(torch.linalg.matrix_norm((last * on) @ first * keep, 2)))
     assert found.value >= best * (1 - 1e-6)
+    for method in ("autolip", "lipsdp"):
+        assert found.value <= lipcert.bound(net, torch.zeros(1, 3), method=method, domain=domain).value
 
 
 def test_texts() -> None:

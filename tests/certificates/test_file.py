@@ -114,6 +114,7 @@ def on(domain: Any, **arrays: Any) -> Change:
         (on(BALL, center="inf"), "infinity"),
         (on(BALL, center=torch.zeros(3, dtype=torch.float32)), "float64"),
         (on(BALL, center=torch.zeros(3, dtype=torch.bool)), "float64"),
+        (on(BALL, center=torch.zeros((), dtype=torch.float64)), "one for each coordinate"),
         (on(BALL, center=torch.zeros(99, dtype=torch.float64)), r"shape \(99,\)"),
         (on({"type": "box"}, lower=1, upper=0), "lower ≤ upper"),
         (on({"type": "box"}, lower="inf", upper="inf"), "lower ≤ upper"),

@@ -201,8 +201,8 @@ def _domain_from_json(data: Any, arrays: dict[str, Tensor]) -> Domain:
     entries, names = _DOMAINS[kind]
     if set(data) != {"type", *entries} or set(held) != names:
         raise CertificateError(f"the certificate's domain, {kind!r}, has other entries or arrays than such a one.")
-    if any(t.dtype != torch.float64 for t in held.values()):
-        raise CertificateError("the certificate's domain must hold float64 numbers.")
+    if any(t.dtype != torch.float64 or not t.dim() for t in held.values()):
+        raise CertificateError("the certificate's domain must hold float64 numbers, one for each coordinate.")
     if entries and (type(data["radius"]) is not float or data["p"] is True or data["p"] not in (1.0, 2.0, "inf")):
         raise CertificateError("the certificate's domain must have a number as radius, and 1, 2 or inf as p.")
     parts: list[Any] = []
