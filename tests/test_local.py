@@ -85,7 +85,7 @@ def test_each_method_on_each_network_on_a_ball(method: str, name: str, tmp_path:
         return
     seen = operator_norms(jacobians(zoo_case(name).model, ball), norm)
     assert bound.value >= float(seen.max()) * (1 - 1e-9)
-    assert bound.domain is ball
+    assert bound.domain is problem.domain
     bound.save(tmp_path / "c.lipcert")
     again = verify(tmp_path / "c.lipcert", network(name))
     assert (again.value, again.guarantee) == (bound.value, bound.guarantee)
