@@ -71,6 +71,19 @@ _STEEP: dict[str, steep.Steep] = {
 }
 
 
+def _advised(reason: str, known: steep.Steep | None) -> str:
+    """The reason and what helps; ranges of values are of use only where slopes on intervals are known."""
+    if known is None:
+        return (
+            f"{reason} What an earlier operation bounds (a clamp, a tanh) is not taken into account: use an activation "
+            "with a constant."
+        )
+    return (
+        f"{reason} Bound its argument where its slope is finite, by an earlier operation (a clamp, a tanh) or by a "
+        "domain, or use an activation with a constant."
+    )
+
+
 def _unbounded(*names: str, summary: str, reason: str) -> None:
     for name in names:
         rule(name, kind="pattern")(_rule_of(summary, reason, _STEEP.get(name)))
@@ -78,18 +91,14 @@ def _unbounded(*names: str, summary: str, reason: str) -> None:
 
 def _rule_of(summary: str, reason: str, known: steep.Steep | None) -> Callable[[Context, Any], Var]:
     def unbounded(ctx: Context, x: Any) -> Var:
-        return ctx.without_constant((ctx.variable(x),), reason, steep=known)
+        return ctx.without_constant((ctx.variable(x),), _advised(reason, known), steep=known)
 
     unbounded.__doc__ = summary
     return unbounded
 
 
-#: True also where an earlier op does bound the input: no rule here looks at that.
-_ADVICE = (
-    "What an earlier operation bounds (a clamp, a tanh) is not taken into account: use an activation with a constant."
-)
-_GROWS = f"its slope grows without limit, so by itself it has no Lipschitz constant on the whole space. {_ADVICE}"
-_POLE = f"its slope is infinite at the edge of its domain, so by itself it has no Lipschitz constant there. {_ADVICE}"
+_GROWS = "its slope grows without limit, so by itself it has no Lipschitz constant on the whole space."
+_POLE = "its slope is infinite at the edge of its domain, so by itself it has no Lipschitz constant there."
 _unbounded("expm1", summary="exp(x) − 1: rejected alone; part of ELU written by hand.", reason=_GROWS)
 _unbounded("exp2", "sinh", "cosh", summary="Exponential growth: rejected.", reason=_GROWS)
 _unbounded("square", summary="x²: rejected alone; part of √(x² + c) and of the tanh GELU.", reason=_GROWS)
@@ -103,7 +112,7 @@ _unbounded(
 @rule("exp", kind="pattern")
 def exponential(ctx: Context, x: Any) -> Var:
     """Exponential: rejected alone; part of sigmoid, SiLU, softplus, ELU; exp(−q x²) has slopes ±√(2q/e)."""
-    return _alone(ctx, x, "exp", _GROWS)
+    return _alone(ctx, x, "exp", _advised(_GROWS, _STEEP["exp"]))
 
 
 def _alone(ctx: Context, x: Any, op: str, reason: str) -> Var:
@@ -116,13 +125,13 @@ def _alone(ctx: Context, x: Any, op: str, reason: str) -> Var:
 @rule("log", kind="pattern")
 def logarithm(ctx: Context, x: Any) -> Var:
     """Logarithm: rejected alone; log(1 + exp(x)) is softplus, log(sigmoid(x)) is logsigmoid."""
-    return _alone(ctx, x, "log", _POLE)
+    return _alone(ctx, x, "log", _advised(_POLE, _STEEP["log"]))
 
 
 @rule("log1p", kind="pattern")
 def logarithm_of_next(ctx: Context, x: Any) -> Var:
     """Logarithm of 1 + x: rejected alone; log1p(exp(x)) is softplus."""
-    return _alone(ctx, x, "log1p", _POLE)
+    return _alone(ctx, x, "log1p", _advised(_POLE, _STEEP["log1p"]))
 
 
 @rule("sqrt", kind="pattern")
@@ -158,14 +167,14 @@ def pow_(ctx: Context, x: Any, exponent: Any) -> Var:
             found = recognise(ctx, roots[power.low], x) if power.exact and power.low in roots else None
             if found is not None:
                 return found
-            reason = (
-                f"the slope of x^{power.middle:g} is unbounded: by itself it has no Lipschitz constant on the whole "
-                f"space. {_ADVICE}"
-            )
             p = number_of(exponent)
             known = steep.power(p) if p is not None and p != 0.0 and abs(p) <= _MOST_POWER else None
-            return ctx.without_constant((x,), reason, (exponent,), steep=known)
-    return ctx.without_constant((x, exponent), _GROWS, (exponent,))
+            reason = (
+                f"the slope of x^{power.middle:g} is unbounded: by itself it has no Lipschitz constant on the whole "
+                "space."
+            )
+            return ctx.without_constant((x,), _advised(reason, known), (exponent,), steep=known)
+    return ctx.without_constant((x, exponent), _advised(_GROWS, None), (exponent,))
 
 
 @rule("glu", kind="pattern")
