@@ -1,6 +1,6 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
-from lipcert.api import bound, compare, estimate, lower_bound, methods, supported_ops, verify
+from lipcert.api import bound, compare, estimate, lower_bound, methods, ranges, supported_ops, verify
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import (
     CaptureError,
@@ -60,6 +60,7 @@ __all__ = [
     "estimate",
     "lower_bound",
     "methods",
+    "ranges",
     "supported_ops",
     "verify",
 ]

@@ -26,14 +26,17 @@ from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
+from lipcert.network.origin import module_paths
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
 from lipcert.problem import Problem, as_norm
+from lipcert.ranges.build import Ranges
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
 
 Model = nn.Module | ExportedProgram | str | Path
+Anchor = Tensor | Literal["center"] | None
 
 
 @overload
@@ -49,6 +52,7 @@ def bound(
     progress: bool = False,
     budget: float = 60.0,
     guarantee: Literal["any", "rigorous"] = "any",
+    anchor: Anchor = None,
 ) -> Bound: ...
 
 
@@ -66,6 +70,7 @@ def bound(
     progress: bool = False,
     budget: float = 60.0,
     guarantee: Literal["any", "rigorous"] = "any",
+    anchor: Anchor = None,
 ) -> list[Bound]: ...
 
 
@@ -81,6 +86,7 @@ def bound(
     progress: bool = False,
     budget: float = 60.0,
     guarantee: Literal["any", "rigorous"] = "any",
+    anchor: Anchor = None,
 ) -> Bound | list[Bound]:
     """A certified upper bound of the Lipschitz constant of ``model``.
 
@@ -99,6 +105,9 @@ def bound(
             whatever bound is the best by then; a method asked for by name may need more, its check comes on top.
         guarantee: ``rigorous`` returns only bounds whose check accounts for its own rounding and needs no random start;
             ``any`` returns the smallest bound, of whatever kind, and says which.
+        anchor: None, a point x̂ of the domain (one example's shape), or ``center`` for that of each ball: what is
+            bounded is then ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain alone, all that a certified radius around x̂
+            needs, and smaller than the constant for all pairs.
 
     Returns:
         A ``Bound``; ``print`` it, read ``.value``, or ``.save`` its certificate. For a list of domains a list of Bounds
@@ -112,7 +121,7 @@ def bound(
     chosen = make(method)
     several = isinstance(domain, (list, tuple))
     domains: list[Any] = list(domain) if isinstance(domain, (list, tuple)) else [domain]
-    problems = _problems(model, example_input, norm, domains, select, several)
+    problems = _problems(model, example_input, norm, domains, select, several, anchor)
     found: list[Bound] = []
     for problem in problems:
         chosen.require_norm(problem.norm)
@@ -247,6 +256,38 @@ def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
     return verify_certificate(path, capture(load_model(model), example_input))
 
 
+def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the values inside a model lie in for every input of a domain: by intervals and linear bounds, proved.
+
+    Args:
+        model, example_input: as for ``bound``.
+        domain: a ``Ball``, ``Box`` or ``Intersection``; None for the whole space, where only what an activation bounds
+            has finite ranges.
+
+    Returns:
+        (lower, upper) of every value, float64, of one example's shape, by the path of the module that computes it
+        (``features.0``; the op's name where there is none; ``#2``, ``#3`` … where several have the same), in order,
+        the input first and the output last. Rounding is included; infinite where nothing is known.
+
+    Raises:
+        CaptureError, InputError: as ``bound``.
+    """
+    network = capture(load_model(model), example_input)
+    if domain is not None:
+        if not isinstance(domain, get_args(Domain)):
+            raise InputError(f"domain must be a lipcert.Ball, Box or Intersection, not {type(domain).__name__}.")
+        domain = domain.fitted(network.in_shape)
+    with ordinary():
+        boxes = Ranges.of(network, domain, tighten="all").boxes
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for node, box in zip(network.nodes, boxes, strict=True):
+        name = module_paths(node.origin) or node.name
+        count = sum(key.split("#")[0] == name for key in found)
+        shape = node.shape[1:] if node.shape[:1] == (1,) else node.shape
+        found[name if not count else f"{name}#{count + 1}"] = box.low.reshape(shape), box.high.reshape(shape)
+    return found
+
+
 def methods() -> tuple[MethodInfo, ...]:
     """Every method with its norms and options."""
     return describe()
@@ -278,7 +319,13 @@ def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: T
 
 
 def _problems(
-    model: Model, example: Tensor, norm: Any, domains: list[Domain], select: Tensor | None, several: bool = False
+    model: Model,
+    example: Tensor,
+    norm: Any,
+    domains: list[Domain],
+    select: Tensor | None,
+    several: bool = False,
+    anchor: Anchor = None,
 ) -> list[Problem]:
     """One problem for each domain, of a model that is captured once."""
     pair = as_norm(norm)
@@ -296,7 +343,20 @@ def _problems(
             _ = one and one.fitted(network.in_shape)
         except InputError as problem:
             raise InputError(f"domain[{number}]: {problem}") from problem
-    return [Problem(network, pair, one, select) for one in domains]
+    return [Problem(network, pair, one, select, _anchor(anchor, one)) for one in domains]
+
+
+def _anchor(anchor: Any, domain: Domain) -> Tensor | None:
+    """The point itself, or the centre of the domain's ball."""
+    if not isinstance(anchor, str):
+        return None if anchor is None else torch.as_tensor(anchor)
+    balls = () if domain is None else domain.balls()
+    if anchor != "center" or not balls:
+        raise InputError(
+            f"anchor must be a point of the domain, or 'center' where that is a ball; not {anchor!r} on "
+            f"{'the whole space' if domain is None else f'a {domain.describe()}'}."
+        )
+    return balls[0].center
 
 
 def _title(method: str, number: int, count: int) -> str:

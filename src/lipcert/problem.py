@@ -61,22 +61,25 @@ class Problem:
         if m == 0 and self.norm[0] != self.norm[1]:
             raise InputError("the model's output has no entries: its constant is 0 in every norm.")
         if self.anchor is not None:
-            self._check_anchor()
+            object.__setattr__(self, "anchor", self._fitted_anchor(self.anchor))
         if self.model.refusal is not None:
             _ = self.unfused_increments  # the error of the first node that has no constant on the domain
 
-    def _check_anchor(self) -> None:
-        require_real("the anchor", self.anchor)
-        assert self.anchor is not None
-        if self.anchor.numel() != size(self.model.in_shape):
+    def _fitted_anchor(self, anchor: Tensor) -> Tensor:
+        """The anchor in the shape of the network's input, in float64."""
+        require_real("the anchor", anchor)
+        shape = self.model.in_shape
+        if tuple(anchor.shape) not in (shape, shape[1:]):
             raise InputError(
-                f"the anchor has shape {tuple(self.anchor.shape)}, one example {self.model.in_shape[1:]}: give one "
-                "point of the domain, without batch dimension."
+                f"the anchor has shape {tuple(anchor.shape)}, one example {shape[1:]}: give one point of the domain, "
+                "without batch dimension."
             )
-        if not bool(torch.isfinite(self.anchor).all()):
+        point = anchor.detach().to("cpu", torch.float64).reshape(shape).clone()
+        if not bool(torch.isfinite(point).all()):
             raise InputError("the anchor holds NaN or infinity.")
-        if self.domain is not None and not self.domain.contains(self.anchor):
+        if self.domain is not None and not self.domain.contains(point):
             raise InputError(f"the anchor lies outside the {self.domain.describe()}.")
+        return point
 
     @cached_property
     def network(self) -> Network:

@@ -74,6 +74,8 @@ class Bound:
         delta: probability of error, at most 1e-9: the sum over all random starts behind this number, those of failed
             attempts and of the other methods that were tried included; 0 for a rigorous bound.
         select: the (k, m) matrix of the selection of outputs that the bound is about; None: all outputs.
+        anchor: None, or the point x̂ for which ‖f(x) − f(x̂)‖_q ≤ value · ‖x − x̂‖_p is claimed, for x of the domain;
+            pairs without x̂ are then not covered.
         state: where the search ended, for a later one to start from; not saved.
         input_shape: shape of one example, as it was understood.
     """
@@ -90,6 +92,7 @@ class Bound:
     tried: tuple[Attempt, ...] = ()
     delta: float = 0.0
     select: Tensor | None = field(default=None, repr=False)
+    anchor: Tensor | None = field(default=None, repr=False)
     state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     input_shape: tuple[int, ...] = ()
 
@@ -103,6 +106,8 @@ class Bound:
 
     def __str__(self) -> str:
         where = _where(self.domain)
+        if self.anchor is not None:
+            where = f"between an anchor and points {where}"
         of = "" if self.select is None else f" of {self.select.shape[0]} selected combinations of outputs"
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
         return (

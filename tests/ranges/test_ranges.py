@@ -75,7 +75,7 @@ def test_linear_bounds_only_add_to_intervals_and_a_smaller_domain_has_smaller_ra
     center = torch.zeros(network.in_shape, dtype=torch.float64)
     before: Ranges | None = None
     for radius in (1e-6, 0.1, 1.0):
-        tight, loose = (Ranges.of(network, Ball(center, radius, 2), linear=linear) for linear in (True, False))
+        tight, loose = (Ranges.of(network, Ball(center, radius, 2), tighten=how) for how in ("undecided", "none"))
         for a, b in zip(tight.boxes, loose.boxes, strict=True):
             assert bool(((a.low >= b.low) & (a.high <= b.high)).all())
         for k in () if before is None else before.local:

@@ -30,7 +30,7 @@ class Certificate:
         witness: the arrays the check reads.
         method: who found it.
         fingerprint: SHA-256 of the captured network.
-        norm, domain, select: the rest of the problem.
+        norm, domain, select, anchor: the rest of the problem.
         value, log10, guarantee: the claim.
         version: lipcert's version.
     """
@@ -41,6 +41,7 @@ class Certificate:
     norm: Norm
     domain: Domain
     select: Tensor | None
+    anchor: Tensor | None
     value: float
     log10: float | None
     guarantee: str
@@ -92,11 +93,12 @@ def check(
         proved = proved * ROUNDING_ROOM
     value, log10 = float(proved), proved.log10
     record = Certificate(
-        witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, value, log10,
+        witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, problem.anchor,
+        value, log10,
         proof.guarantee, __version__,
     )  # fmt: skip
     return Bound(
         value, proof.guarantee, method, problem.norm, problem.domain, time.perf_counter() - started, record, proof.rows,
         log10, delta=0.0 if proof.guarantee == "rigorous" else chance.spent, select=problem.select,
-        input_shape=problem.model.in_shape[1:],
+        anchor=problem.anchor, input_shape=problem.model.in_shape[1:],
     )  # fmt: skip

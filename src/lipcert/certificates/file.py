@@ -41,6 +41,8 @@ def save(certificate: Certificate, path: str | Path) -> None:
     arrays.update(domain_arrays)
     if certificate.select is not None:
         arrays["select"] = _stored(certificate.select.double())
+    if certificate.anchor is not None:
+        arrays["anchor"] = _stored(certificate.anchor)
     header = {
         "format": FORMAT,
         "kind": certificate.kind,
@@ -137,6 +139,9 @@ def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certifica
     select = arrays.get("select")
     if select is not None and select.dtype != torch.float64:
         raise CertificateError(f"the certificate's selection must hold float64 numbers, not {select.dtype}.")
+    anchor = arrays.get("anchor")
+    if anchor is not None and anchor.dtype != torch.float64:
+        raise CertificateError(f"the certificate's anchor must hold float64 numbers, not {anchor.dtype}.")
     return Certificate(
         witness=Witness(header["kind"], witness_arrays, header["settings"]),
         method=header["method"],
@@ -144,6 +149,7 @@ def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certifica
         norm=(norm[0], norm[1]),
         domain=_domain_from_json(header["domain"], arrays),
         select=select,
+        anchor=anchor,
         value=float(header["value"]),
         log10=None if header["log10"] is None else float(header["log10"]),
         guarantee=str(header["guarantee"]),

@@ -48,7 +48,7 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
             f"the model given is {network.fingerprint[:12]}…"
         )
     try:
-        problem = Problem(network, record.norm, record.domain, record.select)
+        problem = Problem(network, record.norm, record.domain, record.select, record.anchor)
         chance = Chance(generator=generator)
         bound = check(problem, record.witness, record.method, chance, started, widen=False)
         for _ in range(TRIES - 1):

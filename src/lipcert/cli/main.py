@@ -92,6 +92,9 @@ def bound(
     radius: RadiusOption = None,
     p: PowerOption = None,
     box: BoxOption = None,
+    anchored: Annotated[
+        bool, typer.Option("--anchored", help="bound |f(x) - f(c)| / |x - c| for the ball's centre c alone")
+    ] = False,
     maximum: Annotated[float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
@@ -114,6 +117,7 @@ def bound(
             budget=budget,
             progress=not as_json,
             guarantee=guarantee,
+            anchor="center" if anchored else None,
         )
         if save is not None:
             result.save(save)
@@ -273,6 +277,7 @@ def _as_dict(result: Bound) -> dict[str, Any]:
         "method": result.method,
         "norm": _norm(result.norm),
         "domain": _domain(result.domain),
+        "anchored": result.anchor is not None,
         "input_shape": list(result.input_shape),
         "seconds": result.seconds,
     }

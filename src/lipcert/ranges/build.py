@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lipcert.domain import Ball, Box, Domain
+from lipcert.domain import Box, Domain
 from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import Nonlinearity
@@ -19,6 +19,8 @@ from lipcert.numerics.interval import Interval
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
+
+Tighten = Literal["none", "undecided", "all"]
 
 #: Linear bounds are worked out where rows times entries of the network, over all nodes, stay below this.
 MOST_WORK = 3e9
@@ -37,20 +39,23 @@ class Ranges:
     local: Mapping[int, Local]
 
     @classmethod
-    def of(cls, network: Network, domain: Domain, anchor: Tensor | None = None, linear: bool = True) -> Ranges:
-        """By intervals; on a bounded domain by linear bounds too, where an activation's slopes are still undecided.
+    def of(
+        cls, network: Network, domain: Domain, anchor: Tensor | None = None, tighten: Tighten = "undecided"
+    ) -> Ranges:
+        """By intervals; on a bounded domain by linear bounds too.
 
         Args:
             network: the nodes.
             domain: what x lies in; None for the whole space.
             anchor: a point of the domain: slopes are then those of chords from its values.
-            linear: whether linear bounds are used.
+            tighten: for which entries linear bounds are worked out: ``undecided``, those of which an activation's
+                slopes depend; ``all``; or ``none``.
         """
-        boxes = _boxes(network, domain, linear)
+        boxes = _boxes(network, domain, tighten)
         anchored = None
         if anchor is not None:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
-            anchored = _boxes(network, Box(point, point), False)
+            anchored = _boxes(network, Box(point, point), "none")
         local: dict[int, Local] = {}
         for k, node in enumerate(network.nodes):
             function = applied(node)
@@ -65,7 +70,7 @@ class Ranges:
         return cls(tuple(boxes), local)
 
 
-def _boxes(network: Network, domain: Domain, linear: bool) -> list[Interval]:
+def _boxes(network: Network, domain: Domain, tighten: Tighten) -> list[Interval]:
     boxes: list[Interval] = []
     lines: dict[int, Lines] = {}
     back = LinearBounds(network, domain, boxes, lines)
@@ -78,13 +83,14 @@ def _boxes(network: Network, domain: Domain, linear: bool) -> list[Interval]:
                 bounded = bool(boxes[0].finite.all())
                 continue
             boxes.append(through(node, [boxes[p] for p in node.parents]))
-            if linear and bounded and isinstance(node, AffineNode):
-                entries = _undecided(network, k, boxes[k])
+            linear = bounded and tighten != "none"
+            if linear and isinstance(node, AffineNode):
+                entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
                 work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
                 if len(entries) and work <= MOST_WORK:
                     boxes[k] = _tightened(boxes[k], entries, *back.box(k, entries))
             function = applied(node)
-            if linear and bounded and function is not None:
+            if linear and function is not None:
                 parent = boxes[node.parents[0]]
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
@@ -100,17 +106,14 @@ def applied(node: object) -> Nonlinearity | None:
 
 def input_box(domain: Domain, shape: Shape) -> Interval:
     """The box around a domain, rounded outward."""
-    if isinstance(domain, Box):
-        low, high = (end.detach().to("cpu", torch.float64).reshape(shape) for end in (domain.lower, domain.upper))
-        return Interval(low, high)
-    if isinstance(domain, Ball):
-        centre = domain.center.detach().to("cpu", torch.float64).reshape(shape)
-        low, high = centre - domain.radius, centre + domain.radius
-        if domain.radius:
-            low = torch.nextafter(low, torch.full_like(low, -math.inf))
-            high = torch.nextafter(high, torch.full_like(high, math.inf))
-        return Interval(low, high)
-    return Interval.whole(shape)
+    if domain is None:
+        return Interval.whole(shape)
+    low, high = domain.bounds()
+    return Interval(low.reshape(shape), high.reshape(shape))
+
+
+def _all(box: Interval) -> Tensor:
+    return torch.arange(box.low.numel())
 
 
 def _undecided(network: Network, position: int, box: Interval) -> Tensor:

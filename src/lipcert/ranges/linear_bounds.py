@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.domain import Ball, Domain
+from lipcert.domain import Domain
 from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
 from lipcert.network.linear import LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
@@ -149,7 +149,7 @@ class LinearBounds:
                     error = error + (weigh(coefficients, reach) + floor * (1.0 + largest)) * UP
                     hand(parent, linear.transpose(coefficients).detach())
             elif isinstance(node, (ActivationNode, OpenNode)) and k in self.lines:
-                lines, (parent,) = self.lines[k], node.parents
+                lines, parent = self.lines[k], node.parents[0]  # a product with itself names it twice
                 shape = self.network.nodes[parent].shape
                 positive, negative = coefficients.clamp(min=0.0), coefficients.clamp(max=0.0)
                 spend(positive, lines.upper_offset)
@@ -198,7 +198,7 @@ class LinearBounds:
         low, high = box.low.reshape(-1), box.high.reshape(-1)
         parts = torch.where(flat > 0, flat * high, torch.where(flat < 0, flat * low, 0.0))
         best, slack = parts.sum(dim=1), parts.abs().sum(dim=1) * gamma + n * TINY
-        for ball in balls(self.domain):
+        for ball in () if self.domain is None else self.domain.balls():
             centre = ball.center.detach().to("cpu", torch.float64).reshape(-1)
             dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[float(ball.p)]
             reach = flat.norm(p=dual, dim=1) * ball.radius
@@ -210,8 +210,3 @@ class LinearBounds:
             best, slack = torch.where(better, own, best), torch.where(better, own_slack, slack)
         total = constant + best
         return total, error + slack + UNIT * total.abs()
-
-
-def balls(domain: Domain) -> tuple[Ball, ...]:
-    """The balls that a domain lies in, as one of its own facts."""
-    return (domain,) if isinstance(domain, Ball) else ()
