@@ -349,7 +349,7 @@ REFUSED = {
     "cosh": lambda x: torch.cosh(x),
     "tan": lambda x: torch.tan(x),
     "log": lambda x: torch.log(x.abs()),
-    "log1p": lambda x: torch.log1p(x.abs()),
+    "log1p": lambda x: torch.log1p(x),
     "log2": lambda x: torch.log2(x.abs()),
     "log10": lambda x: torch.log10(x.abs()),
     "sqrt": lambda x: torch.sqrt(x.abs()),

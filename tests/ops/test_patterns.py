@@ -79,6 +79,7 @@ def test_near_miss_is_refused(name):
 BOUNDED_ARGUMENTS = {
     "snake": (lambda x: x + torch.sin(x) ** 2, 2.0, 3.0),
     "exp of tanh": (lambda x: torch.exp(torch.tanh(x)), 1.15, math.e),
+    "log of 1 and the size": (lambda x: torch.log1p(x.abs()), 1.0, 1.0),
     "reciprocal of a shifted sine": (lambda x: 1 / (2 + torch.sin(x)), 0.42, 1.0),
     "square of a sigmoid": (lambda x: torch.sigmoid(x) * torch.sigmoid(x), 0.29, 0.5),
 }
