@@ -109,8 +109,8 @@ class Problem:
 
     @cached_property
     def merged_increments(self) -> Increments:
-        """The same as one linear map where no slope is free."""
-        shorter = self.increments.reduced()
+        """The same as one linear map where the domain leaves no slope free."""
+        shorter = self.increments if self.domain is None else self.increments.reduced()
         return self.increments if shorter.cells else shorter
 
     @cached_property
