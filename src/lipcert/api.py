@@ -343,7 +343,10 @@ def _problems(
             _ = one and one.fitted(network.in_shape)
         except InputError as problem:
             raise InputError(f"domain[{number}]: {problem}") from problem
-    return [Problem(network, pair, one, select, _anchor(anchor, one)) for one in domains]
+    if not domains:
+        return []
+    first = Problem(network, pair, domains[0], select, _anchor(anchor, domains[0]))
+    return [first, *(first.on(one, _anchor(anchor, one)) for one in domains[1:])]
 
 
 def _anchor(anchor: Any, domain: Domain) -> Tensor | None:

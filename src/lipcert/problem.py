@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from lipcert.domain import NORMS, Domain, require_real
 from lipcert.errors import InputError
 from lipcert.increments import Increments
-from lipcert.network.graph import Network
+from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
-from lipcert.ranges import Ranges
+from lipcert.ranges.build import Ranges, Tighten
 
 Norm = tuple[float, float]
 
@@ -81,6 +81,13 @@ class Problem:
             raise InputError(f"the anchor lies outside the {self.domain.describe()}.")
         return point
 
+    def on(self, domain: Domain, anchor: Tensor | None = None) -> Problem:
+        """The same on another domain, with what does not depend on it."""
+        other = replace(self, domain=domain, anchor=anchor)
+        for name in ("unfused", "network", "expanded"):
+            other.__dict__[name] = getattr(self, name)
+        return other
+
     @cached_property
     def network(self) -> Network:
         """The fused network with the selection appended: what methods and checks work on."""
@@ -104,8 +111,11 @@ class Problem:
 
     @cached_property
     def increments(self) -> Increments:
-        """What the increments of the fused network obey, selections as blocks."""
-        return self._increments(self.network)
+        """What the increments of the fused network obey, selections as blocks.
+
+        Linear bounds go through selections only where those are expanded: with any, ranges here are intervals.
+        """
+        return self._increments(self.network, "none" if self.has_selections else "undecided")
 
     @cached_property
     def merged_increments(self) -> Increments:
@@ -116,23 +126,27 @@ class Problem:
     @cached_property
     def unfused_increments(self) -> Increments:
         """The same op by op."""
-        return self._increments(self.unfused)
+        return self._increments(self.unfused, "none")
 
     @cached_property
     def expanded_increments(self) -> Increments:
-        """Those of the fused network with every selection as linear relations and cells of ReLUs."""
-        return self._increments(self.expanded).reduced()
+        """Those of the fused network with every selection as linear relations and cells of ReLUs, fixed slopes merged.
 
-    def _increments(self, network: Network) -> Increments:
+        On a domain an l2 input is narrowed to what is read of it: its shape may then be another.
+        """
+        whole = (self._increments(self.expanded, "undecided") if self.has_selections else self.increments).reduced()
+        return whole.narrowed() if self.domain is not None and self.norm[0] == 2 else whole
+
+    def _increments(self, network: Network, tighten: Tighten) -> Increments:
         """On the domain: values lie in ranges, and on these slopes are what they are there."""
         if self.domain is None and self.anchor is None and self.model.refusal is None:
             return Increments.of(network)
-        return Increments.of(network, Ranges.of(network, self.domain, self.anchor))
+        return Increments.of(network, Ranges.of(network, self.domain, self.anchor, tighten))
 
     @cached_property
     def has_selections(self) -> bool:
         """Whether ``expanded`` is another network than ``network``."""
-        return any(cell.kind == "selection" for cell in self.increments.cells)
+        return any(isinstance(node, SelectionNode) for node in self.network.nodes)
 
 
 def as_norm(norm: Any) -> Norm:

@@ -85,6 +85,7 @@ class LinearBounds:
 
     def __init__(self, network: Network, domain: Domain, boxes: Sequence[Interval], lines: Mapping[int, Lines]) -> None:
         self.network, self.domain, self.boxes, self.lines = network, domain, boxes, lines
+        self._entries = float(sum(size(node.shape) for node in network.nodes))
         self._reaches: dict[tuple[int, int], tuple[Tensor, float]] = {}
 
     def box(self, position: int, entries: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,15 +113,23 @@ class LinearBounds:
 
         def weigh(coefficients: Tensor, weights: Tensor) -> Tensor:
             """Σ |coefficients|·weights for weights ≥ 0, 0·∞ being 0; not rounded up."""
-            product = torch.where(coefficients == 0, 0.0, coefficients.abs() * weights)
-            return product.reshape(count, -1).sum(dim=1)
+            sizes, w = coefficients.abs().reshape(count, -1), weights.reshape(-1)
+            if bool(w.isfinite().all()):
+                return sizes @ w
+            return torch.where(sizes == 0, 0.0, sizes * w).sum(dim=1)
 
         def spend(coefficients: Tensor, offsets: Tensor) -> None:
             """Add Σ coefficients·offsets, and what its rounding may lose."""
             nonlocal constant, error
-            product = torch.where(coefficients == 0, 0.0, coefficients * offsets).reshape(count, -1)
-            total, sizes = product.sum(dim=1), product.abs().sum(dim=1)
-            n = product.shape[1]
+            flat, o = coefficients.reshape(count, -1), offsets.reshape(-1)
+            n = len(o)
+            if not bool(o.any()):
+                return
+            if bool(o.isfinite().all()):
+                total, sizes = flat @ o, flat.abs() @ o.abs()
+            else:
+                product = torch.where(flat == 0, 0.0, flat * o)
+                total, sizes = product.sum(dim=1), product.abs().sum(dim=1)
             constant = constant + total
             error = error + ((n + 2.0) * UNIT * sizes * UP + UNIT * constant.abs() + (n + 1.0) * TINY)
 
@@ -155,14 +164,17 @@ class LinearBounds:
                 spend(positive, lines.upper_offset)
                 spend(negative, lines.lower_offset)
                 back = positive * lines.upper_slope + negative * lines.lower_slope
-                rounding = (2.0 * UNIT * back.abs() + TINY).reshape(count, *shape)
-                error = error + weigh(rounding, self.boxes[parent].greatest) * UP
+                greatest = self.boxes[parent].greatest.expand(shape)
+                lost = (
+                    float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * 2.0 * TINY
+                )  # slopes are 0 elsewhere
+                error = error + (2.0 * UNIT * weigh(back, greatest) + lost) * UP
                 hand(parent, back.reshape(count, *shape))
             else:
                 box = self.boxes[k]
                 spend(coefficients.clamp(min=0.0), box.high)
                 spend(coefficients.clamp(max=0.0), box.low)
-        total = constant + error * (1.0 + 2.0**-40)
+        total = constant + error * (1.0 + 2.0**-40 + 8.0 * UNIT * self._entries)  # sums of sizes round, too
         total = total + 4.0 * UNIT * total.abs() + TINY
         return torch.where(total.isnan(), math.inf, total)
 
