@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose
-from lipcert.network.moves import gather, scatter
+from lipcert.network.moves import DIAGONAL, gather, only_moves, scatter, simplified
 from lipcert.network.relations import Cell, EntryCell, Linear, Relation
 
 if TYPE_CHECKING:
@@ -78,11 +78,14 @@ def _diagonal(factors: Tensor, v_shape: Shape) -> LinearMap:
     def times(x: Tensor, c: Tensor) -> Tensor:
         return x.reshape(shape) * c
 
-    return OpMap("slopes", times, v_shape, shape, (factors.contiguous(),), "entries times constants", 1.0, stored=True)
+    return OpMap("slopes", times, v_shape, shape, (factors.contiguous(),), DIAGONAL, 1.0, stored=True)
 
 
 def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...]:
-    """Linear relations put into the linear ones that read them: all of them if ``few``, else those read only once."""
+    """Linear relations put into the linear ones that read them: all of them if ``few``, else those read only once.
+
+    Those that only move entries are put into all their readers in any case, so that what cancels is seen to.
+    """
     readers: list[list[int]] = [[] for _ in relations]
     for position, relation in enumerate(relations):
         for parent in relation.parents:
@@ -106,9 +109,12 @@ def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...]:
                 if linear.is_zero:
                     continue
                 terms[grand] = add(terms[grand], linear) if grand in terms else linear
-        whole = replace(relation, parents=tuple(terms), maps=tuple(terms.values()))
+        whole_maps = {grand: simplified(linear) for grand, linear in terms.items()}
+        whole_maps = {grand: linear for grand, linear in whole_maps.items() if not linear.is_zero}
+        whole = replace(relation, parents=tuple(whole_maps), maps=tuple(whole_maps.values()))
         linear_readers = [r for r in readers[position] if isinstance(relations[r], Linear)]
-        waits = len(linear_readers) == len(readers[position]) and (few or len(linear_readers) == 1)
+        worth = few or len(linear_readers) == 1 or all(only_moves(linear) for linear in whole.maps)
+        waits = len(linear_readers) == len(readers[position]) and worth
         if position != last and waits and linear_readers:
             inner[position] = whole
             builder.place.append(-1)
@@ -116,4 +122,22 @@ def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...]:
             builder.place.append(builder.append(whole))
             if few and linear_readers:
                 inner[position] = whole  # read by a cell as well: both keep their own
+    return _reaching(tuple(builder.relations))
+
+
+def _reaching(relations: tuple[Relation, ...]) -> tuple[Relation, ...]:
+    """Those of which the last one depends, and the input."""
+    needed = {0, len(relations) - 1}
+    for position in range(len(relations) - 1, -1, -1):
+        if position in needed:
+            needed.update(relations[position].parents)
+    if len(needed) == len(relations):
+        return relations
+    builder = _Builder()
+    for position, relation in enumerate(relations):
+        if position not in needed:
+            builder.place.append(-1)
+            continue
+        moved = replace(relation, parents=tuple(builder.place[p] for p in relation.parents))
+        builder.place.append(builder.append(moved))
     return tuple(builder.relations)

@@ -32,7 +32,7 @@ class Auto(Method):
     First ``early``, in a small share of the budget each, so that a bound is at hand; then ``main`` with what is left;
     then, where the main ones gave nothing better, the early ones again with the seconds that remain. Tiny networks go
     to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
-    tighter, if there is time.
+    tighter, if there is time. On a domain where the main ones prove nothing, they are asked for what holds everywhere.
 
     Attributes:
         early, main, last: names of methods; those that cannot do the norms are skipped.
@@ -65,6 +65,11 @@ class Auto(Method):
         before = trials.best
         for one in self._able(self.main, problem.norm):
             trials.attempt(one, run.left)
+        if trials.best is before and problem.domain is not None and problem.model.refusal is None:
+            trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
+            for one in self._able(self.main, problem.norm):
+                trials.attempt(one, run.left)
+            trials.problem = problem
         if trials.best is None or trials.best is before:
             for one in self._able(self.early, problem.norm):
                 trials.attempt(one, run.left)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.hashing import index_key
-from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, compose, size
+from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum, compose, size
 
 
 def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) -> LinearMap:
@@ -32,3 +32,60 @@ def scatter(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
         return padded[source.to(x.device)].reshape(out_shape)
 
     return OpMap("scatter", function, in_shape, out_shape, (), index_key(source + 1), 0.0)
+
+
+#: What a diagonal map is, for ``OpMap.attributes``.
+DIAGONAL = "entries times constants"
+
+#: Entries up to which a map that moves entries is written down in order to be simplified.
+_MOST_WRITTEN = 40_000_000
+
+
+def simplified(linear: LinearMap) -> LinearMap:
+    """The same map with what cancels left out, where it only moves, adds and subtracts entries; else itself.
+
+    b + (a − b), a maximum that a surely wins, is a; as a sum of moves it would count the roundings of b. All numbers
+    here are small integers, which float64 adds exactly.
+    """
+    if not isinstance(linear, (Composition, Sum)) or linear.in_size * linear.out_size > _MOST_WRITTEN:
+        return linear
+    if not only_moves(linear):
+        return linear
+    matrix = linear.matrix()
+    most = int((matrix != 0).sum(dim=1).max()) if matrix.numel() else 0
+    if most == 0:
+        return compose(linear, Identity(linear.out_shape, 0.0))
+    if not float(matrix.abs().max()) < 2.0**20:
+        return linear
+    size_, index = matrix.abs().topk(most, dim=1)
+    factors = torch.where(size_ > 0, matrix.gather(1, index), 0.0)
+    return combination(index, factors, linear.in_shape, linear.out_shape)
+
+
+def combination(index: Tensor, factors: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
+    """The map that sums factors[o, k] · x.flatten()[index[o, k]] over k."""
+
+    def function(x: Tensor, c: Tensor) -> Tensor:
+        return (x.reshape(-1)[index.to(x.device)] * c).sum(-1).reshape(out_shape)
+
+    rounding = float(index.shape[1] + int(torch.bincount(index.reshape(-1), minlength=1).max()))
+    return OpMap(
+        "combination", function, in_shape, out_shape, (factors.contiguous(),), f"combination of {index_key(index + 1)}",
+        rounding, stored=True,
+    )  # fmt: skip
+
+
+def only_moves(linear: LinearMap) -> bool:
+    """Whether the map only moves, adds and subtracts entries, or multiplies them by whole numbers."""
+    return all(_moves(leaf) for leaf in linear.leaves())
+
+
+def _moves(leaf: LinearMap) -> bool:
+    if isinstance(leaf, Identity):
+        return leaf.scale in (-1.0, 0.0, 1.0)
+    if not isinstance(leaf, OpMap):
+        return False
+    if not leaf.constants:
+        return leaf.attributes.startswith("entries")  # see ``index_key``
+    one = leaf.attributes.startswith(("combination of entries", DIAGONAL)) and leaf.stored
+    return one and bool((leaf.constants[0] == leaf.constants[0].round()).all())
