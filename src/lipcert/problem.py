@@ -12,6 +12,8 @@ from torch import Tensor
 from lipcert.domain import NORMS, Domain, require_real
 from lipcert.errors import InputError
 from lipcert.increments import Increments
+from lipcert.increments.narrowing import narrowed
+from lipcert.increments.reduction import reduced
 from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
@@ -120,7 +122,7 @@ class Problem:
     @cached_property
     def merged_increments(self) -> Increments:
         """The same as one linear map where the domain leaves no slope free."""
-        shorter = self.increments if self.domain is None else self.increments.reduced()
+        shorter = self.increments if self.domain is None else reduced(self.increments)
         return self.increments if shorter.cells else shorter
 
     @cached_property
@@ -134,8 +136,8 @@ class Problem:
 
         On a domain an l2 input is narrowed to what is read of it: its shape may then be another.
         """
-        whole = (self._increments(self.expanded, "undecided") if self.has_selections else self.increments).reduced()
-        return whole.narrowed() if self.domain is not None and self.norm[0] == 2 else whole
+        whole = reduced(self._increments(self.expanded, "undecided") if self.has_selections else self.increments)
+        return narrowed(whole) if self.domain is not None and self.norm[0] == 2 else whole
 
     def _increments(self, network: Network, tighten: Tighten) -> Increments:
         """On the domain: values lie in ranges, and on these slopes are what they are there."""

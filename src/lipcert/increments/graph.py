@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
-from lipcert.increments.narrowing import narrowed
-from lipcert.increments.reduction import reduced
 from lipcert.network.linear import Shape
 from lipcert.network.relations import Cell, EntryCell, Linear, Relation, Start
 
@@ -115,17 +113,6 @@ class Increments:
                 for relation in self.relations
             )
         )
-
-    def reduced(self) -> Increments:
-        """Without the entries whose slope is fixed: same input, same output; itself where there are none."""
-        if all(bool(c.free.all()) for c in self.cells if isinstance(c, EntryCell)):
-            return self
-        return Increments(reduced(self.relations))
-
-    def narrowed(self) -> Increments:
-        """With as few entries of the input as an l2 bound needs; itself where that gains nothing."""
-        fewer = narrowed(self.relations)
-        return self if fewer is None else Increments(fewer)
 
     def fixing(self, slopes: Mapping[int, Tensor]) -> Increments:
         """With some entries' slopes fixed: position of an entry cell → slopes, NaN where an entry stays free."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lipcert.increments.graph import Increments
 from lipcert.network.linear import Dense, LinearMap
 from lipcert.network.relations import Linear, Relation, Start
 from lipcert.numerics.midrad import TINY, UNIT, UP
@@ -18,8 +19,8 @@ MOST_ROWS, WORTH = 1200, 1.5
 STRETCH, LIFTS = 1e-10, (1e-10, 1e-9, 1e-8)
 
 
-def narrowed(relations: tuple[Relation, ...]) -> tuple[Relation, ...] | None:
-    """The same increments of all nodes but the input's, for an input in l2; None where nothing is gained.
+def narrowed(increments: Increments) -> Increments:
+    """The same increments of all nodes but the input's, for an input in l2; itself where nothing is gained.
 
     Let M be the rows of all maps that read the input, one above the other, and L a square matrix with L Lᵀ ≥ M Mᵀ.
     Then {Mx: ‖x‖₂ ≤ r} lies in {Lx': ‖x'‖₂ ≤ r} for every r (an ellipsoid in another; the support functions are
@@ -27,15 +28,16 @@ def narrowed(relations: tuple[Relation, ...]) -> tuple[Relation, ...] | None:
     M Mᵀ, a little stretched; L Lᵀ − M Mᵀ > 0 is proved with the roundings of the maps, of both products and of the
     difference.
     """
+    relations = increments.relations
     readers = [k for k, relation in enumerate(relations) if 0 in relation.parents]
     n = relations[0].size
     rows = sum(relations[k].size for k in readers)
     if not all(isinstance(relations[k], Linear) for k in readers) or not 0 < rows <= min(MOST_ROWS, n / WORTH):
-        return None
+        return increments
     maps = [_from_input(relations[k]) for k in readers]
     factor = _factor(maps, n)
     if factor is None:
-        return None
+        return increments
     result = list(relations)
     result[0] = replace(relations[0], shape=(1, rows)) if isinstance(relations[0], Start) else relations[0]
     for k, block in zip(readers, factor.split([relations[k].size for k in readers]), strict=True):
@@ -44,7 +46,7 @@ def narrowed(relations: tuple[Relation, ...]) -> tuple[Relation, ...] | None:
         own = Dense((block.contiguous(),), (1, rows), relation.shape, float(rows), stored=True)
         place = relation.parents.index(0)
         result[k] = replace(relation, maps=(*relation.maps[:place], own, *relation.maps[place + 1 :]))
-    return tuple(result)
+    return Increments(tuple(result))
 
 
 def _from_input(relation: Relation) -> LinearMap:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lipcert.increments.graph import Increments
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose
 from lipcert.network.moves import DIAGONAL, gather, only_moves, scatter, simplified
 from lipcert.network.relations import Cell, EntryCell, Linear, Relation
-
-if TYPE_CHECKING:
-    pass
 
 #: Up to this many free entries in all, linear relations are written from the input and the cells alone: a network of
 #: thousands of neurons, of which few are free, becomes a small one. Beyond, layers stay layers.
 FEW = 400
 
 
-def reduced(relations: tuple[Relation, ...]) -> tuple[Relation, ...]:
-    """The same increments of input and output, with cells of free entries only.
+def reduced(increments: Increments) -> Increments:
+    """The same increments of input and output, with cells of free entries only; itself where all entries are free.
 
     A cell with some fixed entries δz_j = s_j δv_j becomes a linear relation of v for these, and a smaller cell of the
     others. Then every linear relation that only linear ones read goes into them.
     """
+    if all(bool(cell.free.all()) for cell in increments.cells if isinstance(cell, EntryCell)):
+        return increments
     builder = _Builder()
-    for relation in relations:
+    for relation in increments.relations:
         builder.take(relation)
     few = sum(cell.size for cell in builder.relations if isinstance(cell, Cell)) <= FEW
-    return _merged(tuple(builder.relations), few)
+    return Increments(_merged(tuple(builder.relations), few))
 
 
 class _Builder:
