@@ -14,6 +14,7 @@ from lipcert.network.graph import (
     InputNode,
     Network,
     Node,
+    OpenNode,
     SelectionNode,
 )
 from lipcert.network.nonlinearity import MaxSelection, Selection, SortSelection
@@ -56,6 +57,8 @@ def push(
             result = (x, v)
         elif isinstance(node, AffineNode):
             result = _affine(node, inputs, x)
+        elif isinstance(node, OpenNode):
+            result = _open(node, inputs)
         else:
             result = _nonlinear(node, inputs[0], None if sharpness is None else sharpness[position])
         if hook is not None and not isinstance(node, InputNode):
@@ -76,6 +79,13 @@ def _affine(node: AffineNode, inputs: list[Pair], like: Tensor) -> Pair:
         total = torch.zeros(2 * len(like), *node.shape, dtype=like.dtype, device=like.device)
     value, tangent = total.chunk(2)
     return (value if node.offset is None else value + node.offset), tangent
+
+
+def _open(node: OpenNode, inputs: list[Pair]) -> Pair:
+    """An op without a constant of its own (exp, a product): by its own code."""
+    values, tangents = (tuple(pair[i] for pair in inputs) for i in (0, 1))
+    both = torch.func.jvp(lambda *z: node.value(z, z[0]), values, tangents)
+    return both[0], both[1]
 
 
 def _nonlinear(node: Node, before: Pair, sharpness: float | None) -> Pair:

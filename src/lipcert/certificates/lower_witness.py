@@ -7,14 +7,23 @@ rests on, beside the network itself.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lipcert.domain import Domain
 from lipcert.errors import InputError, NumericsError
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, SelectionNode
+from lipcert.network.graph import (
+    ActivationNode,
+    AffineNode,
+    GainNode,
+    InputNode,
+    Network,
+    Node,
+    OpenNode,
+    SelectionNode,
+)
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.numerics.midrad import UNIT, Range, choose, require_subnormals
@@ -141,9 +150,34 @@ def _through(node: Node, inputs: list[Enclosure]) -> Enclosure:
         if not isinstance(result, Enclosure):  # a constant
             return _still(torch.as_tensor(result, dtype=torch.float64).expand(node.shape)[None])
         return result.map(lambda t: t.expand(node.shape)[None])
+    if isinstance(node, OpenNode):
+        return _open(node, inputs)
     assert isinstance(node, SelectionNode)
     selection = node.function
     return _largest(selection, inputs[0]) if isinstance(selection, MaxSelection) else _sorted(selection, inputs[0])
+
+
+def _open(node: OpenNode, inputs: list[Enclosure]) -> Enclosure:
+    """An op by what it computes entry by entry, or by its own code.
+
+    Raises:
+        NumericsError: that code does something to which no rule belongs.
+    """
+    examples = [x.map(lambda t: t[0]) for x in inputs]
+    if node.steep is not None:
+        result: Any = node.steep.value(examples[0])  # type: ignore[arg-type]
+    elif node.function is not None:
+        try:
+            result = node.function(examples, node.constants)  # type: ignore[arg-type]
+        except (AttributeError, TypeError, RuntimeError) as problem:
+            raise NumericsError(
+                f"the derivative of {node.name} at the witness cannot be enclosed: {problem}"
+            ) from problem
+    else:
+        raise node.error
+    if not isinstance(result, Enclosure):
+        return _still(torch.as_tensor(result, dtype=torch.float64).expand(node.shape)[None])
+    return result.map(lambda t: t.expand(node.shape)[None])
 
 
 def _still(value: Tensor) -> Enclosure:
