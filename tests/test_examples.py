@@ -1,9 +1,11 @@
 """The example networks are what their docstrings say, the committed weights what their README says."""
 
+import math
+
 import pytest
 import torch
 
-from examples import models
+from examples import models, tanh_controller
 
 PARAMETERS = {"lenet5": 61_706, "paper_cnn": 98_314, "alexnet": 61_100_840}
 SHAPES = {"lenet5": (1, 28, 28), "paper_cnn": (1, 28, 28), "alexnet": (3, 224, 224)}
@@ -57,3 +59,26 @@ def test_efficientnet_knows_a_palace_and_a_daisy():
     with torch.no_grad():
         logits = load_efficientnet_lite0()(photographs())
     assert logits.argmax(1).tolist() == [698, 985]
+
+
+def test_the_controllers_cells_cover_the_box_and_their_bounds_hold(tmp_path):
+    before = torch.get_rng_state()
+    options = ["--grid", "2", "--cells", "10", "--loose", "0.01", "--steps", "60"]
+    cells = tanh_controller.main([str(tmp_path / "out"), *options])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert 4 < len(cells) <= 10
+    area = sum(float((cell.box.upper - cell.box.lower).prod()) for cell in cells)
+    assert area == pytest.approx(float((2.0 * tanh_controller.HIGH).prod()))
+    assert all(cell.sampled <= cell.bound.value * (1 + 1e-9) and cell.bound.guarantee == "rigorous" for cell in cells)
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == ["cells", "steepest_cell"]
+    text = tanh_controller.text_map(cells, columns=8, lines=4).splitlines()
+    assert [len(line) for line in text[:4]] == [8] * 4
+    assert set("".join(text[:4])) <= set("0123456789")
+
+
+def test_the_controllers_grid_leaves_no_gap():
+    low, high = torch.tensor([-math.pi, 0.1]), torch.tensor([math.pi, 0.7])
+    boxes = tanh_controller.grid(low.double(), high.double(), 3)
+    corners = {tuple(end.tolist()) for box in boxes for end in (box.lower, box.upper)}
+    assert len(boxes) == 9
+    assert len({a for a, _ in corners}) == len({b for _, b in corners}) == 4
