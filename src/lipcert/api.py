@@ -345,8 +345,9 @@ def _problems(
             raise InputError(f"domain[{number}]: {problem}") from problem
     if not domains:
         return []
-    first = Problem(network, pair, domains[0], select, _anchor(anchor, domains[0]))
-    return [first, *(first.on(one, _anchor(anchor, one)) for one in domains[1:])]
+    fitted = [one and one.fitted(network.in_shape) for one in domains]
+    first = Problem(network, pair, fitted[0], select, _anchor(anchor, fitted[0]))
+    return [first, *(first.on(one, _anchor(anchor, one)) for one in fitted[1:])]
 
 
 def _anchor(anchor: Any, domain: Domain) -> Tensor | None:

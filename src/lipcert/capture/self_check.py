@@ -119,7 +119,8 @@ def _points(example: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor, floa
 def _compare(network: Network, run: Run, dtype: torch.dtype, judged: torch.dtype, example: Tensor) -> None:
     base, noise, spread = _points(example, 3, 20181204)
     compared = 0
-    for place, point in enumerate((base, base + 0.1 * spread * noise[:1], noise[1:2], 3.0 * spread * noise[2:3])):
+    points = (base, base + 0.1 * spread * noise[:1], noise[1:2], 3.0 * spread * noise[2:3])
+    for place, point in enumerate((*points, 0.5 + 0.25 * torch.tanh(noise[:1]))):  # the last: a logarithm takes it
         rounded = point.to(dtype)
         try:
             expected = run(rounded)
@@ -146,7 +147,10 @@ def _compare(network: Network, run: Run, dtype: torch.dtype, judged: torch.dtype
                 "no bound is given."
             )
     if not compared:
-        raise CaptureError("self-check: the model returns NaN or infinity on every test input; no bound is given.")
+        raise CaptureError(
+            "self-check: the model returns NaN or infinity on every test input; no bound is given. Give an example "
+            "input of its domain."
+        )
 
 
 def _sizes(module: nn.Module, example: Tensor) -> list[int]:
