@@ -93,9 +93,9 @@ def gain_rows(lipcert: object, images: int) -> list[str]:
     x = torch.tensor(data[:: len(data) // images][:images]).float().reshape(-1, 1, 28, 28) / 255.0
     y = torch.tensor(labels[:: len(labels) // images][:images])
     rows = []
-    for name in ("mlp_128x2", "lipsdp_mlp"):
-        if name == "lipsdp_mlp":
-            model, inputs = network("mnist_64"), x.reshape(len(x), -1).double()
+    for name in ("mlp_128x2", "mnist_64"):
+        if name == "mnist_64":
+            model, inputs = network(name), x.reshape(len(x), -1).double()
         else:
             model, inputs = models.load(name), x
         for radius in (0.1, 0.3, 1.0):
