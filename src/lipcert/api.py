@@ -21,7 +21,7 @@ from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.torch_export import capture, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify import verify as verify_certificate
-from lipcert.domain import Domain, require_real
+from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
@@ -353,7 +353,7 @@ def _problems(
 def _anchor(anchor: Any, domain: Domain) -> Tensor | None:
     """The point itself, or the centre of the domain's ball."""
     if not isinstance(anchor, str):
-        return None if anchor is None else torch.as_tensor(anchor)
+        return None if anchor is None else exactly("the anchor", anchor)
     balls = () if domain is None else domain.balls()
     if anchor != "center" or not balls:
         raise InputError(

@@ -16,6 +16,7 @@ from torch import Tensor
 from lipcert.errors import CaptureError
 from lipcert.network.graph import ActivationNode, GainNode, Network, Node, SelectionNode
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
+from lipcert.numerics.midrad import lengths
 
 #: Sizes of the points drawn, and of the steps from them (each times the larger of 1 and the point's own size).
 _SCALES, _STEPS = (1e-3, 0.1, 1.0, 3.0, 10.0, 100.0), (1e-3, 1e-2, 0.1, 1.0)
@@ -135,9 +136,8 @@ def _check_block(node: Node, function: GainFunction | Selection, reached: Tensor
             fa, fb = function(a).reshape(len(a), -1), function(b).reshape(len(b), -1)
         a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         for p, gain in gains.items():
-            moved = (b - a).norm(p=p, dim=1)
-            sizes = fa.norm(p=p, dim=1) + fb.norm(p=p, dim=1) + gain * (a.norm(p=p, dim=1) + b.norm(p=p, dim=1))
-            rose = (fb - fa).norm(p=p, dim=1)
+            moved, rose = lengths(b - a, p), lengths(fb - fa, p)
+            sizes = lengths(fa, p) + lengths(fb, p) + gain * (lengths(a, p) + lengths(b, p))
             outside = rose > gain * (1.0 + _RELATIVE) * moved + a.shape[1] * _ROUNDING * sizes
             outside &= rose > 2.0 * lost * fa.shape[1] + gain * moved
             if bool(outside.any()):

@@ -358,7 +358,8 @@ class Look:
             leaf = vectors.detach().clone().requires_grad_(True)
             images = self.images(leaf)
             parts = [(image * weight(image.detach())).sum() for image in images.values()]
-            (gradient,) = torch.autograd.grad(sum(parts[1:], parts[0]), leaf)
+            whole = sum(parts[1:], parts[0])
+            gradient = torch.autograd.grad(whole, leaf)[0] if whole.requires_grad else torch.zeros_like(leaf)
         return {node: image.detach() for node, image in images.items()}, gradient
 
     def greatest(self, steps: int, generator: torch.Generator) -> float:

@@ -49,7 +49,8 @@ def image(linear: LinearMap, x: Range) -> Range:
     mid = linear.apply(x.mid)
     rad = linear.absolute().apply(x.mid.abs() * gamma + x.rad) * (1.0 + 2.0 * gamma) * UP
     if gamma > 0:
-        rad = torch.where(_touched(linear, x.mid.abs() + x.rad), rad + TINY * _factor(linear) * linear.in_size, rad)
+        reached = touched(linear, x.mid.abs() + x.rad > 0)
+        rad = torch.where(reached, rad + TINY * _factor(linear) * linear.in_size, rad)
     return Range(mid, rad)
 
 
@@ -78,13 +79,27 @@ def _gamma(count: float) -> float:
     return k / (1.0 - k) * (1.0 + 4.0 * UNIT) if k < 0.25 else math.inf
 
 
-def _touched(linear: LinearMap, sizes: Tensor) -> Tensor:
-    """Where an image is not exactly zero: decided on zeros and ones, which do not underflow as the sizes may."""
+def touched(linear: LinearMap, entries: Tensor) -> Tensor:
+    """Which entries of the image some of these (truth per entry, a batch) have a part in, through factors not zero.
+
+    Decided on zeros and ones, which do not underflow as sizes and products of small constants may.
+    """
+    if isinstance(linear, Composition):
+        for part in linear.maps:
+            entries = touched(part, entries)
+        return entries
+    if isinstance(linear, Sum):
+        result = touched(linear.maps[0], entries)
+        for part in linear.maps[1:]:
+            result = result | touched(part, entries)
+        return result
+    if isinstance(linear, Identity):
+        return entries & (linear.scale != 0.0)
     pattern = linear.absolute()
     if isinstance(pattern, (OpMap, Dense)) and pattern.constants:
         ones: Any = tuple((c != 0).to(torch.float64) for c in pattern.constants)
         pattern = replace(pattern, constants=ones)
-    return pattern.apply((sizes > 0).to(torch.float64)) > 0
+    return pattern.apply(entries.to(torch.float64)) > 0
 
 
 def _factor(linear: LinearMap) -> float:

@@ -45,18 +45,18 @@ def simplified(linear: LinearMap) -> LinearMap:
     """The same map with what cancels left out, where it only moves, adds and subtracts entries; else itself.
 
     b + (a − b), a maximum that a surely wins, is a; as a sum of moves it would count the roundings of b. All numbers
-    here are small integers, which float64 adds exactly.
+    here are whole, and small ones, which float64 adds exactly: sums of their absolute values stay below 2^20.
     """
     if not isinstance(linear, (Composition, Sum)) or linear.in_size * linear.out_size > _MOST_WRITTEN:
         return linear
     if not only_moves(linear):
         return linear
+    if linear.is_zero or not float(linear.absolute().matrix().max()) < 2.0**20:
+        return linear
     matrix = linear.matrix()
-    most = int((matrix != 0).sum(dim=1).max()) if matrix.numel() else 0
+    most = int((matrix != 0).sum(dim=1).max())
     if most == 0:
         return compose(linear, Identity(linear.out_shape, 0.0))
-    if not float(matrix.abs().max()) < 2.0**20:
-        return linear
     size_, index = matrix.abs().topk(most, dim=1)
     factors = torch.where(size_ > 0, matrix.gather(1, index), 0.0)
     return combination(index, factors, linear.in_shape, linear.out_shape)

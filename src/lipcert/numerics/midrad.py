@@ -268,6 +268,17 @@ def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return total, (a - (total - shadow)) + (b - shadow)
 
 
+def lengths(rows: Tensor, p: float) -> Tensor:
+    """‖row‖_p of every row of a matrix, rounded up: relative to its greatest entry, so that no square vanishes."""
+    n = rows.shape[1]
+    if not n:
+        return rows.new_zeros(len(rows))
+    greatest = rows.abs().amax(dim=1)
+    unit = torch.where(greatest[:, None] == 0, 0.0, rows / greatest[:, None])
+    result = _above(unit.norm(p=p, dim=1) * greatest * (1.0 + (n + 8.0) * 2.0 * UNIT))
+    return torch.where(greatest == 0, 0.0, torch.where(result.isnan(), math.inf, result))
+
+
 def require_subnormals() -> None:
     """Refuse to compute where subnormal numbers are flushed to zero, in this thread or in those of the library.
 

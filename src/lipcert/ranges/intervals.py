@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lipcert.errors import NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, SelectionNode
-from lipcert.network.images import image
+from lipcert.network.images import image, touched
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
-from lipcert.numerics.midrad import Range
+from lipcert.numerics.midrad import Range, lengths
 from lipcert.numerics.rounding import mul_up
 from lipcert.ranges.enclosure import Enclosure
 from lipcert.ranges.functions import image_of
@@ -96,13 +96,12 @@ def _unbounded(linear: LinearMap, up: Tensor, down: Tensor) -> tuple[Tensor, Ten
     positive part is that of the positive c_k; one without a constant has no negative part. Counted with zeros and
     ones, which no rounding loses.
     """
-    up, down = up.to(torch.float64)[None], down.to(torch.float64)[None]
     parts = _signed_patterns(linear)
     if parts is None:
-        either = linear.absolute().apply(up + down)[0]
-        touched = ~(either == 0) | (torch.zeros_like(either) != 0)
-        return touched, touched
+        either = touched(linear, (up | down)[None])[0]
+        return either, either
     positive, negative = parts
+    up, down = up.to(torch.float64)[None], down.to(torch.float64)[None]
 
     def reached(pattern: LinearMap | None, mask: Tensor) -> Tensor:
         if pattern is None:
@@ -158,19 +157,13 @@ def _block(node: GainNode, box: Interval) -> Interval:
     centre = _evaluated(lambda x: node.function.value(x), Interval.point(middle.mid), node.shape)
     reach = math.inf
     for p, gain in node.function.gains.items():
-        reach = min(reach, mul_up(gain, _length(middle.reach, p)))
+        reach = min(reach, mul_up(gain, float(lengths(middle.reach.reshape(1, -1), p))))
     around = Interval(_sane(centre.low - reach, -math.inf), _sane(centre.high + reach, math.inf))
     around = Interval(
         torch.nextafter(around.low, torch.full_like(around.low, -math.inf)),
         torch.nextafter(around.high, torch.full_like(around.high, math.inf)),
     )
     return value.meet(around).meet(known)
-
-
-def _length(radius: Tensor, p: float) -> float:
-    """‖radius‖_p, rounded up."""
-    n = radius.numel()
-    return float(radius.norm(p=p)) * (1.0 + (4.0 + n) * 2.0**-52) if n else 0.0
 
 
 def _open(node: OpenNode, inputs: Sequence[Interval]) -> Interval:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from lipcert.domain import Domain
 from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
+from lipcert.network.images import touched
 from lipcert.network.linear import LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
-from lipcert.numerics.midrad import TINY, UNIT, UP
+from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
 from lipcert.ranges.functions import extremes
 
 #: Entries of the coefficients of a chunk of rows, over all nodes.
@@ -189,7 +190,7 @@ class LinearBounds:
                 return self._reaches[k, place]
             finite = torch.where(greatest.isfinite(), greatest, 0.0)
             sizes = linear.absolute().apply(finite[None])[0].detach()
-            beyond = linear.absolute().apply((~greatest.isfinite()).to(torch.float64)[None])[0].detach() > 0
+            beyond = touched(linear, ~greatest.isfinite()[None])[0].detach()
             sizes = torch.where(beyond, math.inf, sizes * gamma * (1.0 + 4.0 * gamma) * UP)
             numbers, factor = 0.0, 1.0
             for leaf in linear.leaves():
@@ -208,12 +209,12 @@ class LinearBounds:
         gamma = (n + 4.0) * UNIT * UP
         box = self.boxes[0]
         low, high = box.low.reshape(-1), box.high.reshape(-1)
-        parts = torch.where(flat > 0, flat * high, torch.where(flat < 0, flat * low, 0.0))
+        parts = torch.where(flat == 0, 0.0, torch.where(flat > 0, flat * high, flat * low))  # no number stays none
         best, slack = parts.sum(dim=1), parts.abs().sum(dim=1) * gamma + n * TINY
         for ball in () if self.domain is None else self.domain.balls():
             centre = ball.center.detach().to("cpu", torch.float64).reshape(-1)
             dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[float(ball.p)]
-            reach = flat.norm(p=dual, dim=1) * ball.radius
+            reach = lengths(flat, dual) * ball.radius
             middle = flat @ centre
             own = middle + reach
             own_slack = ((flat.abs() @ centre.abs()) + reach) * 2.0 * gamma + (n + 1.0) * TINY * (1.0 + ball.radius)

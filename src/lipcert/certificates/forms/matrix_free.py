@@ -87,7 +87,10 @@ class ScaledMap:
 
             values = self.transformed.run(pieces[0].reshape(1, *shape), output, self.transformed.matrices)
             squares.append((self.output * values[-1].square()).sum())
-            (gradient,) = torch.autograd.grad(0.5 * sum(squares[1:], squares[0]), leaf)
+            half = 0.5 * sum(squares[1:], squares[0])
+            if not half.requires_grad:  # nothing reads the input
+                return torch.zeros_like(vector)
+            (gradient,) = torch.autograd.grad(half, leaf)
         return gradient
 
 

@@ -144,6 +144,8 @@ def wide_image(v: Tracked, form: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     factor, info = torch.linalg.cholesky_ex(lifted)
     if int(info):
         raise NotProved("the form on the first layer is not positive.")
+    if 0 not in v.parts:  # nothing reads the input
+        return factor, torch.zeros(len(form), len(weights), dtype=torch.float64)
     return factor, dense(times(times(factor.T, v.parts[0]), weights.rsqrt()))
 
 
@@ -156,7 +158,7 @@ def _wide_input(v: Tracked, form: Tensor, weights: Tensor) -> float:
     bound = factor.abs() @ factor.abs().T + form.abs()
     residual = (factor @ factor.T - form).abs() + bound * (4.0 * gamma(n + 8.0)) + lost
     left = mul_up(float(torch.maximum(residual, residual.T).sum(dim=1).max()), 1.0 + 4.0 * gamma(n + 4.0))
-    absolute = times(v.absolute[0], scale)
+    absolute = times(v.absolute[0], scale) if 0 in v.absolute else torch.zeros(n, columns, dtype=torch.float64)
     wide = dense(times(factor.abs().T, absolute))
     root, spread = sqrt_up(float(n)), _length(scale)  # ‖1‖ on either side
     around = mul_up(add_up(mul_up(2.0, _length(factor), v.floor, root), mul_up(lost, root)), spread)
