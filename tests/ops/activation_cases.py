@@ -162,6 +162,22 @@ ROWS = [
     row("asinh", call(torch.asinh), UNIT, (1e13, 0), "asinh arcsinh"),
     row("erf", call(torch.erf), (0, TWO_BY_ROOT_PI), RIGHT, "erf special_erf"),
     row("erfc", call(torch.erfc), (-TWO_BY_ROOT_PI, 0), (0, FAR), "erfc special_erfc"),
+    row("hypot", call(lambda x: torch.hypot(x, torch.full_like(x, 0.5))), (-1, 1), (-1e13, 1e13), "hypot"),
+    row("nan_to_num", call(lambda x: torch.nan_to_num(torch.tanh(x))), UNIT, RIGHT, "nan_to_num"),
+    row(
+        "smooth_l1_loss",
+        call(lambda x: F.smooth_l1_loss(x, torch.ones_like(x), reduction="none", beta=0.3)),
+        (-1, 1),
+        (-1, 3),
+        "smooth_l1_loss",
+    ),
+    row(
+        "huber_loss",
+        call(lambda x: F.huber_loss(x, torch.ones_like(x), reduction="none", delta=0.3)),
+        (-0.3, 0.3),
+        (-1, 3),
+        "huber_loss",
+    ),
     row("threshold", lambda: nn.Threshold(0.5, 0.5), UNIT, (0, 1), "threshold"),
     row(
         "logaddexp",

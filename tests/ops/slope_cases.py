@@ -11,7 +11,7 @@ import mpmath as mp
 import torch
 from activation_cases import ENDS, SELU
 
-from lipcert.network.activations import clamp, exponential, gates, piecewise, smooth
+from lipcert.network.activations import clamp, exponential, gates, piecewise, quadratics, smooth
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.rational import Real, exactly
 
@@ -124,6 +124,27 @@ def _gaussian(c, b, q):
     return whole(lambda x: (b - 2 * q * x) * mp.exp(c + b * x - q * x * x), [m - d, m + d])
 
 
+def _vertex(f):
+    q, b, c = num(f.square), num(f.linear), num(f.constant)
+    return q, b, c, b / (-2 * q), mp.sqrt(c / q - (b / (2 * q)) ** 2)
+
+
+def _lorentzian(f):
+    q, b, c, s, d = _vertex(f)
+    turns = [s - d / mp.sqrt(3), s + d / mp.sqrt(3)]
+    return whole(lambda x: -num(f.top) * (2 * q * x + b) / ((q * x + b) * x + c) ** 2, turns)
+
+
+def _log_quadratic(f):
+    q, b, c, s, d = _vertex(f)
+    return whole(lambda x: (2 * q * x + b) / ((q * x + b) * x + c), [s - d, s + d])
+
+
+def _huber(f):
+    t, q, c = num(f.limit), num(f.square), num(f.slope)
+    return [level(-INF, -t, -c), Part(-t, t, lambda x: 2 * q * x), level(t, INF, c)]
+
+
 def _line(f):
     p, r, q, t = (mp.mpf(float(n)) for n in (f.first, f.second, f.first_offset, f.second_offset))
     return steps([(t - q) / (p - r)], sorted((p, r), reverse=not f.largest))
@@ -173,6 +194,9 @@ PARTS = {
     smooth.Root: lambda f: _root(num(f.square), num(f.linear), num(f.constant)),
     known.QuadraticRoot: lambda f: _root(num(f.square), num(f.linear), num(f.constant)),
     smooth.Gaussian: lambda f: _gaussian(num(f.constant), num(f.linear), num(f.square)),
+    quadratics.Lorentzian: _lorentzian,
+    quadratics.LogQuadratic: _log_quadratic,
+    quadratics.Huber: _huber,
     gates.SiLU: lambda f: scaled(silu, turns_of("SILU"), 1),
     gates.Mish: lambda f: scaled(mish, turns_of("MISH"), 1),
     gates.GELU: lambda f: scaled(gelu, turns_of("GELU"), 1),
@@ -227,6 +251,13 @@ INSTANCES = [
     known.ratio_softsign(Fraction(2), exactly(3)), known.ratio_softsign(Fraction(1, 1024), exactly(1e5)),
     known.inverse_root(exactly(0.1), exactly(4)), known.inverse_root(exactly(1e8), exactly(1e-8)),
     known.root(exactly(1), exactly(0), exactly(0.1)), known.root(exactly(4), exactly(-7), exactly(4)),
+    known.lorentzian(exactly(1), exactly(1), exactly(0), exactly(1)),
+    known.lorentzian(exactly(-3), exactly(0.1), exactly(-2), exactly(11)),
+    known.lorentzian(exactly(5), exactly(1e6), exactly(1), exactly(1e-6)),
+    known.log_quadratic(exactly(1), exactly(0), exactly(1)),
+    known.log_quadratic(exactly(0.1), exactly(-2), exactly(11)),
+    known.huber(exactly(1), exactly(0.5), exactly(0), exactly(1), exactly(-0.5)),
+    known.huber(exactly(0.5), exactly(-2), exactly(0), exactly(1), exactly(-1)),
     known.gaussian(exactly(0), exactly(0), exactly(-0.5)), known.gaussian(exactly(1), exactly(-3), exactly(-2)),
 ]  # fmt: skip
 

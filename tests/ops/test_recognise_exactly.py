@@ -602,8 +602,8 @@ def test_clamp_with_a_computed_end_is_no_stored_number():
     a = torch.tensor(0.1, dtype=D)
     network = network_of(lambda x, a: torch.clamp(x, torch.zeros_like(a), a * a), 4, tensors=(a,))
     assert any(isinstance(n, ActivationNode) and n.function.parameters for n in network.nodes)
-    with pytest.raises(NotLipschitzError):
-        network_of(lambda x, a: x * torch.clamp(x, torch.zeros_like(a), a * a), 4, tensors=(a,))
+    value = bound(lambda x, a: x * torch.clamp(x, torch.zeros_like(a), a * a), 4, tensors=(a,))  # as two steps
+    assert 0.02 * (1 - 1e-12) <= value <= 0.02 * (1 + 1e-3)
 
 
 def test_lines_with_offsets_per_entry():

@@ -21,6 +21,7 @@ from lipcert.network.slopes import slopes
 from lipcert.numerics.midrad import Near
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.rational import exactly
+from lipcert.ranges.composite import Composite
 
 SCALES = [1e-200, 1e-12, 1e-5, 1e-2, 1.0, 1.0, 1.0, 10.0, 300.0, 1e5, 1e12, 1e150]
 #: Below this mpmath's own exponentials of huge arguments have no digits.
@@ -78,7 +79,7 @@ def test_every_kind_has_a_case():
             yield from kinds(kind)
 
     ours = {k for k in kinds(Nonlinearity) if k.__module__.startswith("lipcert.")} - {Smooth, AnySlope}
-    ours -= {Steep, *kinds(Steep)}  # test_steep.py
+    ours -= {Steep, *kinds(Steep), Composite}  # test_steep.py, tests/ranges/test_composite.py
     assert ours - set(PARTS) == set()
     assert ours - {type(f) for f in INSTANCES} - {known.Root} == set()
 
@@ -277,6 +278,9 @@ def test_turning_points_lie_where_they_are_said_to(function):
     assert len(true) == len(piece.profile.turns) == 2
     for turn, position in zip(piece.profile.turns, true, strict=True):
         assert turn.start < position < turn.end
+    steepest = 3 * mp.sqrt(3) / 8
+    assert profiles.LORENTZIAN_SLOPE >= steepest > math.nextafter(profiles.LORENTZIAN_SLOPE, 0)
+    assert abs(profiles.LORENTZIAN_TURN - 1 / mp.sqrt(3)) < 1e-15
     assert profiles.ROOT_E >= mp.exp(mp.mpf(-0.5)) > math.nextafter(profiles.ROOT_E, 0)
 
 

@@ -1,4 +1,4 @@
-"""Linear maps that move entries."""
+"""Linear maps that move or scale entries."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from torch import Tensor
 
 from lipcert.network.hashing import index_key
 from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum, compose, size
+
+
+def times(x: Tensor, constant: Tensor) -> Tensor:
+    """The function of the maps that multiply by a constant, by which they are recognised."""
+    return x * constant
 
 
 def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) -> LinearMap:

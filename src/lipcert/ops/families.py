@@ -13,6 +13,7 @@ from lipcert.ops import (  # noqa: F401
     normalisation,
     norms,
     padding,
+    pairs,
     pooling,
     recognise,
     resize,

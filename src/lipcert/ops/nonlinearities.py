@@ -46,6 +46,7 @@ from lipcert.network.activations.profiles import (
     MISH_SLOPES,
     SILU_SLOPES,
 )
+from lipcert.network.activations.quadratics import Huber, LogQuadratic, Lorentzian
 from lipcert.network.activations.smooth import (
     Asinh,
     Atan,
@@ -263,3 +264,30 @@ def gaussian(constant: Real, linear: Real, square: Real) -> Gaussian | None:
     slope = math.exp(exponent - 0.5) * math.sqrt(2.0 * above(steep))
     slope *= 1.0 + 1e-15 * (8.0 + abs(exponent))  # a few roundings, and one of the exponent
     return Gaussian("gaussian", -slope, slope, c, b, q)
+
+
+def lorentzian(top: Real, square: Real, linear: Real, constant: Real) -> Lorentzian:
+    """k/(qx² + bx + c), q > 0 and 4qc > b²: steepest 1/√3 widths √D from its peak k/(qD), by 3√3/8 · |k|/(qD√D)."""
+    least = _least_distance(square, linear, constant)
+    largest = max(abs(top.low), abs(top.high))
+    slope = root_above(Fraction(27, 64) * largest**2 / (square.low**2 * least**3), 2)
+    return Lorentzian("lorentzian", -slope, slope, square.middle, linear.middle, constant.middle, top.middle)
+
+
+def log_quadratic(square: Real, linear: Real, constant: Real) -> LogQuadratic:
+    """log(qx² + bx + c), q > 0 and 4qc > b²: slope 2(x − s)/((x − s)² + D), at most 1/√D, where x − s is ±√D."""
+    slope = root_above(1 / _least_distance(square, linear, constant), 2)
+    return LogQuadratic("log", -slope, slope, square.middle, linear.middle, constant.middle)
+
+
+def _least_distance(square: Real, linear: Real, constant: Real) -> Fraction:
+    """A positive number that D = (4qc − b²)/4q² is not below, for q > 0."""
+    most = max(linear.low**2, linear.high**2)
+    return (4 * square.low * constant.low - most) / (4 * square.high**2)
+
+
+def huber(limit: Real, square: Real, offset: Real, slope: Real, shift: Real) -> Huber:
+    """qx² + o for |x| ≤ t, c|x| + d beyond; continuity proved by the caller."""
+    steepest = exactly(2) * square * limit
+    settings = limit.middle, square.middle, offset.middle, slope.middle, shift.middle
+    return Huber("huber", *hull(steepest, -steepest, slope, -slope), *settings)

@@ -33,6 +33,8 @@ MISH_SLOPES = (-0.11252612238946257, 1.088498161251728)
 SILU_LEAST, MISH_LEAST, GELU_LEAST, GELU_TANH_LEAST, CUBIC_LEAST = (
     -0.2784645427610738, -0.30884341301725043, -0.16997120747990369, -0.17004075057125406, -0.13567288958813462,
 )  # fmt: skip
+#: Where 1/(1 + t²) is steepest, 1/√3, and its slope there, 3√3/8, rounded up.
+LORENTZIAN_TURN, LORENTZIAN_SLOPE = 0.5773502691896258, 0.649519052838329
 #: e^(−1/2), rounded up.
 ROOT_E = 0.6065306597126334
 #: 0.044715 · π/2, the cubic coefficient of the tanh GELU in the variable t = kx, and where its slope is greatest there.
@@ -158,6 +160,14 @@ GAUSSIAN = Profile(
     (-37.0, 37.0),
     (_turn(-1.0, ROOT_E), _turn(1.0, -ROOT_E)),
 )
+#: −2t/(1 + t²)², of 1/(1 + t²); 2t/(1 + t²), of log(1 + t²).
+LORENTZIAN = Profile(
+    lambda t: -(t + t) * derivatives.atan(t).square(),
+    (0.0, 0.0),
+    _FAR,
+    (_turn(-LORENTZIAN_TURN, LORENTZIAN_SLOPE), _turn(LORENTZIAN_TURN, -LORENTZIAN_SLOPE)),
+)
+LOG_SQUARE = Profile(lambda t: (t + t) * derivatives.atan(t), (0.0, 0.0), _FAR, (_turn(-1.0, -1.0), _turn(1.0, 1.0)))
 #: eᵗ for t ≤ 0.
 EXPONENTIAL = Profile(lambda t: t.exp(), (0.0, math.inf), (-700.0, 700.0))
 #: The same up to where it overflows.

@@ -236,14 +236,8 @@ class Root(Smooth):
 
     @property
     def piece(self) -> Piece:
-        """√q · t/√(1 + t²), t = (x + b/2q)/√D, D = c/q − (b/2q)²: D in rationals, as it cancels."""
-        (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (self.square, self.linear, self.constant))
-        least, most = square(b, b_high)
-        corners = [(4 * s * o - d) / (4 * s * s) for s in (q, q_high) for o, d in ((c, most), (c_high, least))]
-        distance = between(max(Fraction(0), min(corners)), _largest(q, q_high, c_high, least, corners))
-        rate = distance.sqrt().reciprocal()
-        rate = Range(rate.mid.nan_to_num(1.0), torch.where(rate.mid.isfinite(), rate.rad, math.inf))
-        shift = quotient((-b_high / 2, -b / 2), (q, q_high))
+        """√q · t/√(1 + t²), t = (x + b/2q)/√D, D = c/q − (b/2q)²."""
+        _, rate, shift = vertex(self.square, self.linear, self.constant)
         return Piece(factor=known(self.square).sqrt(), profile=profiles.ROOT, rate=rate, shift=shift)
 
     @property
@@ -252,6 +246,17 @@ class Root(Smooth):
         (q, _), b, (c, _) = (ends(s) for s in (self.square, self.linear, self.constant))
         least = max(Fraction(0), c - square(*b)[1] / (4 * q)) if q > 0 else Fraction(0)
         return ends_of(between(least, least).sqrt(), known(math.inf))
+
+
+def vertex(square_: float, linear: float, constant: float) -> tuple[Range, Range, Range]:
+    """(D, 1/√D, s) with qx² + bx + c = q((x − s)² + D): D in rationals, as it cancels."""
+    (q, q_high), (b, b_high), (c, c_high) = (ends(s) for s in (square_, linear, constant))
+    least, most = square(b, b_high)
+    corners = [(4 * s * o - d) / (4 * s * s) for s in (q, q_high) for o, d in ((c, most), (c_high, least))]
+    distance = between(max(Fraction(0), min(corners)), _largest(q, q_high, c_high, least, corners))
+    rate = distance.sqrt().reciprocal()
+    rate = Range(rate.mid.nan_to_num(1.0), torch.where(rate.mid.isfinite(), rate.rad, math.inf))
+    return distance, rate, quotient((-b_high / 2, -b / 2), (q, q_high))
 
 
 def _largest(q: Fraction, q_high: Fraction, c: Fraction, b2: Fraction, corners: list[Fraction]) -> Fraction:

@@ -56,7 +56,7 @@ def times_mask(ctx: Context, a: Var, b: Var) -> Var | None:
 )
 def two_half_lines(ctx: Context, condition: Var, a: Any, b: Any) -> Var | None:
     """Pieces left and right of one threshold, with equal values there: LeakyReLU, ELU."""
-    for base, op, operands in _bases(ctx, condition, a, b):
+    for base, op, operands in comparisons(ctx, condition, a, b):
         function = _half_lines(ctx, base, op, operands, a, b)
         if function:
             return ctx.activation(base, function)
@@ -66,7 +66,7 @@ def two_half_lines(ctx: Context, condition: Var, a: Any, b: Any) -> Var | None:
 @pattern("outside a band", "where", 20, "softshrink")
 def outside_a_band(ctx: Context, condition: Var, a: Any, b: Any) -> Var | None:
     """Softshrink: one slope for |x| ≤ λ, another beyond."""
-    for base, op, operands in _bases(ctx, condition, a, b):
+    for base, op, operands in comparisons(ctx, condition, a, b):
         function = _outside_band(ctx, base, op, operands, a, b)
         if function:
             return ctx.activation(base, function)
@@ -76,7 +76,7 @@ def outside_a_band(ctx: Context, condition: Var, a: Any, b: Any) -> Var | None:
 # -- where -------------------------------------------------------------------------------------------------
 
 
-def _bases(ctx: Context, condition: Var, a: Any, b: Any) -> list[tuple[Var, str, list[Any]]]:
+def comparisons(ctx: Context, condition: Var, a: Any, b: Any) -> list[tuple[Var, str, list[Any]]]:
     """(base, comparison, its operands) for every value that the condition may be about."""
     node = open_op(ctx.builder, condition, *COMPARISONS)
     if not node:

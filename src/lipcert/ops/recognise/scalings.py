@@ -13,6 +13,7 @@ from torch import Tensor
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import AffineNode, Node
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
+from lipcert.network.moves import times as times
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant
 from lipcert.ops.enclosure import Ball
@@ -20,11 +21,6 @@ from lipcert.ops.rational import OutOfRange, Real, exactly
 
 #: Depth of scalings that is looked through.
 _MAX_DEPTH = 40
-
-
-def times(x: Tensor, constant: Tensor) -> Tensor:
-    """The function of the maps that multiply by a constant, by which they are recognised."""
-    return x * constant
 
 
 def constant_of(linear: OpMap) -> Constant:
