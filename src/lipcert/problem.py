@@ -18,6 +18,7 @@ from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
 from lipcert.ranges.build import Ranges, Tighten
+from lipcert.ranges.collapse import collapse
 
 Norm = tuple[float, float]
 
@@ -97,13 +98,14 @@ class Problem:
 
     @cached_property
     def unfused(self) -> Network:
-        """The network op by op, with the selection appended."""
+        """The network op by op, each expression in one variable as one activation, with the selection appended."""
+        model = collapse(self.model)
         if self.select is None:
-            return self.model
+            return model
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
         shape = (1, matrix.shape[0])
         return then(
-            self.model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), stored=True)
+            model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), stored=True)
         )
 
     @cached_property

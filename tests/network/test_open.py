@@ -37,7 +37,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp of a clamp": lambda x: torch.exp(torch.clamp(x, -3, 2)),
     "log": lambda x: torch.log(1.5 + torch.tanh(x)),
     "quotient": lambda x: x / (1 + (x * x).sum(1, keepdim=True)),
-    "number over a variable": lambda x: 3.0 / (1 + x * x),
+    "number over a variable": lambda x: 3.0 / (1 + x**4),
     "attention": lambda x: torch.softmax(tokens(x) @ tokens(x @ W).transpose(1, 2), -1) @ tokens(x),
     "fused attention": lambda x: F.scaled_dot_product_attention(tokens(x), tokens(x @ W), tokens(x)),
     "contraction": lambda x: torch.einsum("bi,bj->bij", x, x @ W),
@@ -59,7 +59,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "positions of a maximum": lambda x: x.max(1, keepdim=True)[1].to(x.dtype) + x,
     "positions of a sort": lambda x: x.sort(1)[1].to(x.dtype),
     "positions in a pool": lambda x: F.max_pool1d(x[:, None], 2, return_indices=True)[1].flatten(1).to(x.dtype),
-    "op without a rule": lambda x: torch.hypot(x, x @ W + 1),
+    "op without a rule": lambda x: torch.special.i0e(x @ W),
 }
 
 

@@ -124,6 +124,7 @@ class NetworkBuilder:
         name: str = "",
         function: Evaluation | None = None,
         steep: Nonlinearity | None = None,
+        combines: str = "",
     ) -> Var:
         """A value without a constant on the whole space, unless a later pattern rule absorbs it.
 
@@ -133,6 +134,7 @@ class NetworkBuilder:
             OpenNode(
                 parents=tuple(p.position for p in parents), shape=shape, name=name or op, origin=_origins(where),
                 op=op, settings=settings, error=error, function=function, steep=steep,
+                combines=combines,
             )
         )  # fmt: skip
 

@@ -138,6 +138,19 @@ class Nonlinearity(Fact):
         raise NotImplementedError
 
     @property
+    def curved(self) -> bool:
+        """Whether φ is more than lines between kinks."""
+        return any(piece.profile is not None for piece in self.pieces)
+
+    def own_slopes(self, low: Tensor, high: Tensor, fine: bool) -> tuple[Tensor, Tensor] | None:
+        """Slopes on intervals where they are not those of ``pieces``; ``fine``: as narrow as is reasonable."""
+        return None
+
+    def own_image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(least, greatest) value on intervals, if φ knows more than ends and slopes tell."""
+        return None
+
+    @property
     def kinks(self) -> tuple[Kink, ...]:
         """Where φ is not differentiable; empty for a smooth φ."""
         return ()

@@ -16,7 +16,9 @@ _HUGE = 1e305
 _GREATEST = float(torch.finfo(torch.float64).max)
 
 
-def slopes(function: Nonlinearity, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
+def slopes(
+    function: Nonlinearity, low: Tensor | float, high: Tensor | float, fine: bool = True
+) -> tuple[Tensor, Tensor]:
     """(α, β), float64, with α ≤ (φ(a) − φ(b))/(a − b) ≤ β for all a ≠ b in [low, high], entry by entry.
 
     Ends may be infinite; on the whole line the result is the activation's own [lower, upper]. Where low = high it is
@@ -33,6 +35,7 @@ def slopes(function: Nonlinearity, low: Tensor | float, high: Tensor | float) ->
         function: the activation φ.
         low: lower ends, of a shape that broadcasts with that of the activation's settings.
         high: upper ends, not below ``low``.
+        fine: spend time on an activation that finds its slopes by a search.
 
     Raises:
         ValueError: an end is NaN, or a lower end exceeds its upper one.
@@ -41,7 +44,7 @@ def slopes(function: Nonlinearity, low: Tensor | float, high: Tensor | float) ->
     a, b, alpha, beta, *_ = torch.broadcast_tensors(
         *(torch.as_tensor(n, dtype=torch.float64, device="cpu").detach() for n in numbers)
     )
-    least, greatest = _inside(function, a, b)
+    least, greatest = _inside(function, a, b, fine)
     whole = (a == -math.inf) & (b == math.inf)
     least = torch.where(whole, alpha, torch.maximum(least, alpha)).clamp(max=_GREATEST)
     greatest = torch.where(whole, beta, torch.minimum(greatest, beta)).clamp(min=-_GREATEST)
@@ -49,9 +52,12 @@ def slopes(function: Nonlinearity, low: Tensor | float, high: Tensor | float) ->
     return torch.where(defined, least, -math.inf), torch.where(defined, greatest, math.inf)
 
 
-def _inside(function: Nonlinearity, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def _inside(function: Nonlinearity, low: Tensor, high: Tensor, fine: bool) -> tuple[Tensor, Tensor]:
     if not bool((low <= high).all()):
         raise ValueError("an interval of slopes has its lower end above its upper one, or an end that is not a number.")
+    own = function.own_slopes(low, high, fine)
+    if own is not None:
+        return own
     least, greatest = torch.full_like(low, math.inf), torch.full_like(low, -math.inf)
     for piece in function.pieces:
         start, end = known(piece.left).low, known(piece.right).high

@@ -125,7 +125,7 @@ def mul(ctx: Context, a: Any, b: Any) -> Var:
         f"the products that are recognised ({forms('mul')}). Use the torch.nn activation, or remove the product."
     )
     square = power(2.0, name="square") if a.position == b.position else None
-    return ctx.without_constant((a, b), reason, function=torch.mul, steep=square)
+    return ctx.without_constant((a, b), reason, function=torch.mul, steep=square, combines="mul")
 
 
 @rule("div.Tensor", "div.Scalar", "true_divide", kind="linear")
@@ -161,4 +161,5 @@ def quotient(ctx: Context, a: Any, b: Var) -> Var:
         f"quotients that are recognised ({forms('div')}). Use the torch.nn activation, or remove the division."
     )
     top = None if isinstance(a, Var) else number_of(a)
-    return ctx.without_constant((a, b), reason, steep=power(-1.0, top, "reciprocal") if top else None)
+    known = power(-1.0, top, "reciprocal") if top else None
+    return ctx.without_constant((a, b), reason, steep=known, combines="div" if isinstance(a, Var) else "")

@@ -224,16 +224,20 @@ class Context:
         settings: tuple[object, ...] = (),
         function: Callable[..., Tensor] | None = None,
         steep: Nonlinearity | None = None,
+        combines: str = "",
     ) -> Var:
         """A value without a constant, unless a later pattern absorbs it; ``settings`` are what the pattern needs.
 
         ``function`` of the parents is the value; where it is None and a rule returns the value, its op is run.
-        ``steep`` is what is done to each entry of the only parent; to whole numbers an op may do something else.
+        ``steep`` is what is done to each entry of the only parent; to whole numbers an op may do something else,
+        also one that ``combines`` two parents.
         """
         own: Evaluation | None = None if function is None else lambda values, _: function(*values)
         alone = {p.position for p in parents} - set(self.whole)
         steep = steep if len(alone) == 1 and all(p.shape == shape for p in parents) else None
-        return self.builder.unresolved(parents, shape, self.op, error, settings, self.where, function=own, steep=steep)
+        return self.builder.unresolved(
+            parents, shape, self.op, error, settings, self.where, "", own, steep, "" if self.whole else combines
+        )
 
     def without_constant(
         self,
@@ -242,11 +246,12 @@ class Context:
         settings: tuple[object, ...] = (),
         function: Callable[..., Tensor] | None = None,
         steep: Nonlinearity | None = None,
+        combines: str = "",
     ) -> Var:
         """``unresolved`` for an elementwise op on Vars, Constants and numbers that has none for this reason."""
         shape = tuple(torch.broadcast_shapes(*(x.shape for x in operands if isinstance(x, (Var, Constant)))))
         parents = [x for x in operands if isinstance(x, Var)]
-        return self.unresolved(parents, shape, self.not_lipschitz(reason), settings, function, steep)
+        return self.unresolved(parents, shape, self.not_lipschitz(reason), settings, function, steep, combines)
 
     def require_finite(self, value: Tensor | Constant) -> None:
         """Raise if a parameter, or what is computed from parameters, holds NaN or infinity."""

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lipcert.network.activations.steep import Steep
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
@@ -20,6 +21,8 @@ PARTS = 8
 
 def value_at(function: Nonlinearity, x: Tensor) -> Range:
     """An enclosure of φ at doubles."""
+    if isinstance(function, Steep):
+        return function.enclosed(Range.exact(x))
     result = function.value(exact(x))  # type: ignore[arg-type]
     if not isinstance(result, Enclosure):  # a constant, without a look at x
         return Range.literal(torch.as_tensor(result, dtype=torch.float64).expand(x.shape))
@@ -40,7 +43,7 @@ def extremes(function: Nonlinearity, slope: Tensor | float, low: Tensor, high: T
     s = torch.as_tensor(slope, dtype=torch.float64)
     line = Range.exact(s.expand(low.shape)) * Range.exact(points)
     level = values - line
-    alpha, beta = slopes(function, points[:-1], points[1:])
+    alpha, beta = slopes(function, points[:-1], points[1:], fine=False)
     rise, fall = _up(beta - s), _up(s - alpha)
     width = torch.where(points[1:] > points[:-1], _up(points[1:] - points[:-1]), 0.0)
     top = _peak(level.high[:-1], level.high[1:], rise, fall, width)
@@ -52,10 +55,30 @@ def extremes(function: Nonlinearity, slope: Tensor | float, low: Tensor, high: T
 def image_of(function: Nonlinearity, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """(least, greatest) of φ on [low, high], whose ends may be infinite, rounded outward."""
     finite = low.isfinite() & high.isfinite()
-    near_low, near_high = (torch.where(t.isfinite(), t, 0.0) for t in (low, high))
     least, greatest = extremes(function, 0.0, torch.where(finite, low, 0.0), torch.where(finite, high, 0.0))
-    alpha, beta = slopes(function, low, high)
-    at_low, at_high = value_at(function, near_low), value_at(function, near_high)
+    own = function.own_image(low, high)
+    if own is not None:
+        least = torch.where(finite, torch.maximum(least, own[0]), own[0])
+        greatest = torch.where(finite, torch.minimum(greatest, own[1]), own[1])
+    bottom, top = quick_image(function, low, high, *slopes(function, low, high, fine=False))
+    known = finite if own is None else torch.ones_like(finite)
+    return (
+        torch.where(known, torch.maximum(least, bottom), bottom),
+        torch.where(known, torch.minimum(greatest, top), top),
+    )
+
+
+def quick_image(
+    function: Nonlinearity, low: Tensor, high: Tensor, alpha: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same from the values at the ends and from slopes of φ on all of [low, high]: see ``extremes``."""
+    at = value_at(function, torch.stack([torch.where(t.isfinite(), t, 0.0) for t in (low, high)]))
+    at_low, at_high = at.map(lambda t: t[0]), at.map(lambda t: t[1])
+    finite = low.isfinite() & high.isfinite()
+    rise, fall, width = _up(beta), _up(-alpha), torch.where(high > low, _up(high - low), 0.0)
+    greatest = _peak(at_low.high, at_high.high, rise, fall, width)
+    least = -_peak(-at_low.low, -at_high.low, fall, rise, width)
+    least, greatest = torch.where(least.isnan(), -math.inf, least), torch.where(greatest.isnan(), math.inf, greatest)
     bottom, top = torch.full_like(low, -math.inf), torch.full_like(high, math.inf)
     bottom = torch.where((alpha >= 0) & low.isfinite(), at_low.low, bottom)
     top = torch.where((alpha >= 0) & high.isfinite(), at_high.high, top)
@@ -87,8 +110,8 @@ def chords(function: Nonlinearity, box: Interval, anchor: Interval) -> tuple[Ten
         points = _cuts(function, torch.minimum(near, far), torch.maximum(near, far))
         points = points if sign > 0 else points.flip(0)
         inner, outer = points[:-1], points[1:]
-        from_anchor = slopes(function, torch.minimum(a_low, outer), torch.maximum(a_high, outer))
-        own = slopes(function, torch.minimum(inner, outer), torch.maximum(inner, outer))
+        from_anchor = slopes(function, torch.minimum(a_low, outer), torch.maximum(a_high, outer), fine=False)
+        own = slopes(function, torch.minimum(inner, outer), torch.maximum(inner, outer), fine=False)
         first = _chord(function, inner, near, a_low, a_high)
         weight = (inner - near).abs() / torch.maximum((outer - a_low).abs(), (outer - a_high).abs())
         weight = (weight * (1.0 - 4.0 * UNIT)).nan_to_num(0.0).clamp(0.0, 1.0)
@@ -136,7 +159,7 @@ def _cuts(function: Nonlinearity, low: Tensor, high: Tensor) -> Tensor:
     points = [low]
     for kink in function.kinks:
         points.append(torch.as_tensor(kink.position, dtype=torch.float64).expand(low.shape).clamp(low, high))
-    if any(piece.profile is not None for piece in function.pieces):
+    if function.curved:
         for part in range(1, PARTS):
             share = part / PARTS
             point = low * (1.0 - share) + high * share

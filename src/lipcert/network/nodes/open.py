@@ -32,6 +32,7 @@ class OpenNode(Node):
         key: identifies ``function`` in the network's hash.
         steep: what the node computes, where that is one function of each entry of its one parent (which x·x names
             twice): on an interval it has slopes.
+        combines: ``mul`` or ``div`` where the node is just that of two parents, entry by entry.
     """
 
     op: str = ""
@@ -41,6 +42,7 @@ class OpenNode(Node):
     constants: tuple[Tensor, ...] = ()
     key: str = ""
     steep: Nonlinearity | None = None
+    combines: str = ""
 
     def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
         """The op's own value, example by example."""
