@@ -29,10 +29,12 @@ Pair = tuple[Tensor, Tensor]
 #: A choice of entries of a setting.
 Choice = Callable[[Tensor], Tensor]
 
-#: Parts times entries of one evaluation, and the most parts that a search starts with.
-WORK, FIRST = 1 << 17, 128
+#: Parts times entries of one evaluation, of all of one search, and the most parts that it starts with.
+WORK, TOTAL, FIRST = 1 << 15, 1 << 18, 128
 #: A search cuts so many of the parts that are greatest, and of those that are least, into so many, so many times.
 CHOSEN, PIECES, ROUNDS = 16, 8, 12
+#: Entries of one search.
+CHUNK = 1 << 16
 #: It ends where what is attained is so near to what is proved, relative to the greatest slope.
 NEAR = 5e-4
 #: Intervals up to this length are cut evenly, longer ones by the doubly logarithmic scale.
@@ -354,12 +356,12 @@ class Composite(Nonlinearity):
         if all(t.numel() == 1 for t in self.parameters):
             alone = self._entries(lambda t: t.reshape(()))
             pairs, place = torch.stack([low, high]).unique(dim=1, return_inverse=True)
-            found = [alone._search(*part.unbind(0)) for part in pairs.split(WORK, dim=1)]
+            found = [alone._search(*part.unbind(0)) for part in pairs.split(CHUNK, dim=1)]
             least, greatest = (torch.cat(ends)[place] for ends in zip(*found, strict=True))
             return least.reshape(shape), greatest.reshape(shape)
         found = []
-        for start in range(0, len(low), WORK):
-            part = slice(start, start + WORK)
+        for start in range(0, len(low), CHUNK):
+            part = slice(start, start + CHUNK)
             found.append(self._entries(_chosen(shape, part))._search(low[part], high[part]))
         least, greatest = (torch.cat(ends) for ends in zip(*found, strict=True))
         return least.reshape(shape), greatest.reshape(shape)
@@ -375,40 +377,97 @@ class Composite(Nonlinearity):
         return torch.cat([_cut(low, high, parts), torch.stack(points)]).sort(dim=0).values
 
     def _search(self, low: Tensor, high: Tensor) -> Pair:
-        """(least, greatest) slope on intervals (N,): branch and bound over parts.
+        """(least, greatest) slope on intervals (N,): branch and bound over parts, while the work is moderate.
 
         Why this encloses: a slope of the interval is a mean of slopes of parts that cover it, and all parts that are
         not cut stay in the pool.
         """
-        count = _first(len(low))
         whole = _through(self.steps, low, high)[1]
-        cuts = self._grid(low, high, count)
-        point = low == high
-        start, end = cuts[:-1], cuts[1:]
-        least, greatest = _counted(_through(self.steps, start, end)[1], (start == end) & ~point)
-        chosen = max(1, min(CHOSEN, count // PIECES))
-        attained = torch.full_like(low, math.inf), torch.full_like(low, -math.inf)
-        endless = 0
-        for _ in range(ROUNDS if count >= FIRST else count // 8):
-            size = torch.maximum(greatest.amax(0).abs(), least.amin(0).abs())
-            gaps = greatest.amax(0) - attained[1], attained[0] - least.amin(0)
-            open_ = ~point & ((gaps[0] > NEAR * size) | (gaps[1] > NEAR * size) | size.isinf())
-            endless = endless + 1 if bool((size.isinf() | ~open_).all()) else 0
-            if not bool(open_.any()) or endless > 3:
+        cuts = self._grid(low, high, _first(len(low)))
+        pool = _Pool.of(self.steps, low, high, cuts)
+        least, greatest = pool.ends
+        place, function, work, endless = torch.arange(len(low)), self, 0, 0
+        for _ in range(ROUNDS):
+            kept = pool.open.nonzero().reshape(-1)
+            cost = 2 * len(kept) * (PIECES + 1)
+            endless = endless + 1 if bool(pool.size[kept].isinf().all()) else 0
+            if not len(kept) or endless > 3 or work + cost > TOTAL:
                 break
-            places = torch.cat([greatest.topk(chosen, dim=0).indices, (-least).topk(chosen, dim=0).indices])
-            a, b = start.gather(0, places), end.gather(0, places)
-            inner = _cut(a, b, PIECES)
-            middle = inner[PIECES // 2]
-            a, b = inner[:-1].flatten(0, 1), inner[1:].flatten(0, 1)
-            both = _through(self.steps, torch.cat([a, middle]), torch.cat([b, middle]))[1]
-            at_low, at_high = (part[len(a) :] for part in both)
-            attained = torch.minimum(attained[0], at_high.amin(0)), torch.maximum(attained[1], at_low.amax(0))
-            own = _counted((both[0][: len(a)], both[1][: len(a)]), (a == b) & ~point)
-            least, greatest = least.scatter(0, places, math.inf), greatest.scatter(0, places, -math.inf)
-            start, end = torch.cat([start, a]), torch.cat([end, b])
-            least, greatest = torch.cat([least, own[0]]), torch.cat([greatest, own[1]])
-        return torch.maximum(whole[0], least.amin(0)), torch.minimum(whole[1], greatest.amax(0))
+            if len(kept) < len(place):
+                place, pool = place[kept], pool.map(lambda t, kept=kept: t[..., kept])  # type: ignore[misc]
+                function = function._entries(lambda t, kept=kept: t[kept] if t.dim() else t)  # type: ignore[misc]
+            chosen = max(1, min(CHOSEN, len(pool.start) // 2, WORK // cost))
+            work += cost * chosen
+            pool = pool.refined(function.steps, chosen)
+            ends = pool.ends
+            least, greatest = least.index_copy(0, place, ends[0]), greatest.index_copy(0, place, ends[1])
+        return torch.maximum(whole[0], least), torch.minimum(whole[1], greatest)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Parts (P, N) of N intervals with their slopes; those that were cut, or have no length, count no more.
+
+    ``attained`` are slopes at single points: the least of all is not above its first, the greatest not below its
+    second.
+    """
+
+    point: Tensor
+    start: Tensor
+    end: Tensor
+    least: Tensor
+    greatest: Tensor
+    attained: Pair
+
+    @classmethod
+    def of(cls, steps: Sequence[Step], low: Tensor, high: Tensor, cuts: Tensor) -> _Pool:
+        start, end, point = cuts[:-1], cuts[1:], low == high
+        own = _counted(_through(steps, start, end)[1], (start == end) & ~point)
+        attained = torch.full_like(low, math.inf), torch.full_like(low, -math.inf)
+        return cls(point, start, end, *own, attained)
+
+    @property
+    def ends(self) -> Pair:
+        """What is proved."""
+        return self.least.amin(0), self.greatest.amax(0)
+
+    @property
+    def size(self) -> Tensor:
+        """The greatest |slope|, as far as is proved."""
+        low, high = self.ends
+        return torch.maximum(low.abs(), high.abs())
+
+    @property
+    def open(self) -> Tensor:
+        """Where what is attained is not near to what is proved."""
+        (low, high), size = self.ends, self.size
+        wide = (high - self.attained[1] > NEAR * size) | (self.attained[0] - low > NEAR * size)
+        return ~self.point & (wide | size.isinf())
+
+    def map(self, choose: Choice) -> _Pool:
+        """Of some of the intervals."""
+        attained = choose(self.attained[0]), choose(self.attained[1])
+        start, end, least, greatest = (choose(t) for t in (self.start, self.end, self.least, self.greatest))
+        return _Pool(choose(self.point), start, end, least, greatest, attained)
+
+    def refined(self, steps: Sequence[Step], chosen: int) -> _Pool:
+        """With the greatest and the least parts cut into pieces."""
+        places = torch.cat([self.greatest.topk(chosen, dim=0).indices, (-self.least).topk(chosen, dim=0).indices])
+        cuts = _cut(self.start.gather(0, places), self.end.gather(0, places), PIECES)
+        a, b, middle = cuts[:-1].flatten(0, 1), cuts[1:].flatten(0, 1), cuts[PIECES // 2]
+        low, high = _through(steps, torch.cat([a, middle]), torch.cat([b, middle]))[1]
+        own = _counted((low[: len(a)], high[: len(a)]), (a == b) & ~self.point)
+        return _Pool(
+            self.point,
+            torch.cat([self.start, a]),
+            torch.cat([self.end, b]),
+            torch.cat([self.least.scatter(0, places, math.inf), own[0]]),
+            torch.cat([self.greatest.scatter(0, places, -math.inf), own[1]]),
+            (
+                torch.minimum(self.attained[0], high[len(a) :].amin(0)),
+                torch.maximum(self.attained[1], low[len(a) :].amax(0)),
+            ),
+        )
 
 
 def _chosen(shape: tuple[int, ...], part: slice) -> Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,6 +30,22 @@ def value_at(function: Nonlinearity, x: Tensor) -> Range:
     return result.value.map(lambda t: t.expand(x.shape))
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Points from one end of intervals to the other, an activation's values there and its slopes between them."""
+
+    points: Tensor
+    values: Range
+    alpha: Tensor
+    beta: Tensor
+
+    @classmethod
+    def of(cls, function: Nonlinearity, low: Tensor, high: Tensor) -> Samples:
+        """The ends, kinks and, where φ is curved, ``PARTS`` parts."""
+        points = _cuts(function, low, high)
+        return cls(points, value_at(function, points), *slopes(function, points[:-1], points[1:], fine=False))
+
+
 def extremes(function: Nonlinearity, slope: Tensor | float, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """(least, greatest) of φ(x) − slope·x for x in [low, high], finite, rounded outward, entry by entry.
 
@@ -38,12 +55,15 @@ def extremes(function: Nonlinearity, slope: Tensor | float, low: Tensor, high: T
     below likewise. [low, high] is cut at kinks, and where pieces are curved into ``PARTS``: the parts' slopes differ
     little, so that little is lost.
     """
-    points = _cuts(function, low, high)
-    values = value_at(function, points)
+    return lines_off(Samples.of(function, low, high), slope)
+
+
+def lines_off(at: Samples, slope: Tensor | float) -> tuple[Tensor, Tensor]:
+    """``extremes`` from samples."""
+    points, values, alpha, beta = at.points, at.values, at.alpha, at.beta
     s = torch.as_tensor(slope, dtype=torch.float64)
-    line = Range.exact(s.expand(low.shape)) * Range.exact(points)
+    line = Range.exact(s.expand(points.shape[1:])) * Range.exact(points)
     level = values - line
-    alpha, beta = slopes(function, points[:-1], points[1:], fine=False)
     rise, fall = _up(beta - s), _up(s - alpha)
     width = torch.where(points[1:] > points[:-1], _up(points[1:] - points[:-1]), 0.0)
     top = _peak(level.high[:-1], level.high[1:], rise, fall, width)

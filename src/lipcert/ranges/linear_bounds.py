@@ -22,7 +22,7 @@ from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
-from lipcert.ranges.functions import extremes
+from lipcert.ranges.functions import Samples, lines_off
 
 #: Entries of the coefficients of a chunk of rows, over all nodes.
 CHUNK = 1 << 24
@@ -53,9 +53,10 @@ class Lines:
             alpha, beta = slopes(function, point, point)
             candidates.append(0.5 * alpha + 0.5 * beta)
         best: list[Tensor] | None = None
+        samples = Samples.of(function, low, high)
         for slope in candidates:
             slope = torch.where(slope.isfinite(), slope, 0.0)
-            least, greatest = extremes(function, slope, low, high)
+            least, greatest = lines_off(samples, slope)
             new = [slope, least, slope, greatest]
             if best is None:
                 best = new
