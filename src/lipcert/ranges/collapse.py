@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Sum
 from lipcert.network.moves import times
 from lipcert.network.nonlinearity import AnySlope, Nonlinearity
 from lipcert.network.origin import united
-from lipcert.numerics.midrad import TINY, Range
+from lipcert.numerics.midrad import TINY, Range, known
 from lipcert.numerics.rounding import gamma
 from lipcert.ranges.composite import Apply, Combine, Composite, Product, Quotient, Step, squared_wave
 
@@ -32,12 +33,25 @@ class Region:
     nodes: tuple[int, ...]
 
 
+#: What was made of networks that are still in use.
+_KNOWN: WeakKeyDictionary[Network, Network] = WeakKeyDictionary()
+
+
 def collapse(network: Network) -> Network:
     """The same function with each region of more than one bend as one activation.
 
     An expression without a constant on the whole space becomes an open node that has slopes on intervals. Affine steps
     at either end stay outside, for other linear maps to absorb; an expression of lines only is left as it is.
     """
+    if network not in _KNOWN:
+        found = _collapsed(network)
+        if found is network:
+            return network  # known by itself it would never be dropped
+        _KNOWN[network] = found
+    return _KNOWN[network]
+
+
+def _collapsed(network: Network) -> Network:
     regions: dict[int, Region] = {}
     inside: set[int] = set()
     for position in range(len(network.nodes) - 1, 0, -1):
@@ -51,7 +65,7 @@ def collapse(network: Network) -> Network:
     new: dict[int, Var] = {}
     for position, node in enumerate(network.nodes):
         if position in regions:
-            new[position] = _collapsed(network, regions[position], builder, new)
+            new[position] = _as_one(network, regions[position], builder, new)
         elif position not in inside:
             new[position] = builder.again(node, [new[p] for p in node.parents])
     return builder.finish(new[len(network.nodes) - 1])
@@ -122,7 +136,7 @@ def _worth_it(nodes: Sequence[Node]) -> bool:
 # -- what becomes of it -------------------------------------------------------------------------------------
 
 
-def _collapsed(network: Network, region: Region, builder: NetworkBuilder, new: dict[int, Var]) -> Var:
+def _as_one(network: Network, region: Region, builder: NetworkBuilder, new: dict[int, Var]) -> Var:
     nodes = [network.nodes[k] for k in region.nodes]
     name = "+".join(node.name for node in nodes if not _straight(node))
     function = Composite.of(name, _steps(network, region))
@@ -191,7 +205,7 @@ def factor_of(linear: LinearMap) -> Range | None:
     if linear.in_shape != linear.out_shape:
         return None
     if isinstance(linear, Identity):
-        return Range.exact(torch.tensor(linear.scale, dtype=torch.float64))
+        return known(linear.scale)
     if isinstance(linear, (Composition, Sum)):
         total: Range | None = None
         for part in linear.maps:

@@ -30,7 +30,7 @@ Pair = tuple[Tensor, Tensor]
 Choice = Callable[[Tensor], Tensor]
 
 #: Parts times entries of one evaluation, of all of one search, and the most parts that it starts with.
-WORK, TOTAL, FIRST = 1 << 15, 1 << 18, 128
+WORK, TOTAL, FIRST = 1 << 15, 1 << 17, 128
 #: A search cuts so many of the parts that are greatest, and of those that are least, into so many, so many times.
 CHOSEN, PIECES, ROUNDS = 16, 8, 12
 #: Entries of one search.
