@@ -42,10 +42,10 @@ class BranchAndBound(Method):
 
     It is the Lipschitz constant when every pattern is reachable and lies above it always (the branch-tree certificate
     says why). A node of the tree fixes some neurons to one of their two slopes; its upper value comes from LipSDP on
-    what is left, its vertex value from rounding LipSDP's vectors to a pattern. On a bounded domain patterns that none of
-    its points has are proved empty and left out, and vertex values are those of patterns that points have: it ends at
-    the domain's own constant where every activation is two linear pieces on its range. Anytime: when the budget ends,
-    open nodes become leaves with the bounds they have; with the root alone it is LipSDP.
+    what is left, its vertex value from rounding LipSDP's vectors to a pattern. On a bounded domain patterns that none
+    of its points has are proved empty and left out, and vertex values are those of patterns that points have: it ends
+    at the domain's own constant where every activation is two linear pieces on its range. Anytime: when the budget
+    ends, open nodes become leaves with the bounds they have; with the root alone it is LipSDP.
 
     Attributes:
         gap: stop once upper ≤ (1 + gap) · (best vertex value).

@@ -2,7 +2,7 @@
 
 Untrusted: the branch-tree certificate proves again what is said to be empty. Each fixed neuron's condition is bounded
 by an affine function of x (``Regions.forms``); whether some x of the domain satisfies all of them is a least-distance
-problem on an l2 ball, one non-negative least-squares problem (Lawson & Hanson 1974, ch. 23), else a linear program.
+problem on an l2 ball, else a linear program.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linprog, nnls
+from scipy.optimize import linprog
 from torch import Tensor
 
 from lipcert.domain import Ball, Domain, Intersection
 from lipcert.methods.branch_ascent import FREE
 from lipcert.network.linear import Shape
 from lipcert.ranges.regions import Regions
-
-Array = npt.NDArray[np.float64]
+from lipcert.search.least_distance import Array, in_ball
 
 #: Random points that are looked at first.
 SAMPLES = 100
@@ -28,8 +27,6 @@ SAMPLES = 100
 CLEAR = 1e-9
 #: Up to so many neurons those that a region implies are looked for, in so many rounds; fewer with linear programs.
 MOST_IMPLIED, MOST_PROGRAMS, ROUNDS = 60, 16, 3
-#: Distances from the faces of a region that a point of it is to keep, as shares of what the ball leaves.
-_ROOMS = (0.5, 0.1, 0.01, 1e-4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +143,7 @@ class Reach:
             return None
         domain = self.domain
         balls = [ball for ball in domain.balls() if ball.p == 2]
-        weights, point = _in_l2(balls[0], conditions) if balls else (None, None)
+        weights, point = in_ball(balls[0], conditions.rows, conditions.ends) if balls else (None, None)
         if weights is None and (not balls or isinstance(domain, Intersection)):
             other = next((ball for ball in domain.balls() if ball.p == 1), None)
             weights, found = _in_box(self.low, self.high, other, conditions)
@@ -189,50 +186,8 @@ class Reach:
         return points
 
 
-def _in_l2(ball: Ball, conditions: _Conditions) -> tuple[Array | None, Array | None]:
-    """(weights, None), (None, x) or (None, None): no x of the ball meets the conditions; this one does; not known.
-
-    With x = centre + radius ξ and the conditions Gξ ≥ h, let u ≥ 0 be nearest to [Gᵀ; hᵀ]u = (0, …, 0, 1) and q = hᵀu.
-    Then ‖Gᵀu‖² = q − q², and the least ‖ξ‖² is q/(1 − q): above 1, and ‖Gᵀu‖ below hᵀu, just where q > 1/2.
-    """
-    centre = ball.center.reshape(-1).numpy()
-    g, h = conditions.rows * ball.radius, -(conditions.ends + conditions.rows @ centre)
-    scale = np.linalg.norm(g, axis=1) + np.abs(h)
-    if not scale.all():
-        scale = np.where(scale > 0, scale, 1.0)
-    g, h = g / scale[:, None], h / scale
-    lengths = np.linalg.norm(g, axis=1)
-    hopeless = int((h - lengths).argmax())
-    if h[hopeless] > lengths[hopeless]:
-        return np.eye(len(h))[hopeless] / scale, None
-    factor: Array = np.asarray(np.linalg.qr(g.T, mode="r")) if g.shape[1] > g.shape[0] else g.T
-    weights, share = _least_distance(factor, h)
-    if weights is None:
-        return None, None
-    if share > 0.5:
-        return weights / scale, None
-    room = 1.0 - np.sqrt(share / (1.0 - share))
-    for part in _ROOMS:
-        further, own = _least_distance(factor, h + part * room * lengths)
-        if further is not None and own <= 0.5:
-            weights, share = further, own
-            break
-    return None, centre + ball.radius * (g.T @ weights) / (1.0 - share)
-
-
-def _least_distance(factor: Array, h: Array) -> tuple[Array | None, float]:
-    """(u, q) of ``_in_l2``, with Gᵀ or a factor of the same Gram matrix."""
-    target = np.zeros(len(factor) + 1)
-    target[-1] = 1.0
-    try:
-        weights, _ = nnls(np.vstack([factor, h]), target)
-    except RuntimeError:  # it does not converge
-        return None, 0.0
-    return weights, float(h @ weights)
-
-
 def _in_box(low: Array, high: Array, ball: Ball | None, conditions: _Conditions) -> tuple[Array | None, Array | None]:
-    """As ``_in_l2``, for a box, or what lies in it and in an l1 ball: the x of the greatest least condition."""
+    """As ``in_ball``, for a box, or what lies in it and in an l1 ball: the x of the greatest least condition."""
     n, count = len(low), len(conditions.ends)
     scale = np.linalg.norm(conditions.rows * (high - low), axis=1) + np.abs(conditions.ends)
     scale = np.where(scale > 0, scale, 1.0)
