@@ -59,6 +59,7 @@ class Chain(nn.Module):
             layer.bias.data = 0.4 * torch.randn(m, generator=generator, dtype=torch.float64)
             layers.append(layer)
         self.layers = nn.ModuleList(layers)
+        self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -225,6 +226,20 @@ def test_smooth_neurons_stay_without_a_region() -> None:
     points = domain.project(domain.center + 0.5 * torch.randn(2000, 2, dtype=torch.float64))
     jacobians = torch.func.vmap(torch.func.jacrev(model))(points)
     assert bound.value >= float(torch.linalg.matrix_norm(jacobians, 2).max())
+
+
+@pytest.mark.parametrize(
+    "domain", [Ball([0.0, 0.0], 1e200, 2), Box(-1e200, 1e200), Ball([0.1, 0.2], 0.0, 2), Box(0.5, 0.5)]
+)
+@pytest.mark.parametrize("factor", [1.0, 1e100, 1e-100])
+def test_extreme_sizes(domain: Domain, factor: float) -> None:
+    model = Chain([2, 4, 4, 2], "relu", 3).eval()
+    for layer in model.layers:
+        layer.weight.data *= factor
+    bound = solved(model, 2, domain, budget=2.0)
+    x = domain.bounds()[1].expand(2)  # type: ignore[union-attr]
+    at = torch.linalg.matrix_norm(torch.func.jacrev(model)(0.7 * x if domain.bounds()[0].min() < 0 else x), 2)  # type: ignore[union-attr]
+    assert bound.value >= float(at) * (1 - 1e-12) or not np.isfinite(float(at))
 
 
 # -- regions: what is said of the points in them -----------------------------------------------------------------

@@ -189,7 +189,10 @@ class Reach:
 def _in_box(low: Array, high: Array, ball: Ball | None, conditions: _Conditions) -> tuple[Array | None, Array | None]:
     """As ``in_ball``, for a box, or what lies in it and in an l1 ball: the x of the greatest least condition."""
     n, count = len(low), len(conditions.ends)
-    scale = np.linalg.norm(conditions.rows * (high - low), axis=1) + np.abs(conditions.ends)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = np.linalg.norm(conditions.rows * (high - low), axis=1) + np.abs(conditions.ends)
+    if not np.isfinite(scale).all():
+        return None, None
     scale = np.where(scale > 0, scale, 1.0)
     rows, ends = conditions.rows / scale[:, None], conditions.ends / scale
     cost = np.zeros(n + 1)
@@ -205,7 +208,7 @@ def _in_box(low: Array, high: Array, ball: Ball | None, conditions: _Conditions)
         right = np.concatenate([right, centre, -centre, [ball.radius]])
         cost, bounds = np.append(cost, np.zeros(n)), [*bounds, *[(0.0, None)] * n]
     found = linprog(cost, A_ub=matrix, b_ub=right, bounds=bounds, method="highs")
-    if found.status != 0:
+    if found.status != 0 or found.x is None:
         return None, None
     if found.x[n] >= 0.0:
         return None, found.x[:n]

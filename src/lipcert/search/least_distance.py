@@ -25,10 +25,12 @@ def in_ball(ball: Ball, rows: Array, ends: Array) -> tuple[Array | None, Array |
     centre = ball.center.reshape(-1).numpy()
     if not len(ends):
         return None, centre
-    g, h = rows * ball.radius, -(ends + rows @ centre)
-    scale = np.linalg.norm(g, axis=1) + np.abs(h)
-    if not scale.all():
-        scale = np.where(scale > 0, scale, 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        g, h = rows * ball.radius, -(ends + rows @ centre)
+        scale = np.linalg.norm(g, axis=1) + np.abs(h)
+    if not np.isfinite(scale).all():
+        return None, None
+    scale = np.where(scale > 0, scale, 1.0)
     g, h = g / scale[:, None], h / scale
     lengths = np.linalg.norm(g, axis=1)
     hopeless = int((h - lengths).argmax())
