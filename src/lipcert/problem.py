@@ -13,12 +13,13 @@ from lipcert.domain import NORMS, Domain, require_real
 from lipcert.errors import InputError
 from lipcert.increments import Increments
 from lipcert.increments.narrowing import narrowed
-from lipcert.increments.reduction import reduced
+from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
+from lipcert.ranges.regions import Regions
 
 Norm = tuple[float, float]
 
@@ -119,7 +120,7 @@ class Problem:
 
         Linear bounds go through selections only where those are expanded: with any, ranges here are intervals.
         """
-        return self._increments(self.network, "none" if self.has_selections else "undecided")
+        return Increments.of(self.network, self._network_ranges)
 
     @cached_property
     def merged_increments(self) -> Increments:
@@ -130,7 +131,7 @@ class Problem:
     @cached_property
     def unfused_increments(self) -> Increments:
         """The same op by op."""
-        return self._increments(self.unfused, "none")
+        return Increments.of(self.unfused, self._ranges(self.unfused, "none"))
 
     @cached_property
     def expanded_increments(self) -> Increments:
@@ -138,14 +139,40 @@ class Problem:
 
         On a domain an l2 input is narrowed to what is read of it: its shape may then be another.
         """
-        whole = reduced(self._increments(self.expanded, "undecided") if self.has_selections else self.increments)
+        whole = reduced(self._whole_increments)
         return narrowed(whole) if self.domain is not None and self.norm[0] == 2 else whole
 
-    def _increments(self, network: Network, tighten: Tighten) -> Increments:
+    @cached_property
+    def regions(self) -> Regions | None:
+        """The neurons of ``expanded_increments``, their pieces, and parts of the domain where some are on one of them.
+
+        None where the domain is not bounded, and with an anchor: slopes are then those of chords, which are not those
+        of any piece.
+        """
+        network, ranges = self._expanded_ranges
+        if ranges is None or self.anchor is not None:
+            return None
+        return Regions.of(network, self.domain, ranges, remaining(self._whole_increments))
+
+    @cached_property
+    def _whole_increments(self) -> Increments:
+        return Increments.of(*self._expanded_ranges) if self.has_selections else self.increments
+
+    @cached_property
+    def _expanded_ranges(self) -> tuple[Network, Ranges | None]:
+        if self.has_selections:
+            return self.expanded, self._ranges(self.expanded, "undecided")
+        return self.network, self._network_ranges
+
+    @cached_property
+    def _network_ranges(self) -> Ranges | None:
+        return self._ranges(self.network, "none" if self.has_selections else "undecided")
+
+    def _ranges(self, network: Network, tighten: Tighten) -> Ranges | None:
         """On the domain: values lie in ranges, and on these slopes are what they are there."""
         if self.domain is None and self.anchor is None and self.model.refusal is None:
-            return Increments.of(network)
-        return Increments.of(network, Ranges.of(network, self.domain, self.anchor, tighten))
+            return None
+        return Ranges.of(network, self.domain, self.anchor, tighten)
 
     @cached_property
     def has_selections(self) -> bool:

@@ -18,6 +18,7 @@ from lipcert.domain import Ball, Intersection
 from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network
 from lipcert.network.linear import size
 from lipcert.problem import Problem
+from lipcert.search.least_distance import in_ball
 
 #: Networks that are walked over: neurons, inputs, and outputs or inputs on the shorter side of a Jacobian.
 MAX_NEURONS, MAX_INPUTS, MAX_SIDE = 400, 200, 100
@@ -239,6 +240,9 @@ def _centre(problem: Problem, region: Region, rows: np.ndarray, ends: np.ndarray
     """A point of {Ax ≤ b} and the domain around which a ball of some margin fits; None if there is none."""
     scale, origin = region.scale.reshape(-1).numpy(), region.origin.reshape(-1).numpy()
     n, domain = len(scale), region.domain
+    if isinstance(domain, Ball) and domain.p == 2:
+        _, inside = in_ball(domain, -rows, ends)
+        return None if inside is None else region.project(torch.from_numpy(inside)[None])[0]
     rows, ends = rows * scale, ends - rows @ origin  # x = origin + scale ξ
     lengths = np.linalg.norm(rows, axis=1)
     if (ends[lengths == 0] <= 0).any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +34,9 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
 
     ``witness.arrays``: ``exponents`` as in the quadratic certificate; ``tree``, the nodes of a binary tree in preorder,
     each the number of the neuron it splits (neurons counted through the nonlinear nodes in order) or −1 for a leaf, the
-    child of the lower slope first; ``multipliers.K``, a row per leaf in the same order; ``slack``, one per leaf.
+    child of the lower slope first; ``multipliers.K``, a row per leaf in the same order; ``slack``, one per leaf. On a
+    domain some leaves may be empty: ``empty``, their numbers, ascending, and ``emptiness``, a row of numbers ≥ 0 for
+    each, one per neuron; they have no multipliers and no slack.
     ``witness.settings``: ``rho``, a claim for the largest ρ.
 
     Why this is an upper bound. (1) An increment of an activation is δz_j = s_j δv_j with some s_j in [α_j, β_j], so
@@ -49,6 +51,21 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     the fixed slope and d_j = 0 proves ‖A(s)‖² ≤ ρ for every s in B that agrees with the leaf's fixed slopes, vertices
     included: exactly the quadratic certificate of a network whose fixed neurons are linear, each step of it a
     verified Cholesky factorisation. So every vertex is below its leaf's ρ, and L² ≤ max ρ.
+
+    Why empty leaves may be left out. The region of a leaf are the points of the domain at which every fixed neuron of
+    two linear pieces has its argument v_j on the piece of its fixed slope, the kink included (``Regions``, which knows
+    from the network which neurons these are). Σ μ_j s_j (v_j − kink_j) with μ ≥ 0 is nowhere negative there; a bound
+    below 0, which linear bounds prove with every rounding paid, says that there is no such point. Now let x and y be
+    two points of the domain, which is convex, and x(t) the segment between them. (a) Slopes and gains are finite, so
+    every node's value along the segment is Lipschitz in t, and for almost every t all of them have derivatives. These
+    obey what increments obey, divided by the step: ∂z_j = s_j ∂v_j with s_j in [α_j, β_j], and ‖∂z‖ ≤ g‖∂v‖ for a
+    block. (b) For a neuron of two pieces and almost every t, s_j may be taken as the slope of a piece that has
+    v_j(x(t)): off the kink φ is this piece around v_j; and at the kink ∂v_j = 0, since the t with v_j = kink and
+    ∂v_j ≠ 0 are isolated, so ∂z_j = 0 and any slope will do. (c) As in (2), with these s_j held, ‖∂f‖ ≤ ‖A(σ)‖‖y − x‖
+    for a vertex σ whose entries at neurons of two pieces are the slopes of pieces that have v_j(x(t)). So x(t) lies in
+    the region of the leaf that σ agrees with: this leaf is not empty, and its ρ is proved. (d) ‖f(y) − f(x)‖ is at
+    most ∫ ‖∂f‖ dt, so at most √(max ρ) ‖y − x‖, over the other leaves. Of chords from an anchor (b) is not true, and
+    where the domain is not bounded linear bounds say nothing: such problems have no ``regions`` and no empty leaves.
     """
     if problem.norm != (2.0, 2.0):
         raise UnsupportedNormError(
@@ -58,7 +75,11 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         raise CertificateError("a branch tree has one multiplier per neuron.")
     transformed = in_own_units(problem)
     notation = Notation.of(witness, transformed)
-    leaves = list(leaf_fixings(_tree(witness), branchable(transformed)))
+    every = list(leaf_fixings(_tree(witness), branchable(transformed)))
+    empty = _empty(problem, witness, transformed, every)
+    leaves = [fixings for number, fixings in enumerate(every) if number not in empty]
+    if not leaves:
+        raise NotProved("every leaf is said to be empty, which no domain is.")
     multipliers = read_multipliers(witness, transformed, notation, len(leaves))
     slack, claim = _slack(witness, len(leaves)), notation.rho(_claim(witness))
     form, slopes = DenseForm(transformed), Slopes(transformed)
@@ -76,8 +97,10 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     value = Magnitude.of(sqrt_up(rho)).times_power(transformed.exponents[-1])
     exact = all(math.isfinite(m.rounding) for maps in transformed.maps.values() for m in maps)
     guarantee: Guarantee = "rigorous" if exact else "numerical"
-    depth = max(len(fixings) for fixings in leaves)
-    remark = f"{len(leaves)} leaves, up to {depth} of {int(branchable(transformed).sum())} neurons fixed"
+    depth = max(len(fixings) for fixings in every)
+    remark = f"{len(every)} leaves, up to {depth} of {int(branchable(transformed).sum())} neurons fixed"
+    if empty:
+        remark += f"; {len(empty)} of them empty"
     row = BreakdownRow("branch tree", "dense", float(value), float(value), guarantee, remark)
     return Proof(value, guarantee, (row,))
 
@@ -125,6 +148,15 @@ class Slopes:
                 self._ends[cell.node] = cell.lower, cell.upper
             self._places += [(cell.node, entry) for entry in range(cell.size)]
 
+    @property
+    def ends(self) -> Tensor:
+        """(2, neurons): α and β of every neuron; NaN for those of blocks."""
+        rows = torch.full((2, len(self._places)), math.nan, dtype=torch.float64)
+        for neuron, (node, entry) in enumerate(self._places):
+            if node in self._ends:
+                rows[0, neuron], rows[1, neuron] = (end.reshape(-1)[entry] for end in self._ends[node])
+        return rows
+
     def fixed(self, fixings: Mapping[int, int]) -> dict[int, Tensor]:
         """Node → slopes, NaN where free; only the nodes that have a fixed neuron."""
         result: dict[int, Tensor] = {}
@@ -135,6 +167,43 @@ class Slopes:
                 result[node] = torch.full(slopes.shape, math.nan, dtype=torch.float64)
             result[node].view(-1)[entry] = slopes.reshape(-1)[entry]
         return result
+
+
+def _empty(
+    problem: Problem, witness: Witness, transformed: ScaledIncrements, leaves: Sequence[Mapping[int, int]]
+) -> set[int]:
+    """The numbers of the leaves that the witness says are empty, each of them proved.
+
+    Raises:
+        CertificateError: they are not numbers of leaves, with numbers ≥ 0 for every neuron.
+        NotProved: the bound of one is not below 0, or there are no regions to speak of.
+    """
+    stored, weights = witness.arrays.get("empty"), witness.arrays.get("emptiness")
+    if stored is None and weights is None:
+        return set()
+    allowed = branchable(transformed)
+    if stored is None or stored.dim() != 1 or stored.dtype not in (torch.int32, torch.int64):
+        raise CertificateError("the certificate's empty leaves are not a row of numbers.")
+    empty = [int(number) for number in stored.tolist()]
+    if empty != sorted(set(empty)) or any(not 0 <= number < len(leaves) for number in empty):
+        raise CertificateError("the certificate's empty leaves are not ascending numbers of leaves.")
+    if weights is None or weights.shape != (len(empty), len(allowed)) or not weights.is_floating_point():
+        raise CertificateError("the proofs that leaves are empty are missing or of wrong size.")
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise CertificateError("the proofs that leaves are empty hold negative numbers, or some that are not finite.")
+    regions = problem.regions
+    if regions is None:
+        raise NotProved("leaves are empty on bounded domains without an anchor only.")
+    ends = Slopes(transformed).ends[:, allowed]
+    if not torch.equal(ends, torch.stack([regions.lower, regions.upper])) or not bool(ends.isfinite().all()):
+        raise NotProved("the neurons of the regions are not those of the increments.")
+    fixings = torch.full((len(empty), len(allowed)), -1, dtype=torch.int8)
+    for row, number in enumerate(empty):
+        for neuron, end in leaves[number].items():
+            fixings[row, neuron] = end
+    if not bool((regions.greatest(fixings[:, allowed], weights.double()[:, allowed]) < 0).all()):
+        raise NotProved("a leaf that is said to be empty is not proved to be.")
+    return set(empty)
 
 
 def _tree(witness: Witness) -> list[int]:

@@ -32,6 +32,12 @@ def reduced(increments: Increments) -> Increments:
     return Increments(_merged(tuple(builder.relations), few))
 
 
+def remaining(increments: Increments) -> tuple[int, ...]:
+    """Positions of the cells of which ``reduced`` keeps entries, in order: relations that are numbered show them."""
+    numbered = (replace(relation, name=str(k)) for k, relation in enumerate(increments.relations))
+    return tuple(int(cell.name) for cell in reduced(Increments(tuple(numbered))).cells)
+
+
 class _Builder:
     """Relations anew, one after the other, with the new place of every old one."""
 

@@ -6,7 +6,7 @@ import heapq
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, fork, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
 from lipcert.methods.branch_form import BatchForm
+from lipcert.methods.branch_regions import Reach, Settled
 from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
 from lipcert.problem import Norm, Problem
@@ -41,8 +42,10 @@ class BranchAndBound(Method):
 
     It is the Lipschitz constant when every pattern is reachable and lies above it always (the branch-tree certificate
     says why). A node of the tree fixes some neurons to one of their two slopes; its upper value comes from LipSDP on
-    what is left, its vertex value from rounding LipSDP's vectors to a pattern. Anytime: when the budget ends, open
-    nodes become leaves with the bounds they have; with the root alone it is LipSDP.
+    what is left, its vertex value from rounding LipSDP's vectors to a pattern. On a bounded domain patterns that none
+    of its points has are proved empty and left out, and vertex values are those of patterns that points have: it ends
+    at the domain's own constant where every activation is two linear pieces on its range. Anytime: when the budget
+    ends, open nodes become leaves with the bounds they have; with the root alone it is LipSDP.
 
     Attributes:
         gap: stop once upper ≤ (1 + gap) · (best vertex value).
@@ -85,14 +88,17 @@ class BranchAndBound(Method):
         if not any(cell.size for cell in transformed.cells):  # linear: there is nothing to branch on
             return root()
         try:
-            return _Search(self, transformed, run).found().before(root)
+            return _Search(self, problem, transformed, run).found().before(root)
         except NotProved:
             return root()
 
 
 @dataclass(eq=False)
 class _Node:
-    """A leaf of the tree so far; ``vectors`` (single precision) and ``branch`` serve its children."""
+    """A leaf of the tree so far; ``vectors`` (single precision) and ``branch`` serve its children.
+
+    ``empty``: weights that prove that no point of the domain is in its region; it needs no bound then.
+    """
 
     pattern: Tensor
     rho: float
@@ -103,15 +109,19 @@ class _Node:
     branch: int = -1
     neuron: int = LEAF
     children: tuple[_Node, _Node] | None = None
+    empty: Tensor | None = None
 
 
 @dataclass(eq=False)
 class _Search:
     options: BranchAndBound
+    problem: Problem
     transformed: ScaledIncrements
     run: Run
     vertex: float = 0.0
     nodes: int = 1
+    bounded: int = 1
+    _visited: int = 0
     _places: int = 0
     _heap: list[tuple[float, int, _Node]] = field(default_factory=list)
 
@@ -127,6 +137,10 @@ class _Search:
             or [torch.zeros(0, dtype=torch.float64)]
         )
         self.depth = max(steps.values(), default=0) + 1
+        regions, self.reach = self.problem.regions, None
+        if regions is not None and regions.count == int(self.allowed.sum()) and bool((regions.side != 0).any()):
+            problem = self.problem
+            self.reach = Reach(regions, problem.domain, problem.model.in_shape, self.allowed, self.run.generator)
 
     # -- the tree ---------------------------------------------------------------------------------------------
 
@@ -136,7 +150,7 @@ class _Search:
         cost = self._check_cost(root)
         self._push(root)
         while self._heap and self.upper > self.goal and self.nodes < self.options.max_nodes:
-            if self.run.left < 1.2 * cost * (self.nodes // 2 + 2) + 0.5:
+            if self.run.left < 1.2 * cost * (self.bounded + 1) + 0.5:
                 break
             self._round()
             self._tell()
@@ -159,6 +173,7 @@ class _Search:
     def root(self) -> _Node:
         """LipSDP on the whole network, from a random start, to a tenth of the gap or until it stalls."""
         patterns = torch.full((1, self.neurons.count), FREE, dtype=torch.int8)
+        self._value_reached()
         start = self.climber.random(1, max(self.options.columns, 16), self.run.generator)
         count, best, before = 60, None, 0.0
         while True:
@@ -189,23 +204,49 @@ class _Search:
         chosen = [node for node in chosen if node.branch >= 0]
         if not chosen:
             return
-        rows: list[Tensor] = []
+        places: list[tuple[_Node, Settled]] = []
         for node in chosen:
             for end in (0, 1):
                 pattern = node.pattern.clone()
                 pattern[node.branch] = end
-                rows.append(pattern)
-        patterns = torch.stack(rows)
-        start = Vectors(
-            torch.cat([node.vectors.x for node in chosen if node.vectors]).double().repeat_interleave(2, dim=0),
-            torch.cat([node.vectors.units for node in chosen if node.vectors]).double().repeat_interleave(2, dim=0),
-        )
-        children = self._bounded(patterns, start, [node for node in chosen for _ in (0, 1)])
+                places.append((node, Settled(pattern) if self.reach is None else self.reach.settled(pattern)))
+        self._value_reached()
+        open_ones = [place for place in places if place[1].empty is None]
+        bounded: list[_Node] = []
+        if open_ones:
+            vectors = [node.vectors for node, _ in open_ones if node.vectors]
+            start = Vectors(torch.cat([v.x for v in vectors]).double(), torch.cat([v.units for v in vectors]).double())
+            patterns = torch.stack([settled.pattern for _, settled in open_ones])
+            bounded = self._bounded(patterns, start, [node for node, _ in open_ones])
+        waiting = iter(bounded)
+        children = [self._below(settled, None if settled.empty is not None else next(waiting)) for _, settled in places]
+        for node in bounded:
+            self._push(node)
         for parent, low, high in zip(chosen, children[::2], children[1::2], strict=True):
             parent.children, parent.neuron, parent.vectors = (low, high), parent.branch, None
-            self._push(low)
-            self._push(high)
-        self.nodes += 2 * len(chosen)
+        self.bounded += len(bounded) - len(chosen)
+        self.nodes += 2 * len(chosen) + 2 * sum(len(settled.steps) for _, settled in places)
+
+    def _below(self, settled: Settled, last: _Node | None) -> _Node:
+        """The node of a pattern: ``last`` or an empty leaf, below splits with empty leaves for what is implied."""
+
+        def leaf(weights: Tensor | None) -> _Node:
+            return _Node(settled.pattern, 0.0, torch.zeros(0), 0.0, 0.0, empty=weights)
+
+        node = leaf(settled.empty) if last is None else last
+        for step in reversed(settled.steps):
+            dead = leaf(step.weights)
+            node = replace(leaf(None), neuron=step.neuron, children=(node, dead) if step.end else (dead, node))
+        return node
+
+    def _value_reached(self) -> None:
+        """Vertex values of patterns that points of the domain have, by the same ascent with few columns."""
+        if self.reach is None or self._visited == len(self.reach.patterns):
+            return
+        for patterns in self.reach.reached(self._visited).split(BATCH):
+            start = self.climber.random(len(patterns), 2, self.run.generator)
+            self.vertex = max(self.vertex, float(self.climber.run(patterns, start, 40).rho.max()))
+        self._visited = len(self.reach.patterns)
 
     def _bounded(self, patterns: Tensor, start: Vectors, parents: list[_Node]) -> list[_Node]:
         """Children with their upper values: some passes for all, more where they may close the node."""
@@ -266,7 +307,12 @@ class _Search:
         return best, chosen, lifts
 
     def _round_vectors(self, patterns: Tensor, ascent: Ascent) -> None:
-        """Vertex values from the leading direction of Y: the same ascent with one column ends in a pattern."""
+        """Vertex values from the leading direction of Y: the same ascent with one column ends in a pattern.
+
+        Where patterns that no point has are left out, only those count that a point has.
+        """
+        if self.reach is not None:
+            return
         directions = torch.linalg.svd(ascent.y, full_matrices=False).U[:, :, 0]
         x = torch.einsum("brn,br->bn", ascent.vectors.x, directions)[:, None]
         units = torch.einsum("brn,br->bn", ascent.vectors.units, directions)[:, None]
@@ -298,7 +344,8 @@ class _Search:
 
     def _packaged(self, root: _Node, lift: float) -> Found:
         """The witness; a weaker one lifts all leaves' multipliers further."""
-        tree, leaves = _preorder(root)
+        tree, every = _preorder(root)
+        leaves = [leaf for leaf in every if leaf.empty is None]
         rho = max(leaf.rho for leaf in leaves)
         factors = (1.0 + lift) ** self.steps
         multipliers = self.neurons.split(torch.stack([leaf.multipliers for leaf in leaves]) * factors)
@@ -311,6 +358,10 @@ class _Search:
         arrays["exponents"] = torch.tensor(self.transformed.exponents, dtype=torch.int64)
         arrays["tree"] = torch.tensor(tree, dtype=torch.int64)
         arrays["slack"] = torch.tensor([max(leaf.slack, 0.1 * lift) for leaf in leaves], dtype=torch.float64)
+        dead = [number for number, leaf in enumerate(every) if leaf.empty is not None]
+        if dead:
+            arrays["empty"] = torch.tensor(dead, dtype=torch.int64)
+            arrays["emptiness"] = torch.stack([every[number].empty for number in dead])  # type: ignore[misc]
         widest = max(leaf.lift for leaf in leaves)
         claim = rho * (1.0 + lift) ** self.depth * (1.0 + max(1e-9, 1e-3 * max(lift, min(widest, 1e-4)))) + 1e-280
         unit = self.transformed.exponents[-1]
@@ -318,7 +369,7 @@ class _Search:
             "rho": claim,
             "vertex_value": math.ldexp(math.sqrt(self.vertex), unit) if abs(unit) < 1000 else None,
             "gap": math.sqrt(rho / self.vertex) - 1.0 if self.vertex > 0 else None,
-            "leaves": len(leaves),
+            "leaves": len(every),
         }
 
         def weaker() -> Found | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import Domain
-from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
+from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
 from lipcert.network.images import touched
 from lipcert.network.linear import LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
@@ -79,16 +79,27 @@ def function_mid(function: Nonlinearity, x: Tensor) -> Tensor:
     return torch.as_tensor(result, dtype=torch.float64).expand(x.shape)
 
 
+#: Position, rows (R, *shape) and, unless it is 0, the shift (*shape) of one term Σ rows[r]·(z − shift) of a sum.
+Term = tuple[int, Tensor, Tensor | None]
+
+
 class LinearBounds:
     """Upper bounds of linear functions of nodes, by going back to the input.
 
-    ``boxes`` and ``lines`` are those of the nodes so far; they may grow between calls.
+    ``boxes`` and ``lines`` are those of the nodes so far; they may grow between calls. Lines may be other ones for each
+    row, with a leading axis.
     """
 
     def __init__(self, network: Network, domain: Domain, boxes: Sequence[Interval], lines: Mapping[int, Lines]) -> None:
         self.network, self.domain, self.boxes, self.lines = network, domain, boxes, lines
         self._entries = float(sum(size(node.shape) for node in network.nodes))
         self._reaches: dict[tuple[int, int], tuple[Tensor, float]] = {}
+
+    def along(self, lines: Mapping[int, Lines]) -> LinearBounds:
+        """With other lines."""
+        other = LinearBounds(self.network, self.domain, self.boxes, lines)
+        other._reaches = self._reaches
+        return other
 
     def box(self, position: int, entries: Tensor) -> tuple[Tensor, Tensor]:
         """(low, high) of some entries (flat indices) of a node."""
@@ -108,8 +119,20 @@ class LinearBounds:
 
     def upper(self, position: int, rows: Tensor) -> Tensor:
         """Upper bounds of Σ rows[r]·z over the domain, z being the node's values: (R, *shape) → (R,)."""
-        count = len(rows)
-        pending: dict[int, Tensor] = {position: rows}
+        return self.upper_of_sum([(position, rows, None)])
+
+    def upper_of_sum(self, terms: Sequence[Term]) -> Tensor:
+        """Upper bounds of Σ_k rows_k[r]·(z_k − shift_k) over the domain, (R,); see ``Term``."""
+        coefficients, constant, error = self.back(terms)
+        constant, error = self._support(coefficients, constant, error)
+        total = constant + error * (1.0 + 2.0**-40 + 8.0 * UNIT * self._entries)  # sums of sizes round, too
+        total = total + 4.0 * UNIT * total.abs() + TINY
+        return torch.where(total.isnan(), math.inf, total)
+
+    def back(self, terms: Sequence[Term]) -> tuple[Tensor, Tensor, Tensor]:
+        """(c, b, e) with Σ_k rows_k[r]·(z_k − shift_k) ≤ c[r]·x + b[r] + e[r] on the domain; e is not rounded up."""
+        count = len(terms[0][1])
+        pending: dict[int, Tensor] = {}
         constant = torch.zeros(count, dtype=torch.float64)
         error = torch.zeros(count, dtype=torch.float64)
 
@@ -123,12 +146,13 @@ class LinearBounds:
         def spend(coefficients: Tensor, offsets: Tensor) -> None:
             """Add Σ coefficients·offsets, and what its rounding may lose."""
             nonlocal constant, error
-            flat, o = coefficients.reshape(count, -1), offsets.reshape(-1)
-            n = len(o)
+            flat = coefficients.flatten(1)
+            n = flat.shape[1]
+            o = offsets.reshape(count if offsets.dim() == coefficients.dim() else 1, n)  # one row for all, or for each
             if not bool(o.any()):
                 return
-            if bool(o.isfinite().all()):
-                total, sizes = flat @ o, flat.abs() @ o.abs()
+            if len(o) == 1 and bool(o.isfinite().all()):
+                total, sizes = flat @ o[0], flat.abs() @ o[0].abs()
             else:
                 product = torch.where(flat == 0, 0.0, flat * o)
                 total, sizes = product.sum(dim=1), product.abs().sum(dim=1)
@@ -142,14 +166,16 @@ class LinearBounds:
                 error = error + 2.0 * UNIT * weigh(coefficients, self.boxes[parent].greatest)
             pending[parent] = coefficients
 
-        for k in range(position, -1, -1):
+        for position, rows, shift in terms:
+            hand(position, rows)
+            if shift is not None:
+                spend(rows, -shift)
+        for k in range(max(position for position, _, _ in terms), 0, -1):
             coefficients = pending.pop(k, None)
             if coefficients is None:
                 continue
             node = self.network.nodes[k]
-            if isinstance(node, InputNode):
-                constant, error = self._support(coefficients, constant, error)
-            elif isinstance(node, AffineNode):
+            if isinstance(node, AffineNode):
                 offset = node.known_offset
                 if offset is not None:
                     spend(coefficients, offset.mid)
@@ -176,9 +202,8 @@ class LinearBounds:
                 box = self.boxes[k]
                 spend(coefficients.clamp(min=0.0), box.high)
                 spend(coefficients.clamp(max=0.0), box.low)
-        total = constant + error * (1.0 + 2.0**-40 + 8.0 * UNIT * self._entries)  # sums of sizes round, too
-        total = total + 4.0 * UNIT * total.abs() + TINY
-        return torch.where(total.isnan(), math.inf, total)
+        shape = self.network.nodes[0].shape
+        return pending.get(0, torch.zeros(count, *shape, dtype=torch.float64)), constant, error
 
     def _reach(self, k: int, place: int, linear: LinearMap, parent: int) -> tuple[Tensor, float]:
         """γ|W| max|z| of a map, by which the rounding of its transpose counts, and what underflow may add."""
