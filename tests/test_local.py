@@ -131,7 +131,7 @@ def test_where_no_slope_is_open_the_bound_is_the_norm_of_the_jacobian(method: st
     assert exact * (1 - 1e-9) <= value <= exact * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_networks_on_random_balls(seed: int) -> None:
     case = random_network(seed)
     captured = capture(case.model, case.example)

@@ -245,7 +245,7 @@ def test_extreme_sizes(domain: Domain, factor: float) -> None:
 # -- regions: what is said of the points in them -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [name for name, _, _ in ZOO] + list(range(20)))
+@pytest.mark.parametrize("case", [name for name, _, _ in ZOO] + list(range(6)))
 def test_no_point_of_a_region_exceeds_its_bound(case: str | int) -> None:
     """Σ μ_j s_j (v_j − kink_j) by the network's own values, against ``greatest`` for fixings that points agree with."""
     one = zoo_case(case) if isinstance(case, str) else random_network(case)

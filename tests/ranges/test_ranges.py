@@ -55,12 +55,13 @@ def holds(network: Network, domain: Domain) -> Ranges:
 def test_values_lie_in_the_ranges(name: str) -> None:
     case = zoo_case(name)
     captured = capture(case.model, case.example)
-    for network in (captured, fuse(captured), fuse(expand(captured))):
-        for domain in domains(network.in_shape, 1):
+    every = domains(captured.in_shape, 1)
+    for network, some in ((captured, every[:2]), (fuse(captured), every[2:4]), (fuse(expand(captured)), every)):
+        for domain in some:
             holds(network, domain)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_values_of_random_networks_lie_in_the_ranges(seed: int) -> None:
     case = random_network(seed)
     network = fuse(expand(capture(case.model, case.example)))
