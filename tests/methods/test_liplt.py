@@ -88,7 +88,7 @@ def test_a_leaky_relu_of_slope_one_is_linear():
     assert liplt(model, 3).value == pytest.approx(two_norm(c @ b @ a), rel=1e-9)
 
 
-@pytest.mark.parametrize("power", [-6, 6])
+@pytest.mark.parametrize("power", [pytest.param(-6, marks=pytest.mark.slow), 6])
 def test_twenty_layers_of_extreme_scale(power):
     weights = [randn(4, 4, seed=k) for k in range(20)]
     plain = liplt(chain(*weights), 4)
