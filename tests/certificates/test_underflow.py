@@ -96,7 +96,7 @@ def test_units_in_a_file_change_nothing_that_is_stated(name: str, steps: tuple[i
                 arrays |= {"tree": torch.tensor(full), "slack": torch.full((leaves,), 1e-9, dtype=torch.float64)}
             value = math.sqrt(rho) * 1.0000001
             record = Certificate(
-                Witness(kind, arrays, settings), "forged", network.fingerprint, (2.0, 2.0), None, None, None, value,
+                Witness(kind, arrays, settings), "forged", network.fingerprint, (2.0, 2.0), None, None, value,
                 math.log10(value) + 1e-9, "rigorous", "0",
             )  # fmt: skip
             with pytest.raises(CertificateError):

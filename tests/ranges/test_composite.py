@@ -17,8 +17,9 @@ from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
 from lipcert.numerics.midrad import Range
 from lipcert.ops import nonlinearities as known
-from lipcert.ranges.composite import Apply, Combine, Composite, Product, Quotient, Step
+from lipcert.ranges.composite import Composite
 from lipcert.ranges.functions import extremes, image_of, value_at
+from lipcert.ranges.steps import Apply, Combine, Product, Quotient, Step
 
 mp.mp.dps = 50
 D = torch.float64

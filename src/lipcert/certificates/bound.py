@@ -41,11 +41,11 @@ class Certificate:
     norm: Norm
     domain: Domain
     select: Tensor | None
-    anchor: Tensor | None
     value: float
     log10: float | None
     guarantee: str
     version: str
+    anchor: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -93,9 +93,8 @@ def check(
         proved = proved * ROUNDING_ROOM
     value, log10 = float(proved), proved.log10
     record = Certificate(
-        witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, problem.anchor,
-        value, log10,
-        proof.guarantee, __version__,
+        witness, method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, value, log10,
+        proof.guarantee, __version__, problem.anchor,
     )  # fmt: skip
     return Bound(
         value, proof.guarantee, method, problem.norm, problem.domain, time.perf_counter() - started, record, proof.rows,

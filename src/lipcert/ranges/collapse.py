@@ -19,7 +19,8 @@ from lipcert.network.nonlinearity import AnySlope, Nonlinearity
 from lipcert.network.origin import united
 from lipcert.numerics.midrad import TINY, Range, known
 from lipcert.numerics.rounding import gamma
-from lipcert.ranges.composite import Apply, Combine, Composite, Product, Quotient, Step, squared_wave
+from lipcert.ranges.composite import Composite
+from lipcert.ranges.steps import Apply, Combine, Product, Quotient, Step, squared_wave
 
 #: Entries of a node for which a composite is worth its time, and nodes of one.
 MOST_ENTRIES, MOST_NODES = 1 << 20, 40
