@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Edge
 from lipcert.network.graph import AffineNode, InputNode, Network
-from lipcert.network.linear import Identity, Shape
+from lipcert.network.linear import Identity, Shape, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ranges.build import applied
 from lipcert.search.cost_to_go.maps import BothWays
@@ -86,6 +86,10 @@ class Plan:
     def parent_shape(self, edge: Edge) -> Shape:
         """Of the parent on an edge."""
         return self.network.nodes[self.network.nodes[edge[0]].parents[edge[1]]].shape
+
+    def smaller_side(self, k: int) -> int:
+        """Of the matrix of an affine node."""
+        return min(size(self.network.nodes[k].shape), sum(size(self.parent_shape((k, i))) for i in self.linked(k)))
 
     def reads_input(self, k: int) -> bool:
         """Whether the input is a parent."""

@@ -16,8 +16,9 @@ from lipcert.search.cost_to_go.weights import Directions, largest, random_direct
 
 #: Kind and place of a variable: ("slope", k), ("anchor", (k, i)), ("scale", k), ("curve", k), ("weight", (k, i)).
 Name = tuple[str, Any]
-#: Kinds that are free from the start.
-FIRST = ("slope", "anchor", "scale")
+#: Kinds whose entries move at most as far as their gradient is large among those of the same tensor: many hardly matter,
+#: and if these moved like the others the weights would have to follow them.
+GENTLE = ("curve", "weight")
 #: Steps of the power method at its start, and of Lanczos before a proof.
 SETTLE, LANCZOS = 10, 40
 
@@ -54,8 +55,9 @@ class Variables:
             self.free["scale", k] = start.curvature[k].clone()
         for edge, anchor in start.anchor.items():
             self.free["anchor", edge] = torch.zeros_like(anchor)
-        if question.domains.boxed:
-            self.release(tuple(k for k in question.plan.bent if question.plan.reads_input(k)))
+        plan, boxed = question.plan, question.domains.boxed
+        small = (k for k in plan.bent if plan.smaller_side(k) <= settings.small or (boxed and plan.reads_input(k)))
+        self.release(tuple(small))
         return self
 
     def release(self, nodes: tuple[int, ...]) -> None:
@@ -128,6 +130,9 @@ class Variables:
                 first = self.first[name].mul_(fast).add_(gradient, alpha=1 - fast)
                 second = self.second[name].mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
                 size = second.sqrt().div_((1 - slow**age) ** 0.5).add_(1e-12)
+                if name[0] in GENTLE:
+                    level = second.flatten(1).mean(1).sqrt() / (1 - slow**age) ** 0.5
+                    size += level.reshape(-1, *[1] * (size.dim() - 1))
                 variable.addcdiv_(first, size, value=rate / (1 - fast**age))
         return value.detach()
 
