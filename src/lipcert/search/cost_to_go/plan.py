@@ -35,7 +35,7 @@ class Plan:
     @cached_property
     def functions(self) -> dict[int, Nonlinearity]:
         """What the activations that a cost comes to compute."""
-        found = ((k, applied(self.network.nodes[k])) for k in sorted(self._costly))
+        found = ((k, _elementwise(self.network, k)) for k in sorted(self._costly))
         return {k: function for k, function in found if function is not None}
 
     @cached_property
@@ -118,6 +118,15 @@ class Plan:
                 continue
             if isinstance(node, AffineNode):
                 reached |= set(node.parents)
-            elif applied(node) is not None:
+            elif _elementwise(self.network, k) is not None:
                 reached.add(node.parents[0])
         return frozenset(reached)
+
+
+def _elementwise(network: Network, k: int) -> Nonlinearity | None:
+    """The function that a node applies to every entry of its parent; None if there is none, or it repeats entries."""
+    node = network.nodes[k]
+    function = applied(node)
+    if function is None or size(network.nodes[node.parents[0]].shape) != size(node.shape):
+        return None
+    return function
