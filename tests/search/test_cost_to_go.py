@@ -153,7 +153,7 @@ def as_domains(domain: Domain) -> Domains:
 
 def within_both(case: Case) -> bool:
     """Whether a ball's multiplier has to be found, of which the check tries fewer than the search."""
-    return case.domains.p == 2 and (case.domains.boxed or (0 in {p for _, p in case.inputs()}))
+    return case.domains.p == 2 and (not case.domains.plain or (0 in {p for _, p in case.inputs()}))
 
 
 CENTRE = [0.3, -0.2, 0.1, 0.4]
@@ -185,7 +185,7 @@ def random_multipliers(case: Case, seed: int) -> Multipliers:
         def weigh(k: int, total: Tensor) -> dict[int, Tensor]:
             matrix = torch.cat([nodes[k].maps[i].matrix() for i in plan.linked(k)], dim=1)  # type: ignore[attr-defined]
             found = {i: draw(plan.parent_shape((k, i))).exp() for i in plan.linked(k)}
-            if not case.domains.boxed and plan.reads_input(k):  # one number for a ball
+            if case.domains.alike and plan.reads_input(k):  # one number for a ball
                 found = {i: t.flatten(1)[:, :1, None].expand(t.shape) for i, t in found.items()}
             flat = torch.cat([t.flatten(1) for t in found.values()], dim=1)
             gram = matrix.T @ (total.expand(count, *nodes[k].shape).flatten(1)[:, :, None] * matrix)

@@ -69,7 +69,7 @@ class Variables:
             tuple(
                 k for k in plan.bent
                 if plan.smaller_side(k) <= settings.small
-                or (question.domains.boxed and plan.reads_input(k))
+                or (question.domains.p == math.inf and plan.reads_input(k))
                 or not math.isfinite(sum(plan.gains(k)))
             )
         )  # fmt: skip
@@ -97,7 +97,7 @@ class Variables:
         """As by norms; one number where all coordinates of a ball are alike."""
         plan, (k, i) = self.question.plan, edge
         gains, shape = plan.gains(k), plan.parent_shape(edge)
-        alike = plan.network.nodes[k].parents[i] == 0 and not self.question.domains.boxed
+        alike = plan.network.nodes[k].parents[i] == 0 and self.question.domains.alike
         size = gains[i] * sum(gains)
         log = math.log(size) if 0.0 < size < math.inf else 0.0
         like = self.question.rows
