@@ -25,7 +25,7 @@ from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.weights import excess, random_directions, scaled_weights
-from tests.zoo import Apply, Concat, Residual
+from tests.zoo import Apply, Concat, Residual, random_network
 
 F64 = torch.float64
 
@@ -377,6 +377,43 @@ def test_diagonal_weights_are_as_small_as_they_may_be() -> None:
     fresh = random_directions(plan, k, 3, case.rows, generator)
     held = {i: t.detach() for i, t in weights.items()}
     assert torch.allclose(excess(plan, k, total.detach(), held, fresh, 40), torch.ones(3, dtype=F64), rtol=1e-6)
+
+
+SEEDS = [pytest.param(k, marks=[pytest.mark.slow] * (k >= 6)) for k in range(40)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_networks_are_bounded_and_none_is_refused(seed: int) -> None:
+    """Whatever they are made of: what the search finds is proved, and no value within the domain is below."""
+    zoo = random_network(seed)
+    flat = zoo.example.reshape(-1).double()
+    radius, p = 0.1 * (1.0 + seed % 3), (2.0, math.inf, 1.0)[seed % 3]
+    network = Problem(capture(zoo.model, zoo.example), domain=Ball(zoo.example[0], radius, p)).expanded
+    domain = Ball(flat.reshape(network.in_shape), radius, p)
+    setting, plan = Setting(Facts(network, Chance()), domain, False), Plan(network, {})
+    norms = {k: tuple(n.value for n in setting.facts.norms(k)) for k in plan.affine}
+    outputs = math.prod(network.out_shape)
+    rows = torch.randn(3, outputs, generator=_generator(seed), dtype=F64)
+    refused = []
+
+    def prove(index: Tensor, multipliers: Multipliers) -> Tensor:
+        try:
+            return lower_bounds(setting, rows[index], multipliers)[0]
+        except NotProved as error:
+            refused.append(error)
+            return torch.full((len(index),), -math.inf, dtype=F64)
+
+    boxes = [(b.low[None], b.high[None]) for b in setting.boxes]
+    start = domain.center.expand(3, *network.in_shape)
+    settings = Settings(goal=None, steps=25, warm=10)
+    zero = torch.zeros(3, dtype=torch.int64)
+    found = ascend(network, norms, boxes, as_domains(domain), rows, zero, start, settings, prove)
+    x = domain.center + radius * torch.randn(200, *network.in_shape, generator=_generator(1), dtype=F64)
+    least = (network.forward(domain.project(x)).reshape(200, -1) @ rows.T).amin(0)
+    assert not refused
+    assert bool((found.proved <= least + 1e-7 * (1.0 + least.abs())).all())
+    assert bool((found.proved >= found.value - 0.02 * (1.0 + found.value.abs())).all()), (found.proved, found.value)
+    assert bool(found.value.isfinite().all())
 
 
 def test_a_function_goes_on_alone_as_it_would_among_others() -> None:

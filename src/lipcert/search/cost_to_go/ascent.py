@@ -53,9 +53,8 @@ class Found:
         """Take over, for some functions, what proves more than what there was; without proofs, what seems to."""
         open_ = self.proved[at] == -torch.inf
         for place, function in enumerate(at.tolist()):
-            seems = bool(open_[place]) and (
-                self.multipliers[function] is None or bool(value[place] > self.value[function])
-            )
+            first = self.multipliers[function] is None
+            seems = bool(open_[place]) and (first or bool(value[place] > self.value[function]))
             if seems or bool(proved[place] > self.proved[function]):
                 row = slice(place, place + 1)
                 self.multipliers[function] = multipliers.map(lambda t, row=row: t[row].clone())  # type: ignore[misc]
