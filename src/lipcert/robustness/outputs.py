@@ -1,0 +1,202 @@
+"""Lower bounds of linear functions of outputs on many domains at once: the best of ranges and the cost-to-go."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.base import Witness
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
+from lipcert.certificates.outputs import Subject, check_outputs
+from lipcert.domain import Ball, Box, Intersection
+from lipcert.errors import NotProved
+from lipcert.guarantee import Guarantee, weakest
+from lipcert.network.graph import AffineNode
+from lipcert.network.linear import size
+from lipcert.numerics.process_state import ordinary
+from lipcert.result import OutputBound
+from lipcert.search.cost_to_go.ascent import ascend
+from lipcert.search.cost_to_go.inputs import Domains
+from lipcert.search.cost_to_go.settings import Settings
+
+Bounded = Ball | Box | Intersection
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Lower bounds asked for: rows·f on one domain.
+
+    Attributes:
+        domain: of the network's in_shape.
+        rows: (k, m) float64.
+        starts: (k, *in_shape), points of the domain where the rows are small, as far as an attack knows.
+        goal: bounds above it are good enough; None: as high as can be.
+    """
+
+    domain: Bounded
+    rows: Tensor
+    starts: Tensor
+    goal: float | None = 0.0
+
+
+@dataclass(eq=False)
+class Answer:
+    """What was proved of a task: values, and the multipliers for a witness (None: ranges alone)."""
+
+    lower: Tensor
+    linear: bool
+    guarantee: Guarantee = "rigorous"
+    multipliers: list[Multipliers | None] = field(default_factory=list)
+
+    def witness(self, upper: bool = False) -> Witness:
+        """For ``check_outputs``."""
+        settings = {"linear": self.linear, "upper": upper}
+        found = [m for m in self.multipliers if m is not None]
+        if not found:
+            return Witness("ranges", {}, settings)
+        filled = [m if m is not None else found[0].map(torch.zeros_like) for m in self.multipliers]
+        return Witness("cost_to_go", joined(filled).arrays(), settings)
+
+
+def joined(parts: Sequence[Multipliers]) -> Multipliers:
+    """The functions of several multipliers one after another; what one of them leaves out is 0 there."""
+    groups = []
+    for name in ("slope", "curvature", "anchor", "weight"):
+        keys = dict.fromkeys(key for part in parts for key in getattr(part, name))
+        group = {}
+        for key in keys:
+            tensors = [getattr(part, name).get(key) for part in parts]
+            full = max((t for t in tensors if t is not None), key=Tensor.numel)
+            rows = [full.new_zeros(1, *full.shape[1:]) if t is None else t for t in tensors]
+            group[key] = torch.cat([t.expand(len(t), *full.shape[1:]) for t in rows])
+        groups.append(group)
+    return Multipliers(*groups)
+
+
+@ordinary()
+def prove_below(
+    subject: Subject, tasks: Sequence[Task], settings: Settings, linear: bool, multipliers: bool = True
+) -> list[Answer]:
+    """Answers to tasks, all searched in one batch.
+
+    Args:
+        subject: the captured network.
+        tasks: domains of one kind (balls of one p, within boxes or not; boxes).
+        settings: of the search.
+        linear: whether ranges are tightened by linear bounds.
+        multipliers: whether to search at all where ranges do not reach the goal.
+    """
+    with torch.no_grad():
+        places = [Setting(subject.facts, task.domain, linear) for task in tasks]
+        answers = [Answer(place.plain(task.rows), linear) for place, task in zip(places, tasks, strict=True)]
+    for answer, task in zip(answers, tasks, strict=True):
+        answer.multipliers = [None] * len(task.rows)
+    pairs = [
+        (i, r)
+        for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))
+        for r in range(len(task.rows))
+        if task.goal is None or not answer.lower[r] > task.goal
+    ]
+    usable = [i for i, place in enumerate(places) if bool(place.boxes[0].finite.all())]
+    pairs = [(i, r) for i, r in pairs if i in usable]
+    if not pairs or not multipliers:
+        return answers
+    network = subject.network
+    used = sorted({i for i, _ in pairs})
+    index = {i: n for n, i in enumerate(used)}
+    boxes = [
+        (torch.stack([places[i].boxes[k].low for i in used]), torch.stack([places[i].boxes[k].high for i in used]))
+        for k in range(len(network.nodes))
+    ]
+
+    def prove(which: Tensor, candidates: Multipliers) -> Tensor:
+        """By domain: functions on one are proved together."""
+        result = torch.full((len(which),), -math.inf, dtype=torch.float64)
+        of = torch.tensor([pairs[w][0] for w in which.tolist()])
+        for i in of.unique().tolist():
+            here = (of == i).nonzero().reshape(-1)
+            rows = torch.tensor([pairs[w][1] for w in which[here].tolist()])
+            own = candidates.map(lambda t, here=here: t[here])
+            result[here] = _proved(places[i], tasks[i].rows[rows], own, answers[i])
+        return result
+
+    norms = {
+        k: tuple(n.value for n in subject.facts.norms(k))
+        for k, node in enumerate(network.nodes)
+        if isinstance(node, AffineNode)
+    }
+    found = ascend(
+        network, norms, boxes, together([tasks[i].domain for i in used]),
+        torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
+        torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
+    )  # fmt: skip
+    for (i, r), own, value in zip(pairs, found.multipliers, found.proved.tolist(), strict=True):
+        if value > answers[i].lower[r]:
+            answers[i].lower[r] = value
+            answers[i].multipliers[r] = own
+    return answers
+
+
+def _proved(place: Setting, rows: Tensor, candidates: Multipliers, answer: Answer) -> Tensor:
+    """Lower bounds; one by one where a proof of all together fails."""
+    try:
+        with torch.no_grad():
+            value, sure = lower_bounds(place, rows, candidates)
+    except NotProved:
+        if len(rows) == 1:
+            return torch.full((1,), -math.inf, dtype=torch.float64)
+        parts = [
+            _proved(place, rows[r : r + 1], candidates.map(lambda t, r=r: t[r : r + 1]), answer)
+            for r in range(len(rows))
+        ]
+        return torch.cat(parts)
+    answer.guarantee = weakest([answer.guarantee, sure])
+    return value
+
+
+def together(domains: Sequence[Bounded]) -> Domains:
+    """Domains of one kind as a batch."""
+    centres, radii, lows, highs = [], [], [], []
+    p = math.inf
+    for domain in domains:
+        box = domain.box if isinstance(domain, Intersection) else domain if isinstance(domain, Box) else None
+        ball = domain.balls()[0] if domain.balls() else None
+        low, high = domain.bounds()
+        if ball is not None:
+            p = float(ball.p)
+        centre = (0.5 * low + 0.5 * high) if ball is None else ball.center.to("cpu", torch.float64)
+        centres.append(centre)
+        radii.append(math.inf if ball is None else ball.radius)
+        lows.append(torch.full_like(centre, -math.inf) if box is None else box.lower.to("cpu", torch.float64))
+        highs.append(torch.full_like(centre, math.inf) if box is None else box.upper.to("cpu", torch.float64))
+    return Domains(
+        torch.stack(centres), torch.tensor(radii, dtype=torch.float64), p, torch.stack(lows), torch.stack(highs)
+    )
+
+
+def bound_outputs(
+    subject: Subject, domain: Bounded, select: Tensor | None, upper: bool, settings: Settings, starts: Tensor | None
+) -> OutputBound:
+    """Certified bounds of select·f on one domain, as tight as the search gets."""
+    started = time.perf_counter()
+    rows = subject.rows(select)
+    rows = torch.cat([rows, -rows]) if upper else rows
+    if starts is None:
+        starts = domain.home().expand(len(rows), *subject.model.in_shape)
+    answers = [
+        prove_below(subject, [Task(domain, rows, starts, None)], replace(settings, goal=None), linear)[0]
+        for linear in (True,)
+    ]
+    best = answers[0]
+    return check_outputs(subject, domain, select, best.witness(upper), best.witness().kind, started)
+
+
+def entries(subject: Subject) -> int:
+    """Numbers that one example's values are made of."""
+    return sum(size(node.shape) for node in subject.network.nodes)
