@@ -88,6 +88,7 @@ def parts() -> dict[str, list[Path]]:
         "capture": sorted(model - set(problem)),
         "verify": sorted(set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)),
         "lower_witness": sorted(set(closure(SOURCE / "certificates" / "lower_witness.py")) - set(problem)),
+        "counter_example": sorted(set(closure(SOURCE / "certificates" / "counter_example.py")) - set(problem)),
     }
 
 
@@ -97,6 +98,7 @@ PARTS = {
     "capture": "how a model becomes a network, beyond that",
     "verify": "how a file is read and a Bound is made of a proof, beyond the checks and that",
     "lower_witness": "how a lower bound is proved, beyond what f is",
+    "counter_example": "how a low output at a point is proved, beyond what f is",
 }
 
 

@@ -125,7 +125,7 @@ def distance(domain: Domain, point: Tensor) -> float | None:
     """≥ ‖point − centre‖_p for a point of a ball, or of a ball within a box; None for other domains.
 
     Why it is not too small: each rounded difference is within a factor 1 ± u of the exact one (sums of doubles do not
-    underflow), the norm of those within 16 u, and both are paid for; a point of the ball is not farther than its radius.
+    underflow), the norm of those within 16 u, and both are paid for; a point of the ball is within its radius.
     """
     ball = domain.ball if isinstance(domain, Intersection) else domain
     if not isinstance(ball, Ball):
