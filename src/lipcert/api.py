@@ -26,12 +26,13 @@ from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
+from lipcert.network.linear import size
 from lipcert.network.origin import module_paths
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
-from lipcert.problem import Problem, as_norm
+from lipcert.problem import Problem, as_norm, require_select
 from lipcert.ranges.build import Ranges
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound, OutputBound
 
@@ -286,6 +287,84 @@ def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[s
         shape = node.shape[1:] if node.shape[:1] == (1,) else node.shape
         found[name if not count else f"{name}#{count + 1}"] = box.low.reshape(shape), box.high.reshape(shape)
     return found
+
+
+def output_bounds(
+    model: Model,
+    example_input: Tensor,
+    domain: Domain,
+    select: Tensor | None = None,
+    budget: float = 60.0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> OutputBound:
+    """Certified lower and upper bounds of what a model puts out on a domain.
+
+    Args:
+        model, example_input, seed, device: as for ``bound``.
+        domain: a ``Ball``, a ``Box`` or an ``Intersection`` of both.
+        select: optional (k, m) matrix: bounded are its k combinations of the flattened output; None: the m outputs.
+        budget: seconds of search, about; ranges and the check come on top.
+
+    Returns:
+        An ``OutputBound``: ``lower`` ≤ select·f(x) ≤ ``upper`` for every x of the domain, with a certificate.
+
+    Raises:
+        CaptureError, InputError: as ``bound``.
+    """
+    return _outputs(model, example_input, domain, select, budget, seed, device, True)
+
+
+def margin(
+    model: Model,
+    example_input: Tensor,
+    label: int,
+    domain: Domain,
+    budget: float = 60.0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> OutputBound:
+    """Certified lower bounds of f_label − f_k over a domain, for every other class k, in order.
+
+    Args:
+        model, example_input, domain, budget, seed, device: as for ``output_bounds``.
+        label: a class, 0 ≤ label < number of outputs.
+
+    Returns:
+        An ``OutputBound`` with m − 1 lower bounds. Where its ``value``, the least of them, is positive, every x of the
+        domain is given the class ``label``.
+
+    Raises:
+        CaptureError, InputError: as ``bound``.
+    """
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise InputError(f"label must be an integer, the number of a class, not {label!r}.")
+    return _outputs(model, example_input, domain, label, budget, seed, device, False)
+
+
+def _outputs(
+    model: Model, example: Tensor, domain: Domain, wanted: Tensor | int | None, budget: float, seed: int,
+    device: str | torch.device | None, upper: bool,
+) -> OutputBound:  # fmt: skip
+    from lipcert.robustness.outputs import bound_outputs, margin_rows
+
+    _generator(seed)
+    seconds, place = _budget(budget), _device(device)
+    if not isinstance(domain, get_args(Domain)[:-1]):
+        raise InputError(
+            f"domain must be a lipcert.Ball, a lipcert.Box or a lipcert.Intersection, not {type(domain).__name__}: "
+            "outputs are bounded on a bounded part of the input space."
+        )
+    network = capture(load_model(model), example)
+    if isinstance(wanted, int):
+        select: Tensor | None = margin_rows(size(network.out_shape), wanted)
+    else:
+        select = wanted
+    if select is not None:
+        require_select(select, size(network.out_shape))
+    fitted = domain.fitted(network.in_shape)
+    with ordinary(), torch.random.fork_rng(devices=[]):
+        return bound_outputs(network, fitted, select, upper, seconds, seed, place)
 
 
 def methods() -> tuple[MethodInfo, ...]:

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lipcert.attack.adversarial import lowest
 from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.outputs import Subject, check_outputs
 from lipcert.domain import Ball, Box, Intersection
-from lipcert.errors import NotProved
+from lipcert.errors import InputError, NotProved
 from lipcert.guarantee import Guarantee, weakest
-from lipcert.network.graph import AffineNode
-from lipcert.network.linear import size
+from lipcert.network.graph import AffineNode, Network
 from lipcert.numerics.process_state import ordinary
 from lipcert.result import OutputBound
 from lipcert.search.cost_to_go.ascent import ascend
@@ -26,6 +26,9 @@ from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
 
 Bounded = Ball | Box | Intersection
+
+#: Steps of the first search, and the most of the second.
+FIRST, MOST = 40, 600
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,13 @@ class Answer:
     linear: bool
     guarantee: Guarantee = "rigorous"
     multipliers: list[Multipliers | None] = field(default_factory=list)
+
+    def better(self, other: Answer) -> Answer:
+        """Of each function what the higher bound has."""
+        higher = (other.lower > self.lower).tolist()
+        chosen = [b if wins else a for a, b, wins in zip(self.multipliers, other.multipliers, higher, strict=True)]
+        guarantee = weakest([self.guarantee, other.guarantee])
+        return Answer(torch.maximum(self.lower, other.lower), self.linear, guarantee, chosen)
 
     def witness(self, upper: bool = False) -> Witness:
         """For ``check_outputs``."""
@@ -180,23 +190,45 @@ def together(domains: Sequence[Bounded]) -> Domains:
     )
 
 
+def margin_rows(m: int, label: int) -> Tensor:
+    """e_label − e_k for every other class k, (m − 1, m) float64.
+
+    Raises:
+        InputError: no such class, or no other one.
+    """
+    if m < 2 or not 0 <= label < m:
+        raise InputError(f"label {label} is no class of a model with {m} outputs, or none that another could overtake.")
+    rows = -torch.eye(m, dtype=torch.float64)
+    rows[:, label] += 1.0
+    return torch.cat([rows[:label], rows[label + 1 :]])
+
+
 def bound_outputs(
-    subject: Subject, domain: Bounded, select: Tensor | None, upper: bool, settings: Settings, starts: Tensor | None
+    model: Network, domain: Bounded, select: Tensor | None, upper: bool, budget: float, seed: int, device: torch.device
 ) -> OutputBound:
-    """Certified bounds of select·f on one domain, as tight as the search gets."""
+    """Certified bounds of select·f on one domain, as tight as the search gets in the time.
+
+    Args:
+        model: as captured.
+        domain: of its in_shape.
+        select: (k, m) or None.
+        upper: whether upper bounds are wanted, too.
+        budget: seconds of search.
+        seed, device: of the search.
+    """
     started = time.perf_counter()
+    subject = Subject(model)
     rows = subject.rows(select)
     rows = torch.cat([rows, -rows]) if upper else rows
-    if starts is None:
-        starts = domain.home().expand(len(rows), *subject.model.in_shape)
-    answers = [
-        prove_below(subject, [Task(domain, rows, starts, None)], replace(settings, goal=None), linear)[0]
-        for linear in (True,)
-    ]
-    best = answers[0]
-    return check_outputs(subject, domain, select, best.witness(upper), best.witness().kind, started)
-
-
-def entries(subject: Subject) -> int:
-    """Numbers that one example's values are made of."""
-    return sum(size(node.shape) for node in subject.network.nodes)
+    starts = lowest(model, [domain], rows, seed=seed, device=device).points[0]
+    task = Task(domain, rows, starts.reshape(len(rows), *model.in_shape), None)
+    first = Settings(steps=FIRST, warm=FIRST // 2, goal=None, seed=seed, device=device)
+    before = time.perf_counter()
+    best = prove_below(subject, [task], first, linear=True)[0]
+    spent = time.perf_counter() - before
+    steps = min(MOST, int(FIRST * (budget - (time.perf_counter() - started)) / spent))
+    if steps > FIRST:
+        longer = prove_below(subject, [task], replace(first, steps=steps, warm=40, decay=0.99), linear=True)[0]
+        best = best.better(longer)
+    witness = best.witness(upper)
+    return check_outputs(subject, domain, select, witness, witness.kind, started)
