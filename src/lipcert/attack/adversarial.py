@@ -93,7 +93,8 @@ def attack(
         domains: B balls of one p, balls within boxes, or boxes, of one example's shape each.
         labels: (B,) classes.
         classes: (B, m) truth: which pairs; None: all. A label's own entry does not count.
-        effort: multiplies the number of random starts of the pairs that are close to breaking.
+        effort: multiplies the number of random starts of the pairs that are close to breaking; above 1 the lowest pair
+            of each example counts as close.
         seed: of the random starts; the result repeats on the same machine.
         device: where the search runs; None: the CPU.
         module: the model itself in the state that was captured, to be searched in place of the network.
@@ -200,22 +201,26 @@ def _rounds(descent: Descent, effort: float, generator: torch.Generator) -> Tens
     descent.run(descent.open(), descent.place[descent.open()], *_FIRST)
     for _ in range(max(1, math.ceil(_REPEATS * effort))):
         for share, steps, first, last in _LATER:
-            tasks = _close(descent, start, share)
+            tasks = _close(descent, start, share, effort > 1.0)
             sampled = descent.geometry.at(descent.domain[tasks]).sample(generator)
             descent.run(tasks, sampled, steps, first, last)
         share, steps, first, last = _LAST
-        tasks = _close(descent, start, share)
+        tasks = _close(descent, start, share, effort > 1.0)
         descent.run(tasks, descent.place[tasks], steps, first, last)
     return start
 
 
-def _close(descent: Descent, start: Tensor, share: float) -> Tensor:
-    """Open tasks that are likely to break: little is left of what the descent has come down."""
+def _close(descent: Descent, start: Tensor, share: float, lowest: bool) -> Tensor:
+    """Open tasks that are likely to break: little is left of what the descent has come down; or the lowest, too."""
     tasks = descent.open()
     if not descent.leaving:
         return tasks
-    best = descent.best[tasks]
-    return tasks[~(best > share * (start[tasks] - best))]
+    best, domain = descent.best[tasks], descent.domain[tasks]
+    close = ~(best > share * (start[tasks] - best))
+    if lowest:
+        least = torch.full_like(descent.broken, torch.inf, dtype=best.dtype).scatter_reduce(0, domain, best, "amin")
+        close |= best <= least[domain]
+    return tasks[close]
 
 
 def _checked_labels(labels: Tensor, count: int, m: int) -> Tensor:
