@@ -20,7 +20,7 @@ import lipcert.methods.all  # noqa: F401  (registers every method)
 from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.torch_export import capture, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.certificates.verify import verify_file
+from lipcert.certificates.verify_file import verify_file
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.methods import estimates
