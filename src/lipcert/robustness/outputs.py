@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from lipcert.errors import InputError, NotProved
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
 from lipcert.numerics.process_state import ordinary
+from lipcert.ranges.build import applied
 from lipcert.result import OutputBound
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains
@@ -115,8 +117,24 @@ def prove_below(
     ]
     usable = [i for i, place in enumerate(places) if bool(place.boxes[0].finite.all())]
     pairs = [(i, r) for i, r in pairs if i in usable]
-    if not pairs or not multipliers:
+    if not pairs or not multipliers or not any(applied(node) for node in subject.network.nodes):
         return answers
+    for (i, r), (own, value) in _searched(subject, tasks, places, answers, pairs, settings).items():
+        if own is not None and value > answers[i].lower[r]:
+            answers[i].lower[r] = value
+            answers[i].multipliers[r] = own
+    return answers
+
+
+#: (task, row).
+Pair = tuple[int, int]
+
+
+def _searched(
+    subject: Subject, tasks: Sequence[Task], places: Sequence[Setting], answers: Sequence[Answer],
+    pairs: Sequence[Pair], settings: Settings,
+) -> dict[Pair, tuple[Multipliers | None, float]]:  # fmt: skip
+    """Multipliers of pairs and what they were proved to be worth."""
     network = subject.network
     used = sorted({i for i, _ in pairs})
     index = {i: n for n, i in enumerate(used)}
@@ -128,29 +146,29 @@ def prove_below(
     def prove(which: Tensor, candidates: Multipliers) -> Tensor:
         """By domain: functions on one are proved together."""
         result = torch.full((len(which),), -math.inf, dtype=torch.float64)
-        of = torch.tensor([pairs[w][0] for w in which.tolist()])
-        for i in of.unique().tolist():
-            here = (of == i).nonzero().reshape(-1)
-            rows = torch.tensor([pairs[w][1] for w in which[here].tolist()])
-            own = candidates.map(lambda t, here=here: t[here])
-            result[here] = _proved(places[i], tasks[i].rows[rows], own, answers[i])
+        asked = [pairs[w] for w in which.tolist()]
+        for i in sorted({i for i, _ in asked}):
+            here = torch.tensor([n for n, (j, _) in enumerate(asked) if j == i])
+            rows = tasks[i].rows[[r for j, r in asked if j == i]]
+            result[here] = _proved(places[i], rows, candidates.at(here), answers[i])
         return result
 
-    norms = {
-        k: tuple(n.value for n in subject.facts.norms(k))
-        for k, node in enumerate(network.nodes)
-        if isinstance(node, AffineNode)
-    }
-    found = ascend(
-        network, norms, boxes, together([tasks[i].domain for i in used]),
-        torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
-        torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
-    )  # fmt: skip
-    for (i, r), own, value in zip(pairs, found.multipliers, found.proved.tolist(), strict=True):
-        if value > answers[i].lower[r]:
-            answers[i].lower[r] = value
-            answers[i].multipliers[r] = own
-    return answers
+    nodes = [(k, node) for k, node in enumerate(network.nodes) if isinstance(node, AffineNode)]
+    norms = {k: tuple(norm.value for norm in subject.facts.norms(k)) for k, _ in nodes}
+    try:
+        found = ascend(
+            network, norms, boxes, together([tasks[i].domain for i in used]),
+            torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
+            torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
+        )  # fmt: skip
+    except Exception as problem:  # ranges have proved something all the same
+        warnings.warn(
+            f"the search of the cost-to-go broke ({type(problem).__name__}: {str(problem)[:200]}): bounds are those of "
+            "ranges, true but loose. This is a bug in lipcert; please report it.",
+            stacklevel=2,
+        )
+        return {}
+    return dict(zip(pairs, zip(found.multipliers, found.proved.tolist(), strict=True), strict=True))
 
 
 def _proved(place: Setting, rows: Tensor, candidates: Multipliers, answer: Answer) -> Tensor:
@@ -161,11 +179,8 @@ def _proved(place: Setting, rows: Tensor, candidates: Multipliers, answer: Answe
     except NotProved:
         if len(rows) == 1:
             return torch.full((1,), -math.inf, dtype=torch.float64)
-        parts = [
-            _proved(place, rows[r : r + 1], candidates.map(lambda t, r=r: t[r : r + 1]), answer)
-            for r in range(len(rows))
-        ]
-        return torch.cat(parts)
+        single = [slice(r, r + 1) for r in range(len(rows))]
+        return torch.cat([_proved(place, rows[r], candidates.at(r), answer) for r in single])
     answer.guarantee = weakest([answer.guarantee, sure])
     return value
 

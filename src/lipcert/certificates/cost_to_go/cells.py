@@ -38,9 +38,10 @@ def least(at: Samples, cell: Cell) -> Tensor:
     """A lower bound of F on the interval of the samples, (P, *shape), rounding included.
 
     On a part [a, a + h] F is bounded below by a quadratic q0 + B x + ½ K x² in x = v − a: by itself where φ is linear
-    there (or so nearly that how far it is from its line is paid for); else by − g v + ½ D (v − ṽ)² plus a line below R(v) = c φ(v) − ½ T (φ(v) − z̃)². The derivative of R lies in
-    [ρ₋, ρ₊], that is in the product of φ's slopes and of c − T (φ − z̃); so for every θ in [0, 1]
-    R(a + x) ≥ θ (R(a) + ρ₋ x) + (1 − θ) (R(a + h) − ρ₊ (h − x)), and θ is chosen for the slope of R's chord.
+    there (or so nearly that how far it is from its line is paid for); else by − g v + ½ D (v − ṽ)² plus a line below
+    R(v) = c φ(v) − ½ T (φ(v) − z̃)². The derivative of R lies in [ρ₋, ρ₊], that is in the product of φ's slopes and of
+    c − T (φ − z̃); so R(a + x) ≥ θ (R(a) + ρ₋ x) + (1 − θ) (R(a + h) − ρ₊ (h − x)) for every θ in [0, 1], which is
+    chosen for the slope of R's chord.
 
     A convex q is least at some x₀, and at any other, such as a rounded one, lies above its tangent there; one that
     is not convex is least at an end. Every sum here has fewer than 40 terms and factors, so that 64 units in the last
