@@ -250,7 +250,8 @@ def test_saved_and_verified(tmp_path, multipliers: bool) -> None:
     bound.save(tmp_path / "c.lipcert")
     again = lipcert.verify(tmp_path / "c.lipcert", model, torch.zeros(1, 2))
     assert isinstance(again, lipcert.OutputBound)
-    assert torch.equal(again.lower, bound.lower) and torch.equal(again.upper, bound.upper)
+    assert torch.equal(again.lower, bound.lower)
+    assert torch.equal(again.upper, bound.upper)
     assert bool((bound.lower < bound.upper).all())
     with pytest.raises(CertificateError, match="another model"):
         lipcert.verify(tmp_path / "c.lipcert", mlp([2, 6, 5, 3], seed=9), torch.zeros(1, 2))

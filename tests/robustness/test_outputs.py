@@ -151,11 +151,11 @@ def test_products_of_variables_are_bounded_by_their_ranges() -> None:
 
 def test_residual_and_repeated_readers() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), Residual(mlp([5, 4, 5], 1)), nn.ReLU(), nn.Linear(5, 2)).eval()
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), Residual(mlp([5, 4, 5], 1)), nn.ReLU(), nn.Linear(5, 2)).float().eval()
     ball = lipcert.Ball(CENTRE.float(), 0.4, 2)
     bound = lipcert.output_bounds(model, torch.zeros(1, 3), ball, budget=3)
     with torch.no_grad():
-        y = model(ball.project(CENTRE.float() + torch.randn(4000, 3)).float())
+        y = model(ball.project(CENTRE.float() + torch.randn(4000, 3)))
     require_inside(bound, y)
     assert bool((bound.upper - bound.lower < 2.0 * (y.amax(0) - y.amin(0)) + 0.02).all())
 

@@ -117,13 +117,19 @@ def prove_below(
     ]
     usable = [i for i, place in enumerate(places) if bool(place.boxes[0].finite.all())]
     pairs = [(i, r) for i, r in pairs if i in usable]
-    if not pairs or not multipliers or not any(applied(node) for node in subject.network.nodes):
+    if not pairs or not multipliers or not _deep(subject.network):
         return answers
     for (i, r), (own, value) in _searched(subject, tasks, places, answers, pairs, settings).items():
         if own is not None and value > answers[i].lower[r]:
             answers[i].lower[r] = value
             answers[i].multipliers[r] = own
     return answers
+
+
+def _deep(network: Network) -> bool:
+    """Whether there are links between activations and linear maps at all, whose multipliers could be searched."""
+    nodes = network.nodes
+    return any(isinstance(node, AffineNode) for node in nodes) and any(applied(node) for node in nodes)
 
 
 #: (task, row).
