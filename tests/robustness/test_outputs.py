@@ -151,7 +151,8 @@ def test_products_of_variables_are_bounded_by_their_ranges() -> None:
 
 def test_residual_and_repeated_readers() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), Residual(mlp([5, 4, 5], 1)), nn.ReLU(), nn.Linear(5, 2)).float().eval()
+    inner = Residual(mlp([5, 4, 5], 1))
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), inner, nn.ReLU(), nn.Linear(5, 2)).float().eval()
     ball = lipcert.Ball(CENTRE.float(), 0.4, 2)
     bound = lipcert.output_bounds(model, torch.zeros(1, 3), ball, budget=3)
     with torch.no_grad():

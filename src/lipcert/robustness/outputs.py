@@ -117,9 +117,14 @@ def prove_below(
     ]
     usable = [i for i, place in enumerate(places) if bool(place.boxes[0].finite.all())]
     pairs = [(i, r) for i, r in pairs if i in usable]
-    if not pairs or not multipliers or not _deep(subject.network):
+    if not pairs or not multipliers:
         return answers
-    for (i, r), (own, value) in _searched(subject, tasks, places, answers, pairs, settings).items():
+    if _deep(subject.network):
+        found = _searched(subject, tasks, places, answers, pairs, settings)
+    else:  # activations of the input alone, whose least values the check works out
+        none = Multipliers()
+        found = {(i, r): (none, float(_proved(places[i], tasks[i].rows[[r]], none, answers[i]))) for i, r in pairs}
+    for (i, r), (own, value) in found.items():
         if own is not None and value > answers[i].lower[r]:
             answers[i].lower[r] = value
             answers[i].multipliers[r] = own
