@@ -66,14 +66,14 @@ class Answer:
         guarantee = weakest([self.guarantee, other.guarantee])
         return Answer(torch.maximum(self.lower, other.lower), self.linear, guarantee, chosen)
 
-    def witness(self, upper: bool = False) -> Witness:
-        """For ``check_outputs``."""
+    def witness(self, subject: Subject, upper: bool = False) -> Witness:
+        """For ``check_outputs``; ``upper``: the second half of the rows is minus the first."""
         settings = {"linear": self.linear, "upper": upper}
         found = [m for m in self.multipliers if m is not None]
         if not found:
             return Witness("ranges", {}, settings)
         filled = [m if m is not None else found[0].map(torch.zeros_like) for m in self.multipliers]
-        return Witness("cost_to_go", joined(filled).arrays(), settings)
+        return Witness("cost_to_go", {**joined(filled).arrays(), "norms": subject.facts.claims}, settings)
 
 
 def joined(parts: Sequence[Multipliers]) -> Multipliers:
@@ -256,5 +256,5 @@ def bound_outputs(
     if steps > FIRST:
         longer = prove_below(subject, [task], replace(first, steps=steps, warm=40, decay=0.99), linear=True)[0]
         best = best.better(longer)
-    witness = best.witness(upper)
+    witness = best.witness(subject, upper)
     return check_outputs(subject, domain, select, witness, witness.kind, started)

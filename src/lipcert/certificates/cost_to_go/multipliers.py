@@ -76,13 +76,15 @@ class Multipliers:
 
     @classmethod
     def read(cls, witness: Witness) -> Multipliers:
-        """From a witness.
+        """From a witness, which may hold norms beside.
 
         Raises:
             CertificateError: an array has a name that none of these has.
         """
         groups: dict[str, dict[Any, Tensor]] = {name: {} for name in _NAMES}
         for full, tensor in witness.arrays.items():
+            if full == "norms":
+                continue
             name, *place = full.split(".")
             lengths = {"slope": 1, "curvature": 1, "anchor": 2, "weight": 2}
             if lengths.get(name) != len(place) or not all(p.isascii() and p.isdigit() for p in place):

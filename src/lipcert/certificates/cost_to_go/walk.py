@@ -15,6 +15,7 @@ from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
 from lipcert.domain import Domain
+from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Node
 from lipcert.network.images import image
@@ -274,11 +275,15 @@ class _Walk:
             if not isinstance(node, AffineNode):
                 continue
             total = Range.exact(torch.zeros(self.count, *node.shape, dtype=torch.float64))
-            for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
-                total = total + image(linear, found.get(parent) or Range.exact(self._anchor(k, place, parent)))
+            try:
+                for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
+                    total = total + image(linear, found.get(parent) or Range.exact(self._anchor(k, place, parent)))
+            except NumericsError:  # a map of whose constants nothing is known
+                total = total.widened(torch.full_like(total.mid, math.inf))
             offset = node.known_offset
             total = total if offset is None else total + offset
-            found[k] = Range(total.mid.clamp(-LARGEST, LARGEST), total.reach.nan_to_num(math.inf))
+            sound = total.mid.abs() <= LARGEST
+            found[k] = Range(torch.where(sound, total.mid, 0.0), torch.where(sound, total.reach, math.inf))
         return found
 
     def _anchor(self, k: int, place: int, parent: int) -> Tensor:
