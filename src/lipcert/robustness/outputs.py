@@ -132,9 +132,19 @@ def prove_below(
 
 
 def _deep(network: Network) -> bool:
-    """Whether there are links between activations and linear maps at all, whose multipliers could be searched."""
-    nodes = network.nodes
-    return any(isinstance(node, AffineNode) for node in nodes) and any(applied(node) for node in nodes)
+    """Whether a cost that goes back from the output meets an activation of a linear map's values."""
+    waiting, seen = [len(network.nodes) - 1], set()
+    while waiting:
+        k = waiting.pop()
+        node = network.nodes[k]
+        if k in seen:
+            continue
+        seen.add(k)
+        if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
+            return True
+        if isinstance(node, AffineNode) or applied(node) is not None:
+            waiting += node.parents
+    return False
 
 
 #: (task, row).
