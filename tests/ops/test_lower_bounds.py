@@ -9,7 +9,7 @@ from common import BY_NAME, captured
 from torch import Tensor, nn
 
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.lower_witness import derivative
+from lipcert.ranges.enclosed_run import derivative
 from lipcert.errors import LipcertError
 from lipcert.network.graph import Network
 
