@@ -20,9 +20,9 @@ from lipcert.errors import LipcertError, NumericsError
 from lipcert.numerics.midrad import Near, Range
 from lipcert.ops import nonlinearities as known
 from lipcert.ops.nonlinearities import two_slopes
-from lipcert.ranges.enclosed_run import derivative
 from lipcert.ops.rational import Real, exactly
 from lipcert.problem import Problem
+from lipcert.ranges.enclosed_run import derivative
 from lipcert.ranges.enclosure import Enclosure
 from lipcert.result import LowerWitness
 
