@@ -361,13 +361,15 @@ def _attacked(seed: int) -> None:
     points = domain.project(anchor + torch.randn(400, *shape, generator=generator, dtype=D) * radius)
     points = torch.cat([points, anchor + (points - anchor) * 0.03])
     with torch.no_grad():
-        rises = (model(points).reshape(800, -1) - model(anchor[None]).reshape(1, -1)).norm(p=norm[1], dim=1)
+        outputs, at_anchor = model(points).reshape(800, -1), model(anchor[None]).reshape(1, -1)
+    noise = 1e-13 * float(at_anchor.norm(p=norm[1]) + outputs.norm(p=norm[1], dim=1).max())
+    rises = ((outputs - at_anchor).norm(p=norm[1], dim=1) - noise).clamp(min=0.0)
     distances = (points - anchor).reshape(800, -1).norm(p=norm[0], dim=1)
     kept = distances > 1e-6 * radius
     if bool(kept.any()):
         seen = float((rises[kept] / distances[kept]).max())
         assert seen <= bound.value * (1.0 + 1e-9), (seed, seen, bound.value)
-        assert found.value >= seen * (1.0 - 1e-3), (seed, found.value, seen)
+        assert found.value >= seen * (1.0 - 1e-3) - 1e-12, (seed, found.value, seen)
 
 
 @pytest.mark.parametrize("seed", range(8))
