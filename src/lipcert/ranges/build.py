@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lipcert.domain import Box, Domain
-from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.relations import Local
+from lipcert.network.radial import Radial
+from lipcert.network.relations import Local, LocalGains, LocalSlopes
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
+from lipcert.ranges.lengths import groups_of, least_lengths
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
 
 Tighten = Literal["none", "undecided", "all"]
 
 #: Linear bounds are worked out where rows times entries of the network, over all nodes, stay below this.
 MOST_WORK = 3e9
+#: Entries of the rows that bound how long a normalisation's groups are.
+MOST_ROWS = 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +37,7 @@ class Ranges:
 
     Attributes:
         boxes: one per node, of the node's shape; infinite where nothing is known.
-        local: position → what that makes of an activation.
+        local: position → what that makes of an activation, or of a normalisation.
     """
 
     boxes: tuple[Interval, ...]
@@ -51,12 +56,12 @@ class Ranges:
             tighten: for which entries linear bounds are worked out: ``undecided``, those of which an activation's
                 slopes depend; ``all``; or ``none``.
         """
-        boxes = _boxes(network, domain, tighten)
+        boxes, gains = _boxes(network, domain, tighten)
         anchored = None
         if anchor is not None:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
-            anchored = _boxes(network, Box(point, point), "none")
-        local: dict[int, Local] = {}
+            anchored, _ = _boxes(network, Box(point, point), "none")
+        local: dict[int, Local] = dict(gains)
         for k, node in enumerate(network.nodes):
             function = applied(node)
             if function is None:
@@ -66,12 +71,13 @@ class Ranges:
                 lower, upper = slopes(function, box.low, box.high)
             else:
                 lower, upper = chords(function, box, anchored[node.parents[0]].expanded(node.shape))
-            local[k] = Local(lower.expand(node.shape), upper.expand(node.shape), box)
+            local[k] = LocalSlopes(lower.expand(node.shape), upper.expand(node.shape), box)
         return cls(tuple(boxes), local)
 
 
-def _boxes(network: Network, domain: Domain, tighten: Tighten) -> list[Interval]:
+def _boxes(network: Network, domain: Domain, tighten: Tighten) -> tuple[list[Interval], dict[int, LocalGains]]:
     boxes: list[Interval] = []
+    gains: dict[int, LocalGains] = {}
     lines: dict[int, Lines] = {}
     back = LinearBounds(network, domain, boxes, lines)
     work = 0.0
@@ -82,8 +88,17 @@ def _boxes(network: Network, domain: Domain, tighten: Tighten) -> list[Interval]
                 boxes.append(input_box(domain, node.shape))
                 bounded = bool(boxes[0].finite.all())
                 continue
-            boxes.append(through(node, [boxes[p] for p in node.parents]))
             linear = bounded and tighten != "none"
+            block = normalising(node)
+            if block is not None:
+                before = node.parents[0]
+                rows, n = groups_of(block, boxes[before].low.shape).shape
+                cost = 4.0 * rows * sum(size(other.shape) for other in network.nodes[: before + 1])
+                affordable = bounded and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
+                work += cost if affordable else 0.0
+                length = least_lengths(block, boxes[before], partial(back.most, before) if affordable else None)
+                gains[k] = LocalGains(block.gains_beyond(length, n))
+            boxes.append(through(node, [boxes[p] for p in node.parents]))
             if linear and isinstance(node, AffineNode):
                 entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
                 work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
@@ -94,7 +109,13 @@ def _boxes(network: Network, domain: Domain, tighten: Tighten) -> list[Interval]
                 parent = boxes[node.parents[0]]
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
-    return boxes
+    return boxes, gains
+
+
+def normalising(node: object) -> Radial | None:
+    """The block of a node whose gains depend on how long its argument is."""
+    block = node.function if isinstance(node, GainNode) else node.block if isinstance(node, OpenNode) else None
+    return block if isinstance(block, Radial) else None
 
 
 def applied(node: object) -> Nonlinearity | None:
