@@ -45,7 +45,12 @@ class Ranges:
 
     @classmethod
     def of(
-        cls, network: Network, domain: Domain, anchor: Tensor | None = None, tighten: Tighten = "undecided"
+        cls,
+        network: Network,
+        domain: Domain,
+        anchor: Tensor | None = None,
+        tighten: Tighten = "undecided",
+        known: Mapping[int, Interval] | None = None,
     ) -> Ranges:
         """By intervals; on a bounded domain by linear bounds too.
 
@@ -55,13 +60,15 @@ class Ranges:
             anchor: a point of the domain: slopes are then those of chords from its values.
             tighten: for which entries linear bounds are worked out: ``undecided``, those of which an activation's
                 slopes depend; ``all``; or ``none``.
+            known: position → a box in which the node's values are known to lie.
         """
-        boxes, gains = _boxes(network, domain, tighten)
+        bounds = bounds_of(network, domain, tighten, known)
+        boxes = bounds.boxes
         anchored = None
         if anchor is not None:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
-            anchored, _ = _boxes(network, Box(point, point), "none")
-        local: dict[int, Local] = dict(gains)
+            anchored = boxes_of(network, Box(point, point), "none")
+        local: dict[int, Local] = dict(_gains(bounds))
         for k, node in enumerate(network.nodes):
             function = applied(node)
             if function is None:
@@ -75,9 +82,18 @@ class Ranges:
         return cls(tuple(boxes), local)
 
 
-def _boxes(network: Network, domain: Domain, tighten: Tighten) -> tuple[list[Interval], dict[int, LocalGains]]:
+def boxes_of(
+    network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
+) -> list[Interval]:
+    """A box for every node; arguments as for ``Ranges.of``."""
+    return list(bounds_of(network, domain, tighten, known).boxes)
+
+
+def bounds_of(
+    network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
+) -> LinearBounds:
+    """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
     boxes: list[Interval] = []
-    gains: dict[int, LocalGains] = {}
     lines: dict[int, Lines] = {}
     back = LinearBounds(network, domain, boxes, lines)
     work = 0.0
@@ -88,17 +104,9 @@ def _boxes(network: Network, domain: Domain, tighten: Tighten) -> tuple[list[Int
                 boxes.append(input_box(domain, node.shape))
                 bounded = bool(boxes[0].finite.all())
                 continue
+            box = through(node, [boxes[p] for p in node.parents])
+            boxes.append(box.meet(known[k]) if known and k in known else box)
             linear = bounded and tighten != "none"
-            block = normalising(node)
-            if block is not None:
-                before = node.parents[0]
-                rows, n = groups_of(block, boxes[before].low.shape).shape
-                cost = 4.0 * rows * sum(size(other.shape) for other in network.nodes[: before + 1])
-                affordable = bounded and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
-                work += cost if affordable else 0.0
-                length = least_lengths(block, boxes[before], partial(back.most, before) if affordable else None)
-                gains[k] = LocalGains(block.gains_beyond(length, n))
-            boxes.append(through(node, [boxes[p] for p in node.parents]))
             if linear and isinstance(node, AffineNode):
                 entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
                 work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
@@ -109,7 +117,27 @@ def _boxes(network: Network, domain: Domain, tighten: Tighten) -> tuple[list[Int
                 parent = boxes[node.parents[0]]
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
-    return boxes, gains
+    return back
+
+
+def _gains(bounds: LinearBounds) -> dict[int, LocalGains]:
+    """What is known of normalisations: gains that follow from how long their groups are at least."""
+    gains: dict[int, LocalGains] = {}
+    nodes, work = bounds.network.nodes, 0.0
+    with torch.no_grad():
+        for k, node in enumerate(nodes):
+            block = normalising(node)
+            if block is None:
+                continue
+            parent = node.parents[0]
+            box = bounds.boxes[parent]
+            rows, n = groups_of(block, box.low.shape).shape
+            cost = 4.0 * rows * sum(size(other.shape) for other in nodes[: parent + 1])
+            affordable = bool(bounds.boxes[0].finite.all()) and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
+            work += cost if affordable else 0.0
+            length = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
+            gains[k] = LocalGains(block.gains_beyond(length, n))
+    return gains
 
 
 def normalising(node: object) -> Radial | None:

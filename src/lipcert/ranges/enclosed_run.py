@@ -53,7 +53,12 @@ def derivative(network: Network, x: Tensor, v: Tensor, digits: int = 0) -> Range
 
     ``digits`` more doubles are carried through sums, choices and linear maps of stored constants.
     """
-    return run(network, Enclosure(Range.exact(x), Range.exact(v)).to_digits(digits)).tangent
+    return enclosed(network, x, v, digits).tangent
+
+
+def enclosed(network: Network, x: Tensor, v: Tensor, digits: int = 0) -> Enclosure:
+    """f(x) with the same derivative; x and v are batches (1, *in_shape)."""
+    return run(network, Enclosure(Range.exact(x), Range.exact(v)).to_digits(digits))
 
 
 def _through(node: Node, inputs: list[Enclosure]) -> Enclosure:
