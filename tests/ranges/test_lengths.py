@@ -103,6 +103,22 @@ def test_after_a_network_by_linear_bounds() -> None:
     assert 0.0 < chord <= lipcert.bound(model, x[None], domain=Ball(x, 0.3, 2), anchor="center", budget=1.0).value
 
 
+@pytest.mark.parametrize("scale", [1e160, 1e250, 1e-160, 1e-250])
+@pytest.mark.parametrize("name", CASES)
+def test_extreme_lengths_overflow_to_no_gain_of_0(name: str, scale: float) -> None:
+    function, _ = CASES[name]
+    model = Apply(lambda _, x: function(x)).eval()
+    center = torch.linspace(-1.0, 2.0, 6, dtype=D) * scale
+    try:
+        value = lipcert.bound(model, torch.ones(1, 6, dtype=D), "autolip", domain=Ball(center, 0.1 * scale, 2)).value
+    except NotLipschitzError:
+        return
+    assert value > 0.0
+    unit = torch.autograd.functional.jacobian(lambda x: function(x)[0], center[None] / scale)
+    if scale > 1:  # there an ε plays no part
+        assert value * scale >= float(torch.linalg.matrix_norm(unit.reshape(6, 6), 2)) * (1 - 1e-2)
+
+
 # -- least lengths --------------------------------------------------------------------------------------------
 
 

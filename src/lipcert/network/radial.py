@@ -12,8 +12,9 @@ from torch import Tensor
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.numerics.midrad import UNIT
 
-#: Divisors below say nothing: near underflow roundings are not relative.
-_LEAST = 2.0**-900
+#: Divisors below say nothing: near underflow roundings are not relative. None is taken for more than the other number,
+#: which is less than what overflows when it is squared, for up to 2^60 entries.
+_LEAST, _MOST = 2.0**-900, 2.0**480
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,7 +45,7 @@ class Radial(GainFunction):
         ``ops/radial.py`` proves for each t. r is least where ‖x‖ is, and no segment leaves the set. With weights D
         the function is D⁻¹ g(D x), of a gain ‖D⁻¹‖‖D‖ times that of g. A gain on the whole space holds, too.
         """
-        least = float(self.divisor(length).min()) if length.numel() else 0.0
+        least = min(float(self.divisor(length).min()), _MOST) if length.numel() else 0.0
         if not least > _LEAST:
             return self.gains
         wide = max(2.0 * (n - 1) / n if self.centred else 1.0, (1.0 + math.sqrt(n)) / 2.0)
