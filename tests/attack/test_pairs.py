@@ -45,7 +45,7 @@ def mlp(seed: int, *widths: int, activation: type[nn.Module] = nn.ReLU, spread: 
     return model
 
 
-def lower(model: nn.Module, n: int, norm: tuple[float, float], domain: Domain, anchor: Any, budget: float = 1.0) -> Any:
+def lower(model: nn.Module, n: int, norm: tuple[float, float], domain: Domain, anchor: Any, budget: float = 5.0) -> Any:
     return lipcert.lower_bound(model, example(n), norm=norm, domain=domain, anchor=anchor, budget=budget)
 
 
@@ -92,8 +92,10 @@ def test_affine_models_from_a_corner_move_into_the_box_only() -> None:
     model = nn.Linear(2, 1, bias=False).double()
     model.weight.data = tensor(3.0, -4.0)[None]
     corner = Box([0.0, 0.0], [1.0, 1.0])
-    assert lower(model, 2, (2, 2), corner, [0.0, 0.0]).value == pytest.approx(4.0, rel=1e-9)  # both up: at most |−4|
-    assert lower(model, 2, (2, 2), corner, [0.0, 1.0]).value == pytest.approx(5.0, rel=1e-9)
+    assert lower(model, 2, (2, 2), corner, [0.0, 0.0], 0.5).value == pytest.approx(
+        4.0, rel=1e-9
+    )  # both up: at most |−4|
+    assert lower(model, 2, (2, 2), corner, [0.0, 1.0], 0.5).value == pytest.approx(5.0, rel=1e-9)
 
 
 def _grid(domain: Domain, anchor: Tensor) -> Tensor:
@@ -356,7 +358,7 @@ def _attacked(seed: int) -> None:
         bound = lipcert.bound(model, like, "autolip" if norm != (INF, 2.0) else "lipsdp", norm, domain, anchor=anchor)
     except (UnsupportedNormError, InputError):
         return
-    found = lipcert.lower_bound(model, like, norm, domain, budget=0.3, anchor=anchor, seed=seed)
+    found = lipcert.lower_bound(model, like, norm, domain, budget=2.0, anchor=anchor, seed=seed)
     assert found.value <= bound.value, (seed, found.value, bound.value)
     points = domain.project(anchor + torch.randn(400, *shape, generator=generator, dtype=D) * radius)
     points = torch.cat([points, anchor + (points - anchor) * 0.03])
