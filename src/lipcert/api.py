@@ -148,11 +148,12 @@ def compare(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
+    anchor: Anchor = None,
 ) -> Comparison:
     """Every applicable method side by side, with the attack's lower bound.
 
     Args:
-        model, example_input, norm, domain, select, seed, device, progress: as for ``bound``.
+        model, example_input, norm, domain, select, seed, device, progress, anchor: as for ``bound``.
         methods: names or method objects; None takes every registered one that can do the norms.
         budget: seconds for each method.
         lower_budget: seconds for the lower bound.
@@ -161,7 +162,7 @@ def compare(
     Returns:
         A ``Comparison``: rows (method, value, guarantee, seconds, remark), the lower bound, and ``print``-able text.
     """
-    problem = _problem(model, example_input, norm, domain, select)
+    problem = _problem(model, example_input, norm, domain, select, anchor)
     _require_data(inputs, problem)
     if methods is None:
         chosen = [kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms]
@@ -195,11 +196,15 @@ def lower_bound(
     select: Tensor | None = None,
     device: str | torch.device | None = None,
     progress: bool = False,
+    anchor: Anchor = None,
 ) -> LowerBound:
     """A lower bound of the Lipschitz constant with a witness: a point and a direction of steepest change.
 
+    With an anchor x̂ it is one of sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain, and the witness a pair (x̂, x).
+
     Args:
-        model, example_input, norm, domain, select, device, progress: as for ``bound``; the witness lies in ``domain``.
+        model, example_input, norm, domain, select, device, progress, anchor: as for ``bound``; the witness lies in
+            ``domain``.
         inputs: (B, *shape) data to start from; random points are used as well.
         budget: seconds of search.
         seed: seed of the search.
@@ -207,7 +212,7 @@ def lower_bound(
     Returns:
         A ``LowerBound`` whose value re-evaluates from its witness in float64.
     """
-    problem = _problem(model, example_input, norm, domain, select)
+    problem = _problem(model, example_input, norm, domain, select, anchor)
     _generator(seed)  # refuses an unusable seed
     _require_data(inputs, problem)
     from lipcert.attack import attack
@@ -393,8 +398,10 @@ def load_model(model: Model) -> nn.Module | ExportedProgram:
         raise CaptureError(f"cannot load {model}: {what_a_file_is(Path(model), problem)}") from problem
 
 
-def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
-    return _problems(model, example, norm, [domain], select)[0]
+def _problem(
+    model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None, anchor: Anchor = None
+) -> Problem:
+    return _problems(model, example, norm, [domain], select, anchor=anchor)[0]
 
 
 def _problems(

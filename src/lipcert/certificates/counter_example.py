@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.lower_witness import enclosed, norm
+from lipcert.certificates.lower_witness import norm
 from lipcert.domain import Ball, Domain, Intersection
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.linear import Dense, size
 from lipcert.numerics.midrad import UNIT, require_subnormals
 from lipcert.numerics.process_state import ordinary
+from lipcert.ranges.enclosed_run import enclosed
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
