@@ -83,7 +83,11 @@ def _diagonal(factors: Tensor, v_shape: Shape) -> LinearMap:
     def times(x: Tensor, c: Tensor) -> Tensor:
         return x.reshape(shape) * c
 
-    return OpMap("slopes", times, v_shape, shape, (factors.contiguous(),), DIAGONAL, 1.0, stored=True)
+    def transposed(y: Tensor, c: Tensor) -> Tensor:
+        return (y * c).reshape(len(y), *v_shape)
+
+    constants = (factors.contiguous(),)
+    return OpMap("slopes", times, v_shape, shape, constants, DIAGONAL, 1.0, stored=True, transposed=transposed)
 
 
 def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...]:
