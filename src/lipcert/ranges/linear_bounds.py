@@ -26,8 +26,8 @@ from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
 from lipcert.ranges.functions import Samples, lines_off
 
-#: Entries of the coefficients of a chunk of rows, over all nodes.
-CHUNK = 1 << 24
+#: Entries of the coefficients of a chunk of rows: what a cache holds. Of wide nodes some rows more, up to ``MOST``.
+CHUNK, MOST, ROWS = 1 << 19, 1 << 24, 32
 #: Entries of a map of the input up to which it is written down, once for all domains.
 MOST_WRITTEN = 1 << 23
 #: p → the norm dual to that of an l_p ball.
@@ -115,7 +115,7 @@ class LinearBounds:
         if first is not None:
             return first.box(entries)
         width = max(size(node.shape) for node in self.network.nodes[: position + 1])
-        chunk = max(1, CHUNK // max(1, 2 * width))
+        chunk = max(1, CHUNK // (2 * width), min(ROWS, MOST // (2 * width))) if width else len(entries) + 1
         lows, highs = [], []
         for part in entries.split(chunk):
             rows = torch.zeros(2 * len(part), n, dtype=torch.float64)
