@@ -12,7 +12,7 @@ from lipcert.network.linear import LinearMap
 from lipcert.search.power import power_method
 
 #: Power steps of each norm.
-STEPS = 3
+STEPS = 5
 
 
 def hopeless(value: float, increments: Increments) -> bool:
@@ -40,37 +40,67 @@ def product(increments: Increments) -> float:
 
 
 def loop(increments: Increments) -> float:
-    """‖A_y x‖ + Σ_i ‖(A_{y←i} diag(d_i))ᵀu‖ ‖A_i x‖, the terms of LipLT's sum along one x and one u = A_y x/‖A_y x‖."""
-    x = torch.randn(1, *increments.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    """‖A_y x‖ + Σ_i ‖(A_{y←i} diag(d_i))ᵀu‖ ‖A_i x_i‖: LipLT's sum with each norm along some x, u = A_y x/‖A_y x‖."""
+    x, last = _start(increments), len(increments.relations) - 1
     total = 0.0
     for _ in range(STEPS):
-        values = _forward(increments, x / x.norm())
+        values = _forward(increments, x)
         length = float(values[-1].norm())
         if not 0.0 < length < math.inf:
             return 0.0
-        pending = {len(values) - 1: values[-1] / length}
+        seen = _back(increments, last, values[-1] / length)
         total = length
-        for k in range(len(values) - 1, 0, -1):
-            relation, g = increments.relations[k], pending.pop(k, None)
-            if g is None:
-                continue
-            if isinstance(relation, Cell):
-                v = values[relation.parent]
-                total += float((relation.d * g).norm() * v.norm())
-                parts = [relation.c * g] if v.shape == g.shape else []
-            else:
-                assert isinstance(relation, Linear)
-                parts = [m.transpose(g) for m in relation.maps]
-            for parent, part in zip(relation.parents, parts, strict=False):
-                pending[parent] = pending[parent] + part if parent in pending else part
-        x = pending.get(0, torch.zeros_like(x))
+        for cell in increments.cells:
+            if cell.node in seen:
+                total += float((cell.d * seen[cell.node]).norm()) * _reached(increments, cell, x)
+        x = seen.get(0, torch.zeros_like(x))
         if not 0.0 < float(x.norm()) < math.inf:
             break
+        x = x / x.norm()
     return total if math.isfinite(total) else 0.0
 
 
-def _forward(increments: Increments, x: Tensor) -> list[Tensor]:
-    """Values of all nodes where every slope is the middle one."""
+def _reached(increments: Increments, cell: Cell, x: Tensor) -> float:
+    """The norm of the map from the input to what a cell reads, by power steps from x."""
+    length = 0.0
+    for _ in range(STEPS):
+        v = _forward(increments, x, cell.parent)[-1]
+        length = float(v.norm())
+        if not 0.0 < length < math.inf:
+            break
+        x = _back(increments, cell.parent, v / length).get(0, torch.zeros_like(x))
+        if not 0.0 < float(x.norm()) < math.inf:
+            break
+        x = x / x.norm()
+    return length
+
+
+def _start(increments: Increments) -> Tensor:
+    x = torch.randn(1, *increments.in_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x / x.norm()
+
+
+def _back(increments: Increments, position: int, gradient: Tensor) -> dict[int, Tensor]:
+    """Position of cells, and of the input → gradient there of a function of the node at ``position``."""
+    pending, seen = {position: gradient}, {}
+    for k in range(position, 0, -1):
+        relation, g = increments.relations[k], pending.pop(k, None)
+        if g is None:
+            continue
+        if isinstance(relation, Cell):
+            seen[k] = g
+            plain = increments.relations[relation.parent].shape == relation.shape
+            parts = [relation.c * g] if plain else []
+        else:
+            assert isinstance(relation, Linear)
+            parts = [m.transpose(g) for m in relation.maps]
+        for parent, part in zip(relation.parents, parts, strict=False):
+            pending[parent] = pending[parent] + part if parent in pending else part
+    return seen | pending
+
+
+def _forward(increments: Increments, x: Tensor, stop: int | None = None) -> list[Tensor]:
+    """Values of all nodes, or of those up to ``stop``, where every slope is the middle one."""
 
     def linear(_: int, relation: Linear, before: list[Tensor]) -> Tensor:
         images = [m.apply(value) for m, value in zip(relation.maps, before, strict=True)]
@@ -79,5 +109,6 @@ def _forward(increments: Increments, x: Tensor) -> list[Tensor]:
     def cell(_: int, relation: Cell, v: Tensor) -> Tensor:
         return relation.c * v if tuple(v.shape[1:]) == relation.shape else x.new_zeros(1, *relation.shape)
 
+    part = increments if stop is None else Increments(increments.relations[: stop + 1])
     with torch.no_grad():
-        return increments.walk(lambda *_: x, linear, cell)
+        return part.walk(lambda *_: x, linear, cell)
