@@ -64,10 +64,8 @@ class Auto(Method):
 
     def _plan(self, problem: Problem, trials: Trials) -> None:
         run = trials.run
-        if _affine(problem) and self._attempt(("autolip",), trials, run.left):
-            best = trials.best
-            if best is not None and best.guarantee == "rigorous":
-                return  # the norm of the one map that f is there
+        if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
+            return
         few = max(EARLY_SECONDS, EARLY_SHARE * run.budget)
         soon = LipSDP.name in self.main and _soon(problem, few)
         if not soon:
@@ -165,6 +163,13 @@ class Trials:
 def _affine(problem: Problem) -> bool:
     """Whether no slope is free on the domain, so that f is one linear map and an offset."""
     return problem.domain is not None and not problem.merged_increments.cells
+
+
+def _exact(bound: Bound | None) -> bool:
+    """Whether AutoLip's norms are those of written matrices, which are proved to the last digits."""
+    if bound is None or bound.guarantee != "rigorous" or bound.certificate is None:
+        return False
+    return all(route == "written" for route in bound.certificate.witness.settings.get("routes", ["unknown"]))
 
 
 def _soon(problem: Problem, seconds: float) -> bool:
