@@ -124,9 +124,10 @@ def bound(
     domains: list[Any] = list(domain) if isinstance(domain, (list, tuple)) else [domain]
     problems = _problems(model, example_input, norm, domains, select, several, anchor)
     found: list[Bound] = []
-    for problem in problems:
+    while problems:
+        problem = problems.pop(0)  # what it works out for itself goes with it
         chosen.require_norm(problem.norm)
-        with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(problems))) as report:
+        with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(domains))) as report:
             run = Run(_generator(seed), _device(device), _budget(budget), report, rigorous=_rigorous(guarantee))
             with torch.random.fork_rng(devices=[]):
                 one = chosen.bound(problem, run, Chance())
