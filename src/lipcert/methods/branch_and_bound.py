@@ -41,9 +41,9 @@ BATCH = 32
 #: On the whole space regions are looked at where inputs and neurons are no more than this.
 MOST_REACHED = 1500
 
-#: On the whole space, once the bound is the vertex maximum, the search goes on as long as regions bring it further:
-#: it ends after so many tests, and this multiple of those before, without.
-PATIENCE, PATIENCE_SHARE = 600, 2
+#: On the whole space, once the bound is the vertex maximum, the search goes on as long as regions bring it further: it
+#: ends after so many tests of regions, and as many as there were before, without.
+PATIENCE = 150
 
 
 @method
@@ -182,11 +182,12 @@ class _Search:
         if self._likely is not None:
             self._test(self._likely)
             self._likely = None
-        upper, vertex, tests = self._progress
+        upper, vertex, last = self._progress
         if self.upper < upper * (1.0 - self.options.gap) or self.vertex > vertex * (1.0 + self.options.gap):
             self._progress = self.upper, self.vertex, self.pace.tests
             return False
-        return self.pace.tests - tests > max(PATIENCE, PATIENCE_SHARE * tests)
+        last = max(last, self.pace.last)
+        return self.pace.tests - last > max(PATIENCE, last)
 
     @property
     def upper(self) -> float:

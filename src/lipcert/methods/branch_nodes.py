@@ -95,9 +95,15 @@ def preorder(root: Node) -> tuple[list[int], list[Node]]:
 
 @dataclass(eq=False)
 class Pace:
-    """Tests of regions, as often as they find something: after failures in a row only every second, third, … time."""
+    """Tests of regions, as often as they find something: after failures in a row only every second, third, … time.
+
+    Attributes:
+        tests: how many there were.
+        last: how many when one found something.
+    """
 
     tests: int = 0
+    last: int = 0
     _misses: int = 0
     _skipped: int = 0
 
@@ -112,4 +118,5 @@ class Pace:
         """A test was made."""
         self.tests += 1
         self._skipped = 0
+        self.last = self.tests if found else self.last
         self._misses = 0 if found else min(self._misses + 1, 4 * MOST_SKIPPED)
