@@ -196,7 +196,7 @@ class SpaceReach:
 
     def _visit(self, points: Tensor) -> None:
         """Note the patterns of points (B, n)."""
-        for row in self.regions.at(points.reshape(-1, *self.shape)):
+        for row in self.regions.at(points.reshape(len(points), *self.shape)):
             key = row.numpy().tobytes()
             if key not in self._known:
                 self._known.add(key)
@@ -212,7 +212,9 @@ class SpaceReach:
         scale = float(np.median(distances)) if distances else 0.0
         scale = scale if 0.0 < scale < 1e100 else 1.0
         noise = torch.randn(len(FAR), SAMPLES, self._n, generator=seed, dtype=torch.float64)
-        return (noise * scale * torch.tensor(FAR, dtype=torch.float64)[:, None, None]).reshape(-1, self._n)
+        return (noise * scale * torch.tensor(FAR, dtype=torch.float64)[:, None, None]).reshape(
+            len(FAR) * SAMPLES, self._n
+        )
 
 
 class _Arrays:

@@ -221,8 +221,9 @@ def _matrix(linear: LinearMap) -> Range:
     """An enclosure of the (out, in) matrix."""
     if isinstance(linear, Dense) and linear.stored:
         return Range.exact(linear.constants[0])
-    units = torch.eye(linear.in_size, dtype=torch.float64).reshape(-1, *linear.in_shape)
-    return image(linear, Range.exact(units)).plain.map(lambda t: t.reshape(len(t), -1).T.detach())
+    units = torch.eye(linear.in_size, dtype=torch.float64).reshape(linear.in_size, *linear.in_shape)
+    own = image(linear, Range.exact(units)).plain
+    return own.map(lambda t: t.reshape(linear.in_size, linear.out_size).T.detach())
 
 
 def _moved(step: Pieces, own: Range, fixings: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
