@@ -120,6 +120,8 @@ class _Search:
     nodes: int = 1
     bounded: int = 1
     pace: Pace = field(default_factory=Pace)
+    cost: float = 0.0
+    _slowest: float = 0.0
     _likely: Tensor | None = None
     _progress: tuple[float, float, int] = (math.inf, 0.0, 0)
     _visited: int = 0
@@ -142,28 +144,35 @@ class _Search:
 
     def _reach(self) -> Reach | SpaceReach | None:
         """What finds patterns that no point has, if there may be any."""
-        regions, shape, seed = self.problem.regions, self.problem.model.in_shape, self.run.generator
+        shape, seed = self.problem.model.in_shape, self.run.generator
+        if self.problem.domain is None and int(self.allowed.sum()) + size(shape) > MOST_REACHED:
+            return None
+        regions = self.problem.regions
         if regions is None or regions.count != int(self.allowed.sum()) or not bool((regions.side != 0).any()):
             return None
         if isinstance(regions, Regions):
             return Reach(regions, self.problem.domain, shape, self.allowed, seed)
-        if isinstance(regions, SpaceRegions) and regions.count + size(shape) <= MOST_REACHED:
-            return SpaceReach(regions, shape, self.allowed, seed)
-        return None
+        return SpaceReach(regions, shape, self.allowed, seed) if isinstance(regions, SpaceRegions) else None
 
     # -- the tree ---------------------------------------------------------------------------------------------
 
     def found(self) -> Found:
         """Branch until nothing is open, the budget ends or the tree is full; then the tree."""
         root = self.root()
-        cost = self._check_cost(root)
+        self.cost = self._check_cost(root)
         self._push(root)
         while self._heap and self.upper > self.goal and self.nodes < self.options.max_nodes:
-            if self.run.left < 1.2 * cost * (self.bounded + 1) + 0.5 or self._idle():
+            if self.spare <= 0.0 or self._idle():
                 break
             self._round()
             self._tell()
         return self._packaged(root, 0.0)
+
+    @property
+    def spare(self) -> float:
+        """Seconds that are left beside those of the check."""
+        proofs = self.reach.seconds if isinstance(self.reach, SpaceReach) else 0.0
+        return self.run.left - 1.2 * (self.cost * (self.bounded + 1) + proofs) - 0.5
 
     @property
     def goal(self) -> float:
@@ -265,14 +274,18 @@ class _Search:
     def _test(self, pattern: Tensor) -> Settled:
         """Whether a point has the pattern, and what of it follows."""
         assert self.reach is not None
+        began = time.perf_counter()
         settled = self.reach.settled(pattern)
+        self._slowest = max(self._slowest, time.perf_counter() - began)
         settled.tested = True
         self.pace.count(settled.empty is not None or bool(settled.steps))
         return settled
 
     def _looked_at(self, node: Node) -> Node | None:
         """An open node, or what is left of it below what follows for its region; None if no point is in that."""
-        if self.reach is None or node.tested or not (self.low or self.pace.due()):
+        if self.reach is None or node.tested or self.spare < 2.0 * self._slowest:
+            return node
+        if not (self.low or self.pace.due()):
             return node
         settled = self._test(node.pattern)
         self._value_reached()

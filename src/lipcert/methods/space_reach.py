@@ -6,6 +6,8 @@ and the values of neurons that are not fixed, one in the coefficients that ``Spa
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from scipy.optimize import linprog
@@ -26,14 +28,18 @@ CLEAR = -0.5
 
 
 class SpaceReach:
-    """Regions of patterns: rows of −1, 0 and 1 over all neurons of the cells; ``allowed`` are those in the regions."""
+    """Regions of patterns: rows of −1, 0 and 1 over all neurons of the cells; ``allowed`` are those in the regions.
+
+    Attributes:
+        seconds: what the proofs that were found take in all.
+    """
 
     def __init__(self, regions: SpaceRegions, shape: Shape, allowed: Tensor, seed: torch.Generator) -> None:
         self.regions, self.shape, self.allowed = regions, shape, allowed
         self.two = (regions.side != 0).numpy()
         self.patterns = torch.zeros(0, regions.count, dtype=torch.int8)
         self._known: set[bytes] = set()
-        self._seed = seed
+        self._seed, self.seconds = seed, 0.0
         self._steps = [None if step is None else _Arrays(step) for step in regions.steps]
         self._n = int(np.prod(shape))
         self._free = sum(len(step.numbers) for step in regions.steps if isinstance(step, Pieces))
@@ -68,10 +74,12 @@ class SpaceReach:
             if found is None:
                 continue
             rows = torch.from_numpy(found)[None]
+            began = time.perf_counter()
             greatest, strict = self.regions.greatest(own[None], rows)
             if bool(greatest[0] <= CLEAR * -least) and (least < 0 or bool(strict[0])):
                 result = torch.zeros(len(self.allowed), dtype=torch.float64)
                 result[self.allowed] = rows[0]
+                self.seconds += time.perf_counter() - began
                 return result
         return None
 

@@ -27,8 +27,8 @@ from lipcert.ranges.build import Ranges, applied
 from lipcert.ranges.functions import value_at
 from lipcert.ranges.regions import Neurons
 
-#: Networks whose maps have more entries, over all nodes, have no regions here.
-MOST_ENTRIES = 1 << 22
+#: Networks whose maps, and the units that they are written from, have more entries have no regions here.
+MOST_ENTRIES = 1 << 24
 #: How often a square of the share of its room that a change may take is tried, and by which factor it then grows.
 _TRIES, _GROWTH = 4, 1e4
 
@@ -96,7 +96,7 @@ class SpaceRegions(Neurons):
     def of(cls, network: Network, ranges: Ranges | None, nodes: Collection[int]) -> SpaceRegions | None:
         """Of the neurons of these nodes; None where maps are too large, or have constants without an error bound."""
         entries = sum(
-            linear.in_size * linear.out_size
+            linear.in_size * (linear.in_size + linear.out_size)
             for node in network.nodes
             if isinstance(node, AffineNode)
             for linear in node.maps
