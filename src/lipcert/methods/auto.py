@@ -23,7 +23,7 @@ from lipcert.result import Attempt, Bound
 EARLY_SHARE, EARLY_SECONDS = 0.05, 0.5
 
 #: Networks with at most this many neurons are handed to branch and bound, for this share of the budget.
-TINY, TINY_SHARE = 150, 0.05
+TINY, TINY_SHARE = 150, 0.1
 
 
 @method
