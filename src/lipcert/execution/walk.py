@@ -1,0 +1,172 @@
+"""The forward walk: the error of every executed op from those of its operands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Rules register themselves.
+import lipcert.execution.entrywise
+import lipcert.execution.functions
+import lipcert.execution.moves
+import lipcert.execution.normalisation
+import lipcert.execution.softmax
+import lipcert.execution.sums  # noqa: F401
+from lipcert.capture.steps import Step, Steps
+from lipcert.domain import Domain
+from lipcert.errors import CaptureError, InputError, NumericsError, UnsupportedOpError
+from lipcert.execution.registry import find
+from lipcert.execution.value import Call, Executed
+from lipcert.network.builder import Var
+from lipcert.network.graph import Network
+from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.numerics.interval import Interval
+from lipcert.ops.constant import Constant
+from lipcert.ranges.build import Ranges, applied
+
+#: Ops whose operands may be whole numbers or truth values.
+_WHOLE = ("index_select", "slice", "select")
+
+
+def errors(steps: Steps, domain: Domain) -> Tensor:
+    """|f̂(x) − f(x)| for all float32 tensors x of a bounded domain, entry by entry of the output, rounded up.
+
+    f̂ is the model executed in float32, f the network of real numbers.
+
+    Why this is an upper bound: by induction over the steps. The operands of a step are within their errors of real
+    values that lie in their ranges on the domain; its rule bounds how far the exact op moves by that and what the
+    executed one adds by rounding, with every value that float32 could not hold refused.
+
+    Raises:
+        UnsupportedOpError: an op whose execution is not known.
+        NumericsError: overflow cannot be excluded.
+        InputError: the model or the domain is not one that this is about.
+    """
+    _require_known(steps)
+    network = Network(steps.nodes)
+    boxes = Ranges.of(network, domain).boxes
+    known: dict[int, Any] = {}
+    for step in steps.calls:
+        if step.op == "input":
+            known[id(step)] = Executed(boxes[0], torch.zeros_like(boxes[0].low))
+        else:
+            known[id(step)] = _executed(step, known, network, boxes)
+    if steps.output is None:
+        return torch.zeros(network.out_shape, dtype=torch.float64)
+    found: Executed = known[id(steps.output)]
+    return found.error
+
+
+def _require_known(steps: Steps) -> None:
+    if steps.dtype != torch.float32:
+        raise InputError(
+            f"the model takes {str(steps.dtype).removeprefix('torch.')} inputs; arithmetic='float32' is about a model "
+            "whose parameters are float32: convert it with model.float() first, then bound that model."
+        )
+    if steps.decomposed:
+        raise UnsupportedOpError(
+            f"the rounding of {', '.join(sorted(steps.decomposed))} in float32 is not known: lipcert has no rule for "
+            "what PyTorch runs there as one op. A bound for real arithmetic is still to be had."
+        )
+    if steps.fused:
+        raise UnsupportedOpError(
+            f"the rounding of {', '.join(steps.fused)} in float32 is not known: PyTorch may run a fused kernel there "
+            "that the trace does not show. A bound for real arithmetic is still to be had."
+        )
+
+
+def _executed(step: Step, known: Mapping[int, Any], network: Network, boxes: tuple[Interval, ...]) -> Any:
+    """What is known of the result of a step: an Executed, or a tuple of such."""
+    if step.op == "getitem":
+        return known[id(step.args[0])][step.args[1]]
+    place = f" at {step.where}" if step.where else ""
+    if step.computed:
+        raise UnsupportedOpError(
+            f"a weight of {step.op}{place} is computed in forward ({', '.join(step.computed)}), and its last bits "
+            "differ between machines. Bake it in first, for instance with "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
+    rule = find(step.op)
+    if rule is None:
+        raise UnsupportedOpError(
+            f"the rounding of {step.op}{place} in float32 is not known: there is no rule for it. A bound for real "
+            "arithmetic is still to be had."
+        )
+    if step.dtype not in (torch.float32, None):
+        raise UnsupportedOpError(
+            f"{step.op}{place} computes in {str(step.dtype).removeprefix('torch.')}; arithmetic='float32' is about "
+            "models that compute in float32 throughout."
+        )
+    args, kwargs = tree_map(
+        lambda a: _operand(a, known), (step.args, step.kwargs), is_leaf=lambda a: isinstance(a, (Step, Constant))
+    )
+    arguments = _named(step.target, args, kwargs)
+    values = step.value if isinstance(step.value, (tuple, list)) else (step.value,)
+    real = [_real(v, boxes, step.op, place) for v in values]
+    first = next(v for v in real if v is not None)
+    call = Call(step.op, step.target, arguments, first, place, _applied(step, network))
+    _require_finite(call)
+    result = rule(call)
+    if not isinstance(step.value, (tuple, list)):
+        return _checked(call, first, result)
+    results = result if isinstance(result, (tuple, list)) else (result, *(None for _ in real[1:]))
+    return tuple(None if b is None else _checked(call, b, r) for b, r in zip(real, results, strict=True))
+
+
+def _operand(leaf: Any, known: Mapping[int, Any]) -> Any:
+    if isinstance(leaf, Step):
+        return known[id(leaf)]
+    if isinstance(leaf, Constant):
+        return Executed.constant(leaf) if leaf.value.is_floating_point() else leaf.value
+    return leaf
+
+
+def _real(value: Any, boxes: tuple[Interval, ...], op: str, place: str) -> Interval | None:
+    if not isinstance(value, Var):
+        return None
+    box = boxes[value.position]
+    if not bool(box.finite.all()):
+        raise NumericsError(
+            f"nothing is known of the values of {op}{place} on this domain, so neither is their rounding. Choose a "
+            "smaller domain."
+        )
+    return box
+
+
+def _named(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by the names of the op's schema."""
+    names = [a.name for a in target._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _applied(step: Step, network: Network) -> Nonlinearity | None:
+    """The function that the step's node applies to the entries of the step's first operand."""
+    if not isinstance(step.value, Var):
+        return None
+    node = network.nodes[step.value.position]
+    operands = [a for a in tree_leaves((step.args, step.kwargs), is_leaf=lambda a: isinstance(a, Step))]
+    parents = {a.value.position for a in operands if isinstance(a, Step) and isinstance(a.value, Var)}
+    return applied(node) if parents == set(node.parents) and len(parents) == 1 else None
+
+
+def _require_finite(call: Call) -> None:
+    for value in tree_leaves(call.arguments, is_leaf=lambda v: isinstance(v, Executed)):
+        if isinstance(value, Executed) and not bool(value.reach.isfinite().all()):
+            raise CaptureError(f"{call.op}{call.place} has an operand that is not finite")
+
+
+def _checked(call: Call, box: Interval, error: Tensor) -> Executed:
+    """The result; refused where its entries are not those of the real value or could not be held."""
+    if error.shape != box.low.shape:
+        if error.numel() != box.low.numel():
+            raise call.unsupported("its result has another shape than its real value")
+        error = error.reshape(box.low.shape)
+    if bool(error.isnan().any()):
+        raise NumericsError(f"the rounding of {call.op}{call.place} cannot be bounded on this domain: it is not finite.")
+    value = Executed(box, error)
+    call.bounded(value.reach)
+    return value
