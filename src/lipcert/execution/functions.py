@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lipcert.execution.float32 import FLUSH, UNIT, up
+from lipcert.execution.outcome import Outcome, Slopes
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call, Executed
 from lipcert.network.slopes import slopes
@@ -81,6 +82,7 @@ def _power(call: Call, x: Executed, y: Tensor) -> Tensor:
 
 
 _OWN: dict[str, Own] = {
+    "abs": _of_result(0.0),
     "relu": _of_result(0.0),
     "relu6": _of_result(0.0),
     "hardtanh": _bounds,
@@ -118,25 +120,25 @@ _OWN: dict[str, Own] = {
 
 
 @executed(*_OWN)
-def _function(call: Call) -> Tensor:
+def _function(call: Call) -> Outcome:
     """The slope nearby times the error, the kernel's own error, and what flushing may take of argument and result."""
-    x = next(v for v in call.arguments.values() if isinstance(v, Executed))
+    x = call.varying[0]
     if call.function is None:
         raise call.unsupported("what it computes is no function of each entry that is known here")
     shape = call.box.low.shape
-    low, high = x.low.expand(shape), x.high.expand(shape)
-    alpha, beta = slopes(call.function, low, high)
-    steepest = torch.maximum(alpha.abs(), beta.abs())
-    moved = torch.where(x.error > 0, steepest * x.error, 0.0)
+    alpha, beta = slopes(call.function, x.low.expand(shape), x.high.expand(shape))
+    part = Slopes(x, alpha.expand(shape), beta.expand(shape))
+    moved = part.forwards(x.error)
     if not bool(moved.isfinite().all()):
         raise call.unsupported(
             "what reaches it, rounding included, may leave the interval on which it has a bounded slope"
         )
     reach = call.bounded(up(call.box.greatest + moved))
-    own = _OWN[call.op](call, x, reach) * (UNIT * (1.0 + 2.0**-20))
-    error = up(moved + own + own * (2.0**-10)) + 4.0 * FLUSH * (1.0 + steepest.clamp(max=1e30) + x.reach)
+    own = _OWN[call.op](call, x, reach) * (UNIT * (1.0 + 2.0**-9))
+    steepest = torch.maximum(alpha.abs(), beta.abs())
+    own = up(own) + 4.0 * FLUSH * (1.0 + steepest.clamp(max=1e30) + x.reach)
     silent = (call.box.greatest == 0) & (steepest == 0)  # a ReLU that stays below zero
-    return torch.where(silent, 0.0, error)
+    return Outcome(torch.where(silent, 0.0, own), (part,))
 
 
 __all__: list[str] = []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lipcert.execution.float32 import FLUSH, to_float32
+from lipcert.execution.outcome import Choice, Linear, Outcome
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call, Executed
 
@@ -21,40 +22,61 @@ _MOVES = (
 ).split()
 
 
-def _error(value: Executed) -> Tensor:
-    return value.error
-
-
-@executed(*_MOVES)
+@executed(*_MOVES, "_to_copy", "to")
 def _moved(call: Call) -> Any:
-    return call.run(_error)
+    """Errors move as the entries do."""
+    return _as_moves(call)
 
 
-@executed("_to_copy", "to")
-def _copied(call: Call) -> Tensor:
-    return call.operand("self").error
+def _as_moves(call: Call, **others: Any) -> Any:
+    """An Outcome with one linear part for each operand; a tuple of them for an op of several results.
+
+    The moves of constants are known: their errors are those of the results' own.
+    """
+    own = call.run(lambda v: torch.zeros_like(v.error) if v.varies else v.error, **others)
+    several = isinstance(own, (list, tuple))
+
+    def outcome(place: int | None) -> Outcome:
+        def moves(operand: Executed) -> Linear:
+            def apply(t: Tensor) -> Tensor:
+                result = call.run(lambda v: t if v is operand else torch.zeros_like(v.error), **_silent(others))
+                return result if place is None else result[place]
+
+            return Linear(operand, apply, apply)
+
+        return Outcome(own if place is None else own[place], tuple(moves(v) for v in call.varying))
+
+    return tuple(outcome(place) for place in range(len(own))) if several else outcome(None)
+
+
+def _silent(others: dict[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(others, 0.0)
 
 
 @executed("constant_pad_nd", "pad")
-def _padded(call: Call) -> Tensor:
+def _padded(call: Call) -> Any:
     """The constant is rounded to float32; other modes than ``constant`` move entries."""
     if call.get("mode", "constant") != "constant":
-        return call.run(_error)
+        return _as_moves(call)
     value = torch.tensor(float(call.get("value") or 0.0), dtype=torch.float64)
-    gap = float((to_float32(value) - value).abs()) * (1.0 + 2.0**-50)
-    return call.run(_error, value=gap)
+    return _as_moves(call, value=float((to_float32(value) - value).abs()) * (1.0 + 2.0**-50))
 
 
-@executed("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "adaptive_max_pool1d", "adaptive_max_pool2d")
+@executed("max_pool1d", "max_pool2d", "max_pool3d", "amax", "adaptive_max_pool1d", "adaptive_max_pool2d", "max")
+@executed("max_pool2d_with_indices")
 def _greatest(call: Call) -> Any:
-    """Of the greatest of several entries: |max â − max a| ≤ max |â − a|."""
-    if call.op == "amin":
-        return torch.ops.aten.amax.default(call.operand("self").error, call.get("dim", []), call.get("keepdim", False))
-    return call.run(lambda v: v.error + FLUSH)
+    """The greatest of the entries of each window; which one is known where the others stay below."""
+    (x,) = call.varying
+    if call.windows is None:
+        raise call.unsupported("which entries it compares is not known here")
+    index, shape = call.windows, call.box.low.shape
+    low, high = x.low.reshape(-1)[index], x.high.reshape(-1)[index]
+    may = high >= low.amax(-1, keepdim=True)
+    return Outcome(torch.full(shape, FLUSH, dtype=torch.float64), (Choice(x, index, may),))
 
 
 @executed("getitem")
-def _item(call: Call) -> Tensor:
+def _item(call: Call) -> Outcome:
     raise call.unsupported("it is a choice among results")  # the walk looks the result up itself
 
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from lipcert.execution.float32 import FLUSH, UNIT, gamma, up
+from lipcert.execution.outcome import Outcome, Slopes
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call, Executed
 
 
 @executed("batch_norm", "_native_batch_norm_legit_no_training")
-def _batch_norm(call: Call) -> Tensor:
+def _batch_norm(call: Call) -> Outcome:
     """y = x·α + (b − μα) with α = w/√(σ² + ε), or ((x − μ)·α) + b.
 
     Why this is an upper bound: α takes at most five roundings (ε to float32, sum, root, quotient, product), the offset
@@ -36,11 +37,15 @@ def _batch_norm(call: Call) -> Tensor:
     call.bounded((x.reach + mean.reach.reshape(channel)) * torch.maximum(factor, torch.ones_like(factor)) + offset)
     total = up(x.reach * factor + offset)
     tiny = 16.0 * FLUSH * (1.0 + x.reach + mean.reach.reshape(channel)) * (1.0 + scale.reshape(channel)) ** 2
-    return up(x.error * factor + gamma(16.0) * total) + tiny * (1.0 + factor)
+    exact = 1.0 / (var.box.low + float(call.get("eps", 1e-5))).sqrt()  # the network's own, ε as the double it is
+    signed = (exact if weight is None else exact * weight.box.low).reshape(channel)
+    slack = 2.0**-49 * signed.abs()
+    part = Slopes(x, (signed - slack).expand(x.error.shape), (signed + slack).expand(x.error.shape))
+    return Outcome(up(gamma(16.0) * total) + tiny * (1.0 + factor), (part,))
 
 
 @executed("layer_norm", "native_layer_norm", "group_norm", "rms_norm")
-def _normalised(call: Call) -> Tensor:
+def _normalised(call: Call) -> Outcome:
     """y = (x − m)/√(v + ε)·w + b with mean m and variance v of each row; m = 0 and v the mean of squares for RMS norm.
 
     Why this is an upper bound: the rows' Jacobian (I − 1/n − yyᵀ/n)/√(v + ε) has norm ≤ 1/√(v + ε), so errors e of a
@@ -48,7 +53,7 @@ def _normalised(call: Call) -> Tensor:
     at most ``share`` (v + ε), so the quotient by that factor of itself, |x − m|/√(v + ε) ≤ √n; the executed mean by
     ``mean_error``; the rest are single roundings of x, m and what they make, in either order of the products.
     """
-    x = call.operand("input")
+    x = call.refined("input")
     shape = x.error.shape
     rows = _rows(call, shape)
     low, high, error = (t.reshape(rows) for t in (x.low, x.high, x.error))
@@ -74,7 +79,8 @@ def _normalised(call: Call) -> Tensor:
     factor = torch.ones_like(total) if factor is None else factor
     reach = call.bounded(up(call.box.greatest + factor * total + (0.0 if offset is None else 2.0 * offset)))
     largest = 64.0 * FLUSH * (1.0 + float(most.max())) * (1.0 + float(inverse.max()))
-    return up(factor * total + 8.0 * UNIT * (reach + factor * (math.sqrt(n) + 1.0))) + largest * (1.0 + factor)
+    own = up(factor * total + 8.0 * UNIT * (reach + factor * (math.sqrt(n) + 1.0)))
+    return Outcome(own + largest * (1.0 + factor))
 
 
 def _rows(call: Call, shape: torch.Size) -> tuple[int, ...]:
@@ -117,7 +123,7 @@ def _moments(most: Tensor, spread: Tensor, n: int) -> tuple[Tensor, Tensor]:
     follow one another. With means off by e, the update δδ′ (δ, δ′ the deviations from the means before and after,
     Σδδ′ = n v, |δ| ≤ √(2δδ′)) is off by e(|δ| + |δ′|) + e², in all 3 e √v + e² per entry; a merge w(Δm)² with Σ w ≤ n
     per level and Σ w(Δm)² ≤ n v is off by 4 e √(levels v) + 4 e² levels; sums and products add γ of all that. √v/(v + ε)
-    is at most 1/(2√ε), and decreases beyond v = ε, so that it is at most 1/√(v + ε) at the least v.
+    is at most 1/√(v + ε), greatest at the least v.
     """
     levels = math.log2(n + 1) + 2.0
     steps = min(float(n), 56.0 + levels)

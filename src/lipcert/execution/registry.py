@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from lipcert.execution.value import Call
 
-#: The error of the result, entry by entry; a list of them for an op of several results.
+#: The ``Outcome`` of an op; a tuple of them for an op of several results.
 Rule = Callable[[Call], Any]
 
 _RULES: dict[str, Rule] = {}
@@ -36,6 +34,3 @@ def find(name: str) -> Rule | None:
 def known_ops() -> tuple[str, ...]:
     """The ops with a rule."""
     return tuple(sorted(_RULES))
-
-
-__all__ = ["Rule", "Tensor", "executed", "find", "known_ops"]

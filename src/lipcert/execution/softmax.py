@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lipcert.execution.float32 import FLUSH, UNIT, gamma, up
 from lipcert.execution.functions import LIBRARY
+from lipcert.execution.outcome import Outcome
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call
 
@@ -19,7 +20,7 @@ def _relative(call: Call, dim: int) -> tuple[Tensor, Tensor, float]:
 
     x̂ − max is off by u|x̂ − max|, so exp by that factor of itself; 8 u are exp's own.
     """
-    x = call.operand("self")
+    x = call.refined("self")
     off = x.error.amax(dim, keepdim=True)
     spread = (x.high.amax(dim, keepdim=True) - x.low.amin(dim, keepdim=True)).clamp(min=0.0, max=_FAR)
     call.bounded(2.0 * x.reach)
@@ -28,7 +29,7 @@ def _relative(call: Call, dim: int) -> tuple[Tensor, Tensor, float]:
 
 
 @executed("softmax", "_softmax")
-def _softmax(call: Call) -> Tensor:
+def _softmax(call: Call) -> Outcome:
     """Errors of arguments ≤ d change p by a factor in [e^{−2d}, e^{2d}]; so do errors of exponentials and their sum."""
     dim = int(call.get("dim"))
     off, exponential, total = _relative(call, dim)
@@ -36,11 +37,11 @@ def _softmax(call: Call) -> Tensor:
     inner = (1.0 + exponential) ** 2 * (1.0 + total) ** 2 * (1.0 + 8.0 * UNIT) - 1.0
     factor = torch.expm1(2.0 * off) * (1.0 + 2.0**-40) + 2.0**-60
     relative = up((1.0 + inner * 1.01) * (1.0 + factor) - 1.0 + 2.0**-48)
-    return up(relative * call.box.greatest) + (4.0 * entries + 4.0) * FLUSH
+    return Outcome(up(relative * call.box.greatest) + (4.0 * entries + 4.0) * FLUSH)
 
 
 @executed("log_softmax", "_log_softmax", "logsumexp")
-def _log_softmax(call: Call) -> Tensor:
+def _log_softmax(call: Call) -> Outcome:
     """x − max − log Σ exp: the sum lies in [1, n], so its logarithm's error is the sum's relative one, and its own."""
     dim = call.get("dim")
     dims = dim if isinstance(dim, list) else [dim]
@@ -49,7 +50,7 @@ def _log_softmax(call: Call) -> Tensor:
     off, exponential, total = _relative(call, int(dims[0]))
     if call.op == "logsumexp" and not call.get("keepdim", False):
         off, exponential = off.squeeze(int(dims[0])), exponential.squeeze(int(dims[0]))
-    x = call.operand("self")
+    x = call.refined("self")
     entries = x.error.shape[int(dims[0])]
     sum_error = (1.0 + exponential) * (1.0 + total) - 1.0 + entries * FLUSH
     logarithm = 2.0 * sum_error + LIBRARY * UNIT * float(torch.tensor(float(entries)).log() + 1.0)
@@ -57,7 +58,7 @@ def _log_softmax(call: Call) -> Tensor:
     if call.op == "logsumexp" and not call.get("keepdim", False):
         widest = widest.squeeze(int(dims[0]))
     own = logarithm + 3.0 * UNIT * (2.0 * widest + call.box.greatest + 2.0 * off)
-    return up((2.0 * off + own) * (1.0 + 2.0**-20)) + 4.0 * FLUSH
+    return Outcome(up((2.0 * off + own) * (1.0 + 2.0**-20)) + 4.0 * FLUSH)
 
 
 __all__: list[str] = []

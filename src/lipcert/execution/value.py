@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lipcert.errors import NumericsError, UnsupportedOpError
 from lipcert.execution.float32 import LARGEST, to_float32, up
@@ -26,10 +26,12 @@ class Executed:
     Attributes:
         box: of the real value.
         error: float64, ≥ 0.
+        varies: whether it depends on the input; constants have no steps before them.
     """
 
     box: Interval
     error: Tensor
+    varies: bool = True
 
     @property
     def size(self) -> Tensor:
@@ -61,7 +63,7 @@ class Executed:
         box = Interval.point(meant.middle)
         if bool(spread.any()):
             box = Interval(_down(meant.middle - spread), _above(meant.middle + spread))
-        return Executed(box, torch.where(spread > 0, up(gap + spread), gap))
+        return Executed(box, torch.where(spread > 0, up(gap + spread), gap), False)
 
     @staticmethod
     def number(value: float) -> Executed:
@@ -70,7 +72,7 @@ class Executed:
         run = to_float32(meant)
         # the network may hold the number as a decimal: 2^-52 of it is more than that can differ
         gap = torch.where(run == meant, 0.0, (run - meant).abs() + 2.0**-50 * meant.abs() + 2.0**-1000)
-        return Executed(Interval.point(meant), gap)
+        return Executed(Interval.point(meant), gap, False)
 
 
 def _down(x: Tensor) -> Tensor:
@@ -92,6 +94,8 @@ class Call:
         box: of the real result.
         place: for messages.
         function: what the op computes where that is one function of each entry of its first argument.
+        windows: the flat places, one row per result, of which the op takes the greatest.
+        refine: an operand with the least error that is known for it.
     """
 
     op: str
@@ -100,6 +104,8 @@ class Call:
     box: Interval
     place: str
     function: Nonlinearity | None
+    windows: Tensor | None
+    refine: Callable[[Executed], Executed]
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument by name."""
@@ -114,6 +120,17 @@ class Call:
             raise self.unsupported(f"its argument {name!r} is not a tensor of floats here")
         return value
 
+    @property
+    def varying(self) -> tuple[Executed, ...]:
+        """The distinct operands that depend on the input."""
+        leaves = tree_leaves(dict(self.arguments), is_leaf=lambda v: isinstance(v, Executed))
+        return tuple({id(v): v for v in leaves if isinstance(v, Executed) and v.varies}.values())
+
+    def refined(self, name: str) -> Executed:
+        """An operand of an op whose result keeps nothing of signs: worth the work of a better error."""
+        value = self.operand(name)
+        return self.refine(value) if value.varies else value
+
     def run(self, part: Callable[[Executed], Tensor], **others: Any) -> Any:
         """The op in float64 on one tensor for each operand: ``part`` of it, or what ``others`` names."""
         chosen = {**self.arguments, **others}
@@ -124,8 +141,7 @@ class Call:
         defaults = {a.name: a.default_value for a in self.target._schema.arguments if a.has_default_value()}
         args = [plain.get(name, defaults.get(name)) for name in positional]
         named = {k: v for k, v in plain.items() if k not in positional}
-        with torch.no_grad():
-            return self.target(*args, **named)
+        return self.target(*args, **named)
 
     def bounded(self, reach: Tensor) -> Tensor:
         """``reach`` itself, the largest absolute value that may occur inside the op.

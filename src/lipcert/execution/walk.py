@@ -19,27 +19,35 @@ import lipcert.execution.sums  # noqa: F401
 from lipcert.capture.steps import Step, Steps
 from lipcert.domain import Domain
 from lipcert.errors import CaptureError, InputError, NumericsError, UnsupportedOpError
+from lipcert.execution.history import History
+from lipcert.execution.outcome import Outcome
 from lipcert.execution.registry import find
 from lipcert.execution.value import Call, Executed
 from lipcert.network.builder import Var
-from lipcert.network.graph import Network
-from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.graph import Network, Node, SelectionNode
+from lipcert.network.linear import size
+from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
 from lipcert.ops.constant import Constant
 from lipcert.ranges.build import Ranges, applied
 
-#: Ops whose operands may be whole numbers or truth values.
-_WHOLE = ("index_select", "slice", "select")
 
-
-def errors(steps: Steps, domain: Domain) -> Tensor:
+@torch.no_grad()
+def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor:
     """|f̂(x) − f(x)| for all float32 tensors x of a bounded domain, entry by entry of the output, rounded up.
 
     f̂ is the model executed in float32, f the network of real numbers.
 
+    Args:
+        steps: the model as executed.
+        domain: what x lies in.
+        select: (k, m) float64 or None: then |C(f̂(x) − f(x))| for each of its rows, the product in exact arithmetic.
+
     Why this is an upper bound: by induction over the steps. The operands of a step are within their errors of real
     values that lie in their ranges on the domain; its rule bounds how far the exact op moves by that and what the
-    executed one adds by rounding, with every value that float32 could not hold refused.
+    executed one adds by rounding, with every value that float32 could not hold refused. So ẑ − z = Σ parts (x̂ − x) + ε
+    at each step, and inserted into each other from the output on, row by row: Σ_k Λ_k ε_k (``History``). Either way
+    holds; the smaller is returned.
 
     Raises:
         UnsupportedOpError: an op whose execution is not known.
@@ -49,16 +57,20 @@ def errors(steps: Steps, domain: Domain) -> Tensor:
     _require_known(steps)
     network = Network(steps.nodes)
     boxes = Ranges.of(network, domain).boxes
+    history = History()
     known: dict[int, Any] = {}
     for step in steps.calls:
         if step.op == "input":
             known[id(step)] = Executed(boxes[0], torch.zeros_like(boxes[0].low))
         else:
-            known[id(step)] = _executed(step, known, network, boxes)
+            known[id(step)] = _executed(step, known, network, boxes, history)
+    rows = size(network.out_shape) if select is None else len(select)
     if steps.output is None:
-        return torch.zeros(network.out_shape, dtype=torch.float64)
+        return torch.zeros(network.out_shape if select is None else (rows,), dtype=torch.float64)
     found: Executed = known[id(steps.output)]
-    return found.error
+    if select is None:
+        return history.refined(found).error
+    return history.along(found, select)
 
 
 def _require_known(steps: Steps) -> None:
@@ -79,7 +91,9 @@ def _require_known(steps: Steps) -> None:
         )
 
 
-def _executed(step: Step, known: Mapping[int, Any], network: Network, boxes: tuple[Interval, ...]) -> Any:
+def _executed(
+    step: Step, known: Mapping[int, Any], network: Network, boxes: tuple[Interval, ...], history: History
+) -> Any:
     """What is known of the result of a step: an Executed, or a tuple of such."""
     if step.op == "getitem":
         return known[id(step.args[0])][step.args[1]]
@@ -108,13 +122,17 @@ def _executed(step: Step, known: Mapping[int, Any], network: Network, boxes: tup
     values = step.value if isinstance(step.value, (tuple, list)) else (step.value,)
     real = [_real(v, boxes, step.op, place) for v in values]
     first = next(v for v in real if v is not None)
-    call = Call(step.op, step.target, arguments, first, place, _applied(step, network))
+    node = _node(step, network)
+    call = Call(
+        step.op, step.target, arguments, first, place, None if node is None else applied(node), _windows(node),
+        history.refined,
+    )  # fmt: skip
     _require_finite(call)
     result = rule(call)
     if not isinstance(step.value, (tuple, list)):
-        return _checked(call, first, result)
+        return _checked(call, first, result, history)
     results = result if isinstance(result, (tuple, list)) else (result, *(None for _ in real[1:]))
-    return tuple(None if b is None else _checked(call, b, r) for b, r in zip(real, results, strict=True))
+    return tuple(None if b is None else _checked(call, b, r, history) for b, r in zip(real, results, strict=True))
 
 
 def _operand(leaf: Any, known: Mapping[int, Any]) -> Any:
@@ -143,14 +161,25 @@ def _named(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _applied(step: Step, network: Network) -> Nonlinearity | None:
-    """The function that the step's node applies to the entries of the step's first operand."""
-    if not isinstance(step.value, Var):
+def _node(step: Step, network: Network) -> Node | None:
+    """The node of the step's value, if its one parent is the value of the step's one operand that varies."""
+    value = step.value[0] if isinstance(step.value, (tuple, list)) else step.value
+    if not isinstance(value, Var):
         return None
-    node = network.nodes[step.value.position]
-    operands = [a for a in tree_leaves((step.args, step.kwargs), is_leaf=lambda a: isinstance(a, Step))]
-    parents = {a.value.position for a in operands if isinstance(a, Step) and isinstance(a.value, Var)}
-    return applied(node) if parents == set(node.parents) and len(parents) == 1 else None
+    node = network.nodes[value.position]
+    operands = tree_leaves((step.args, step.kwargs), is_leaf=lambda a: isinstance(a, Step))
+    parents = {_position(a) for a in operands if isinstance(a, Step)}
+    return node if len(parents) == 1 and parents == set(node.parents) else None
+
+
+def _position(step: Step) -> int | None:
+    return step.value.position if isinstance(step.value, Var) else None
+
+
+def _windows(node: Node | None) -> Tensor | None:
+    if isinstance(node, SelectionNode) and isinstance(node.function, MaxSelection):
+        return node.function.index
+    return None
 
 
 def _require_finite(call: Call) -> None:
@@ -159,14 +188,14 @@ def _require_finite(call: Call) -> None:
             raise CaptureError(f"{call.op}{call.place} has an operand that is not finite")
 
 
-def _checked(call: Call, box: Interval, error: Tensor) -> Executed:
+def _checked(call: Call, box: Interval, outcome: Outcome, history: History) -> Executed:
     """The result; refused where its entries are not those of the real value or could not be held."""
+    error = outcome.error()
     if error.shape != box.low.shape:
-        if error.numel() != box.low.numel():
-            raise call.unsupported("its result has another shape than its real value")
-        error = error.reshape(box.low.shape)
-    if bool(error.isnan().any()):
+        raise call.unsupported("its result has another shape than its real value")
+    if not bool(error.isfinite().all()):
         raise NumericsError(f"the rounding of {call.op}{call.place} cannot be bounded on this domain: it is not finite.")
     value = Executed(box, error)
     call.bounded(value.reach)
+    history.add(value, outcome)
     return value
