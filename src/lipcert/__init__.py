@@ -1,6 +1,16 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
-from lipcert.api import bound, compare, estimate, lower_bound, methods, ranges, supported_ops, verify
+from lipcert.api import (
+    bound,
+    compare,
+    estimate,
+    execution_error,
+    lower_bound,
+    methods,
+    ranges,
+    supported_ops,
+    verify,
+)
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import (
     CaptureError,
@@ -14,6 +24,7 @@ from lipcert.errors import (
     UnsupportedNormError,
     UnsupportedOpError,
 )
+from lipcert.execution.error import ExecutionError
 from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
@@ -39,6 +50,7 @@ __all__ = [
     "EclipseFast",
     "Estimate",
     "ExactPairs",
+    "ExecutionError",
     "InputError",
     "Intersection",
     "LipLT",
@@ -58,6 +70,7 @@ __all__ = [
     "bound",
     "compare",
     "estimate",
+    "execution_error",
     "lower_bound",
     "methods",
     "ranges",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from lipcert.capture.lowering import Lowered, op_name, place_in_code, varying
 from lipcert.network.builder import Var
 from lipcert.network.graph import Network, Node
 from lipcert.network.origin import Origin
-from lipcert.ops.constant import Constant
 
 #: Ops of which IEEE 754 or their nature fixes every bit: whatever computes a constant by them gets the same tensor.
 _FIXED = frozenset(
@@ -117,7 +115,6 @@ def _step(
 ) -> Step:
     args, kwargs = tree_map(lambda a: known[a] if isinstance(a, FxNode) else a, (node.args, node.kwargs))
     traced = node.meta.get("val")
-    tensor = isinstance(traced, torch.Tensor)
     name = "input" if is_input else "getitem" if node.target is operator.getitem else op_name(node.target)[0]
     if name.endswith("_") and not name.startswith("_"):
         name = name.removesuffix("_")
@@ -125,7 +122,7 @@ def _step(
     return Step(
         name, node.target, tuple(args), dict(kwargs), value,
         tuple(value.shape) if isinstance(value, Var) else None,
-        traced.dtype if tensor else None, place_in_code(node), tuple(sorted(inexact)),
+        traced.dtype if isinstance(traced, torch.Tensor) else None, place_in_code(node), tuple(sorted(inexact)),
     )  # fmt: skip
 
 
@@ -136,8 +133,3 @@ def _computed(node: FxNode, before: dict[FxNode, frozenset[str]]) -> frozenset[s
         return found
     name = "getitem" if node.target is operator.getitem else op_name(node.target)[0]
     return found if name.removesuffix("_") in _FIXED else found | {name}
-
-
-def constants(operands: Sequence[Any]) -> list[Constant]:
-    """The constants among operands."""
-    return [leaf for leaf in tree_leaves(operands) if isinstance(leaf, Constant)]

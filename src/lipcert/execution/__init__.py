@@ -1,1 +1,1 @@
-"""How far the network that runs, in float32, may be from the network that is meant: a forward walk over executed ops."""
+"""How far the network that runs in float32 may be from the one that is meant: a walk over the executed ops."""

@@ -38,7 +38,7 @@ def _of_argument(count: float) -> Own:
 
 
 def _softplus(call: Call, x: Executed, y: Tensor) -> Tensor:
-    """log(1 + e^{βx})/β: the product βx, up to the threshold, is rounded before exp; beyond it log(1 + e^{-t})/β lacks."""
+    """log(1 + e^{βx})/β: βx, up to the threshold t, is rounded before exp; beyond it log(1 + e^{−t})/β lacks."""
     beta, threshold = float(call.get("beta", 1.0)), float(call.get("threshold", 20.0))
     if not (beta > 0.0 and 0.0 < threshold <= 80.0):
         raise call.unsupported("its beta or threshold is unusual")
@@ -127,6 +127,13 @@ def _function(call: Call) -> Outcome:
         raise call.unsupported("what it computes is no function of each entry that is known here")
     shape = call.box.low.shape
     alpha, beta = slopes(call.function, x.low.expand(shape), x.high.expand(shape))
+    if x.error.shape == shape:
+        # where it is the error alone that makes a kink possible, a better one may exclude it
+        inner = slopes(call.function, x.box.low, x.box.high)
+        wanted = ((beta - alpha) > 2.0 * (inner[1] - inner[0]) + 1e-3) & (x.error > 0)
+        if bool(wanted.any()):
+            x = call.refine(x, wanted)
+            alpha, beta = slopes(call.function, x.low, x.high)
     part = Slopes(x, alpha.expand(shape), beta.expand(shape))
     moved = part.forwards(x.error)
     if not bool(moved.isfinite().all()):

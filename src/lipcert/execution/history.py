@@ -11,6 +11,8 @@ from lipcert.execution.value import Executed
 
 #: Rows times entries of all steps before a value: beyond this the forward error stands.
 MOST_WORK = 2e8
+#: Float64 numbers of sensitivities held at a time.
+MOST_AT_ONCE = 2e7
 
 
 class History:
@@ -19,29 +21,44 @@ class History:
     def __init__(self) -> None:
         self._made: list[tuple[Executed, Outcome]] = []
         self._entries = 0
+        self._same: dict[int, int] = {}
+        self._kept: list[Executed] = []
 
     def add(self, value: Executed, outcome: Outcome) -> None:
         """A further step."""
         self._made.append((value, outcome))
         self._entries += value.error.numel()
 
-    def refined(self, value: Executed) -> Executed:
-        """The value with the smaller of its forward error and of that along its history."""
+    def refined(self, value: Executed, wanted: Tensor | None = None) -> Executed:
+        """The value with the smaller of its forward error and of that along its history.
+
+        Args:
+            value: of a step taken.
+            wanted: truth per entry: the others keep their forward error.
+        """
         n = value.error.numel()
-        if n * self._entries > MOST_WORK:
+        entries = torch.arange(n) if wanted is None else wanted.reshape(-1).nonzero().reshape(-1)
+        if not len(entries) or len(entries) * self._entries > MOST_WORK:
             return value
-        error = self.along(value, torch.eye(n, dtype=torch.float64))
-        return Executed(value.box, torch.minimum(value.error, error.reshape(value.error.shape)))
+        error = value.error.reshape(-1).clone()
+        for part in entries.split(max(1, int(MOST_AT_ONCE // max(1, self._entries)))):
+            rows = torch.zeros(len(part), n, dtype=torch.float64)
+            rows[torch.arange(len(part)), part] = 1.0
+            error[part] = torch.minimum(error[part], self.along(value, rows))
+        better = Executed(value.box, error.reshape(value.error.shape))
+        self._same[id(better)] = id(value)
+        self._kept.append(better)  # an id stays its own while the object lives
+        return better
 
     def along(self, value: Executed, rows: Tensor) -> Tensor:
         """|C(ẑ − z)| of a value for each row of C (rows, entries).
 
-        Why this is an upper bound: ẑ − z = Σ parts (x̂ − x) + ε at every step, so with the sensitivities Λ of C z to each
-        value before it, carried back through the parts as a middle and a radius, C(ẑ − z) = Σ Λ_k ε_k, at most
+        Why this is an upper bound: ẑ − z = Σ parts (x̂ − x) + ε at every step, so with the sensitivities Λ of C z to
+        each value before it, carried back through the parts as a middle and a radius, C(ẑ − z) = Σ Λ_k ε_k, at most
         Σ (|middle| + radius) own_k.
         """
         start = rows.reshape(len(rows), *value.error.shape)
-        reached: dict[int, Rows] = {id(value): (start, torch.zeros_like(start))}
+        reached: dict[int, Rows] = {self._same.get(id(value), id(value)): (start, torch.zeros_like(start))}
         total = torch.zeros(len(rows), dtype=torch.float64)
         terms = 0.0
         for made, outcome in reversed(self._made):
@@ -53,8 +70,9 @@ class History:
             total = total + ((middle.abs() + radius) * outcome.own).flatten(1).sum(1)
             for part in outcome.parts:
                 back = part.backwards(found)
-                before = reached.get(id(part.operand))
-                reached[id(part.operand)] = back if before is None else _added(before, back)
+                place = self._same.get(id(part.operand), id(part.operand))
+                before = reached.get(place)
+                reached[place] = back if before is None else _added(before, back)
         return up(total, terms)
 
 

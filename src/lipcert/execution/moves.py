@@ -12,14 +12,17 @@ from lipcert.execution.outcome import Choice, Linear, Outcome
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call, Executed
 
+#: Ops whose every entry is an entry of an operand.
 _MOVES = (
-    "view reshape _unsafe_view flatten unflatten permute transpose t movedim swapaxes squeeze unsqueeze slice select "  # noqa: SIM905
-    "expand clone contiguous alias detach cat stack split split_with_sizes chunk unbind unsafe_split index_select "
-    "narrow repeat repeat_interleave tile roll flip tril triu diagonal dropout feature_dropout pixel_shuffle pixel_unshuffle "
-    "channel_shuffle reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-    "replication_pad3d upsample_nearest1d upsample_nearest2d upsample_nearest3d unfold lift_fresh_copy hstack vstack "
-    "concat concatenate mT numpy_T ravel"
-).split()
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "swapaxes",
+    "squeeze", "unsqueeze", "slice", "select", "expand", "clone", "contiguous", "alias", "detach", "cat", "stack",
+    "split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "index_select", "narrow", "repeat",
+    "repeat_interleave", "tile", "roll", "flip", "tril", "triu", "diagonal", "dropout", "feature_dropout",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "unfold", "lift_fresh_copy", "hstack", "vstack", "concat", "concatenate", "mT", "numpy_T",
+    "ravel",
+)  # fmt: skip
 
 
 @executed(*_MOVES, "_to_copy", "to")

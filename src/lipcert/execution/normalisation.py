@@ -122,8 +122,8 @@ def _moments(most: Tensor, spread: Tensor, n: int) -> tuple[Tensor, Tensor]:
     ≤ 2 max|x̂| and one of the mean, below 8 u max|x̂|, and takes convex combinations of what was there; ``steps``
     follow one another. With means off by e, the update δδ′ (δ, δ′ the deviations from the means before and after,
     Σδδ′ = n v, |δ| ≤ √(2δδ′)) is off by e(|δ| + |δ′|) + e², in all 3 e √v + e² per entry; a merge w(Δm)² with Σ w ≤ n
-    per level and Σ w(Δm)² ≤ n v is off by 4 e √(levels v) + 4 e² levels; sums and products add γ of all that. √v/(v + ε)
-    is at most 1/√(v + ε), greatest at the least v.
+    per level and Σ w(Δm)² ≤ n v is off by 4 e √(levels v) + 4 e² levels; sums and products add γ of all that. And
+    √v/(v + ε) ≤ 1/√(v + ε), greatest at the least v.
     """
     levels = math.log2(n + 1) + 2.0
     steps = min(float(n), 56.0 + levels)

@@ -137,11 +137,18 @@ class Outcome:
 
 def _transposed(apply: Callable[[Tensor], Tensor], shape: torch.Size, rows: Tensor) -> Tensor:
     """Aᵀ on each row, by differentiating the linear map A."""
+    if not len(rows):
+        return torch.zeros((0, *shape), dtype=torch.float64)
     with torch.enable_grad():
         x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         y = apply(x)
-    grads = [torch.autograd.grad(y, x, row.reshape(y.shape), retain_graph=True)[0] for row in rows]
-    return torch.stack(grads) if grads else torch.zeros((0, *shape), dtype=torch.float64)
+    outputs = rows.reshape(len(rows), *y.shape)
+    if len(rows) > 1:
+        try:
+            return torch.autograd.grad(y, x, outputs, retain_graph=True, is_grads_batched=True)[0]
+        except RuntimeError:  # an op without a batched derivative
+            pass
+    return torch.stack([torch.autograd.grad(y, x, row, retain_graph=True)[0] for row in outputs])
 
 
 def _summed(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -105,7 +105,7 @@ class Call:
     place: str
     function: Nonlinearity | None
     windows: Tensor | None
-    refine: Callable[[Executed], Executed]
+    refine: Callable[[Executed, Tensor | None], Executed]
 
     def get(self, name: str, default: Any = None) -> Any:
         """An argument by name."""
@@ -129,7 +129,7 @@ class Call:
     def refined(self, name: str) -> Executed:
         """An operand of an op whose result keeps nothing of signs: worth the work of a better error."""
         value = self.operand(name)
-        return self.refine(value) if value.varies else value
+        return self.refine(value, None) if value.varies else value
 
     def run(self, part: Callable[[Executed], Tensor], **others: Any) -> Any:
         """The op in float64 on one tensor for each operand: ``part`` of it, or what ``others`` names."""
@@ -151,10 +151,10 @@ class Call:
         """
         if bool((reach <= LARGEST).all()):
             return reach
+        most = float(reach.nan_to_num(math.inf).max())
         raise NumericsError(
-            f"{self.op}{self.place} may overflow float32: values of up to {float(reach.nan_to_num(math.inf).max()):.3g} "
-            "cannot be excluded on this domain, so the executed network is not bounded. Choose a smaller domain, or "
-            "scale the model."
+            f"{self.op}{self.place} may overflow float32: values of up to {most:.3g} cannot be excluded on this domain, "
+            "so the executed network is not bounded. Choose a smaller domain, or scale the model."
         )
 
     def unsupported(self, why: str) -> UnsupportedOpError:

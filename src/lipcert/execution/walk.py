@@ -19,6 +19,7 @@ import lipcert.execution.sums  # noqa: F401
 from lipcert.capture.steps import Step, Steps
 from lipcert.domain import Domain
 from lipcert.errors import CaptureError, InputError, NumericsError, UnsupportedOpError
+from lipcert.execution.float32 import up
 from lipcert.execution.history import History
 from lipcert.execution.outcome import Outcome
 from lipcert.execution.registry import find
@@ -55,6 +56,8 @@ def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor
         InputError: the model or the domain is not one that this is about.
     """
     _require_known(steps)
+    if domain is None:
+        raise InputError("rounding grows with the values, so on the whole space there is no bound: give a domain.")
     network = Network(steps.nodes)
     boxes = Ranges.of(network, domain).boxes
     history = History()
@@ -64,13 +67,25 @@ def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor
             known[id(step)] = Executed(boxes[0], torch.zeros_like(boxes[0].low))
         else:
             known[id(step)] = _executed(step, known, network, boxes, history)
-    rows = size(network.out_shape) if select is None else len(select)
     if steps.output is None:
-        return torch.zeros(network.out_shape if select is None else (rows,), dtype=torch.float64)
-    found: Executed = known[id(steps.output)]
+        raise UnsupportedOpError("the output does not depend on the input: there is nothing to execute.")
+    found = history.refined(known[id(steps.output)])
     if select is None:
-        return history.refined(found).error
-    return history.along(found, select)
+        return found.error
+    separately = up(select.abs() @ found.error.reshape(-1), float(found.error.numel()))
+    return torch.minimum(separately, history.along(found, select))
+
+
+def margin_errors(steps: Steps, domain: Domain, label: int) -> Tensor:
+    """|(f̂_y − f̂_k) − (f_y − f_k)| at most on a domain, for y = ``label`` and every class k; 0 for k = y.
+
+    A margin of f that exceeds this is a margin of f̂: the executed network names the class y on all of the domain. The
+    difference is never more than the sum of both errors, and less where they move together.
+    """
+    classes = size(steps.network.out_shape)
+    select = -torch.eye(classes, dtype=torch.float64)
+    select[:, label] += 1.0
+    return errors(steps, domain, select)
 
 
 def _require_known(steps: Steps) -> None:
@@ -194,7 +209,9 @@ def _checked(call: Call, box: Interval, outcome: Outcome, history: History) -> E
     if error.shape != box.low.shape:
         raise call.unsupported("its result has another shape than its real value")
     if not bool(error.isfinite().all()):
-        raise NumericsError(f"the rounding of {call.op}{call.place} cannot be bounded on this domain: it is not finite.")
+        raise NumericsError(
+            f"the rounding of {call.op}{call.place} cannot be bounded on this domain: it is not finite."
+        )
     value = Executed(box, error)
     call.bounded(value.reach)
     history.add(value, outcome)
