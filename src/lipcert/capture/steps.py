@@ -19,7 +19,7 @@ from lipcert.network.origin import Origin
 
 #: Ops of which IEEE 754 or their nature fixes every bit: whatever computes a constant by them gets the same tensor.
 _FIXED = frozenset(
-    "add sub mul div neg abs sqrt relu clone detach contiguous alias lift_fresh_copy _to_copy to t transpose permute "  # noqa: SIM905
+    "add sub mul div neg abs relu clone detach contiguous alias lift_fresh_copy _to_copy to t transpose permute "  # noqa: SIM905
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze expand slice select cat stack split chunk unbind "
     "index_select constant_pad_nd pad repeat flip zeros ones full zeros_like ones_like full_like arange eye getitem "
     "scalar_tensor new_zeros new_ones new_full tril triu diag maximum minimum clamp sign where masked_fill "

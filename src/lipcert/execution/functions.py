@@ -19,6 +19,7 @@ from lipcert.execution.float32 import FLUSH, UNIT, up
 from lipcert.execution.outcome import Outcome, Slopes
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call, Executed
+from lipcert.network.activations.steep import Exp, Log, Log1p, power, steep
 from lipcert.network.slopes import slopes
 
 #: Roundings granted to exp, log, tanh, erf …: 4 units in the last place.
@@ -70,15 +71,17 @@ def _gelu(call: Call, x: Executed, y: Tensor) -> Tensor:
 def _bounds(call: Call, x: Executed, y: Tensor) -> Tensor:
     """The two ends, rounded to float32."""
     ends = [call.get(name) for name in ("min", "max", "min_val", "max_val")]
-    gaps = [float(Executed.number(e).error) if isinstance(e, (int, float)) else 0.0 for e in ends if e is not None]
-    return torch.full_like(y, max(gaps, default=0.0) / UNIT)
+    known = [Executed.number(e) if isinstance(e, (int, float)) else e for e in ends if e is not None]
+    if not all(isinstance(e, Executed) for e in known):
+        raise call.unsupported("its ends are no floats")
+    return torch.full_like(y, max((float(e.error.max()) for e in known), default=0.0) / UNIT)
 
 
 def _power(call: Call, x: Executed, y: Tensor) -> Tensor:
     exponent = call.get("exponent")
     if exponent not in (2, 3, 0.5, -0.5, -1, -2, 1):
         raise call.unsupported("its exponent is none of those that PyTorch computes by products and roots")
-    return 4.0 * y
+    return (LIBRARY + 4.0) * y
 
 
 _OWN: dict[str, Own] = {
@@ -111,29 +114,36 @@ _OWN: dict[str, Own] = {
     "sin": lambda call, x, y: torch.full_like(y, LIBRARY),
     "cos": lambda call, x, y: torch.full_like(y, LIBRARY),
     "atan": _of_result(LIBRARY),
-    "sqrt": _of_result(1.0),
-    "rsqrt": _of_result(4.0),
+    "sqrt": _of_result(LIBRARY),  # by MKL, and so not always rounded correctly
+    "rsqrt": _of_result(LIBRARY + 4.0),
     "reciprocal": _of_result(2.0),
     "square": _of_result(1.0),
     "pow": _power,
 }
+
+#: What an op computes where a pattern has taken its node: sqrt inside x/√(1 + ‖x‖²).
+_BY_NAME = {
+    "sqrt": power(0.5), "rsqrt": power(-0.5), "reciprocal": power(-1.0), "square": power(2.0),
+    "exp": steep(Exp, "exp"), "log": steep(Log, "log"), "log1p": steep(Log1p, "log1p"),
+}  # fmt: skip
 
 
 @executed(*_OWN)
 def _function(call: Call) -> Outcome:
     """The slope nearby times the error, the kernel's own error, and what flushing may take of argument and result."""
     x = call.varying[0]
-    if call.function is None:
+    function = call.function or _BY_NAME.get(call.op)
+    if function is None or (call.function is None and len(call.varying) > 1):
         raise call.unsupported("what it computes is no function of each entry that is known here")
     shape = call.box.low.shape
-    alpha, beta = slopes(call.function, x.low.expand(shape), x.high.expand(shape))
+    alpha, beta = slopes(function, x.low.expand(shape), x.high.expand(shape))
     if x.error.shape == shape:
         # where it is the error alone that makes a kink possible, a better one may exclude it
-        inner = slopes(call.function, x.box.low, x.box.high)
+        inner = slopes(function, x.box.low, x.box.high)
         wanted = ((beta - alpha) > 2.0 * (inner[1] - inner[0]) + 1e-3) & (x.error > 0)
         if bool(wanted.any()):
             x = call.refine(x, wanted)
-            alpha, beta = slopes(call.function, x.low, x.high)
+            alpha, beta = slopes(function, x.low, x.high)
     part = Slopes(x, alpha.expand(shape), beta.expand(shape))
     moved = part.forwards(x.error)
     if not bool(moved.isfinite().all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -65,17 +66,30 @@ def _padded(call: Call) -> Any:
     return _as_moves(call, value=float((to_float32(value) - value).abs()) * (1.0 + 2.0**-50))
 
 
-@executed("max_pool1d", "max_pool2d", "max_pool3d", "amax", "adaptive_max_pool1d", "adaptive_max_pool2d", "max")
-@executed("max_pool2d_with_indices")
+@executed(
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "amax", "max",
+)  # fmt: skip
 def _greatest(call: Call) -> Any:
     """The greatest of the entries of each window; which one is known where the others stay below."""
     (x,) = call.varying
-    if call.windows is None:
-        raise call.unsupported("which entries it compares is not known here")
     index, shape = call.windows, call.box.low.shape
+    if call.op in ("amax", "max") and index is None:
+        index = _along(x.error.shape, call.get("dim"))
+    if index is None or len(index) != call.box.low.numel():
+        raise call.unsupported("which entries it compares is not known here")
     low, high = x.low.reshape(-1)[index], x.high.reshape(-1)[index]
     may = high >= low.amax(-1, keepdim=True)
     return Outcome(torch.full(shape, FLUSH, dtype=torch.float64), (Choice(x, index, may),))
+
+
+def _along(shape: torch.Size, dim: Any) -> Tensor:
+    """Flat places along axes, one row for each place on the others."""
+    axes = [dim] if isinstance(dim, int) else list(dim or range(len(shape)))
+    axes = [a % len(shape) for a in axes]
+    kept = [a for a in range(len(shape)) if a not in axes]
+    places = torch.arange(math.prod(shape)).reshape(shape).permute(*kept, *axes)
+    return places.reshape(math.prod(shape[a] for a in kept), -1)
 
 
 @executed("getitem")

@@ -17,9 +17,9 @@ from lipcert.execution.value import Call, Executed
 def _batch_norm(call: Call) -> Outcome:
     """y = x·α + (b − μα) with α = w/√(σ² + ε), or ((x − μ)·α) + b.
 
-    Why this is an upper bound: α takes at most five roundings (ε to float32, sum, root, quotient, product), the offset
-    three more, the last product and sum two: each term is off by less than γ_16 of its size, whichever form a kernel
-    uses and in whatever order.
+    Why this is an upper bound: α takes at most eight roundings (ε to float32, a sum, a root to two units in the last
+    place, a quotient, a product), the offset two more, the last product and sum two: each term is off by less than
+    γ_16 of its size, whichever form a kernel uses and in whatever order.
     """
     x, mean, var = call.operand("input"), call.operand("running_mean"), call.operand("running_var")
     channel = (-1, *([1] * (x.error.dim() - 2)))
@@ -67,7 +67,7 @@ def _normalised(call: Call) -> Outcome:
     if not bool((spread > 2.0**-60).all()):
         raise call.unsupported("a variance plus eps may be nearly zero on this domain")
     mean_error, share = _moments(most, spread, n) if centred else (torch.zeros_like(most), gamma(n + 8.0))
-    share = up(torch.as_tensor(share) + 4.0 * UNIT)
+    share = up(torch.as_tensor(share) + 8.0 * UNIT)
     if not bool((share < 0.5).all()):
         raise call.unsupported("the rounding of a variance may be as large as the variance on this domain")
     inverse = up(1.0 / spread.sqrt()) * (1.0 + share)  # of the executed variance, too: (1 − s)^(−1/2) ≤ 1 + s

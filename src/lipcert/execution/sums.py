@@ -37,7 +37,7 @@ def _products(call: Call, first: str, second: str, bias: str | None, terms: int)
     largest = 1.0 + _largest(x.reach) + _largest(w.reach)
     own = gamma(terms + 3.0) * total + (2.0 * terms + 4.0) * FLUSH * largest
     none = {} if c is None or bias is None else {bias: torch.zeros_like(c.error)}
-    for moving, other, value, size in ((first, second, x, w.size), (second, first, w, x.reach)):
+    for moving, other, value, size in ((first, second, x, w.reach), (second, first, w, x.reach)):
         if both or (not value.varies and bool((value.error > 0).any())):
             own = own + call.run(_error, **{moving: value.error, other: size, **none})
     if c is not None and bias is not None:

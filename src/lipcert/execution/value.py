@@ -116,6 +116,8 @@ class Call:
         value = self.arguments.get(name)
         if isinstance(value, (int, float)):
             return Executed.number(value)
+        if isinstance(value, Tensor):  # whole numbers or truth values
+            return Executed.constant(Constant.exactly(value.to(torch.float64)))
         if not isinstance(value, Executed):
             raise self.unsupported(f"its argument {name!r} is not a tensor of floats here")
         return value
@@ -153,8 +155,8 @@ class Call:
             return reach
         most = float(reach.nan_to_num(math.inf).max())
         raise NumericsError(
-            f"{self.op}{self.place} may overflow float32: values of up to {most:.3g} cannot be excluded on this domain, "
-            "so the executed network is not bounded. Choose a smaller domain, or scale the model."
+            f"{self.op}{self.place} may overflow float32: values of up to {most:.3g} cannot be excluded on this "
+            "domain, so the executed network is not bounded. Choose a smaller domain, or scale the model."
         )
 
     def unsupported(self, why: str) -> UnsupportedOpError:

@@ -111,7 +111,12 @@ def _executed(
 ) -> Any:
     """What is known of the result of a step: an Executed, or a tuple of such."""
     if step.op == "getitem":
-        return known[id(step.args[0])][step.args[1]]
+        found = known[id(step.args[0])][step.args[1]]
+        if found is None:
+            raise UnsupportedOpError(
+                f"{step.args[0].op} at {step.where} gives whole numbers, not floats, that are used."
+            )
+        return found
     place = f" at {step.where}" if step.where else ""
     if step.computed:
         raise UnsupportedOpError(
@@ -135,8 +140,13 @@ def _executed(
     )
     arguments = _named(step.target, args, kwargs)
     values = step.value if isinstance(step.value, (tuple, list)) else (step.value,)
-    real = [_real(v, boxes, step.op, place) for v in values]
-    first = next(v for v in real if v is not None)
+    real = [_real(v, boxes) for v in values]
+    if real[0] is None:
+        raise NumericsError(
+            f"nothing is known of the values of {step.op}{place} on this domain, so neither is their rounding. Choose "
+            "a smaller domain."
+        )
+    first = real[0]
     node = _node(step, network)
     call = Call(
         step.op, step.target, arguments, first, place, None if node is None else applied(node), _windows(node),
@@ -158,16 +168,10 @@ def _operand(leaf: Any, known: Mapping[int, Any]) -> Any:
     return leaf
 
 
-def _real(value: Any, boxes: tuple[Interval, ...], op: str, place: str) -> Interval | None:
-    if not isinstance(value, Var):
-        return None
-    box = boxes[value.position]
-    if not bool(box.finite.all()):
-        raise NumericsError(
-            f"nothing is known of the values of {op}{place} on this domain, so neither is their rounding. Choose a "
-            "smaller domain."
-        )
-    return box
+def _real(value: Any, boxes: tuple[Interval, ...]) -> Interval | None:
+    """The box of a Var where it is finite; None of what is no float."""
+    box = boxes[value.position] if isinstance(value, Var) else None
+    return box if box is not None and bool(box.finite.all()) else None
 
 
 def _named(target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
