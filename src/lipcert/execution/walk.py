@@ -111,12 +111,7 @@ def _executed(
 ) -> Any:
     """What is known of the result of a step: an Executed, or a tuple of such."""
     if step.op == "getitem":
-        found = known[id(step.args[0])][step.args[1]]
-        if found is None:
-            raise UnsupportedOpError(
-                f"{step.args[0].op} at {step.where} gives whole numbers, not floats, that are used."
-            )
-        return found
+        return known[id(step.args[0])][step.args[1]]  # None of whole numbers
     place = f" at {step.where}" if step.where else ""
     if step.computed:
         raise UnsupportedOpError(
@@ -162,6 +157,8 @@ def _executed(
 
 def _operand(leaf: Any, known: Mapping[int, Any]) -> Any:
     if isinstance(leaf, Step):
+        if known[id(leaf)] is None:
+            raise UnsupportedOpError(f"{leaf.op} at {leaf.where} gives whole numbers, and something reads them.")
         return known[id(leaf)]
     if isinstance(leaf, Constant):
         return Executed.constant(leaf) if leaf.value.is_floating_point() else leaf.value
