@@ -16,6 +16,7 @@ from lipcert.capture.lowering import Lowered, op_name, place_in_code, varying
 from lipcert.network.builder import Var
 from lipcert.network.graph import Network, Node
 from lipcert.network.origin import Origin
+from lipcert.ops.constant import Constant
 
 #: Ops of which IEEE 754 or their nature fixes every bit: whatever computes a constant by them gets the same tensor.
 _FIXED = frozenset(
@@ -104,7 +105,11 @@ def steps_of(found: Lowered, module: nn.Module, dtype: torch.dtype) -> Steps:
             known[node] = found.values.get(node)
             computed[node] = _computed(node, computed)
         else:
-            known[node] = _step(node, node.name in inputs, found.values.get(node), known, computed)
+            value = found.values.get(node)
+            if isinstance(value, Constant):  # ones_like(x)
+                known[node] = value
+                continue
+            known[node] = _step(node, node.name in inputs, value, known, computed)
             calls.append(known[node])
     fused = tuple(path or type(part).__name__ for path, part in module.named_modules() if isinstance(part, _FUSED))
     return Steps(found.network, found.nodes, tuple(calls), output, dtype, found.decomposed, fused)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from lipcert.execution.float32 import FLUSH, UNIT, up
+from lipcert.execution.float32 import FLUSH, LIBRARY, UNIT, gamma, up
 from lipcert.execution.outcome import Linear, Outcome, Part, Slopes
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call, Executed
@@ -90,6 +92,31 @@ def _extreme(call: Call) -> Outcome:
     """A mean of both errors, with weights that are not known."""
     a, b = (call.refined(n) for n in ("self", "other"))
     return Outcome(torch.maximum(a.error, b.error) + FLUSH)
+
+
+@executed("glu")
+def _gated(call: Call) -> Outcome:
+    """a · sigmoid(b) of the two halves: the slope of sigmoid is at most 1/4."""
+    a, b = call.refined("self").halves(int(call.get("dim", -1)))
+    moved = up(a.error + 0.25 * a.reach * b.error)
+    own = (LIBRARY + 6.0) * UNIT * (1.0 + 2.0**-10) * a.reach
+    return Outcome(up(moved + own) + 4.0 * FLUSH * (1.0 + a.reach))
+
+
+@executed("linalg_vector_norm")
+def _length(call: Call) -> Outcome:
+    """‖x̂‖ − ‖x‖ ≤ ‖x̂ − x‖; half of γ_n of a sum of squares, and a root."""
+    if call.get("ord", 2) != 2 or call.get("dtype") is not None:
+        raise call.unsupported("it is no Euclidean norm")
+    x = call.refined("self")
+    shape, dim = x.error.shape, call.get("dim")
+    axes = list(range(len(shape))) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    terms = float(math.prod(shape[a] for a in axes))
+    call.bounded(up(x.reach.square().sum(), float(x.error.numel())))
+    moved = up(call.run(lambda v: v.error), terms)
+    relative = gamma(terms + 4.0) + LIBRARY * UNIT
+    lost = 2.0 * math.sqrt(terms * FLUSH)  # squares that vanish
+    return Outcome(up(moved + relative * (1.0 + relative) * (call.box.greatest + moved)) + lost)
 
 
 __all__: list[str] = []

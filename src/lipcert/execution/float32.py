@@ -13,6 +13,8 @@ UNIT = 2.0**-24
 LARGEST = float(torch.finfo(torch.float32).max)
 #: Least normal number: what one operation may lose by underflow, also where subnormal numbers are flushed to zero.
 FLUSH = 2.0**-126
+#: Roundings granted to exp, log, tanh, erf …: 4 units in the last place.
+LIBRARY = 8.0
 
 
 def gamma(count: float) -> float:

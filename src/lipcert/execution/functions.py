@@ -15,15 +15,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipcert.execution.float32 import FLUSH, UNIT, up
+from lipcert.execution.float32 import FLUSH, LIBRARY, UNIT, up
 from lipcert.execution.outcome import Outcome, Slopes
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call, Executed
 from lipcert.network.activations.steep import Exp, Log, Log1p, power, steep
 from lipcert.network.slopes import slopes
-
-#: Roundings granted to exp, log, tanh, erf …: 4 units in the last place.
-LIBRARY = 8.0
 
 #: (call, argument, largest result) → the kernel's own error over u, entry by entry.
 Own = Callable[[Call, Executed, Tensor], Tensor]
@@ -90,10 +87,17 @@ _OWN: dict[str, Own] = {
     "relu6": _of_result(0.0),
     "hardtanh": _bounds,
     "clamp": _bounds,
+    "clip": _bounds,
+    "softshrink": lambda call, x, y: 2.0 * y + 2.0 * abs(float(call.get("lambd", 0.5))),
+    "threshold": lambda call, x, y: torch.full_like(
+        y, 2.0 * (abs(float(call.get("threshold"))) + abs(float(call.get("value"))))
+    ),
     "clamp_min": _bounds,
     "clamp_max": _bounds,
     "leaky_relu": _of_result(3.0),
     "prelu": _of_result(2.0),
+    "_prelu_kernel": _of_result(2.0),
+    "rrelu": _of_result(4.0),
     "tanh": _of_result(LIBRARY),
     "sigmoid": _of_result(LIBRARY + 4.0),
     "silu": _of_result(LIBRARY + 6.0),
@@ -107,6 +111,7 @@ _OWN: dict[str, Own] = {
     "hardswish": _of_argument(8.0),
     "hardsigmoid": lambda call, x, y: torch.full_like(y, 6.0),
     "erf": _of_result(LIBRARY),
+    "erfc": lambda call, x, y: torch.full_like(y, 2.0 * LIBRARY),
     "exp": _of_result(LIBRARY),
     "expm1": _of_result(LIBRARY),
     "log": _of_result(LIBRARY),

@@ -67,7 +67,7 @@ class History:
                 continue
             middle, radius = found
             terms += float(made.error.numel())
-            total = total + ((middle.abs() + radius) * outcome.own).flatten(1).sum(1)
+            total = total + ((middle.abs() + radius) * outcome.own).reshape(len(rows), -1).sum(1)
             for part in outcome.parts:
                 back = part.backwards(found)
                 place = self._same.get(id(part.operand), id(part.operand))

@@ -22,7 +22,8 @@ _MOVES = (
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
     "replication_pad1d", "replication_pad2d", "replication_pad3d", "upsample_nearest1d", "upsample_nearest2d",
     "upsample_nearest3d", "unfold", "lift_fresh_copy", "hstack", "vstack", "concat", "concatenate", "mT", "numpy_T",
-    "ravel",
+    "ravel", "expand_as", "view_as", "reshape_as", "type_as",
+    "broadcast_to",
 )  # fmt: skip
 
 
@@ -68,18 +69,22 @@ def _padded(call: Call) -> Any:
 
 @executed(
     "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "amax", "max",
+    "amax", "max", "amin", "min",
 )  # fmt: skip
 def _greatest(call: Call) -> Any:
-    """The greatest of the entries of each window; which one is known where the others stay below."""
+    """The greatest (least) entry of each window; which one is known where the others stay below (above)."""
+    if call.get("other") is not None:  # max(a, b)
+        a, b = (call.refined(n) for n in ("self", "other"))
+        return Outcome(torch.maximum(a.error, b.error) + FLUSH)
     (x,) = call.varying
     index, shape = call.windows, call.box.low.shape
-    if call.op in ("amax", "max") and index is None:
+    if call.op in ("amax", "max", "amin", "min") and index is None:
         index = _along(x.error.shape, call.get("dim"))
     if index is None or len(index) != call.box.low.numel():
         raise call.unsupported("which entries it compares is not known here")
     low, high = x.low.reshape(-1)[index], x.high.reshape(-1)[index]
-    may = high >= low.amax(-1, keepdim=True)
+    least = call.op in ("amin", "min")
+    may = low <= high.amin(-1, keepdim=True) if least else high >= low.amax(-1, keepdim=True)
     return Outcome(torch.full(shape, FLUSH, dtype=torch.float64), (Choice(x, index, may),))
 
 

@@ -142,6 +142,8 @@ def _transposed(apply: Callable[[Tensor], Tensor], shape: torch.Size, rows: Tens
     with torch.enable_grad():
         x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
         y = apply(x)
+    if not y.requires_grad:  # an operand of which only the shape is read
+        return torch.zeros((len(rows), *shape), dtype=torch.float64)
     outputs = rows.reshape(len(rows), *y.shape)
     if len(rows) > 1:
         try:

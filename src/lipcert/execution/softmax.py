@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipcert.execution.float32 import FLUSH, UNIT, gamma, up
-from lipcert.execution.functions import LIBRARY
+from lipcert.execution.float32 import FLUSH, LIBRARY, UNIT, gamma, up
 from lipcert.execution.outcome import Outcome
 from lipcert.execution.registry import executed
 from lipcert.execution.value import Call

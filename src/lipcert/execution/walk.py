@@ -18,7 +18,7 @@ import lipcert.execution.softmax
 import lipcert.execution.sums  # noqa: F401
 from lipcert.capture.steps import Step, Steps
 from lipcert.domain import Domain
-from lipcert.errors import CaptureError, InputError, NumericsError, UnsupportedOpError
+from lipcert.errors import CaptureError, InputError, LipcertError, NumericsError, UnsupportedOpError
 from lipcert.execution.float32 import up
 from lipcert.execution.history import History
 from lipcert.execution.outcome import Outcome
@@ -148,7 +148,14 @@ def _executed(
         history.refined,
     )  # fmt: skip
     _require_finite(call)
-    result = rule(call)
+    try:
+        result = rule(call)
+    except LipcertError:
+        raise
+    except Exception as problem:  # a form of the op that the rule does not know
+        raise call.unsupported(
+            f"it is called in a form without a rule ({type(problem).__name__}: {problem})"
+        ) from problem
     if not isinstance(step.value, (tuple, list)):
         return _checked(call, first, result, history)
     results = result if isinstance(result, (tuple, list)) else (result, *(None for _ in real[1:]))
