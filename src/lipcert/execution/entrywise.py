@@ -94,15 +94,6 @@ def _extreme(call: Call) -> Outcome:
     return Outcome(torch.maximum(a.error, b.error) + FLUSH)
 
 
-@executed("glu")
-def _gated(call: Call) -> Outcome:
-    """a · sigmoid(b) of the two halves: the slope of sigmoid is at most 1/4."""
-    a, b = call.refined("self").halves(int(call.get("dim", -1)))
-    moved = up(a.error + 0.25 * a.reach * b.error)
-    own = (LIBRARY + 6.0) * UNIT * (1.0 + 2.0**-10) * a.reach
-    return Outcome(up(moved + own) + 4.0 * FLUSH * (1.0 + a.reach))
-
-
 @executed("linalg_vector_norm")
 def _length(call: Call) -> Outcome:
     """‖x̂‖ − ‖x‖ ≤ ‖x̂ − x‖; half of γ_n of a sum of squares, and a root."""

@@ -53,12 +53,6 @@ class Executed:
         """The greatest executed value."""
         return _above(self.box.high + self.error)
 
-    def halves(self, dim: int) -> tuple[Executed, Executed]:
-        """The first and the second half of the entries along an axis."""
-        parts = [t.chunk(2, dim) for t in (self.box.low, self.box.high, self.error)]
-        first, second = (Executed(Interval(low, high), error) for low, high, error in zip(*parts, strict=True))
-        return first, second
-
     @staticmethod
     def constant(value: Constant) -> Executed:
         """A tensor that does not depend on the input: the network's and the one that the module multiplies with."""
