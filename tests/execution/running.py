@@ -30,7 +30,7 @@ def differences(model: nn.Module, x: Tensor, sizes: tuple[int, ...] = (1, 3, 16,
     real = copy.deepcopy(model).double()
     with torch.no_grad():
         for size in sizes:
-            for batch in x.split(size)[: max(1, 64 // size)]:
+            for batch in x.split(size)[: max(1, 48 // size)]:
                 yield (model(batch.clone()).double() - real(batch.double())).abs()
 
 
@@ -42,7 +42,7 @@ def holds(model: nn.Module, domain: lipcert.Ball | lipcert.Box, shape: tuple[int
     model = model.eval().requires_grad_(False)
     bounds = lipcert.execution_error(model, torch.zeros(1, *shape), domain).bounds
     worst = torch.zeros_like(bounds)
-    for difference in differences(model, points(domain, shape, 128, seed)):
+    for difference in differences(model, points(domain, shape, 96, seed)):
         worst = torch.maximum(worst, difference.reshape(-1, *bounds.shape).amax(0))
     assert bool((worst <= bounds).all()), f"{float((worst - bounds).max()):.3g} above the bound"
     seen = worst > 0

@@ -26,7 +26,8 @@ FUNCTIONS: dict[str, tuple[Function, int, float]] = {
     "log1p": (torch.log1p, 1, 3e38), "sin": (torch.sin, 0, 1e6), "cos": (torch.cos, 0, 1e6),
     "atan": (torch.atan, 0, 3e38), "sqrt": (torch.sqrt, 1, 3e38), "rsqrt": (torch.rsqrt, 1, 3e38),
     "reciprocal": (torch.reciprocal, 1, 1e37), "leaky_relu": (lambda x: F.leaky_relu(x, 0.1), 0, 3e38),
-    "cube": (lambda x: x**3, 0, 1e12), "root": (lambda x: x**0.5, 1, 3e38), "inverse square": (lambda x: x**-2, 1, 1e18),
+    "cube": (lambda x: x**3, 0, 1e12), "root": (lambda x: x**0.5, 1, 3e38),
+    "inverse square": (lambda x: x**-2, 1, 1e18),
     "relu6": (F.relu6, 0, 1e30), "hardtanh": (lambda x: F.hardtanh(x, -0.1, 0.3), 0, 1e30),
     "clamp": (lambda x: x.clamp(-0.1, 0.3), 0, 1e30), "softshrink": (lambda x: F.softshrink(x, 0.3), 0, 1e30),
     "softsign": (F.softsign, 0, 1e30), "abs": (torch.abs, 0, 3e38),
@@ -44,7 +45,7 @@ def grid(sign: int, most: float, count: int) -> Tensor:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_kernels_keep_to_what_they_are_granted(name: str) -> None:
     function, sign, most = FUNCTIONS[name]
-    x = grid(sign, most, 6_007)
+    x = grid(sign, most, 1_501)
     model = Apply(lambda s, x: function(x)).eval()
     bounds = lipcert.execution_error(model, x[None], lipcert.Ball(x, 0.0)).bounds
     real = function(x.double())

@@ -10,9 +10,9 @@ from lipcert.execution.outcome import Outcome, Rows
 from lipcert.execution.value import Executed
 
 #: Rows times entries of all steps before a value: beyond this the forward error stands.
-MOST_WORK = 2e8
+MOST_WORK = 2e7
 #: Float64 numbers of sensitivities held at a time.
-MOST_AT_ONCE = 2e7
+MOST_AT_ONCE = 5e6
 
 
 class History:

@@ -112,6 +112,8 @@ def _executed(
     """What is known of the result of a step: an Executed, or a tuple of such."""
     if step.op == "getitem":
         return known[id(step.args[0])][step.args[1]]  # None of whole numbers
+    if step.op == "_assert_tensor_metadata":  # beside a conversion; it has no value
+        return None
     place = f" at {step.where}" if step.where else ""
     if step.computed:
         raise UnsupportedOpError(
@@ -119,16 +121,16 @@ def _executed(
             "differ between machines. Bake it in first, for instance with "
             "torch.nn.utils.parametrize.remove_parametrizations."
         )
+    if step.dtype not in (torch.float32, None):
+        raise UnsupportedOpError(
+            f"{step.op}{place} computes in {str(step.dtype).removeprefix('torch.')}; arithmetic='float32' is about "
+            "models that compute in float32 throughout."
+        )
     rule = find(step.op)
     if rule is None:
         raise UnsupportedOpError(
             f"the rounding of {step.op}{place} in float32 is not known: there is no rule for it. A bound for real "
             "arithmetic is still to be had."
-        )
-    if step.dtype not in (torch.float32, None):
-        raise UnsupportedOpError(
-            f"{step.op}{place} computes in {str(step.dtype).removeprefix('torch.')}; arithmetic='float32' is about "
-            "models that compute in float32 throughout."
         )
     args, kwargs = tree_map(
         lambda a: _operand(a, known), (step.args, step.kwargs), is_leaf=lambda a: isinstance(a, (Step, Constant))
