@@ -24,6 +24,7 @@ from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.execution.error import ExecutionError
+from lipcert.execution.settings import require_float32
 from lipcert.execution.walk import errors
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
@@ -338,7 +339,7 @@ def execution_error(
     Raises:
         UnsupportedOpError: an op whose execution is not known, told by name.
         NumericsError: float32 may overflow on the domain.
-        CaptureError, InputError: as ``bound``; parameters in another precision than float32.
+        CaptureError, InputError: as ``bound``; parameters in another precision than float32, or a process set to one.
     """
     if arithmetic != "float32":
         raise InputError(
@@ -346,6 +347,7 @@ def execution_error(
             "covered."
         )
     steps = capture_steps(load_model(model), example_input)
+    require_float32(steps)
     network = steps.network
     if select is not None:
         require_selection(select, size(network.out_shape))

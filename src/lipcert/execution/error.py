@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lipcert.domain import NORMS
+from lipcert.errors import InputError
 from lipcert.numerics.midrad import lengths
 
 if TYPE_CHECKING:
@@ -32,14 +35,25 @@ class ExecutionError:
     input_shape: tuple[int, ...]
 
     def norm(self, q: float = 2.0) -> float:
-        """‖f̂(x) − f(x)‖_q at most, q = 1, 2 or inf, rounded up."""
-        return float(lengths(self.bounds.reshape(1, -1), float(q))[0]) if self.bounds.numel() else 0.0
+        """‖f̂(x) − f(x)‖_q at most, rounded up.
+
+        Args:
+            q: 1, 2 or inf.
+
+        Raises:
+            InputError: another norm.
+        """
+        if q not in NORMS:
+            raise InputError(f"the norm must be 1, 2 or inf, not {q!r}.")
+        if not self.bounds.numel():
+            return 0.0
+        return float(self.bounds.max() if q == math.inf else lengths(self.bounds.reshape(1, -1), float(q))[0])
 
     def __str__(self) -> str:
         where = "" if self.domain is None else f"on the {self.domain.describe()}; "
         shape = "×".join(map(str, self.input_shape))
         return (
-            f"|executed − real| ≤ {self.norm(float('inf')):.6g} in every output, ≤ {self.norm():.6g} in l2  "
+            f"|executed − real| ≤ {self.norm(math.inf):.6g} in every output, ≤ {self.norm():.6g} in l2  "
             f"({where}{self.arithmetic} on a CPU, any order of summation; input {shape})"
         )
 
