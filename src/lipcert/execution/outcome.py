@@ -6,6 +6,7 @@ bounds what an error becomes, backwards it carries a row of sensitivities, known
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ from torch import Tensor
 
 from lipcert.execution.float32 import up
 from lipcert.execution.value import Executed
+from lipcert.numerics.midrad import lengths
+from lipcert.numerics.rounding import add_up, mul_up
+from lipcert.numerics.spectral import sigma_max_upper
+
+#: Matrices whose smaller side is longer keep the cheap bound of their norm.
+LARGEST_MATRIX = 1024
 
 #: (middle, radius) of sensitivities: for each row one real tensor within the radius of the middle; (rows, *shape).
 Rows = tuple[Tensor, Tensor]
@@ -34,13 +41,21 @@ class Part(ABC):
     def backwards(self, rows: Rows) -> Rows:
         """Sensitivities to the operand from those to the result."""
 
+    @abstractmethod
+    def gain(self) -> float:
+        """The spectral norm at most: the length of an error becomes no more than so many times what it was."""
+
 
 @dataclass(frozen=True, eq=False)
 class Linear(Part):
-    """A linear map: ``apply`` in float64, ``size`` the same with the absolute values of its factors."""
+    """A linear map: ``apply`` in float64, ``size`` the same with the absolute values of its factors.
+
+    ``matrix`` is one that maps blocks of the operand to blocks of the result, where the map is that.
+    """
 
     apply: Callable[[Tensor], Tensor]
     size: Callable[[Tensor], Tensor]
+    matrix: Tensor | None = None
 
     def forwards(self, error: Tensor) -> Tensor:
         """|A| e."""
@@ -54,6 +69,16 @@ class Linear(Part):
         moved = _transposed(self.apply, shape, middle)
         slack = _transposed(self.size, shape, radius + (terms + 8.0) * 2.0**-52 * middle.abs())
         return moved, up(slack, terms)
+
+    def gain(self) -> float:
+        """σ_max of the matrix, proved; without one √(‖A‖₁ ‖A‖_∞)."""
+        ones = torch.ones(self.operand.error.shape, dtype=torch.float64)
+        sums = up(self.size(ones), float(ones.numel()))
+        columns = _transposed(self.size, ones.shape, torch.ones_like(sums)[None])
+        most = float(up(sums.max() * columns.max(), float(sums.numel())).sqrt()) if sums.numel() else 0.0
+        if self.matrix is None or min(self.matrix.shape) > LARGEST_MATRIX:
+            return most * (1.0 + 2.0**-40)
+        return min(most * (1.0 + 2.0**-40), sigma_max_upper(self.matrix))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +108,15 @@ class Slopes(Part):
         terms = float(middle[0].numel())
         total = _summed(slack + (terms * 2.0**-52) * moved.abs(), shape)
         return _summed(moved, shape), up(total, terms)
+
+    def gain(self) -> float:
+        """The largest slope; an entry that is broadcast counts as often as it is read."""
+        live = (self.operand.error > 0).expand(self.low.shape)
+        steepest = torch.where(live, torch.maximum(self.low.abs(), self.high.abs()), 0.0)
+        if not steepest.numel():
+            return 0.0
+        readers = self.low.numel() / self.operand.error.numel()
+        return float(steepest.max()) * math.sqrt(readers) * (1.0 + 2.0**-48)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +153,13 @@ class Choice(Part):
         full = (len(middle), *self.operand.error.shape)
         return moved.reshape(full), up(slack, float(len(self.index))).reshape(full)
 
+    def gain(self) -> float:
+        """Σ_j (Σ_i w_i δ_i)² ≤ Σ_j Σ_i w_i δ_i² by convexity: √ of how many windows an entry may win."""
+        wins = torch.zeros(self.operand.error.numel(), dtype=torch.float64)
+        ones = torch.ones(int(self.open.sum()), dtype=torch.float64)
+        wins.index_add_(0, self.index[self.open], ones)
+        return math.sqrt(float(wins.max())) * (1.0 + 2.0**-48) if wins.numel() else 0.0
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -133,6 +174,14 @@ class Outcome:
         for part in self.parts:
             total = total + part.forwards(part.operand.error).reshape(self.own.shape)
         return up(total, float(len(self.parts)))
+
+    def length(self) -> float:
+        """The Euclidean length of all of the error, from those of the operands."""
+        total = float(lengths(self.own.reshape(1, -1), 2.0)[0]) if self.own.numel() else 0.0
+        for part in self.parts:
+            if part.operand.length > 0.0:
+                total = add_up(total, mul_up(part.gain(), part.operand.length))
+        return total
 
 
 def _transposed(apply: Callable[[Tensor], Tensor], shape: torch.Size, rows: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ def _products(call: Call, first: str, second: str, bias: str | None, terms: int)
         value,
         lambda t: call.run(_error, **{moving: t, other: signed, **none}),
         lambda t: call.run(_error, **{moving: t, other: size, **none}),
+        signed if call.op in ("linear", "mm", "addmm", "mv") and signed.dim() == 2 else None,
     )
     return Outcome(up(own, terms), (part,))
 

@@ -19,7 +19,6 @@ import lipcert.execution.sums  # noqa: F401
 from lipcert.capture.steps import Step, Steps
 from lipcert.domain import Domain
 from lipcert.errors import CaptureError, InputError, LipcertError, NumericsError, UnsupportedOpError
-from lipcert.execution.float32 import up
 from lipcert.execution.history import History
 from lipcert.execution.outcome import Outcome
 from lipcert.execution.registry import find
@@ -71,9 +70,8 @@ def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor
         raise UnsupportedOpError("the output does not depend on the input: there is nothing to execute.")
     found = history.refined(known[id(steps.output)])
     if select is None:
-        return found.error
-    separately = up(select.abs() @ found.error.reshape(-1), float(found.error.numel()))
-    return torch.minimum(separately, history.along(found, select))
+        return found.error.clamp(max=found.length)
+    return history.along(found, select)
 
 
 def margin_errors(steps: Steps, domain: Domain, label: int) -> Tensor:
@@ -222,7 +220,7 @@ def _checked(call: Call, box: Interval, outcome: Outcome, history: History) -> E
         raise NumericsError(
             f"the rounding of {call.op}{call.place} cannot be bounded on this domain: it is not finite."
         )
-    value = Executed(box, error)
+    value = Executed(box, error, known_length=outcome.length())
     call.bounded(value.reach)
     history.add(value, outcome)
     return value
