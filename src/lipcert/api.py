@@ -20,7 +20,7 @@ import lipcert.methods.all  # noqa: F401  (registers every method)
 from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.torch_export import capture, capture_steps, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.certificates.verify import verify as verify_certificate
+from lipcert.certificates.verify import verify_file
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import CaptureError, InputError, NumericsError, named
 from lipcert.execution.error import ExecutionError
@@ -37,7 +37,7 @@ from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
 from lipcert.problem import Problem, as_norm, require_selection
 from lipcert.ranges.build import Ranges
-from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
+from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound, OutputBound
 
 Model = nn.Module | ExportedProgram | str | Path
 Anchor = Tensor | Literal["center"] | None
@@ -246,7 +246,7 @@ def estimate(
         return estimates.estimate(problem, method, k, steps, _generator(seed), pools)
 
 
-def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
+def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound | OutputBound:
     """Re-check a saved certificate: recapture the model, compare its hash, run the check alone.
 
     Raises:
@@ -257,7 +257,7 @@ def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
         raise InputError(
             f"verify takes the path of a certificate, not {type(path).__name__}; a bound writes one with .save(path)."
         )
-    return verify_certificate(path, capture(load_model(model), example_input))
+    return verify_file(path, capture(load_model(model), example_input))
 
 
 def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[str, tuple[Tensor, Tensor]]:

@@ -40,7 +40,12 @@ class Ranges:
 
     @classmethod
     def of(
-        cls, network: Network, domain: Domain, anchor: Tensor | None = None, tighten: Tighten = "undecided"
+        cls,
+        network: Network,
+        domain: Domain,
+        anchor: Tensor | None = None,
+        tighten: Tighten = "undecided",
+        known: Mapping[int, Interval] | None = None,
     ) -> Ranges:
         """By intervals; on a bounded domain by linear bounds too.
 
@@ -50,12 +55,13 @@ class Ranges:
             anchor: a point of the domain: slopes are then those of chords from its values.
             tighten: for which entries linear bounds are worked out: ``undecided``, those of which an activation's
                 slopes depend; ``all``; or ``none``.
+            known: position → a box in which the node's values are known to lie.
         """
-        boxes = _boxes(network, domain, tighten)
+        boxes = boxes_of(network, domain, tighten, known)
         anchored = None
         if anchor is not None:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
-            anchored = _boxes(network, Box(point, point), "none")
+            anchored = boxes_of(network, Box(point, point), "none")
         local: dict[int, Local] = {}
         for k, node in enumerate(network.nodes):
             function = applied(node)
@@ -70,7 +76,17 @@ class Ranges:
         return cls(tuple(boxes), local)
 
 
-def _boxes(network: Network, domain: Domain, tighten: Tighten) -> list[Interval]:
+def boxes_of(
+    network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
+) -> list[Interval]:
+    """A box for every node; arguments as for ``Ranges.of``."""
+    return list(bounds_of(network, domain, tighten, known).boxes)
+
+
+def bounds_of(
+    network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
+) -> LinearBounds:
+    """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
     boxes: list[Interval] = []
     lines: dict[int, Lines] = {}
     back = LinearBounds(network, domain, boxes, lines)
@@ -82,7 +98,8 @@ def _boxes(network: Network, domain: Domain, tighten: Tighten) -> list[Interval]
                 boxes.append(input_box(domain, node.shape))
                 bounded = bool(boxes[0].finite.all())
                 continue
-            boxes.append(through(node, [boxes[p] for p in node.parents]))
+            box = through(node, [boxes[p] for p in node.parents])
+            boxes.append(box.meet(known[k]) if known and k in known else box)
             linear = bounded and tighten != "none"
             if linear and isinstance(node, AffineNode):
                 entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
@@ -94,7 +111,7 @@ def _boxes(network: Network, domain: Domain, tighten: Tighten) -> list[Interval]
                 parent = boxes[node.parents[0]]
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
-    return boxes
+    return back
 
 
 def applied(node: object) -> Nonlinearity | None:

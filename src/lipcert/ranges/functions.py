@@ -40,9 +40,9 @@ class Samples:
     beta: Tensor
 
     @classmethod
-    def of(cls, function: Nonlinearity, low: Tensor, high: Tensor) -> Samples:
-        """The ends, kinks and, where φ is curved, ``PARTS`` parts."""
-        points = _cuts(function, low, high)
+    def of(cls, function: Nonlinearity, low: Tensor, high: Tensor, parts: int = PARTS) -> Samples:
+        """The ends, kinks and, where φ is curved, so many parts."""
+        points = _cuts(function, low, high, parts)
         return cls(points, value_at(function, points), *slopes(function, points[:-1], points[1:], fine=False))
 
 
@@ -174,14 +174,14 @@ def _mean(weight: Tensor, first: Tensor, second: Tensor, direction: float) -> Te
     return torch.where(mean.isnan(), direction, mean)
 
 
-def _cuts(function: Nonlinearity, low: Tensor, high: Tensor) -> Tensor:
+def _cuts(function: Nonlinearity, low: Tensor, high: Tensor, parts: int = PARTS) -> Tensor:
     """(points, *shape), from low to high."""
     points = [low]
     for kink in function.kinks:
         points.append(torch.as_tensor(kink.position, dtype=torch.float64).expand(low.shape).clamp(low, high))
     if function.curved:
-        for part in range(1, PARTS):
-            share = part / PARTS
+        for part in range(1, parts):
+            share = part / parts
             point = low * (1.0 - share) + high * share
             points.append(torch.where(point.isnan(), low, point).clamp(low, high))
     points.append(high)

@@ -181,7 +181,7 @@ class LinearBounds:
                     spend(coefficients, offset.mid)
                     error = error + weigh(coefficients, offset.rad) * UP
                 for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
-                    reach, floor = self._reach(k, place, linear, parent)
+                    reach, floor = self.reach(k, place, linear, parent)
                     largest = coefficients.abs().reshape(count, -1).amax(dim=1)
                     error = error + (weigh(coefficients, reach) + floor * (1.0 + largest)) * UP
                     hand(parent, linear.transpose(coefficients).detach())
@@ -205,7 +205,7 @@ class LinearBounds:
         shape = self.network.nodes[0].shape
         return pending.get(0, torch.zeros(count, *shape, dtype=torch.float64)), constant, error
 
-    def _reach(self, k: int, place: int, linear: LinearMap, parent: int) -> tuple[Tensor, float]:
+    def reach(self, k: int, place: int, linear: LinearMap, parent: int) -> tuple[Tensor, float]:
         """γ|W| max|z| of a map, by which the rounding of its transpose counts, and what underflow may add."""
         if (k, place) not in self._reaches:
             greatest = self.boxes[parent].greatest

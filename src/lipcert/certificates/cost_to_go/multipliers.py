@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
+from lipcert.certificates.cost_to_go.cells import LARGEST
 from lipcert.errors import CertificateError
+from lipcert.network.graph import Network
 
 #: (position of an affine node, place of one of its parents).
 Edge = tuple[int, int]
@@ -38,8 +42,24 @@ class Multipliers:
         """The same change of every tensor: other rows, another dtype."""
         return Multipliers(*({k: change(t) for k, t in group.items()} for group in self._groups()))
 
-    def _groups(self) -> tuple[Mapping, ...]:
+    def _groups(self) -> tuple[Mapping[Any, Tensor], ...]:
         return self.slope, self.curvature, self.anchor, self.weight
+
+    def require(self, network: Network, count: int) -> None:
+        """Raise CertificateError unless these are the multipliers of ``count`` functions of this network's output."""
+        nodes = network.nodes
+        for name, group in zip(_NAMES, self._groups(), strict=True):
+            for key, tensor in group.items():
+                k, place = key if isinstance(key, tuple) else (key, None)
+                fits = 0 < k < len(nodes) and (place is None or 0 <= place < len(nodes[k].parents))
+                shape = () if not fits else nodes[k if place is None else nodes[k].parents[place]].shape
+                allowed = {(count, *shape), (count, *[1] * len(shape))}
+                if not fits or tensor.dtype != torch.float64 or tuple(tensor.shape) not in allowed:
+                    raise CertificateError(f"the certificate's {name} at {key} does not fit the network.")
+                if not bool((tensor.abs() <= LARGEST).all()):
+                    raise CertificateError(f"the certificate's {name} at {key} holds a number beyond {LARGEST:g}.")
+                if name in ("curvature", "weight") and bool((tensor < 0).any()):
+                    raise CertificateError(f"the certificate's {name} at {key} holds a negative number.")
 
     def arrays(self) -> dict[str, Tensor]:
         """For a witness."""
@@ -57,7 +77,7 @@ class Multipliers:
         Raises:
             CertificateError: an array has a name that none of these has.
         """
-        groups: dict[str, dict] = {name: {} for name in _NAMES}
+        groups: dict[str, dict[Any, Tensor]] = {name: {} for name in _NAMES}
         for full, tensor in witness.arrays.items():
             name, *place = full.split(".")
             lengths = {"slope": 1, "curvature": 1, "anchor": 2, "weight": 2}

@@ -1,0 +1,135 @@
+"""What the cost-to-go needs of a network whatever the domain: norms of its maps, and how far a ball reaches."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writable
+from lipcert.certificates.norms.scaling import absolute_sums, scaled, terms
+from lipcert.domain import Ball, Box, Domain
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network
+from lipcert.network.linear import LinearMap
+from lipcert.numerics.interval import Interval
+from lipcert.numerics.midrad import UP, lengths
+from lipcert.numerics.rounding import add_up, gamma, mul_up
+from lipcert.ranges.build import bounds_of, boxes_of
+from lipcert.ranges.linear_bounds import LinearBounds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lipcert.numerics.chance import Chance
+
+
+class Facts:
+    """Of one network, worked out when first asked for and kept: many domains share them.
+
+    Args:
+        network: fused, selections expanded.
+        chance: what random starts of norms may spend.
+    """
+
+    def __init__(self, network: Network, chance: Chance) -> None:
+        self.network = network
+        self._share = chance.group(sum(len(n.maps) for n in network.nodes if isinstance(n, AffineNode)))
+        self._norms: dict[int, tuple[NormBound, ...]] = {}
+        self._matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def norms(self, position: int) -> tuple[NormBound, ...]:
+        """‖A_i‖₂ of the maps of an affine node."""
+        if position not in self._norms:
+            node = self.network.nodes[position]
+            assert isinstance(node, AffineNode)
+            self._norms[position] = tuple(map_norm(linear, 2.0, share=self._share) for linear in node.maps)
+        return self._norms[position]
+
+    def matrix(self, position: int, place: int) -> tuple[Tensor, Tensor]:
+        """A map as it is computed and a bound of how far its entries may be from the exact ones."""
+        if (position, place) not in self._matrices:
+            node = self.network.nodes[position]
+            assert isinstance(node, AffineNode)
+            linear = node.maps[place]
+            error = linear.absolute().matrix() * (2.0 * gamma(terms(linear) + 8.0)) + scaled(linear).underflow
+            self._matrices[position, place] = linear.matrix(), error * UP
+        return self._matrices[position, place]
+
+    def bounds(self, domain: Domain, linear: bool) -> LinearBounds:
+        """Boxes of every node on a domain: by intervals, on balls by prefixes, and by linear bounds if asked for."""
+        return bounds_of(self.network, domain, "undecided" if linear else "none", self._near_centre(domain))
+
+    def _near_centre(self, domain: Domain) -> Mapping[int, Interval]:
+        """|v_j − v̂_j| ≤ ρ e_j on an l2 ball of radius ρ, e_j bounding how fast v_j changes, v̂ the centre's value."""
+        found: dict[int, Interval] = {}
+        for ball in () if domain is None else domain.balls():
+            if ball.p > 2.0:
+                continue
+            centre = boxes_of(self.network, Box(ball.center, ball.center), "none")
+            for k, reach in self.reaches.items():
+                box = self._around(centre[k], reach, ball)
+                found[k] = box.meet(found[k]) if k in found else box
+        return found
+
+    @staticmethod
+    def _around(centre: Interval, reach: Tensor, ball: Ball) -> Interval:
+        width = reach * ball.radius * UP
+        low, high = centre.low - width, centre.high + width
+        low = torch.nextafter(low, torch.full_like(low, -math.inf))
+        high = torch.nextafter(high, torch.full_like(high, math.inf))
+        return Interval(low.nan_to_num(-math.inf, math.inf, -math.inf), high.nan_to_num(math.inf, math.inf, -math.inf))
+
+    @cached_property
+    def reaches(self) -> dict[int, Tensor]:
+        """e_j of the entries of every affine node: |δv_j| ≤ e_j ‖δx‖₂ for all pairs of inputs, rounded up.
+
+        By the triangle inequality over a node's parents, the rows' lengths, and ‖δz‖₂ ≤ L ‖δx‖₂ of every node: by norms
+        of the maps, or the length of e; an activation multiplies it by its greatest slope.
+        """
+        rates = [1.0]
+        found: dict[int, Tensor] = {}
+        for k, node in enumerate(self.network.nodes[1:], start=1):
+            before = [rates[p] for p in node.parents]
+            rate = math.inf
+            if isinstance(node, AffineNode):
+                rows = torch.zeros(node.shape, dtype=torch.float64)
+                total = 0.0
+                for linear, own in zip(node.maps, before, strict=True):
+                    rows = (rows + self._row_lengths(linear) * own) * UP
+                    total = add_up(total, mul_up(self._sure_norm(linear), own))
+                rows = rows.nan_to_num(math.inf, math.inf)
+                found[k] = rows
+                rate = min(total, float(lengths(rows.reshape(1, -1), 2.0)))
+            elif isinstance(node, ActivationNode):
+                lower, upper = node.function.slope_range(node.shape)
+                steepest = torch.maximum(lower.abs(), upper.abs())
+                rate = mul_up(before[0], float(steepest.max()) if steepest.numel() else 0.0)
+            elif isinstance(node, GainNode):
+                rate = mul_up(before[0], node.function.gains.get(2.0, math.inf))
+            rates.append(rate if rate == rate else math.inf)
+        return {k: rows for k, rows in found.items() if bool(rows.isfinite().any())}
+
+    @staticmethod
+    def _sure_norm(linear: LinearMap) -> float:
+        """A norm that no chance has a part in: ranges carry none."""
+        if not math.isfinite(linear.rounding):
+            return math.inf
+        bound = map_norm(linear, 2.0, route="written" if writable(linear) else "sums")
+        return bound.value if bound.guarantee == "rigorous" else math.inf
+
+    @staticmethod
+    def _row_lengths(linear: LinearMap) -> Tensor:
+        """‖row‖₂ of every row, of the map's out_shape, rounded up; their sums of sizes where it is too large."""
+        if not math.isfinite(linear.rounding):
+            return torch.full(linear.out_shape, math.inf, dtype=torch.float64)
+        unit = scaled(linear)
+        if writable(unit.map):
+            share = 2.0 * gamma(terms(unit.map) + 8.0)
+            rows = lengths(unit.map.matrix(), 2.0) + lengths(unit.map.absolute().matrix(), 2.0) * share
+            rows = (rows + unit.underflow).reshape(linear.out_shape)
+        else:
+            rows = absolute_sums(unit)[0]
+        return torch.ldexp(rows * UP, torch.tensor(unit.exponent)) * UP

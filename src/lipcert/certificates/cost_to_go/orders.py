@@ -1,0 +1,74 @@
+"""Proofs that a quadratic cost behind a linear map is at most a diagonal one before it: T ⪰ Aᵀ D A."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.cost_to_go.facts import Facts
+from lipcert.errors import NotProved
+from lipcert.network.graph import AffineNode
+from lipcert.network.linear import size
+from lipcert.numerics.midrad import UNIT, UP
+from lipcert.numerics.psd import is_positive_definite_scaled
+
+#: Longest side of a matrix that is factored.
+MOST_ROWS = 6_500
+
+
+def require_order(facts: Facts, position: int, curvature: Tensor, weights: Sequence[Tensor]) -> None:
+    """Prove blockdiag(T_1, …, T_m) ⪰ AᵀDA, A = [A_1 … A_m], for every function.
+
+    By D⁻¹ − A T⁻¹ Aᵀ ≻ 0 on the rows with D > 0 where there are fewer of these than columns, else by T − AᵀDA ≻ 0; the
+    two are the Schur complements of [[T, Aᵀ], [A, D⁻¹]]. Rounding of the map, of the product and of the reciprocals is
+    counted entry by entry.
+
+    Args:
+        facts: the network's.
+        position: of the affine node.
+        curvature: D ≥ 0, (P, *shape of the node).
+        weights: T > 0 of every parent, (P, *shape of the parent).
+
+    Raises:
+        NotProved: it was not.
+    """
+    node = facts.network.nodes[position]
+    assert isinstance(node, AffineNode)
+    rows, columns = size(node.shape), sum(linear.in_size for linear in node.maps)
+    if min(rows, columns) > MOST_ROWS or rows * columns > 1.2e8:
+        raise NotProved(f"a map of {rows} by {columns} entries is too large for quadratic costs of different entries")
+    pairs = [facts.matrix(position, place) for place in range(len(node.maps))]
+    matrix, error = (torch.cat([pair[i] for pair in pairs], dim=1) for i in (0, 1))
+    for d, *t in zip(curvature.flatten(1), *(w.flatten(1) for w in weights), strict=True):
+        if not _holds(matrix, error, d, torch.cat(t)):
+            raise NotProved(f"the quadratic costs before {node.name} are not above those behind it")
+
+
+def _holds(matrix: Tensor, error: Tensor, d: Tensor, t: Tensor) -> bool:
+    """Whether T ⪰ A'ᵀDA' was proved for all A' within the error of A, entry by entry."""
+    used = d > 0
+    if not bool(used.any()):
+        return True
+    if not bool((t > 0).all()) or not all(1e-60 < float(e) < 1e60 for e in (d[used].min(), d.max(), t.min(), t.max())):
+        return False
+    matrix, error, d = matrix[used], error[used], d[used]
+    if len(matrix) > matrix.shape[1]:
+        matrix, error, d, t = matrix.T, error.T, t, d  # T − AᵀDA, whose inner diagonal is D itself
+        outer, inner, slack = d, t, torch.zeros_like(d)
+    else:
+        outer, inner = d.reciprocal(), t.reciprocal()  # D⁻¹ − A T⁻¹ Aᵀ
+        slack = 2.0 * UNIT * outer
+    product = (matrix * inner) @ matrix.T
+    difference = torch.diag(outer) - 0.5 * (product + product.T)
+    share = (matrix.shape[1] + 16.0) * UNIT
+    large = matrix.abs() * (1.0 + share) + error
+
+    def radius(x: Tensor) -> Tensor:
+        """E x: |A|T⁻¹|A|ᵀ counts once per rounding, and the error of A on either side."""
+        through = inner * (large.T @ x)
+        total = share * (large @ through) + error @ through + large @ (inner * (error.T @ x))
+        return (total + (slack + 4.0 * UNIT * outer) * x + 1e-180 * x.sum()) * (1.0 + 2.0**-20) * UP  # or underflows
+
+    return is_positive_definite_scaled(difference, radius)

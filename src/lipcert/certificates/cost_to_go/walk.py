@@ -1,0 +1,291 @@
+"""Going back from the output: a lower bound of linear functions of it over a domain, rounding included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.cost_to_go.cells import LARGEST, Cell, least
+from lipcert.certificates.cost_to_go.facts import Facts
+from lipcert.certificates.cost_to_go.inputs import least_on
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.orders import require_order
+from lipcert.domain import Domain
+from lipcert.guarantee import Guarantee, weakest
+from lipcert.network.graph import AffineNode, Node
+from lipcert.network.images import image
+from lipcert.network.linear import size
+from lipcert.numerics.interval import Interval
+from lipcert.numerics.midrad import TINY, UNIT, UP, Range
+from lipcert.ranges.build import applied
+from lipcert.ranges.functions import Samples
+
+#: Parts that the range of a curved activation is cut into.
+PARTS = 192
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """c·z − ½ Σ T (z − z̃)², of one node's value z, for every function; (P, *shape) each."""
+
+    linear: Tensor
+    weight: Tensor
+    centre: Tensor
+
+
+class Setting:
+    """A network on a domain: the boxes of its nodes, and what activations do on them.
+
+    Args:
+        facts: the network's.
+        domain: of its input.
+        linear: whether linear bounds tighten the boxes.
+    """
+
+    def __init__(self, facts: Facts, domain: Domain, linear: bool) -> None:
+        self.facts, self.network, self.domain, self.linear = facts, facts.network, domain, linear
+        self._bounds = facts.bounds(domain, linear)
+        self.boxes: Sequence[Interval] = self._bounds.boxes
+        self._samples: dict[int, Samples] = {}
+
+    def samples(self, position: int) -> Samples:
+        """Of an activation on the box of its parent."""
+        if position not in self._samples:
+            node = self.network.nodes[position]
+            function = applied(node)
+            assert function is not None
+            box = self.boxes[node.parents[0]].reshaped(node.shape)
+            self._samples[position] = Samples.of(function, box.low, box.high, PARTS)
+        return self._samples[position]
+
+    def reach(self, position: int, place: int) -> tuple[Tensor, float]:
+        """What the rounding of a transposed map may cost; see ``LinearBounds.reach``."""
+        node = self.network.nodes[position]
+        assert isinstance(node, AffineNode)
+        return self._bounds.reach(position, place, node.maps[place], node.parents[place])
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """Lower bounds of rows·f(x), (P,), by boxes and, where they were asked for, linear bounds alone."""
+        last = len(self.network.nodes) - 1
+        return -self._bounds.upper(last, -rows.reshape(-1, *self.network.nodes[last].shape))
+
+    def elementwise(self, node: Node) -> bool:
+        """Whether the node is a function of the one entry of its parent, and not only of some of them."""
+        return applied(node) is not None and size(self.network.nodes[node.parents[0]].shape) == size(node.shape)
+
+
+def lower_bounds(setting: Setting, rows: Tensor, multipliers: Multipliers) -> tuple[Tensor, Guarantee]:
+    """(P,) lower bounds of rows·f(x) over the domain, −∞ where nothing was proved, and how sure they are.
+
+    Why this is a lower bound: going back from the output, ``cost`` says of every node whose readers were done: for
+    every x of the domain rows·f(x) ≥ constant + Σ_nodes (c·z − ½ Σ T (z − z̃)²). It starts with rows at the output.
+
+    * *Activation* z = φ(v): c φ(v) − ½ T (φ(v) − z̃)² − g v + ½ D (v − ṽ)² is at least its minimum over the range of v,
+      entry by entry; what was subtracted is the parent's new cost.
+    * *Affine* v = Σ A_i z_i + b with ṽ = Σ A_i z̃_i + b: g·v = Σ (A_iᵀ g)·z_i + g·b, and ‖v − ṽ‖²_D =
+      ‖Σ A_i (z_i − z̃_i)‖²_D ≤ Σ ‖z_i − z̃_i‖²_{T_i} whenever blockdiag(T_i) ⪰ AᵀDA (proved by ``require_order``), in
+      particular for T_i = max(D) N_i Σ_j N_j with N_i ≥ ‖A_i‖₂, by Cauchy and Schwarz.
+    * *Any other node*: its cost is concave in z, hence least at an end of z's range; its parents get none.
+    * *Input*: ``least_on``.
+
+    A cost that is centred elsewhere than at ṽ is, exactly, one that is centred there plus a linear one. What is
+    computed differs from these real numbers by rounding: a linear cost that is off by e costs at most e·max|z|, with
+    max|z| known from z's range; a centre that is off by e costs D e (max|v − ṽ| + e/2); T is rounded up.
+
+    Source: the sum over layers is the Lagrange dual of min rows·f with linear and diagonal quadratic multipliers on the
+    links between layers; with T = 0 it is CROWN (Zhang et al. 2018), with one D per layer and ṽ the centre's values it
+    is SDP-CROWN (Chiu et al. 2025).
+
+    Raises:
+        CertificateError: the multipliers do not fit the network.
+        NotProved: they prove nothing.
+    """
+    walk = _Walk(setting, rows, multipliers)
+    return walk.run(), weakest(walk.guarantees)
+
+
+class _Walk:
+    def __init__(self, setting: Setting, rows: Tensor, multipliers: Multipliers) -> None:
+        self.setting, self.network, self.boxes = setting, setting.network, setting.boxes
+        self.count, self.multipliers = len(rows), multipliers
+        self.guarantees: list[Guarantee] = []
+        self.constant = torch.zeros(self.count, dtype=torch.float64)
+        self.error = torch.zeros(self.count, dtype=torch.float64)
+        self.costs: dict[int, Cost] = {}
+        multipliers.require(self.network, self.count)
+        self.centres = self._centres()
+        last = len(self.network.nodes) - 1
+        start = rows.reshape(self.count, *self.network.nodes[last].shape)
+        self._hand(last, start, torch.zeros_like(start), self.centre(last))
+
+    def run(self) -> Tensor:
+        for k in range(len(self.network.nodes) - 1, 0, -1):
+            cost = self.costs.pop(k, None)
+            if cost is None:
+                continue
+            node = self.network.nodes[k]
+            if isinstance(node, AffineNode):
+                self._affine(k, node, cost)
+            elif self.setting.elementwise(node):
+                self._activation(k, node, cost)
+            else:
+                self._cut(k, cost)
+        if 0 in self.costs:
+            c = self.costs[0]
+            self._add(least_on(self.setting.domain, self.boxes[0], c.linear, c.weight, c.centre))
+        entries = float(sum(size(node.shape) for node in self.network.nodes))
+        error = self.error * (1.0 + 2.0**-40 + 8.0 * UNIT * entries)  # sums of errors round, too
+        value = self.constant - error
+        value = value - (4.0 * UNIT * value.abs() + TINY)
+        return torch.where(value.isnan(), -math.inf, value)
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def _activation(self, k: int, node: Node, cost: Cost) -> None:
+        parent = node.parents[0]
+        shape = self.network.nodes[parent].shape
+        zero = torch.zeros_like(cost.linear)
+        slope = self.multipliers.slope.get(k, zero)
+        curvature = self.multipliers.curvature.get(k, zero).expand_as(zero)
+        centre = self.multipliers.anchor.get((k, 0), self.centre(parent)).reshape(zero.shape)
+        if isinstance(self.network.nodes[parent], AffineNode):
+            centre = self.centre(parent).reshape(zero.shape)
+        parts = least(self.setting.samples(k), Cell(cost.linear, cost.weight, cost.centre, slope, curvature, centre))
+        self._add_all(parts)
+        self._hand(parent, *(t.reshape(self.count, *shape) for t in (slope, curvature, centre)))
+
+    def _affine(self, k: int, node: AffineNode, cost: Cost) -> None:
+        centre = self.centre(k)
+        box = self.boxes[k]
+        linear = cost.linear
+        if bool(cost.weight.any()):
+            linear = self._recentred(k, linear, cost.weight, cost.centre, centre)
+            off = self.centres[k].reach
+            if bool((off > 0).any()):
+                away = torch.maximum((box.low - centre).abs(), (box.high - centre).abs()) + off
+                self._lose((cost.weight * off * away).flatten(1).nan_to_num(math.inf).sum(dim=1))
+        offset = node.known_offset
+        if offset is not None:
+            self._spend(linear, offset.mid)
+            self._lose(self._weigh(linear, offset.rad))
+        weights = self._weights(k, node, cost.weight)
+        for place, (parent, map_) in enumerate(zip(node.parents, node.maps, strict=True)):
+            reach, floor = self.setting.reach(k, place)
+            largest = linear.abs().flatten(1).amax(dim=1) if linear[0].numel() else self.constant * 0.0
+            self._lose(self._weigh(linear, reach) + floor * (1.0 + largest))
+            self._hand(parent, map_.transpose(linear).detach(), weights[place], self._anchor(k, place, parent))
+
+    def _weights(self, k: int, node: AffineNode, curvature: Tensor) -> list[Tensor]:
+        """T of every parent for the quadratic cost D of the node's value."""
+        shapes = [self.network.nodes[p].shape for p in node.parents]
+        if not bool(curvature.any()):
+            return [curvature.new_zeros(self.count, *shape) for shape in shapes]
+        stored = [self.multipliers.weight.get((k, place)) for place in range(len(shapes))]
+        if stored and all(w is not None for w in stored):
+            weights = [w.expand(self.count, *shape) for w, shape in zip(stored, shapes, strict=True) if w is not None]
+            require_order(self.setting.facts, k, curvature, weights)
+            return weights
+        norms = self.setting.facts.norms(k)
+        self.guarantees += [norm.guarantee for norm in norms]
+        total = sum(norm.value for norm in norms)
+        most = curvature.flatten(1).amax(dim=1)
+        return [
+            (most * (norm.value * total) * UP * UP).reshape(-1, *[1] * len(shape)).expand(self.count, *shape)
+            for norm, shape in zip(norms, shapes, strict=True)
+        ]
+
+    def _cut(self, k: int, cost: Cost) -> None:
+        box = self.boxes[k]
+        ends = []
+        for end in (box.low, box.high):
+            away = end - cost.centre
+            value = cost.linear * end - 0.5 * cost.weight * away.square()
+            sizes = cost.linear.abs() * end.abs() + cost.weight * (end.abs() + cost.centre.abs()).square()
+            ends.append(value - (16.0 * UNIT * sizes + TINY))
+        least_end = torch.minimum(*ends)
+        none = (cost.linear == 0) & (cost.weight == 0)
+        self._add_all(torch.where(none, 0.0, torch.where(least_end.isnan(), -math.inf, least_end)))
+
+    # -- sums ------------------------------------------------------------------------------------------------
+
+    def _hand(self, parent: int, linear: Tensor, weight: Tensor, centre: Tensor) -> None:
+        """Add a cost to what a node's other readers ask."""
+        before = self.costs.get(parent)
+        if before is not None:
+            share = (weight / (weight + before.weight)).nan_to_num(0.0)
+            middle = before.centre + share * (centre - before.centre)
+            one = self._recentred(parent, before.linear, before.weight, before.centre, middle)
+            two = self._recentred(parent, linear, weight, centre, middle)
+            linear, weight, centre = one + two, (before.weight + weight) * (1.0 + 2.0 * UNIT), middle
+            self._lose(2.0 * UNIT * self._weigh(linear, self.boxes[parent].greatest))
+        self.costs[parent] = Cost(linear, weight, centre.expand_as(linear))
+
+    def _recentred(self, k: int, linear: Tensor, weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """c' with c·z − ½ Σ T (z − old)² = constant + c'·z − ½ Σ T (z − new)²; the constant is added."""
+        if not bool(weight.any()) or torch.equal(old.expand_as(linear), new.expand_as(linear)):
+            return linear
+        shift = old - new
+        tilt = weight * shift
+        size_ = weight * (old.abs() + new.abs())
+        self._add_all(-0.5 * tilt * (old + new), 8.0 * UNIT * size_ * (old.abs() + new.abs()))
+        result = linear + tilt
+        self._lose(self._weigh(4.0 * UNIT * (size_ + result.abs()), self.boxes[k].greatest))
+        return result
+
+    def _add(self, value: Tensor) -> None:
+        self.constant = self.constant + value
+        self.error = self.error + UNIT * self.constant.abs() * UP
+
+    def _add_all(self, parts: Tensor, error: Tensor | None = None) -> None:
+        flat = parts.flatten(1)
+        n = flat.shape[1]
+        self._lose((n + 1.0) * UNIT * flat.abs().sum(dim=1) * UP + n * TINY)
+        if error is not None:
+            self._lose(error.flatten(1).sum(dim=1) * UP)
+        self._add(flat.sum(dim=1))
+
+    def _spend(self, linear: Tensor, offset: Tensor) -> None:
+        product = torch.where(linear == 0, 0.0, linear * offset)
+        self._add_all(product, 2.0 * UNIT * product.abs())
+
+    def _lose(self, error: Tensor) -> None:
+        self.error = self.error + error * UP
+
+    def _weigh(self, linear: Tensor, weights: Tensor) -> Tensor:
+        """Σ |linear|·weights, 0·∞ being 0."""
+        return torch.where(linear == 0, 0.0, linear.abs() * weights).flatten(1).sum(dim=1)
+
+    # -- centres ---------------------------------------------------------------------------------------------
+
+    def _centres(self) -> dict[int, Range]:
+        """ṽ of every affine node, with what its computation may be off."""
+        found: dict[int, Range] = {}
+        self.centres = found
+        for k, node in enumerate(self.network.nodes):
+            if not isinstance(node, AffineNode):
+                continue
+            total = Range.exact(torch.zeros(self.count, *node.shape, dtype=torch.float64))
+            for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
+                total = total + image(linear, found.get(parent) or Range.exact(self._anchor(k, place, parent)))
+            offset = node.known_offset
+            total = total if offset is None else total + offset
+            found[k] = Range(total.mid.clamp(-LARGEST, LARGEST), total.reach.nan_to_num(math.inf))
+        return found
+
+    def _anchor(self, k: int, place: int, parent: int) -> Tensor:
+        """z̃ at an edge."""
+        if parent in self.centres:
+            return self.centres[parent].mid
+        return self.multipliers.anchor.get((k, place), self.centre(parent))
+
+    def centre(self, k: int) -> Tensor:
+        """ṽ of an affine node, the middle of any other's range."""
+        if k in self.centres:
+            return self.centres[k].mid
+        box = self.boxes[k]
+        middle = (0.5 * box.low + 0.5 * box.high).nan_to_num(0.0, 0.0, 0.0).clamp(-LARGEST, LARGEST)
+        return middle.expand(self.count, *middle.shape)
