@@ -29,11 +29,11 @@ from lipcert.network.linear import size
 from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
 from lipcert.ops.constant import Constant
-from lipcert.ranges.build import Ranges, applied
+from lipcert.ranges.build import Ranges, Tighten, applied
 
 
 @torch.no_grad()
-def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor:
+def errors(steps: Steps, domain: Domain, select: Tensor | None = None, tighten: Tighten = "undecided") -> Tensor:
     """|f̂(x) − f(x)| for all float32 tensors x of a bounded domain, entry by entry of the output, rounded up.
 
     f̂ is the model executed in float32, f the network of real numbers.
@@ -42,6 +42,7 @@ def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor
         steps: the model as executed.
         domain: what x lies in.
         select: (k, m) float64 or None: then |C(f̂(x) − f(x))| for each of its rows, the product in exact arithmetic.
+        tighten: for which values linear bounds are worked out (see ``Ranges.of``): nearly all of the time goes there.
 
     Why this is an upper bound: by induction over the steps. The operands of a step are within their errors of real
     values that lie in their ranges on the domain; its rule bounds how far the exact op moves by that and what the
@@ -58,7 +59,7 @@ def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor
     if domain is None:
         raise InputError("rounding grows with the values, so on the whole space there is no bound: give a domain.")
     network = Network(steps.nodes)
-    boxes = Ranges.of(network, domain).boxes
+    boxes = Ranges.of(network, domain, tighten=tighten).boxes
     history = History()
     known: dict[int, Any] = {}
     for step in steps.calls:
@@ -74,7 +75,7 @@ def errors(steps: Steps, domain: Domain, select: Tensor | None = None) -> Tensor
     return history.along(found, select)
 
 
-def margin_errors(steps: Steps, domain: Domain, label: int) -> Tensor:
+def margin_errors(steps: Steps, domain: Domain, label: int, tighten: Tighten = "undecided") -> Tensor:
     """|(f̂_y − f̂_k) − (f_y − f_k)| at most on a domain, for y = ``label`` and every class k; 0 for k = y.
 
     A margin of f that exceeds this is a margin of f̂: the executed network names the class y on all of the domain. The
@@ -83,7 +84,7 @@ def margin_errors(steps: Steps, domain: Domain, label: int) -> Tensor:
     classes = size(steps.network.out_shape)
     select = -torch.eye(classes, dtype=torch.float64)
     select[:, label] += 1.0
-    return errors(steps, domain, select)
+    return errors(steps, domain, select, tighten)
 
 
 def _require_known(steps: Steps) -> None:
