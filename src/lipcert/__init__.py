@@ -4,6 +4,7 @@ from lipcert.api import (
     bound,
     compare,
     estimate,
+    execution_error,
     lower_bound,
     margin,
     methods,
@@ -25,6 +26,7 @@ from lipcert.errors import (
     UnsupportedNormError,
     UnsupportedOpError,
 )
+from lipcert.execution.error import ExecutionError
 from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
@@ -50,6 +52,7 @@ __all__ = [
     "EclipseFast",
     "Estimate",
     "ExactPairs",
+    "ExecutionError",
     "InputError",
     "Intersection",
     "LipLT",
@@ -70,6 +73,7 @@ __all__ = [
     "bound",
     "compare",
     "estimate",
+    "execution_error",
     "lower_bound",
     "margin",
     "methods",

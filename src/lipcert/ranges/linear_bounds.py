@@ -173,7 +173,7 @@ class LinearBounds:
         def spend(coefficients: Tensor, offsets: Tensor, sign: float = 0.0) -> None:
             """Add Σ coefficients·offsets, and what its rounding may lose; ``sign``: of all coefficients, if known."""
             nonlocal constant, error
-            flat = coefficients.flatten(1)
+            flat = coefficients.reshape(len(coefficients), -1)
             n = flat.shape[1]
             o = offsets.reshape(count if offsets.dim() == coefficients.dim() else 1, n)  # one row for all, or for each
             if not bool(o.any()):
