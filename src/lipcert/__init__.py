@@ -1,6 +1,18 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
-from lipcert.api import bound, compare, estimate, lower_bound, methods, ranges, supported_ops, verify
+from lipcert.api import (
+    bound,
+    compare,
+    estimate,
+    execution_error,
+    lower_bound,
+    margin,
+    methods,
+    output_bounds,
+    ranges,
+    supported_ops,
+    verify,
+)
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import (
     CaptureError,
@@ -14,6 +26,7 @@ from lipcert.errors import (
     UnsupportedNormError,
     UnsupportedOpError,
 )
+from lipcert.execution.error import ExecutionError
 from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
@@ -22,7 +35,7 @@ from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.methods.lipsdp_ipm import LipSDPInteriorPoint
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
-from lipcert.result import Bound, Comparison, Estimate, LowerBound
+from lipcert.result import Bound, Comparison, Estimate, LowerBound, OutputBound
 from lipcert.version import __version__ as __version__
 
 __all__ = [
@@ -39,6 +52,7 @@ __all__ = [
     "EclipseFast",
     "Estimate",
     "ExactPairs",
+    "ExecutionError",
     "InputError",
     "Intersection",
     "LipLT",
@@ -50,6 +64,7 @@ __all__ = [
     "MethodError",
     "NotLipschitzError",
     "NumericsError",
+    "OutputBound",
     "RankKPairs",
     "SeqLip",
     "TrainModeError",
@@ -58,8 +73,11 @@ __all__ = [
     "bound",
     "compare",
     "estimate",
+    "execution_error",
     "lower_bound",
+    "margin",
     "methods",
+    "output_bounds",
     "ranges",
     "supported_ops",
     "verify",

@@ -18,20 +18,24 @@ from torch.export import ExportedProgram
 
 import lipcert.methods.all  # noqa: F401  (registers every method)
 from lipcert.capture.model_file import what_a_file_is
-from lipcert.capture.torch_export import capture, quiet
+from lipcert.capture.torch_export import capture, capture_steps, quiet
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.certificates.verify import verify_file
+from lipcert.certificates.verify_file import verify_file
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import CaptureError, InputError, NumericsError, named
+from lipcert.execution.error import ExecutionError
+from lipcert.execution.settings import require_float32
+from lipcert.execution.walk import errors
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
+from lipcert.network.linear import size
 from lipcert.network.origin import module_paths
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
-from lipcert.problem import Problem, as_norm
+from lipcert.problem import Problem, as_norm, require_select
 from lipcert.ranges.build import Ranges
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound, OutputBound
 
@@ -123,9 +127,10 @@ def bound(
     domains: list[Any] = list(domain) if isinstance(domain, (list, tuple)) else [domain]
     problems = _problems(model, example_input, norm, domains, select, several, anchor)
     found: list[Bound] = []
-    for problem in problems:
+    while problems:
+        problem = problems.pop(0)  # what it works out for itself goes with it
         chosen.require_norm(problem.norm)
-        with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(problems))) as report:
+        with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(domains))) as report:
             run = Run(_generator(seed), _device(device), _budget(budget), report, rigorous=_rigorous(guarantee))
             with torch.random.fork_rng(devices=[]):
                 one = chosen.bound(problem, run, Chance())
@@ -147,11 +152,12 @@ def compare(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
+    anchor: Anchor = None,
 ) -> Comparison:
     """Every applicable method side by side, with the attack's lower bound.
 
     Args:
-        model, example_input, norm, domain, select, seed, device, progress: as for ``bound``.
+        model, example_input, norm, domain, select, seed, device, progress, anchor: as for ``bound``.
         methods: names or method objects; None takes every registered one that can do the norms.
         budget: seconds for each method.
         lower_budget: seconds for the lower bound.
@@ -160,7 +166,7 @@ def compare(
     Returns:
         A ``Comparison``: rows (method, value, guarantee, seconds, remark), the lower bound, and ``print``-able text.
     """
-    problem = _problem(model, example_input, norm, domain, select)
+    problem = _problem(model, example_input, norm, domain, select, anchor)
     _require_data(inputs, problem)
     if methods is None:
         chosen = [kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms]
@@ -194,11 +200,15 @@ def lower_bound(
     select: Tensor | None = None,
     device: str | torch.device | None = None,
     progress: bool = False,
+    anchor: Anchor = None,
 ) -> LowerBound:
     """A lower bound of the Lipschitz constant with a witness: a point and a direction of steepest change.
 
+    With an anchor x̂ it is one of sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain, and the witness a pair (x̂, x).
+
     Args:
-        model, example_input, norm, domain, select, device, progress: as for ``bound``; the witness lies in ``domain``.
+        model, example_input, norm, domain, select, device, progress, anchor: as for ``bound``; the witness lies in
+            ``domain``.
         inputs: (B, *shape) data to start from; random points are used as well.
         budget: seconds of search.
         seed: seed of the search.
@@ -206,7 +216,7 @@ def lower_bound(
     Returns:
         A ``LowerBound`` whose value re-evaluates from its witness in float64.
     """
-    problem = _problem(model, example_input, norm, domain, select)
+    problem = _problem(model, example_input, norm, domain, select, anchor)
     _generator(seed)  # refuses an unusable seed
     _require_data(inputs, problem)
     from lipcert.attack import attack
@@ -288,6 +298,160 @@ def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[s
     return found
 
 
+def output_bounds(
+    model: Model,
+    example_input: Tensor,
+    domain: Domain,
+    select: Tensor | None = None,
+    budget: float = 60.0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> OutputBound:
+    """Certified lower and upper bounds of what a model puts out on a domain.
+
+    Args:
+        model, example_input, seed, device: as for ``bound``.
+        domain: a ``Ball``, a ``Box`` or an ``Intersection`` of both.
+        select: optional (k, m) matrix: bounded are its k combinations of the flattened output; None: the m outputs.
+        budget: seconds of search, about; ranges and the check come on top.
+
+    Returns:
+        An ``OutputBound``: ``lower`` ≤ select·f(x) ≤ ``upper`` for every x of the domain, with a certificate.
+
+    Raises:
+        CaptureError, InputError: as ``bound``.
+    """
+    return _outputs(model, example_input, domain, select, budget, seed, device, True)
+
+
+def margin(
+    model: Model,
+    example_input: Tensor,
+    label: int,
+    domain: Domain,
+    budget: float = 60.0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> OutputBound:
+    """Certified lower bounds of f_label − f_k over a domain, for every other class k, in order.
+
+    Args:
+        model, example_input, domain, budget, seed, device: as for ``output_bounds``.
+        label: a class, 0 ≤ label < number of outputs.
+
+    Returns:
+        An ``OutputBound`` with m − 1 lower bounds. Where its ``value``, the least of them, is positive, every x of the
+        domain is given the class ``label``.
+
+    Raises:
+        CaptureError, InputError: as ``bound``.
+    """
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise InputError(f"label must be an integer, the number of a class, not {label!r}.")
+    return _outputs(model, example_input, domain, label, budget, seed, device, False)
+
+
+def _outputs(
+    model: Model, example: Tensor, domain: Domain, wanted: Tensor | int | None, budget: float, seed: int,
+    device: str | torch.device | None, upper: bool,
+) -> OutputBound:  # fmt: skip
+    from lipcert.robustness.outputs import bound_outputs, margin_rows
+
+    _generator(seed)
+    seconds, place = _budget(budget), _device(device)
+    if not isinstance(domain, get_args(Domain)[:-1]):
+        raise InputError(
+            f"domain must be a lipcert.Ball, a lipcert.Box or a lipcert.Intersection, not {type(domain).__name__}: "
+            "outputs are bounded on a bounded part of the input space."
+        )
+    network = capture(load_model(model), example)
+    if isinstance(wanted, int):
+        select: Tensor | None = margin_rows(size(network.out_shape), wanted)
+    else:
+        select = wanted
+    if select is not None:
+        require_select(select, size(network.out_shape))
+    fitted = domain.fitted(network.in_shape)
+    with ordinary(), torch.random.fork_rng(devices=[]):
+        return bound_outputs(network, fitted, select, upper, seconds, seed, place)
+
+
+@overload
+def execution_error(
+    model: Model,
+    example_input: Tensor,
+    domain: Domain,
+    arithmetic: Literal["float32"] = "float32",
+    select: Tensor | None = None,
+) -> ExecutionError: ...
+
+
+@overload
+def execution_error(
+    model: Model,
+    example_input: Tensor,
+    domain: Sequence[Domain],
+    arithmetic: Literal["float32"] = "float32",
+    select: Tensor | None = None,
+) -> list[ExecutionError]: ...
+
+
+def execution_error(
+    model: Model,
+    example_input: Tensor,
+    domain: Domain | Sequence[Domain],
+    arithmetic: Literal["float32"] = "float32",
+    select: Tensor | None = None,
+) -> ExecutionError | list[ExecutionError]:
+    """How far the network that runs in float32 may be from the real-valued one that bounds are about, on a domain.
+
+    Covered is the model in eval mode, run op by op by torch on an x86-64 CPU, for any batch and number of threads: any
+    order of summation, fused multiply-adds, subnormal numbers kept or flushed. Not covered are reduced precisions
+    (TF32, bfloat16, float16, ``set_float32_matmul_precision`` other than ``highest``), ``torch.compile``, GPUs, and
+    convolutions by Winograd's algorithm or FFT, which torch runs where oneDNN is switched off
+    (``torch.backends.mkldnn``) and NNPACK is not.
+
+    Args:
+        model, example_input: as for ``bound``; parameters and input are float32.
+        domain: a ``Ball``, ``Box`` or ``Intersection``, or a list of such: the float32 tensors in it are meant.
+        arithmetic: ``float32``.
+        select: optional (k, m) matrix C applied to the flattened output: the bound is then for C(f̂(x) − f(x)).
+
+    Returns:
+        An ``ExecutionError``; for a list of domains a list of them.
+
+    Raises:
+        UnsupportedOpError: an op whose execution is not known, told by name.
+        NumericsError: float32 may overflow on the domain.
+        CaptureError, InputError: as ``bound``; parameters in another precision than float32, or a process set to one.
+    """
+    if arithmetic != "float32":
+        raise InputError(
+            f"arithmetic must be 'float32', not {arithmetic!r}: TF32, bfloat16, float16 and other precisions are not "
+            "covered."
+        )
+    steps = capture_steps(load_model(model), example_input)
+    require_float32(steps)
+    network = steps.network
+    if select is not None:
+        require_select(select, size(network.out_shape))
+    rows = None if select is None else select.detach().to("cpu", torch.float64).clone()
+    found: list[ExecutionError] = []
+    for one in domain if isinstance(domain, (list, tuple)) else [domain]:
+        if one is None or not isinstance(one, get_args(Domain)):
+            raise InputError(f"domain must be a lipcert.Ball, Box or Intersection, not {type(one).__name__}.")
+        fitted = one.fitted(network.in_shape)
+        with named(NumericsError, "bounding the execution"), ordinary():
+            bounds = errors(steps, fitted, rows)
+        shape = network.out_shape[1:]
+        found.append(
+            ExecutionError(
+                bounds if rows is not None else bounds.reshape(shape), arithmetic, fitted, network.in_shape[1:]
+            )
+        )
+    return found if isinstance(domain, (list, tuple)) else found[0]
+
+
 def methods() -> tuple[MethodInfo, ...]:
     """Every method with its norms and options."""
     return describe()
@@ -314,8 +478,10 @@ def load_model(model: Model) -> nn.Module | ExportedProgram:
         raise CaptureError(f"cannot load {model}: {what_a_file_is(Path(model), problem)}") from problem
 
 
-def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
-    return _problems(model, example, norm, [domain], select)[0]
+def _problem(
+    model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None, anchor: Anchor = None
+) -> Problem:
+    return _problems(model, example, norm, [domain], select, anchor=anchor)[0]
 
 
 def _problems(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin
+from lipcert.network.radial import Radial
 from lipcert.network.source import Fixed, Source, derived
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
@@ -79,15 +80,16 @@ class Context:
         rounding: float,
         offset: Constant | None = None,
         key: str | None = None,
+        transposed: Callable[..., Tensor] | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
         ``rounding`` is the number of terms in the longest sum that the op or its transpose forms. What the constants'
         own errors are beyond a small relative one (see ``Constant.parts``) becomes a block beside the map, of which
-        only its gain is known. ``key`` is for the network's hash (see ``map``).
+        only its gain is known. ``key`` is for the network's hash (see ``map``), ``transposed`` for ``OpMap``.
         """
         parts = [c.parts for c in constants]
-        linear = self._map(x.shape, function, constants, parts, rounding, key)
+        linear = replace(self._map(x.shape, function, constants, parts, rounding, key), transposed=transposed)
         terms: list[tuple[Var, LinearMap]] = [(x, linear)]
         rest = self._rest_map(linear, function, constants, parts)
         if rest is not None:
@@ -225,6 +227,7 @@ class Context:
         function: Callable[..., Tensor] | None = None,
         steep: Nonlinearity | None = None,
         combines: str = "",
+        block: Radial | None = None,
     ) -> Var:
         """A value without a constant, unless a later pattern absorbs it; ``settings`` are what the pattern needs.
 
@@ -236,8 +239,9 @@ class Context:
         alone = {p.position for p in parents} - set(self.whole)
         steep = steep if len(alone) == 1 and all(p.shape == shape for p in parents) else None
         return self.builder.unresolved(
-            parents, shape, self.op, error, settings, self.where, "", own, steep, "" if self.whole else combines
-        )
+            parents, shape, self.op, error, settings, self.where, "", own, steep, "" if self.whole else combines,
+            block,
+        )  # fmt: skip
 
     def without_constant(
         self,
