@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lipcert.api import load_model
+from lipcert.capture.load import load_model
 from lipcert.domain import Ball, Box, Domain, Intersection
 from lipcert.errors import CaptureError, InputError
 
