@@ -18,7 +18,7 @@ from lipcert.arguments import budget_of, device_of, generator_of
 from lipcert.capture.load import Model, load_model
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.certificates.verify import verify as verify_certificate
+from lipcert.certificates.verify import verify_file
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import InputError, NumericsError, named
 from lipcert.methods import estimates
@@ -31,7 +31,7 @@ from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
 from lipcert.problem import Problem, as_norm
 from lipcert.ranges.build import Ranges
-from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound
+from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound, OutputBound
 
 Anchor = Tensor | Literal["center"] | None
 
@@ -239,7 +239,7 @@ def estimate(
         return estimates.estimate(problem, method, k, steps, generator_of(seed), pools)
 
 
-def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
+def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound | OutputBound:
     """Re-check a saved certificate: recapture the model, compare its hash, run the check alone.
 
     Raises:
@@ -250,7 +250,7 @@ def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound:
         raise InputError(
             f"verify takes the path of a certificate, not {type(path).__name__}; a bound writes one with .save(path)."
         )
-    return verify_certificate(path, capture(load_model(model), example_input))
+    return verify_file(path, capture(load_model(model), example_input))
 
 
 def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""The three kinds of number: Bound (L ≤ value), LowerBound (L ≥ value), Estimate (neither). Nothing converts them."""
+"""The kinds of number: Bound (L ≤ value), OutputBound, LowerBound (L ≥ value), Estimate. Nothing converts them."""
 
 from __future__ import annotations
 
@@ -123,6 +123,60 @@ class Bound:
         )
         head = "<tr><th>step</th><th>kind</th><th>constant</th><th>so far</th><th>guarantee</th><th></th></tr>"
         return f"<div><b>{html.escape(str(self))}</b><table>{head}{rows}</table></div>"
+
+
+@dataclass(frozen=True, eq=False)
+class OutputBound:
+    """``lower`` ≤ select·f(x) ≤ ``upper`` for every x of a domain, entry by entry; made by a certificate check only.
+
+    Attributes:
+        lower, upper: (k,) float64, in output units; infinite where nothing was asked for or is known.
+        guarantee: as of a ``Bound``.
+        method: name of what found the witness.
+        domain: where it holds, in the shape of a batch of one example.
+        seconds: wall time of search and check.
+        certificate: what ``save`` writes and ``lipcert.verify`` re-checks.
+        select: the (k, m) matrix of the combinations of outputs; None: the outputs themselves, flattened.
+        delta: probability of error; 0 for a rigorous bound.
+        input_shape: shape of one example, as it was understood.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    guarantee: Guarantee
+    method: str
+    domain: Domain
+    seconds: float = 0.0
+    certificate: Saveable | None = None
+    select: Tensor | None = field(default=None, repr=False)
+    delta: float = 0.0
+    input_shape: tuple[int, ...] = ()
+
+    @property
+    def value(self) -> float:
+        """The least of the lower bounds: for a margin, positive where no class can overtake the label's."""
+        return float(self.lower.min()) if self.lower.numel() else 0.0
+
+    def save(self, path: str | Path) -> None:
+        """Write the certificate to ``path`` (atomically); raises CertificateError if it cannot be written."""
+        if self.certificate is None:
+            from lipcert.errors import CertificateError
+
+            raise CertificateError("this OutputBound carries no certificate to save.")
+        self.certificate.save(path)
+
+    def __str__(self) -> str:
+        what = "outputs" if self.select is None else "selected combinations of outputs"
+        sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
+        shown = [
+            f"[{low:.6g}, {high:.6g}]" if high < float("inf") else f"≥ {low:.6g}"
+            for low, high in zip(self.lower[:8].tolist(), self.upper[:8].tolist(), strict=True)
+        ]
+        more = ", …" if len(self.lower) > 8 else ""
+        return (
+            f"{len(self.lower)} {what}: {', '.join(shown)}{more}  ({_where(self.domain)}; "
+            f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
+        )
 
 
 @dataclass(frozen=True, eq=False)

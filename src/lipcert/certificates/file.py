@@ -8,8 +8,9 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load
@@ -22,10 +23,13 @@ from lipcert.domain import Ball, Box, Domain, Intersection
 from lipcert.errors import CertificateError, LipcertError
 
 FORMAT = "lipcert-certificate-1"
+T = TypeVar("T")
+#: Makes a certificate of a file's header and arrays.
+Reader = Callable[[dict[str, Any], dict[str, Tensor]], T]
 
 #: What the name of a method, which reports print beside what was proved, may look like.
 _NAME = re.compile(r"[\w .+-]{1,80}")
-_HASH = re.compile(r"[0-9a-f]*")
+HASH = re.compile(r"[0-9a-f]*")
 
 
 def save(certificate: Certificate, path: str | Path) -> None:
@@ -34,15 +38,13 @@ def save(certificate: Certificate, path: str | Path) -> None:
     Raises:
         CertificateError: the place cannot be written, or the method has a name that no file may hold.
     """
-    path = _place(path)
-    _require_name(certificate.method)
-    arrays = {f"witness.{k}": _stored(v) for k, v in certificate.witness.arrays.items()}
-    domain, domain_arrays = _domain_to_json(certificate.domain)
+    arrays = {f"witness.{k}": stored(v) for k, v in certificate.witness.arrays.items()}
+    domain, domain_arrays = domain_to_json(certificate.domain)
     arrays.update(domain_arrays)
     if certificate.select is not None:
-        arrays["select"] = _stored(certificate.select.double())
+        arrays["select"] = stored(certificate.select.double())
     if certificate.anchor is not None:
-        arrays["anchor"] = _stored(certificate.anchor)
+        arrays["anchor"] = stored(certificate.anchor)
     header = {
         "format": FORMAT,
         "kind": certificate.kind,
@@ -56,6 +58,17 @@ def save(certificate: Certificate, path: str | Path) -> None:
         "guarantee": certificate.guarantee,
         "version": certificate.version,
     }
+    write(path, header, arrays)
+
+
+def write(path: str | Path, header: dict[str, Any], arrays: dict[str, Tensor]) -> None:
+    """Write a header, which names format and method, and arrays; the file appears whole or not at all.
+
+    Raises:
+        CertificateError: as ``save``.
+    """
+    path = _place(path)
+    require_name(header["method"])
     content = _to_bytes(header, arrays)
     temporary = None
     try:
@@ -73,10 +86,19 @@ def save(certificate: Certificate, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> Certificate:
-    """Read a certificate file and check its integrity (not yet its claim).
+    """Read the certificate of a bound and check its integrity (not yet its claim).
 
     Raises:
         CertificateError: missing, not a certificate, damaged, or of another format.
+    """
+    return parsed(path, {FORMAT: certificate_of})
+
+
+def parsed(path: str | Path, formats: Mapping[str, Reader[T]]) -> T:
+    """What the file's header and arrays are, by the reader of its format.
+
+    Raises:
+        CertificateError: as ``read``.
     """
     path = _place(path)
     try:
@@ -89,12 +111,14 @@ def read(path: str | Path) -> Certificate:
         arrays = load(content)
         header = _header(content)
         arrays.pop("empty", None)
-        if header.get("format") != FORMAT:
-            raise CertificateError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+        reader = formats.get(str(header.get("format")))
+        if reader is None:
+            known = ", ".join(map(repr, formats))
+            raise CertificateError(f"{path} has format {header.get('format')!r}; read here is {known}.")
         claimed = header.pop("sha256", None)
         if claimed != _digest(header, arrays) or content != _to_bytes(header, arrays):
             raise CertificateError(f"{path} is damaged or was changed: its content does not match its SHA-256.")
-        return _certificate(header, arrays)
+        return reader(header, arrays)
     except LipcertError as error:
         if isinstance(error, CertificateError):
             raise
@@ -110,7 +134,7 @@ def _place(path: Any) -> Path:
     return Path(path)
 
 
-def _require_name(method: Any) -> None:
+def require_name(method: Any) -> None:
     """A name from a file must not read like a part of the report."""
     if not isinstance(method, str) or not _NAME.fullmatch(method):
         raise CertificateError("the certificate's method must be a name of at most 80 letters, digits, spaces and .+-_")
@@ -128,13 +152,14 @@ def _header(content: bytes) -> dict[str, Any]:
     return dict(header)
 
 
-def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certificate:
+def certificate_of(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certificate:
+    """From a file's header and arrays; CertificateError where they are not those of such a certificate."""
     witness_arrays = {k.removeprefix("witness."): v for k, v in arrays.items() if k.startswith("witness.")}
     norm = [float(v) for v in header["norm"]] if isinstance(header["norm"], list) else []
     if len(norm) != 2 or not isinstance(header["settings"], dict) or not isinstance(header["kind"], str):
         raise CertificateError("the certificate's norm, settings or kind has the wrong form.")
-    _require_name(header["method"])
-    if not isinstance(header["fingerprint"], str) or not _HASH.fullmatch(header["fingerprint"]):
+    require_name(header["method"])
+    if not isinstance(header["fingerprint"], str) or not HASH.fullmatch(header["fingerprint"]):
         raise CertificateError("the certificate's fingerprint must be a hexadecimal number.")
     select = arrays.get("select")
     if select is not None and select.dtype != torch.float64:
@@ -147,7 +172,7 @@ def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certifica
         method=header["method"],
         fingerprint=header["fingerprint"],
         norm=(norm[0], norm[1]),
-        domain=_domain_from_json(header["domain"], arrays),
+        domain=domain_from_json(header["domain"], arrays),
         select=select,
         anchor=anchor,
         value=float(header["value"]),
@@ -157,7 +182,7 @@ def _certificate(header: dict[str, Any], arrays: dict[str, Tensor]) -> Certifica
     )
 
 
-def _stored(tensor: Tensor) -> Tensor:
+def stored(tensor: Tensor) -> Tensor:
     """A copy of its own: safetensors refuses tensors that share memory."""
     return tensor.detach().cpu().contiguous().clone()
 
@@ -176,15 +201,16 @@ def _digest(header: dict[str, Any], arrays: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _domain_to_json(domain: Domain) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def domain_to_json(domain: Domain) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """A domain's entries in the header, and its arrays."""
     if domain is None:
         return None, {}
     if isinstance(domain, Ball):
         described: dict[str, Any] = {"type": "ball", "radius": domain.radius, "p": _number(domain.p)}
-        return described, {"domain.center": _stored(domain.center)}
+        return described, {"domain.center": stored(domain.center)}
     if isinstance(domain, Box):
-        return {"type": "box"}, {"domain.lower": _stored(domain.lower), "domain.upper": _stored(domain.upper)}
-    (ball, center), (_, ends) = _domain_to_json(domain.ball), _domain_to_json(domain.box)
+        return {"type": "box"}, {"domain.lower": stored(domain.lower), "domain.upper": stored(domain.upper)}
+    (ball, center), (_, ends) = domain_to_json(domain.ball), domain_to_json(domain.box)
     return {**(ball or {}), "type": "intersection"}, {**center, **ends}
 
 
@@ -196,8 +222,8 @@ _DOMAINS: dict[str, tuple[set[str], set[str]]] = {
 }
 
 
-def _domain_from_json(data: Any, arrays: dict[str, Tensor]) -> Domain:
-    """What ``_domain_to_json`` wrote, and nothing else."""
+def domain_from_json(data: Any, arrays: dict[str, Tensor]) -> Domain:
+    """What ``domain_to_json`` wrote, and nothing else."""
     held = {k.removeprefix("domain."): v for k, v in arrays.items() if k.startswith("domain.")}
     kind = data.get("type") if isinstance(data, dict) else None
     if data is None and not held:

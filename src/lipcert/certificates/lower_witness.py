@@ -128,6 +128,11 @@ def derivative(network: Network, x: Tensor, v: Tensor, digits: int = 0) -> Range
 
     ``digits`` more doubles are carried through sums, choices and linear maps of stored constants.
     """
+    return enclosed(network, x, v, digits).tangent
+
+
+def enclosed(network: Network, x: Tensor, v: Tensor, digits: int = 0) -> Enclosure:
+    """f(x) with the same derivative; x and v are batches (1, *in_shape)."""
     known: dict[int, Enclosure] = {}
     last_use = [max(c, default=len(network.nodes)) for c in network.consumers]
     result = Enclosure(Range.exact(x), Range.exact(v)).to_digits(digits)
@@ -139,7 +144,7 @@ def derivative(network: Network, x: Tensor, v: Tensor, digits: int = 0) -> Range
         for parent in node.parents:
             if last_use[parent] == position:
                 known.pop(parent, None)
-    return result.tangent
+    return result
 
 
 def _through(node: Node, inputs: list[Enclosure]) -> Enclosure:

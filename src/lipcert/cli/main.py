@@ -20,7 +20,7 @@ import lipcert
 from lipcert.cli.load import load, parse_domain, parse_norm
 from lipcert.domain import Domain
 from lipcert.errors import InputError, LipcertError
-from lipcert.result import Bound
+from lipcert.result import Bound, OutputBound
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -269,7 +269,17 @@ def ops(as_json: JsonOption = False) -> None:
     console.print(table)
 
 
-def _as_dict(result: Bound) -> dict[str, Any]:
+def _as_dict(result: Bound | OutputBound) -> dict[str, Any]:
+    if isinstance(result, OutputBound):
+        return {
+            "lower": [_finite(v) for v in result.lower.tolist()],
+            "upper": [_finite(v) for v in result.upper.tolist()],
+            "guarantee": result.guarantee,
+            "method": result.method,
+            "domain": _domain(result.domain),
+            "input_shape": list(result.input_shape),
+            "seconds": result.seconds,
+        }
     return {
         "bound": _finite(result.value),
         "log10": None if result.log10 is None else _finite(result.log10),

@@ -80,6 +80,13 @@ def boxes_of(
     network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
 ) -> list[Interval]:
     """A box for every node; arguments as for ``Ranges.of``."""
+    return list(bounds_of(network, domain, tighten, known).boxes)
+
+
+def bounds_of(
+    network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
+) -> LinearBounds:
+    """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
     boxes: list[Interval] = []
     lines: dict[int, Lines] = {}
     back = LinearBounds(network, domain, boxes, lines)
@@ -104,7 +111,7 @@ def boxes_of(
                 parent = boxes[node.parents[0]]
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
-    return boxes
+    return back
 
 
 def applied(node: object) -> Nonlinearity | None:

@@ -17,7 +17,8 @@ from lipcert.network.linear import LinearMap
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UP, lengths
 from lipcert.numerics.rounding import add_up, gamma, mul_up
-from lipcert.ranges.build import boxes_of
+from lipcert.ranges.build import bounds_of, boxes_of
+from lipcert.ranges.linear_bounds import LinearBounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,9 +58,9 @@ class Facts:
             self._matrices[position, place] = linear.matrix(), error * UP
         return self._matrices[position, place]
 
-    def boxes(self, domain: Domain, linear: bool) -> list[Interval]:
-        """A box for every node on a domain: by intervals, on balls by prefixes, and by linear bounds if asked for."""
-        return boxes_of(self.network, domain, "undecided" if linear else "none", self._near_centre(domain))
+    def bounds(self, domain: Domain, linear: bool) -> LinearBounds:
+        """Boxes of every node on a domain: by intervals, on balls by prefixes, and by linear bounds if asked for."""
+        return bounds_of(self.network, domain, "undecided" if linear else "none", self._near_centre(domain))
 
     def _near_centre(self, domain: Domain) -> Mapping[int, Interval]:
         """|v_j − v̂_j| ≤ ρ e_j on an l2 ball of radius ρ, e_j bounding how fast v_j changes, v̂ the centre's value."""

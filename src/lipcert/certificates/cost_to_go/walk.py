@@ -23,7 +23,6 @@ from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.ranges.build import applied
 from lipcert.ranges.functions import Samples
-from lipcert.ranges.linear_bounds import LinearBounds
 
 #: Parts that the range of a curved activation is cut into.
 PARTS = 192
@@ -49,9 +48,9 @@ class Setting:
 
     def __init__(self, facts: Facts, domain: Domain, linear: bool) -> None:
         self.facts, self.network, self.domain, self.linear = facts, facts.network, domain, linear
-        self.boxes: Sequence[Interval] = facts.boxes(domain, linear)
+        self._bounds = facts.bounds(domain, linear)
+        self.boxes: Sequence[Interval] = self._bounds.boxes
         self._samples: dict[int, Samples] = {}
-        self._bounds = LinearBounds(self.network, domain, self.boxes, {})
 
     def samples(self, position: int) -> Samples:
         """Of an activation on the box of its parent."""
@@ -68,6 +67,11 @@ class Setting:
         node = self.network.nodes[position]
         assert isinstance(node, AffineNode)
         return self._bounds.reach(position, place, node.maps[place], node.parents[place])
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """Lower bounds of rows·f(x), (P,), by boxes and, where they were asked for, linear bounds alone."""
+        last = len(self.network.nodes) - 1
+        return -self._bounds.upper(last, -rows.reshape(-1, *self.network.nodes[last].shape))
 
     def elementwise(self, node: Node) -> bool:
         """Whether the node is a function of the one entry of its parent, and not only of some of them."""

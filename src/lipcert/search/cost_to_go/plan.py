@@ -1,0 +1,119 @@
+"""Where costs go in a network: which nodes carry one, linear or quadratic, and which multipliers there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.cost_to_go.multipliers import Edge
+from lipcert.network.graph import AffineNode, InputNode, Network
+from lipcert.network.linear import Identity, Shape
+from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.ranges.build import applied
+from lipcert.search.cost_to_go.maps import BothWays
+
+#: Position of an affine node → an upper bound of the norm of each of its maps.
+Norms = Mapping[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A network, read for the way back of a cost from its output.
+
+    Attributes:
+        network: with constants in the dtype and on the device of the search.
+        norms: of the maps of affine nodes.
+    """
+
+    network: Network
+    norms: Norms
+
+    @cached_property
+    def functions(self) -> dict[int, Nonlinearity]:
+        """What the activations that a cost comes to compute."""
+        found = ((k, applied(self.network.nodes[k])) for k in sorted(self._costly))
+        return {k: function for k, function in found if function is not None}
+
+    @cached_property
+    def affine(self) -> tuple[int, ...]:
+        """The affine nodes that a cost comes to."""
+        return tuple(k for k in sorted(self._costly) if isinstance(self.network.nodes[k], AffineNode))
+
+    @cached_property
+    def maps(self) -> dict[int, tuple[BothWays, ...]]:
+        """Of these nodes."""
+        return {k: tuple(BothWays(m) for m in self._affine_node(k).maps) for k in self.affine}
+
+    @cached_property
+    def cuts(self) -> tuple[int, ...]:
+        """The nodes at which a cost is bounded by its range alone."""
+        known = (*self.functions, *self.affine)
+        return tuple(
+            k for k in sorted(self._costly) if k not in known and not isinstance(self.network.nodes[k], InputNode)
+        )
+
+    @cached_property
+    def bent(self) -> tuple[int, ...]:
+        """The affine nodes that a quadratic cost comes to."""
+        found: set[int] = {self.network.nodes[k].parents[0] for k in self.functions}
+        for k in reversed(self.affine):
+            if k in found:
+                found |= {self.network.nodes[k].parents[i] for i in self.linked(k)}
+        return tuple(k for k in self.affine if k in found)
+
+    @cached_property
+    def anchored(self) -> tuple[Edge, ...]:
+        """The edges whose quadratic cost is centred at an anchor: those into a parent that is not affine."""
+        edges = [(k, i) for k in self.bent for i in self.linked(k)]
+        edges += [(k, 0) for k in self.functions]
+        return tuple((k, i) for k, i in edges if self.network.nodes[k].parents[i] not in self.affine)
+
+    def linked(self, k: int) -> tuple[int, ...]:
+        """Places of the parents of an affine node that it depends on."""
+        return tuple(i for i, norm in enumerate(self.gains(k)) if norm > 0)
+
+    def gains(self, k: int) -> tuple[float, ...]:
+        """Norms of the maps of an affine node."""
+        maps, given = self._affine_node(k).maps, self.norms.get(k)
+        if given is not None:
+            return tuple(given)
+        return tuple(abs(m.scale) if isinstance(m, Identity) else float("inf") for m in maps)
+
+    def parent_shape(self, edge: Edge) -> Shape:
+        """Of the parent on an edge."""
+        return self.network.nodes[self.network.nodes[edge[0]].parents[edge[1]]].shape
+
+    def reads_input(self, k: int) -> bool:
+        """Whether the input is a parent."""
+        return any(isinstance(self.network.nodes[p], InputNode) for p in self.network.nodes[k].parents)
+
+    def values_at(self, x: Tensor) -> dict[int, Tensor]:
+        """Values of all nodes at a batch of inputs."""
+        with torch.no_grad():
+            kept: dict[int, Tensor] = {}
+            for k, node in enumerate(self.network.nodes):
+                kept[k] = node.value([kept[p] for p in node.parents], x)
+        return kept
+
+    def _affine_node(self, k: int) -> AffineNode:
+        node = self.network.nodes[k]
+        assert isinstance(node, AffineNode)
+        return node
+
+    @cached_property
+    def _costly(self) -> frozenset[int]:
+        """The nodes that a cost of the output comes to; it goes no further than a node that is cut."""
+        reached = {len(self.network.nodes) - 1}
+        for k in range(len(self.network.nodes) - 1, -1, -1):
+            node = self.network.nodes[k]
+            if k not in reached:
+                continue
+            if isinstance(node, AffineNode):
+                reached |= set(node.parents)
+            elif applied(node) is not None:
+                reached.add(node.parents[0])
+        return frozenset(reached)

@@ -1,0 +1,43 @@
+"""What a search of the quadratic cost-to-go can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How long to search, and how.
+
+    Attributes:
+        steps: of the ascent, at most.
+        warm: of them with one curvature per activation and the norms of maps; then with one per neuron.
+        rate: of Adam, in the units of the start.
+        decay: factor of the rate per step.
+        betas: of Adam.
+        scales: factors of the curvatures of the start; of these the best for each function.
+        power: steps of the power method per step.
+        every: steps between attempts to prove.
+        goal: what values are to exceed: such functions are proved and leave; None: as high as the steps go.
+        room: relative, in which weights exceed what was found necessary.
+        dtype, device: of the search.
+        chunk: most entries of the values of the nodes, over functions, at a time.
+        seed: of the start of the power method.
+    """
+
+    steps: int = 300
+    warm: int = 40
+    rate: float = 0.05
+    decay: float = 0.985
+    betas: tuple[float, float] = (0.9, 0.99)
+    scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
+    power: int = 3
+    every: int = 25
+    goal: float | None = 0.0
+    room: float = 1e-3
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    chunk: int = 1 << 22
+    seed: int = 0

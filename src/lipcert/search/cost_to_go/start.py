@@ -1,0 +1,113 @@
+"""Where the search begins: slopes and anchors of an attack's best point, curvatures from norms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.cost_to_go.multipliers import Edge
+from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.search.cost_to_go.dual import Question
+
+#: What a radius or a cost is taken for at least.
+SMALL = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A first point, and in which units to move from there.
+
+    Attributes:
+        slope: position of an activation → g, (P, *shape): the gradient at the point, handed on.
+        slope_unit: (P, 1, …): root mean square of g.
+        anchor: edge → values at the point.
+        anchor_unit: (P, 1, …): how far a coordinate moves on the domain, by norms.
+        curvature: position of an activation → log D, (P, 1, …), at which the quadratic cost on the domain is about as
+            much as the linear one can change, times a factor to be chosen.
+    """
+
+    slope: dict[int, Tensor] = field(default_factory=dict)
+    slope_unit: dict[int, Tensor] = field(default_factory=dict)
+    anchor: dict[Edge, Tensor] = field(default_factory=dict)
+    anchor_unit: dict[Edge, Tensor] = field(default_factory=dict)
+    curvature: dict[int, Tensor] = field(default_factory=dict)
+
+
+def start_at(question: Question, points: Tensor) -> Start:
+    """From points of the domains, (P, *in_shape)."""
+    plan, start = question.plan, Start()
+    values = plan.values_at(points)
+    reach = _reach(question)
+    nodes = plan.network.nodes
+    for k, i in plan.anchored:
+        parent = nodes[k].parents[i]
+        start.anchor[k, i] = values[parent].clone()
+        unit = reach[parent] / math.sqrt(max(1, values[parent][0].numel()))
+        start.anchor_unit[k, i] = _rows(unit.clamp(min=SMALL), values[parent])
+    linear = {len(nodes) - 1: question.rows.reshape(-1, *plan.network.out_shape)}
+    weight: dict[int, Tensor] = {}
+    for k in range(len(nodes) - 1, 0, -1):
+        c, total = linear.pop(k, None), weight.pop(k, torch.zeros_like(reach[0]))
+        if c is None:
+            continue
+        if k in plan.functions:
+            function, parent = plan.functions[k], nodes[k].parents[0]
+            slope = c * _derivative(function, values[parent])
+            length = slope.flatten(1).norm(dim=1) / math.sqrt(max(1, slope[0].numel()))
+            start.slope[k], start.slope_unit[k] = slope, _rows(length.clamp(min=1e-6), slope)
+            steep = _steepness(function)
+            own = c.flatten(1).norm(dim=1) / reach[parent].clamp(min=SMALL)
+            curvature = torch.where(total > 0, total * steep**2, own * steep).clamp(min=SMALL)
+            start.curvature[k] = _rows(curvature.log(), slope)
+            _add(linear, parent, slope)
+            _add(weight, parent, curvature)
+        elif k in plan.maps:
+            gains = plan.gains(k)
+            for i, parent in enumerate(nodes[k].parents):
+                _add(linear, parent, plan.maps[k][i].plain_transpose(c))
+                _add(weight, parent, total * (gains[i] * sum(gains)))
+    return start
+
+
+def _reach(question: Question) -> list[Tensor]:
+    """How far each node's value moves from its value at the centre at most, about, by norms and ranges; (P,) each."""
+    plan, reach = question.plan, [question.domains.lengths]
+    for k, node in enumerate(plan.network.nodes[1:], 1):
+        before = [reach[p] for p in node.parents]
+        if k in plan.maps:
+            found = sum((n * r for n, r in zip(plan.gains(k), before, strict=True)), torch.zeros_like(reach[0]))
+        elif k in plan.functions:
+            found = _steepness(plan.functions[k]) * before[0]
+        else:
+            found = torch.full_like(reach[0], math.inf)
+        if k in question.low:
+            half = 0.5 * (question.high[k] - question.low[k]).flatten(1).norm(dim=1)
+            found = torch.where(found.isfinite(), found, half.nan_to_num(1.0))
+        reach.append(torch.where(found.isfinite(), found, torch.ones_like(found)))
+    return reach
+
+
+def _steepness(function: Nonlinearity) -> float:
+    steep = function.greatest_slope
+    return steep if 0.0 < steep < math.inf else 1.0
+
+
+def _derivative(function: Nonlinearity, v: Tensor) -> Tensor:
+    with torch.enable_grad():
+        v = v.detach().requires_grad_(True)
+        value = function(v)
+        if not value.requires_grad:
+            return torch.zeros_like(v)
+        (slope,) = torch.autograd.grad(value.sum(), v)
+    return slope.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _add(sums: dict[int, Tensor], k: int, term: Tensor) -> None:
+    sums[k] = sums[k] + term if k in sums else term
+
+
+def _rows(numbers: Tensor, like: Tensor) -> Tensor:
+    return numbers.reshape(-1, *[1] * (like.dim() - 1))
