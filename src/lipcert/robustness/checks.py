@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
+from safetensors.torch import load
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from lipcert.domain import Box
-from lipcert.errors import CertificateError, NotProved
-from lipcert.guarantee import Guarantee
+from lipcert.certificates.base import Witness
+from lipcert.certificates.counter_example import counter_example
+from lipcert.certificates.outputs import ROOM, Subject, prove_outputs
+from lipcert.domain import Ball, Box, Intersection
+from lipcert.errors import CertificateError, LipcertError, NotProved
+from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import Network
 from lipcert.numerics.process_state import ordinary
-from lipcert.problem import Problem
-from lipcert.ranges.build import Ranges
 from lipcert.robustness.pair_constants import PairConstants, classes_of, rows_against
 from lipcert.robustness.threat import Threat
 
@@ -36,12 +42,32 @@ class Claim:
     radius: float
 
 
-@dataclass(frozen=True)
-class Proved:
-    """A lower bound of the least margin of a claim, and how sure it is."""
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """Lower bounds of f_label − f_k for every other class k, in order, (m − 1,).
 
-    margin: float
+    Attributes:
+        least: the bounds.
+        size: of what was added up, so of what other machines may round differently.
+        guarantee: how sure they are.
+    """
+
+    least: Tensor
+    size: Tensor
     guarantee: Guarantee
+
+    @property
+    def sure(self) -> Tensor:
+        """With room for the arithmetic of other machines."""
+        return self.least - ROOM * self.size.nan_to_num(0.0, 0.0)
+
+    def or_else(self, other: Margins) -> Margins:
+        """The greater of two true bounds, class by class."""
+        better = other.sure > self.sure
+        kinds: list[Guarantee] = [m.guarantee for m, used in ((self, ~better), (other, better)) if bool(used.any())]
+        return Margins(
+            torch.where(better, other.least, self.least), torch.where(better, other.size, self.size), weakest(kinds)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,34 +83,67 @@ class Facts:
     network: Network
     threat: Threat
     constants: PairConstants | None = None
-    _problems: dict[int, Problem] = field(default_factory=dict, repr=False)
+    _centres: dict[bytes, Margins] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """As checks of outputs see it."""
+        return Subject(self.network)
 
     @cached_property
     def classes(self) -> int:
         """How many there are."""
         return classes_of(self.network)
 
-    def problem(self, claim: Claim, radius: float | None = None) -> Problem:
-        """The differences f_label − f_k on a claim's domain, or on another radius, down to the point itself."""
-        x = claim.x
-        domain = Box(x, x) if radius == 0.0 else self.threat.domain(x, claim.radius if radius is None else radius)
-        known = self._problems.get(claim.label)
-        if known is not None:
-            return known.on(domain)
+    def domain(self, claim: Claim) -> Ball | Intersection:
+        """Where a claim is to hold."""
+        return self.threat.domain(claim.x, claim.radius)
+
+    def rows(self, claim: Claim, classes: Sequence[int] | None = None) -> Tensor:
+        """e_label − e_k, for all other classes, or those at some places among them."""
         rows = rows_against(claim.label, self.classes)
-        made = Problem(self.network, (self.threat.norm, self.threat.norm), domain, rows)
-        self._problems[claim.label] = made
-        return made
+        return rows if classes is None else rows[list(classes)]
 
-    @ordinary()
-    def at_centre(self, claim: Claim) -> Tensor:
-        """(m − 1,), lower bounds of f_label − f_k at the example itself: its values by intervals, rounding included."""
-        problem = self.problem(claim, 0.0)
-        low = Ranges.of(problem.unfused, problem.domain, None, "none").boxes[-1].low.reshape(-1)
-        return low.nan_to_num(-math.inf)
+    def at_centre(self, claim: Claim) -> Margins:
+        """At the example itself: its values by intervals, rounding included."""
+        key = struct.pack("<q", claim.label) + claim.x.numpy().tobytes()
+        if key not in self._centres:
+            while len(self._centres) > 4096:
+                self._centres.pop(next(iter(self._centres)))
+            ranges = Witness("ranges")
+            self._centres[key] = self._outputs(Box(claim.x, claim.x), self.rows(claim), ranges)
+        return self._centres[key]
+
+    def by_constants(self, claim: Claim) -> Margins:
+        """m_k(x̂) − L_k·radius; −∞ where there are no constants.
+
+        Why these are lower bounds: f_label − f_k is at least m_k at x̂ and changes by at most L_k ‖x − x̂‖_p to x.
+        """
+        known = self.constants
+        if known is None or known.p != self.threat.norm:
+            nothing = torch.full((self.classes - 1,), -math.inf, dtype=torch.float64)
+            return Margins(nothing, torch.zeros_like(nothing), "rigorous")
+        centre = self.at_centre(claim)
+        least, sure = known.margins(claim.label, centre.least, claim.radius)
+        return Margins(least, centre.size, sure)
+
+    def by_outputs(self, claim: Claim, witness: Witness, classes: Sequence[int] | None = None) -> Margins:
+        """What a witness proves of the outputs on the claim's domain; −∞ for classes that are not asked."""
+        found = self._outputs(self.domain(claim), self.rows(claim, classes), witness)
+        if classes is None:
+            return found
+        least = torch.full((self.classes - 1,), -math.inf, dtype=torch.float64)
+        size = torch.zeros_like(least)
+        least[list(classes)], size[list(classes)] = found.least, found.size
+        return Margins(least, size, found.guarantee)
+
+    def _outputs(self, domain: Ball | Box | Intersection, rows: Tensor, witness: Witness) -> Margins:
+        with torch.no_grad():
+            proof = prove_outputs(self.subject, domain, rows, witness)
+        return Margins(proof.lower, proof.size, proof.guarantee)
 
 
-Check = Callable[[Facts, Claim, bytes], Proved]
+Check = Callable[[Facts, Claim, bytes], Margins]
 _CHECKS: dict[str, Check] = {}
 
 
@@ -101,46 +160,98 @@ def check_of(method: str) -> Callable[[Check], Check]:
 
 
 @ordinary()
-def check(method: str, facts: Facts, claim: Claim, proof: bytes = b"") -> Proved:
-    """What a proof says of a claim.
+def margins(method: str, facts: Facts, claim: Claim, proof: bytes = b"") -> Margins:
+    """What a proof says of a claim, class by class.
 
     Raises:
-        NotProved: not that the margin is positive.
         CertificateError: no proof of a kind that this version knows, or a damaged one.
+        NotProved: it proves nothing.
     """
     if method not in _CHECKS:
         raise CertificateError(f"rows proved by {method!r} are unknown to this version of lipcert.")
-    proved = _CHECKS[method](facts, claim, proof)
-    if not proved.margin > 0.0:
-        raise NotProved(f"{method} proves no positive margin, but {proved.margin:.6g}.")
-    return proved
+    return _CHECKS[method](facts, claim, proof)
+
+
+def recheck(method: str, facts: Facts, claim: Claim, proof: bytes, margin: float, guarantee: str) -> None:
+    """Prove a stored claim again.
+
+    Raises:
+        CertificateError: it is not proved, or not as surely as it says.
+    """
+    try:
+        found = margins(method, facts, claim, proof)
+    except CertificateError:
+        raise
+    except (LipcertError, NotProved) as reason:
+        raise CertificateError(f"nothing is proved: {reason}") from reason
+    except Exception as error:
+        raise CertificateError(f"the proof does not fit its check: {type(error).__name__}: {error}") from error
+    least = float(found.least.min())
+    if not 0.0 < margin <= least:
+        raise CertificateError(f"it claims a margin of {margin!r}, the check proves {least!r}.")
+    if weakest([found.guarantee, guarantee]) != guarantee:  # type: ignore[list-item]
+        raise CertificateError(f"it claims to be {guarantee}, the check is {found.guarantee}.")
 
 
 @check_of("pair_constants")
-def _by_pair_constants(facts: Facts, claim: Claim, proof: bytes) -> Proved:
-    """m_k(x̂) − L_k·radius > 0 for every other class k.
-
-    Why it proves the claim: f_label − f_k is at least m_k at x̂ and changes by at most L_k ‖x − x̂‖_p on the way to x.
-    """
+def _by_pair_constants(facts: Facts, claim: Claim, proof: bytes) -> Margins:
+    """A Lipschitz constant for each pair of outputs, of the whole space."""
     _require_empty(proof)
-    if facts.constants is None:
-        raise CertificateError("the file holds no constants of pairs of outputs.")
-    if facts.constants.p != facts.threat.norm:
-        raise CertificateError("the constants of pairs of outputs are for another norm.")
-    return Proved(*facts.constants.margins(claim.label, facts.at_centre(claim), claim.radius))
+    return facts.by_constants(claim)
+
+
+@check_of("ranges")
+def _by_ranges(facts: Facts, claim: Claim, proof: bytes) -> Margins:
+    """Intervals and prefixes on the domain, made anew, and the constants."""
+    _require_empty(proof)
+    return facts.by_outputs(claim, Witness("ranges")).or_else(facts.by_constants(claim))
 
 
 @check_of("linear_bounds")
-def _by_linear_bounds(facts: Facts, claim: Claim, proof: bytes) -> Proved:
-    """The least end of every f_label − f_k on the domain, by intervals and linear bounds, made anew.
-
-    Why it proves the claim: the ranges hold for all x of the domain, rounding included (``ranges``).
-    """
+def _by_linear_bounds(facts: Facts, claim: Claim, proof: bytes) -> Margins:
+    """Linear bounds on the domain, made anew, and the constants."""
     _require_empty(proof)
-    problem = facts.problem(claim)
-    box = Ranges.of(problem.expanded, problem.domain, None, "undecided").boxes[-1]
-    least = float(box.low.nan_to_num(-math.inf).min())
-    return Proved(least, "rigorous")
+    return facts.by_outputs(claim, Witness("ranges", {}, {"linear": True})).or_else(facts.by_constants(claim))
+
+
+@check_of("cost_to_go")
+def _by_cost_to_go(facts: Facts, claim: Claim, proof: bytes) -> Margins:
+    """Multipliers for some classes; the constants, and where these do not serve ranges, for the others."""
+    multipliers, classes, linear = read_proof(proof)
+    if not classes or sorted(set(classes)) != classes or not 0 <= classes[0] <= classes[-1] < facts.classes - 1:
+        raise CertificateError("the proof's classes are not those of other outputs, in order.")
+    found = facts.by_outputs(claim, Witness("cost_to_go", multipliers, {"linear": linear}), classes)
+    found = found.or_else(facts.by_constants(claim))
+    left = (~(found.sure > 0.0)).nonzero().reshape(-1).tolist()
+    if left and not set(left) & set(classes):
+        found = found.or_else(facts.by_outputs(claim, Witness("ranges", {}, {"linear": linear}), left))
+    return found
+
+
+def write_proof(multipliers: dict[str, Tensor], classes: Sequence[int], linear: bool) -> bytes:
+    """Bytes of a proof by the cost-to-go; ``classes`` are places among the other classes, ascending."""
+    arrays = {k: v.detach().to("cpu", torch.float64).contiguous().clone() for k, v in multipliers.items()}
+    header = json.dumps({"classes": list(classes), "linear": linear})
+    return to_bytes({**arrays, "empty": torch.zeros(0)}, metadata={"header": header})
+
+
+def read_proof(proof: bytes) -> tuple[dict[str, Tensor], list[int], bool]:
+    """What ``write_proof`` wrote.
+
+    Raises:
+        CertificateError: it is something else.
+    """
+    try:
+        arrays = load(proof)
+        arrays.pop("empty", None)
+        (length,) = struct.unpack("<Q", proof[:8])
+        header: Any = json.loads(json.loads(proof[8 : 8 + length])["__metadata__"]["header"])
+        classes, linear = header["classes"], header["linear"]
+    except Exception as error:
+        raise CertificateError(f"the proof cannot be read: {type(error).__name__}: {error}") from error
+    if type(linear) is not bool or not all(type(c) is int for c in classes):
+        raise CertificateError("the proof's header has the wrong form.")
+    return arrays, classes, linear
 
 
 def _require_empty(proof: bytes) -> None:
@@ -149,15 +260,15 @@ def _require_empty(proof: bytes) -> None:
 
 
 @ordinary()
-def breaks(facts: Facts, x: Tensor, point: Tensor, label: int, distance: float) -> bool:
-    """Whether a point certainly lies within ``distance`` of x, as the threat allows, and is not of class ``label``.
+def breaks(facts: Facts, claim: Claim, point: Tensor) -> bool:
+    """Whether a point certainly lies where the claim is to hold, and another class is at least as high there.
 
-    Some f_k ≥ f_label there, by intervals, rounding included; membership is decided exactly.
+    Membership is decided exactly, the class with all roundings (``counter_example``).
     """
-    if not math.isfinite(distance) or distance < 0 or not bool(torch.isfinite(point).all()):
+    domain = facts.domain(claim)
+    if not domain.contains(point):
         return False
-    if not facts.threat.domain(x, distance).contains(point):
-        return False
-    problem = facts.problem(Claim(point, label, 0.0), 0.0)
-    high = Ranges.of(problem.unfused, problem.domain, None, "none").boxes[-1].high
-    return bool((high <= 0.0).any())
+    scores = facts.network.forward(point.reshape(1, *facts.network.in_shape)).reshape(-1)
+    scores[claim.label] = -math.inf
+    other = int(scores.argmax())
+    return counter_example(facts.network, domain, point, claim.label, other) is not None

@@ -81,21 +81,21 @@ class PairConstants:
             self._norms[key] = found.value, found.guarantee
         return self._norms[key]
 
-    def margins(self, label: int, at_centre: Tensor, radius: float) -> tuple[float, Guarantee]:
-        """The least of m_k − L_k·radius over the other classes, rounded down.
+    def margins(self, label: int, at_centre: Tensor, radius: float) -> tuple[Tensor, Guarantee]:
+        """m_k − L_k·radius for the other classes, (m − 1,), rounded down, and how sure they are.
 
         Args:
             label: the class.
             at_centre: (m − 1,), lower bounds of f_label − f_k at the centre, for k in order without the label.
             radius: of the ball, in the norm p.
         """
-        least, sure = math.inf, []
+        found, sure = [], []
         for margin, other in zip(at_centre.tolist(), others(label, self.head.out_size), strict=True):
             constant, kind = self.between(label, other)
             sure.append(kind)
             lost = mul_up(constant, radius)
-            least = min(least, -math.inf if math.isinf(lost) else math.nextafter(margin - lost, -math.inf))
-        return least, weakest(sure)
+            found.append(-math.inf if math.isinf(lost) else math.nextafter(margin - lost, -math.inf))
+        return torch.tensor(found, dtype=torch.float64), weakest(sure)
 
     def radius(self, label: int, at_centre: Tensor) -> float:
         """About the largest radius at which ``margins`` is positive."""

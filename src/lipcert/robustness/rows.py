@@ -27,7 +27,8 @@ class Row:
         attacked_radius: the distance of the nearest counter-example found, rounded up; 0 for ``wrong``, inf for none.
         margin: a lower bound of f_label − f_k over all other classes k and all inputs within the certified radius.
             Positive where that is; where it is 0, the margin at the example itself, and negative for ``wrong``.
-        method: what proved the claim; for ``attacked`` and ``wrong`` what refuted the label.
+        method: what proved the certified radius; where that is 0: ``attack`` if a counter-example was found, ``clean``
+            for ``wrong``, else ``none``.
         guarantee: how sure the certified radius is; None where there is none.
         seconds: spent on the example; of what a batch shares, its part.
     """

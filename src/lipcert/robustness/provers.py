@@ -1,0 +1,182 @@
+"""Searches for what proves that examples keep their class; what they return was checked."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
+from lipcert.errors import CertificateError, NotProved
+from lipcert.network.graph import AffineNode
+from lipcert.robustness.checks import Claim, Facts, Margins, margins, write_proof
+from lipcert.search.cost_to_go.ascent import ascend
+from lipcert.search.cost_to_go.inputs import Domains
+from lipcert.search.cost_to_go.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A claim to be proved.
+
+    Attributes:
+        claim: it.
+        starts: (m − 1, *in_shape) points of its domain where the margins are low, for the other classes in order.
+    """
+
+    claim: Claim
+    starts: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What a prover found for a claim.
+
+    Attributes:
+        method: name of the check.
+        content: its bytes.
+        margins: what the check said.
+    """
+
+    method: str
+    content: bytes
+    margins: Margins
+
+    @property
+    def margin(self) -> float:
+        """The least of all classes, with room for other machines; positive."""
+        return float(self.margins.sure.min())
+
+
+class Prover(Protocol):
+    """One step of the cascade."""
+
+    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
+        """Try claims together; None for what was not proved. It stops after about ``until`` (time.perf_counter)."""
+
+
+def proved(method: str, facts: Facts, claim: Claim, content: bytes = b"") -> Proof | None:
+    """A proof, if the check says that it is one."""
+    try:
+        found = margins(method, facts, claim, content)
+    except (NotProved, CertificateError):
+        return None
+    return Proof(method, content, found) if bool((found.sure > 0.0).all()) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostToGo:
+    """The quadratic cost-to-go, on ranges by intervals and prefixes, or by linear bounds too.
+
+    Attributes:
+        linear: whether linear bounds tighten the ranges: slower, and tighter on networks of large norms.
+        steps: of the ascent.
+        device: where it runs.
+        seed: of its random starts.
+    """
+
+    name: ClassVar[str] = "cost_to_go"
+
+    linear: bool = False
+    steps: int = 300
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+
+    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
+        """Ranges first, then multipliers for the classes that these leave open."""
+        with torch.no_grad():
+            settings: list[Setting] = []
+            for one in asked:
+                if time.perf_counter() > until:
+                    break
+                settings.append(Setting(facts.subject.facts, facts.domain(one.claim), self.linear))
+        asked_here = asked[: len(settings)]
+        open_ = [self._open(facts, one.claim, s) for one, s in zip(asked_here, settings, strict=True)]
+        places = [(i, k) for i, classes in enumerate(open_) for k in classes]
+        found = self._search(facts, asked_here, settings, places) if places else {}
+        result: list[Proof | None] = []
+        for i, one in enumerate(asked_here):
+            pieces = [found.get((i, k)) for k in open_[i]]
+            if not open_[i]:
+                result.append(proved("linear_bounds" if self.linear else "ranges", facts, one.claim))
+            elif all(p is not None for p in pieces):
+                joined = _joined([p for p in pieces if p is not None])
+                content = write_proof(joined.arrays(), open_[i], self.linear)
+                result.append(proved(self.name, facts, one.claim, content))
+            else:
+                result.append(None)
+        return [*result, *[None] * (len(asked) - len(asked_here))]
+
+    def _open(self, facts: Facts, claim: Claim, setting: Setting) -> list[int]:
+        """Places of the classes that constants and ranges leave open."""
+        with torch.no_grad():
+            plain = setting.plain(facts.rows(claim))
+        return (~((facts.by_constants(claim).sure > 0.0) | (plain > 0.0))).nonzero().reshape(-1).tolist()
+
+    def _search(
+        self, facts: Facts, asked: Sequence[Asked], settings: Sequence[Setting], places: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], Multipliers]:
+        network = facts.subject.network
+        kept = sorted({i for i, _ in places})
+        number = {i: place for place, i in enumerate(kept)}
+        boxes = [
+            (
+                torch.stack([settings[i].boxes[k].low for i in kept]),
+                torch.stack([settings[i].boxes[k].high for i in kept]),
+            )
+            for k in range(len(network.nodes))
+        ]
+        rows = torch.stack([facts.rows(asked[i].claim, [k])[0] for i, k in places])
+        starts = torch.stack([asked[i].starts[k] for i, k in places])
+        example = torch.tensor([number[i] for i, _ in places])
+
+        def prove(which: Tensor, multipliers: Multipliers) -> Tensor:
+            values = torch.full((len(which),), -math.inf, dtype=torch.float64)
+            for i in sorted({places[w][0] for w in which.tolist()}):
+                at = torch.tensor([place for place, w in enumerate(which.tolist()) if places[w][0] == i])
+                try:
+                    values[at] = lower_bounds(settings[i], rows[which[at]], multipliers.map(lambda t, at=at: t[at]))[0]  # type: ignore[misc]
+                except (NotProved, CertificateError):
+                    continue
+            return values
+
+        norms = {
+            k: [n.value for n in facts.subject.facts.norms(k)]
+            for k, node in enumerate(network.nodes)
+            if isinstance(node, AffineNode)
+        }
+        domains = _domains(facts, [asked[i].claim for i in kept])
+        search = Settings(steps=self.steps, device=self.device, seed=self.seed)
+        found = ascend(network, norms, boxes, domains, rows, example, starts, search, prove)
+        return {
+            place: multipliers
+            for place, multipliers, value in zip(places, found.multipliers, found.proved.tolist(), strict=True)
+            if multipliers is not None and value > 0.0
+        }
+
+
+def _domains(facts: Facts, claims: Sequence[Claim]) -> Domains:
+    centre = torch.cat([c.x for c in claims])
+    low, high = facts.threat.clip or (-math.inf, math.inf)
+    ends = (torch.full_like(centre, low), torch.full_like(centre, high))
+    return Domains(centre, torch.tensor([c.radius for c in claims], dtype=torch.float64), facts.threat.norm, *ends)
+
+
+def _joined(parts: Sequence[Multipliers]) -> Multipliers:
+    """One row after another; what some share in shape only is written out."""
+    first = parts[0]
+    groups = []
+    for name in ("slope", "curvature", "anchor", "weight"):
+        group = {}
+        for key in getattr(first, name):
+            tensors = [getattr(p, name)[key] for p in parts]
+            shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+            group[key] = torch.cat([t.expand(shape) for t in tensors])
+        groups.append(group)
+    return replace(first, **dict(zip(("slope", "curvature", "anchor", "weight"), groups, strict=True)))
