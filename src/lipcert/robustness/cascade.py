@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,14 +33,14 @@ class Batch:
 
     Attributes:
         indices: places among all inputs.
-        inputs: (B, *shape) float64.
+        inputs: (B, *shape) float64; an array, which goes to other processes by value.
         labels: (B,).
         wanted: which of them are still to be decided; the others keep them company, so that random numbers and sums
             are those of a run that was not interrupted.
     """
 
     indices: tuple[int, ...]
-    inputs: Tensor = field(repr=False)
+    inputs: npt.NDArray[np.float64] = field(repr=False)
     labels: tuple[int, ...]
     wanted: frozenset[int]
 
@@ -138,12 +139,12 @@ class Cascade:
 
     def _begin(self, batch: Batch) -> tuple[list[_Case], list[tuple[_Case, float]]]:
         network = self.facts.network
-        x = batch.inputs.reshape(len(batch.inputs), *network.in_shape)
+        x = torch.from_numpy(np.array(batch.inputs)).reshape(len(batch.inputs), *network.in_shape)
         with torch.no_grad():
             scores = network.forward(x).reshape(len(x), -1)
         cases, wrong = [], []
         for place, (index, label) in enumerate(zip(batch.indices, batch.labels, strict=True)):
-            claim = Claim(batch.inputs[place].reshape(network.in_shape), label, 0.0)
+            claim = Claim(x[place], label, 0.0)
             predicted = int(scores[place].argmax())
             case = _Case(index, claim, predicted, index in batch.wanted, Bracket(self.facts.threat.radii))
             if predicted == label:

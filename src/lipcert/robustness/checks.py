@@ -217,25 +217,40 @@ def _by_linear_bounds(facts: Facts, claim: Claim, proof: bytes) -> Margins:
 @check_of("cost_to_go")
 def _by_cost_to_go(facts: Facts, claim: Claim, proof: bytes) -> Margins:
     """Multipliers for some classes; the constants, and where these do not serve ranges, for the others."""
-    multipliers, classes, linear = read_proof(proof)
-    if not classes or sorted(set(classes)) != classes or not 0 <= classes[0] <= classes[-1] < facts.classes - 1:
-        raise CertificateError("the proof's classes are not those of other outputs, in order.")
-    found = facts.by_outputs(claim, Witness("cost_to_go", multipliers, {"linear": linear}), classes)
-    found = found.or_else(facts.by_constants(claim))
+    parts, linear = read_proof(proof)
+    found = facts.by_constants(claim)
+    asked = [k for part in parts for k in part.classes]
+    if len(set(asked)) != len(asked) or not all(0 <= k < facts.classes - 1 for k in asked):
+        raise CertificateError("the proof's classes are not those of other outputs, each once.")
+    for part in parts:
+        witness = Witness("cost_to_go", part.multipliers, {"linear": linear})
+        found = found.or_else(facts.by_outputs(claim, witness, part.classes))
     left = (~(found.sure > 0.0)).nonzero().reshape(-1).tolist()
-    if left and not set(left) & set(classes):
+    if left and not set(left) & set(asked):
         found = found.or_else(facts.by_outputs(claim, Witness("ranges", {}, {"linear": linear}), left))
     return found
 
 
-def write_proof(multipliers: dict[str, Tensor], classes: Sequence[int], linear: bool) -> bytes:
-    """Bytes of a proof by the cost-to-go; ``classes`` are places among the other classes, ascending."""
-    arrays = {k: v.detach().to("cpu", torch.float64).contiguous().clone() for k, v in multipliers.items()}
-    header = json.dumps({"classes": list(classes), "linear": linear})
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Multipliers for some classes, whose places among the other classes are given."""
+
+    classes: list[int]
+    multipliers: dict[str, Tensor]
+
+
+def write_proof(parts: Sequence[Part], linear: bool) -> bytes:
+    """Bytes of a proof by the cost-to-go; ``linear``: on ranges by linear bounds."""
+    arrays = {
+        f"{number}/{name}": tensor.detach().to("cpu", torch.float64).contiguous().clone()
+        for number, part in enumerate(parts)
+        for name, tensor in part.multipliers.items()
+    }
+    header = json.dumps({"classes": [part.classes for part in parts], "linear": linear})
     return to_bytes({**arrays, "empty": torch.zeros(0)}, metadata={"header": header})
 
 
-def read_proof(proof: bytes) -> tuple[dict[str, Tensor], list[int], bool]:
+def read_proof(proof: bytes) -> tuple[list[Part], bool]:
     """What ``write_proof`` wrote.
 
     Raises:
@@ -243,15 +258,18 @@ def read_proof(proof: bytes) -> tuple[dict[str, Tensor], list[int], bool]:
     """
     try:
         arrays = load(proof)
-        arrays.pop("empty", None)
         (length,) = struct.unpack("<Q", proof[:8])
         header: Any = json.loads(json.loads(proof[8 : 8 + length])["__metadata__"]["header"])
         classes, linear = header["classes"], header["linear"]
+        parts = [
+            Part(list(places), {k.split("/", 1)[1]: t for k, t in arrays.items() if k.startswith(f"{number}/")})
+            for number, places in enumerate(classes)
+        ]
     except Exception as error:
         raise CertificateError(f"the proof cannot be read: {type(error).__name__}: {error}") from error
-    if type(linear) is not bool or not all(type(c) is int for c in classes):
+    if type(linear) is not bool or not all(type(k) is int for part in parts for k in part.classes):
         raise CertificateError("the proof's header has the wrong form.")
-    return arrays, classes, linear
+    return parts, linear
 
 
 def _require_empty(proof: bytes) -> None:

@@ -57,9 +57,9 @@ class Examples:
         """Of one example."""
         return tuple(self.inputs.shape[1:])
 
-    def batch(self, indices: Sequence[int]) -> Tensor:
+    def batch(self, indices: Sequence[int]) -> npt.NDArray[np.float64]:
         """Some of the inputs, exactly, as float64: (B, *shape)."""
-        return torch.from_numpy(np.ascontiguousarray(self.inputs[list(indices)], dtype=np.float64))
+        return np.ascontiguousarray(self.inputs[list(indices)], dtype=np.float64)
 
     def example(self) -> Tensor:
         """A batch of one, floating, as models are captured with."""

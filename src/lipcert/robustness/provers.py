@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
@@ -15,7 +15,7 @@ from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.errors import CertificateError, NotProved
 from lipcert.network.graph import AffineNode
-from lipcert.robustness.checks import Claim, Facts, Margins, margins, write_proof
+from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
@@ -102,12 +102,11 @@ class CostToGo:
         found = self._search(facts, asked_here, settings, places) if places else {}
         result: list[Proof | None] = []
         for i, one in enumerate(asked_here):
-            pieces = [found.get((i, k)) for k in open_[i]]
+            pieces = {k: found[i, k] for k in open_[i] if (i, k) in found}
             if not open_[i]:
                 result.append(proved("linear_bounds" if self.linear else "ranges", facts, one.claim))
-            elif all(p is not None for p in pieces):
-                joined = _joined([p for p in pieces if p is not None])
-                content = write_proof(joined.arrays(), open_[i], self.linear)
+            elif len(pieces) == len(open_[i]):
+                content = write_proof(_joined(pieces), self.linear)
                 result.append(proved(self.name, facts, one.claim, content))
             else:
                 result.append(None)
@@ -162,21 +161,23 @@ class CostToGo:
 
 
 def _domains(facts: Facts, claims: Sequence[Claim]) -> Domains:
-    centre = torch.cat([c.x for c in claims])
-    low, high = facts.threat.clip or (-math.inf, math.inf)
+    """As the search sees them: of a ball within limits the ball, but for l∞; the check counts the limits in."""
+    centre = torch.stack([c.x for c in claims])
+    limits = facts.threat.clip if facts.threat.norm == math.inf else None
+    low, high = limits or (-math.inf, math.inf)
     ends = (torch.full_like(centre, low), torch.full_like(centre, high))
     return Domains(centre, torch.tensor([c.radius for c in claims], dtype=torch.float64), facts.threat.norm, *ends)
 
 
-def _joined(parts: Sequence[Multipliers]) -> Multipliers:
-    """One row after another; what some share in shape only is written out."""
-    first = parts[0]
-    groups = []
-    for name in ("slope", "curvature", "anchor", "weight"):
-        group = {}
-        for key in getattr(first, name):
-            tensors = [getattr(p, name)[key] for p in parts]
-            shape = torch.broadcast_shapes(*(t.shape for t in tensors))
-            group[key] = torch.cat([t.expand(shape) for t in tensors])
-        groups.append(group)
-    return replace(first, **dict(zip(("slope", "curvature", "anchor", "weight"), groups, strict=True)))
+def _joined(found: Mapping[int, Multipliers]) -> list[Part]:
+    """Classes whose multipliers are of the same kinds go together."""
+    groups: dict[tuple[str, ...], dict[int, dict[str, Tensor]]] = {}
+    for k, multipliers in sorted(found.items()):
+        arrays = multipliers.arrays()
+        kinds = tuple(f"{name}{tuple(t.shape)}" for name, t in sorted(arrays.items()))
+        groups.setdefault(kinds, {})[k] = arrays
+    return [
+        Part(list(group), {name: torch.cat([arrays[name] for arrays in group.values()]) for name in first})
+        for group in groups.values()
+        for first in [next(iter(group.values()))]
+    ]
