@@ -302,6 +302,4 @@ def engine_of(engine: Any, workers: int) -> Engine:
         return RayEngine()
     if hasattr(engine, "run") and not isinstance(engine, type):
         return engine
-    raise InputError(
-        f"engine must be 'local', 'ray', or an engine such as lipcert.RayEngine(address=…), not {engine!r:.60}."
-    )
+    raise InputError(f"engine must be 'local', 'ray' or an engine, as lipcert.RayEngine(), not {engine!r:.60}.")
