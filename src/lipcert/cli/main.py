@@ -21,7 +21,7 @@ from lipcert.result import Bound, OutputBound
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error.",
+    help="Certified bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error.",
 )  # fmt: skip
 
 ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
@@ -52,7 +52,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    """Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error."""
+    """Certified bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error."""
 
 
 app.command()(certify)
