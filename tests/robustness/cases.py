@@ -27,14 +27,14 @@ def points(count: int = 12, seed: int = 0, size: tuple[int, ...] = (3,)) -> Tens
     return torch.rand(count, *size, generator=torch.Generator().manual_seed(seed))
 
 
-def mlp(seed: int = 0, width: int = 12, inputs: int = 6, classes: int = 4) -> nn.Module:
+def mlp(seed: int = 0, width: int = 8, inputs: int = 6, classes: int = 4) -> nn.Module:
     """A ReLU network with norms near 1, so that some inputs are decided each way."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(
         nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
     )
     for p in model.parameters():
-        p.data.copy_(torch.randn(p.shape, generator=generator) / max(p.shape) ** 0.5)
+        p.data.copy_(torch.randn(p.shape, generator=generator) * 1.2 / max(p.shape) ** 0.5)
     return model.eval()
 
 

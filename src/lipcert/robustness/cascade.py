@@ -69,11 +69,9 @@ class _Case:
     def at(self, radius: float) -> Claim:
         return Claim(self.claim.x, self.claim.label, radius)
 
-    def settle(self, radius: float, found: Proof | None) -> None:
-        if found is None:
-            self.bracket.fail(radius)
-        elif radius > self.bracket.certified:
-            self.bracket.certify(radius)
+    def keep(self, found: Proof | None) -> None:
+        if found is not None and found.radius > self.bracket.certified:
+            self.bracket.certify(found.radius)
             self.proof = found
 
 
@@ -160,9 +158,7 @@ class Cascade:
         radius = known.radius(case.claim.label, self.facts.at_centre(case.claim).least)
         radius = min(radius * (1.0 - 1e-9), case.bracket.top)
         if 0.0 < radius < math.inf:
-            found = proved("pair_constants", self.facts, case.at(radius))
-            if found is not None:
-                case.settle(radius, found)
+            case.keep(proved("pair_constants", self.facts, case.at(radius)))
 
     def _attack(self, cases: Sequence[_Case], first: int) -> None:
         """The nearest counter-example of each; where none is found, points of low margins for the provers."""
@@ -244,18 +240,23 @@ class Cascade:
 
     def _prove(self, cases: Sequence[_Case], until: float) -> None:
         """Each at the next radius of its bracket, by the first prover that can."""
-        left = [(case, case.bracket.next()) for case in cases]
+        left = tried = [(case, case.bracket.next()) for case in cases]
         for prover in self.provers:
-            asked = [Asked(case.at(radius), self._starts(case, radius)) for case, radius in left]
-            found = prover.prove(self.facts, asked, until)
-            for (case, radius), proof in zip(left, found, strict=True):
-                if proof is not None:
-                    case.settle(radius, proof)
-            left = [pair for pair, proof in zip(left, found, strict=True) if proof is None]
+            asked = [self._asked(case, radius) for case, radius in left]
+            for (case, _), proof in zip(left, prover.prove(self.facts, asked, until), strict=True):
+                case.keep(proof)
+            left = [(case, radius) for case, radius in left if case.bracket.certified < radius]
             if not left:
-                return
+                break
         for case, radius in left:
-            case.settle(radius, None)
+            case.bracket.fail(radius)
+        for case, radius in tried:
+            case.bracket.tried(radius)
+
+    def _asked(self, case: _Case, radius: float) -> Asked:
+        known = case.bracket
+        between = None if known.radii is not None else (known.certified, min(known.attacked, known.failed))
+        return Asked(case.at(radius), self._starts(case, radius), between)
 
     def _starts(self, case: _Case, radius: float) -> Tensor:
         """The attack's points, drawn in to the radius."""

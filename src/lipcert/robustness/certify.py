@@ -39,6 +39,8 @@ from lipcert.version import __version__
 
 #: Examples decided together at most, and numbers held per entry of a network's values and class.
 _BATCH, _HELD = 64, 16
+#: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first.
+_STEPS, _LEAST_STEPS, _SMALL = 300, 25, 4000
 #: Seconds that the shared Lipschitz constant may take.
 _CONSTANT_SECONDS = 30.0
 
@@ -85,10 +87,10 @@ def certify(
         workers: processes of the local engine; 1: this one.
         resume: file that keeps every finished example at once. A run that was killed goes on from it when called with
             the same arguments; engine, workers, device and memory may be others.
-        seed: of the attack. The same seed gives the same rows, on every engine.
+        seed: of attack and search. The same seed gives the same rows, on every engine.
         device: where searches run; checks run on the CPU in float64.
         progress: show a progress bar with the remaining time.
-        effort: of the attack: multiplies its random starts.
+        effort: multiplies the steps of the search and the random starts of the attack.
         memory: GiB that one worker may use for what grows with the number of examples.
 
     Returns:
@@ -109,7 +111,7 @@ def certify(
     place, runner = device_of(device), engine_of(engine, workers)
     seconds, times = budget_of(budget), _positive(effort, "effort")
     settings = {"threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times}
-    network = capture(scaled(load_model(model), threat.scale, data.shape), data.example())
+    network = _captured(model, threat, data)
     _require_classes(network, data)
     _warn_of_units(network, data)
     size_of_batch = batch_size(network, _positive(memory, "memory"), len(data))
@@ -121,7 +123,7 @@ def certify(
     store = Store.open(resume, about)
     try:
         facts = _facts(network, threat, store)
-        provers = tuple(CostToGo(linear=linear, device=place, seed=seed) for linear in (False, True))
+        provers = _provers(network, max(_LEAST_STEPS, round(_STEPS * times)), place, seed)
         cascade = Cascade(facts, provers, seconds, times, seed, place)
         pending = batches(data, int(store.about["batch"]), store.finished())
         with shown(progress, len(data), len(store.finished())) as report:
@@ -135,6 +137,14 @@ def certify(
         store.close()  # others may have the file now
         store = Store.read(resume)
     return Certification(store, time.perf_counter() - started)
+
+
+def _captured(model: Model, threat: Threat, data: Examples) -> Network:
+    whole = scaled(load_model(model), threat.scale, data.shape)
+    try:
+        return capture(whole, data.example())
+    except InputError as problem:
+        raise InputError(str(problem).replace("example_input", "inputs")) from problem
 
 
 def batches(data: Examples, size_of_batch: int, finished: set[int]) -> Iterator[Batch]:
@@ -151,6 +161,15 @@ def batch_size(network: Network, gigabytes: float, count: int) -> int:
     """How many examples fit in the memory, with every class of each."""
     each = 8.0 * _HELD * sum(size(node.shape) for node in network.nodes) * classes_of(network)
     return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
+
+
+def _provers(network: Network, steps: int, device: torch.device, seed: int) -> tuple[CostToGo, ...]:
+    """On ranges by intervals, then by linear bounds; at once by these where they cost little."""
+    small = sum(size(node.shape) for node in network.nodes) <= _SMALL
+    return tuple(
+        CostToGo(linear=linear, steps=steps, device=device, seed=seed)
+        for linear in ((True,) if small else (False, True))
+    )
 
 
 def _facts(network: Network, threat: Threat, store: Store) -> Facts:

@@ -140,7 +140,7 @@ def _nested(path: Path, name: str, column: Any) -> Array:
 
 def _unreadable(path: Path, problem: Exception, maker: str) -> InputError:
     text = str(problem).split("\n", 1)[0][:200]
-    if "pickle" in text.lower():
+    if "pickle" in text.lower() or "python object" in text.lower():
         return InputError(
             f"{path} holds Python objects (pickled), which are not read: unpickling runs whatever the file says. "
             f"Store plain arrays with {maker}."

@@ -75,7 +75,7 @@ class Examples:
             )
             raise InputError(
                 f"labels[{wrong[0]}] is {self.labels[wrong[0]]}, but the model has {count} outputs, classes 0 to "
-                f"{count - 1} ({len(wrong)} labels are out of range).{shift}"
+                f"{count - 1} ({len(wrong)} of {len(self)} labels are out of range).{shift}"
             )
 
     def require_within(self, clip: tuple[float, float]) -> None:

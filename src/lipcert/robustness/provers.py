@@ -16,10 +16,14 @@ from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.errors import CertificateError, NotProved
 from lipcert.network.graph import AffineNode
+from lipcert.ranges.build import applied
 from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
+
+#: Checks that a proof is stretched by, and how close the ends of the interval of radii get.
+_SECANTS, _CLOSE = 6, 1.002
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +33,12 @@ class Asked:
     Attributes:
         claim: it.
         starts: (m − 1, *in_shape) points of its domain where the margins are low, for the other classes in order.
+        between: None, or radii: what is proved at another radius between them is welcome, too.
     """
 
     claim: Claim
     starts: Tensor
+    between: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +48,13 @@ class Proof:
     Attributes:
         method: name of the check.
         content: its bytes.
+        radius: of the claim that it proves.
         margins: what the check said.
     """
 
     method: str
     content: bytes
+    radius: float
     margins: Margins
 
     @property
@@ -59,16 +67,59 @@ class Prover(Protocol):
     """One step of the cascade."""
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
-        """Try claims together; None for what was not proved. It stops after about ``until`` (time.perf_counter)."""
+        """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter)."""
 
 
 def proved(method: str, facts: Facts, claim: Claim, content: bytes = b"") -> Proof | None:
     """A proof, if the check says that it is one."""
+    found = _checked(method, facts, claim, content)
+    return found if found is not None and found.margin > 0.0 else None
+
+
+def _checked(method: str, facts: Facts, claim: Claim, content: bytes) -> Proof | None:
+    """What the check says, whatever the sign."""
     try:
-        found = margins(method, facts, claim, content)
+        return Proof(method, content, claim.radius, margins(method, facts, claim, content))
     except (NotProved, CertificateError):
         return None
-    return Proof(method, content, found) if bool((found.sure > 0.0).all()) else None
+
+
+def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof | None:
+    """A proof at the radius that is asked, or at about the largest between two radii at which the content is one.
+
+    What it proves falls as the radius grows: the root is bracketed, and found by secants.
+    """
+    first = _checked(method, facts, asked.claim, content)
+    if first is None:
+        return None
+    best = first if first.margin > 0.0 else None
+    if asked.between is None:
+        return best
+    low, high = asked.between
+    low, high = (first.radius, high) if best else (low, min(high, first.radius))
+    points = [(first.radius, first.margin)]
+    for _ in range(_SECANTS):
+        if not 0.0 < low * _CLOSE < high < math.inf:
+            break
+        radius = _root(points, low, high)
+        found = _checked(method, facts, Claim(asked.claim.x, asked.claim.label, radius), content)
+        if found is None or not found.margin > 0.0:
+            high = radius
+        else:
+            best, low = found, radius
+        if found is not None and math.isfinite(found.margin):
+            points = [*points[-1:], (radius, found.margin)]
+    return best
+
+
+def _root(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """Just below where the line through two points is 0; the middle where that is not between the ends."""
+    middle = math.sqrt(low * high)
+    if len(points) < 2 or points[0][1] == points[1][1]:
+        return middle
+    (a, at_a), (b, at_b) = points
+    guess = (b - at_b * (b - a) / (at_b - at_a)) * (1.0 - 5e-4)
+    return guess if low * 1.0005 < guess < high * 0.9999 else middle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +151,22 @@ class CostToGo:
         asked_here = asked[: len(settings)]
         open_ = [self._open(facts, one.claim, s) for one, s in zip(asked_here, settings, strict=True)]
         places = [(i, k) for i, classes in enumerate(open_) for k in classes]
-        found = self._search(facts, asked_here, settings, places) if places else {}
-        result: list[Proof | None] = []
-        for i, one in enumerate(asked_here):
-            pieces = {k: found[i, k] for k in open_[i] if (i, k) in found}
-            if not open_[i]:
-                result.append(proved("linear_bounds" if self.linear else "ranges", facts, one.claim))
-            elif len(pieces) == len(open_[i]):
-                content = write_proof(_joined(pieces), self.linear)
-                result.append(proved(self.name, facts, one.claim, content))
-            else:
-                result.append(None)
+        bends = any(applied(node) is not None for node in facts.subject.network.nodes)
+        found = self._search(facts, asked_here, settings, places) if places and bends else {}
+        result = [self._proof(facts, one, open_[i], found, i) for i, one in enumerate(asked_here)]
         return [*result, *[None] * (len(asked) - len(asked_here))]
+
+    def _proof(
+        self, facts: Facts, asked: Asked, open_: list[int], found: Mapping[tuple[int, int], Multipliers], place: int
+    ) -> Proof | None:
+        """Of one claim, by the multipliers found for the classes that were open."""
+        method, content = "linear_bounds" if self.linear else "ranges", b""
+        if open_:
+            pieces = {k: found[place, k] for k in open_ if (place, k) in found}
+            if len(pieces) < len(open_):
+                return None
+            method, content = self.name, write_proof(_joined(pieces), self.linear)
+        return stretched(method, facts, asked, content)
 
     def _open(self, facts: Facts, claim: Claim, setting: Setting) -> list[int]:
         """Places of the classes that constants and ranges leave open."""
@@ -165,7 +220,7 @@ class CostToGo:
         return {
             place: multipliers
             for place, multipliers, value in zip(places, found.multipliers, found.proved.tolist(), strict=True)
-            if multipliers is not None and value > 0.0
+            if multipliers is not None and (value > 0.0 or asked[place[0]].between is not None)
         }
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 #: How close the largest certified radius is to be found, relatively, where no radius is given.
 PRECISION = 1.01
-#: Doublings and halvings of a radius of which nothing is known.
-_MOST = 40
+#: Rounds at most.
+_MOST = 60
 
 
 @dataclass
@@ -22,6 +22,8 @@ class Bracket:
         certified: the largest proved.
         attacked: distance of the nearest counter-example.
         failed: the least that was tried in vain.
+        rounds, streak: how many there were, and how many of the last ended well.
+        stopped: whether time is over.
     """
 
     radii: tuple[float, ...] | None
@@ -29,6 +31,7 @@ class Bracket:
     attacked: float = math.inf
     failed: float = math.inf
     rounds: int = 0
+    streak: int = 0
     stopped: bool = False
 
     @property
@@ -39,7 +42,6 @@ class Bracket:
     def certify(self, radius: float) -> None:
         """It was proved at a radius."""
         self.certified = max(self.certified, radius)
-        self.rounds += 1
 
     def attack(self, distance: float) -> None:
         """A counter-example was found."""
@@ -48,7 +50,11 @@ class Bracket:
     def fail(self, radius: float) -> None:
         """It was tried in vain."""
         self.failed = min(self.failed, radius)
+
+    def tried(self, radius: float) -> None:
+        """A round at a radius is over, and what came of it was said."""
         self.rounds += 1
+        self.streak = self.streak + 1 if self.certified >= radius else 0
 
     def stop(self) -> None:
         """No time is left."""
@@ -60,7 +66,7 @@ class Bracket:
         return self.stopped or self._next() is None
 
     def next(self) -> float:
-        """The radius to try now; the middle of what is undecided."""
+        """The radius to try now: of given ones the middle of those undecided."""
         radius = self._next()
         assert radius is not None
         return radius
@@ -70,10 +76,12 @@ class Bracket:
         if self.radii is not None:
             left = [r for r in self.radii if self.certified < r < above]
             return left[len(left) // 2] if left else None
-        if self.rounds > 2 * _MOST or above <= self.certified * PRECISION:
+        if self.rounds > _MOST or above <= self.certified * PRECISION:
             return None
         if math.isinf(above):
             return 2.0 * self.certified if self.certified > 0 else 1.0
+        if math.isinf(self.failed):
+            return self.attacked  # where no proof can be, the search ends near the largest radius that has one
         if self.certified == 0.0:
-            return above / 2.0 if self.rounds < _MOST and above > 1e-300 else None
-        return math.sqrt(self.certified * above)
+            return above / 2.0 if above > 1e-300 else None
+        return min(self.certified * PRECISION ** (2**self.streak), math.sqrt(self.certified * above))

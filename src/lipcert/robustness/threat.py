@@ -94,7 +94,7 @@ class Scaled(nn.Module):
         for name, values in zip(("mean", "std"), scale, strict=True):
             tensor = torch.tensor(values, dtype=own.dtype, device=own.device)
             self.register_buffer(name, tensor.reshape(-1, *[1] * (dims - 1)) if len(values) > 1 else tensor[0])
-        self.train(model.training)
+        self.training = model.training  # the model's own parts keep their modes
 
     def forward(self, x: Tensor) -> Any:
         """What the model says of the normalised input."""
