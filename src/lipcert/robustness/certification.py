@@ -52,6 +52,8 @@ class Certification(Sequence[Row]):
             raise
         except Exception as error:
             raise StoreError(f"{store.where} is no file of a certification run: {error}") from error
+        finally:
+            store.rest()
         if [row.index for row in self._rows] != list(range(count)):
             raise StoreError(
                 f"{store.where} holds {len(self._rows)} of {count} examples: the run was not finished. Call "
@@ -264,7 +266,10 @@ class Certification(Sequence[Row]):
         Raises:
             StoreError: it cannot be written.
         """
-        self._store.copy(path)
+        try:
+            self._store.copy(path)
+        finally:
+            self._store.rest()
 
     def verify(self, model: Model, inputs: Any = None, labels: Any = None) -> Certification:
         """Prove every certified radius again, and look at every counter-example.
@@ -291,12 +296,15 @@ class Certification(Sequence[Row]):
         data = None if inputs is None else Examples.of(inputs, [r.label for r in self] if labels is None else labels)
         if data is not None and data.sha256 != self._about["data"]:
             raise CertificateError("these certificates are of other data than those given.")
-        facts = Facts(network, self.threat, restored(self._store.shared(CONSTANTS), network, self.threat.norm))
-        for decision in self._store.decisions():
-            try:
-                _verify_row(decision, facts, data)
-            except CertificateError as reason:
-                raise CertificateError(f"row {decision.row.index}: {reason}") from reason
+        try:
+            facts = Facts(network, self.threat, restored(self._store.shared(CONSTANTS), network, self.threat.norm))
+            for decision in self._store.decisions():
+                try:
+                    _verify_row(decision, facts, data)
+                except CertificateError as reason:
+                    raise CertificateError(f"row {decision.row.index}: {reason}") from reason
+        finally:
+            self._store.rest()
         return self
 
 

@@ -51,13 +51,13 @@ class Store:
     """Rows and certificates of one run, in a file that other processes cannot write meanwhile.
 
     Args:
-        connection: to the database.
-        where: its name in messages.
+        connection: to the database; None: one is made whenever the file is read, and ended by ``rest``.
+        where: the file, or its name in messages.
     """
 
-    def __init__(self, connection: sqlite3.Connection, where: str) -> None:
+    def __init__(self, connection: sqlite3.Connection | None, where: str) -> None:
         self._connection, self.where = connection, where
-        self._owner, self._logged = os.getpid(), False
+        self._owner, self._logged, self._kept = os.getpid(), False, connection is not None
 
     # -- opening ---------------------------------------------------------------------------------------------
 
@@ -82,8 +82,12 @@ class Store:
         store = cls(connection, where)
         try:
             with _named(where):
+                store._execute("PRAGMA trusted_schema = OFF")
+                if not fresh and store._tables():
+                    store._require_ours()  # before anything is written
+                    store._require_same(about)
                 store._pragmas(path is not None)
-                store._begin(fresh, about)
+                store._begin(about)
         except BaseException:
             connection.close()
             raise
@@ -101,21 +105,15 @@ class Store:
         log = Path(f"{path}-wal")
         if log.is_file() and log.stat().st_size:
             raise StoreError(f"{path} is of a run that goes on, or was killed: finish it first, with resume={path}.")
-        with _named(str(path)):
-            uri = f"file:{quote(str(Path(path).absolute()))}?mode=ro"
-            connection = _connected(uri, uri=True)
-        store = cls(connection, str(path))
+        store = cls(None, str(path))
         try:
             with _named(str(path)):
-                store._execute("PRAGMA trusted_schema = OFF")
                 store._require_ours()
-        except BaseException:
-            connection.close()
-            raise
+        finally:
+            store.rest()
         return store
 
     def _pragmas(self, lasting: bool) -> None:
-        self._execute("PRAGMA trusted_schema = OFF")
         self._execute("PRAGMA locking_mode = EXCLUSIVE")
         if lasting:
             # the log holds what the main file does not yet: a killed process loses no transaction that was committed
@@ -123,10 +121,10 @@ class Store:
             self._execute("PRAGMA synchronous = NORMAL")
             self._logged = True
 
-    def _begin(self, fresh: bool, about: Mapping[str, str]) -> None:
+    def _begin(self, about: Mapping[str, str]) -> None:
         self._execute("BEGIN EXCLUSIVE")  # held until closed: no second run writes here
         try:
-            if fresh or not self._tables():
+            if not self._tables():
                 for text in _SCHEMA.values():
                     self._execute(text)
                 for name, value in {"format": FORMAT, **about}.items():
@@ -237,17 +235,27 @@ class Store:
                 if temporary is not None:
                     os.unlink(temporary)
 
+    def rest(self) -> None:
+        """Hold the file no longer, where it is only read; it is opened again when it is needed."""
+        if not self._kept and self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def close(self) -> None:
         """Let others have the file."""
-        if os.getpid() != self._owner:  # in a forked worker the file is the parent's
+        if os.getpid() != self._owner or self._connection is None:  # in a forked worker the file is the parent's
             return
         if self._logged:
             with contextlib.suppress(sqlite3.Error):  # what is in the log stays there, and is found by the next run
                 self._execute("PRAGMA journal_mode = DELETE")
             self._logged = False
         self._connection.close()
+        self._connection = None
 
     def _execute(self, text: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        if self._connection is None:
+            self._connection = _connected(f"file:{quote(str(Path(self.where).absolute()))}?mode=ro", uri=True)
+            self._connection.execute("PRAGMA trusted_schema = OFF")
         return self._connection.execute(text, values)
 
 
