@@ -191,6 +191,19 @@ def test_lower(here: Path) -> None:
     assert len(value["point"]) == len(value["direction"]) == 3
 
 
+def test_anchored(here: Path) -> None:
+    ball = ["--ball", 0.5, "--radius", 0.5, "--anchored"]
+    code, value = run_json("lower", "cli_models:good", *SHAPE, "--budget", 0.2, *ball)
+    assert (code, value["anchored"], value["anchor"]) == (0, True, [0.5] * 3)
+    assert len(value["point"]) == 3
+    assert value["lower_bound"] == pytest.approx(3.0, rel=1e-6)
+    few = ["--budget", 0.1, "--lower-budget", 0.2]
+    code, value = run_json("compare", "cli_models:good", *SHAPE, "--norm", "1,1", *few, *ball)
+    assert (code, value["anchored"]) == (0, True)
+    assert all(row["ratio"] >= 1.0 for row in value["rows"] if row["ratio"] is not None)
+    assert run_json("lower", "cli_models:good", *SHAPE, "--anchored")[1]["error"] == "InputError"
+
+
 def test_estimate(here: Path) -> None:
     result = run("estimate", "cli_models:good", *SHAPE)
     assert result.exit_code == 0, result.output

@@ -1,6 +1,17 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
-from lipcert.api import bound, compare, estimate, lower_bound, methods, ranges, supported_ops, verify
+from lipcert.api import (
+    bound,
+    compare,
+    estimate,
+    lower_bound,
+    margin,
+    methods,
+    output_bounds,
+    ranges,
+    supported_ops,
+    verify,
+)
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import (
     CaptureError,
@@ -24,7 +35,7 @@ from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.methods.lipsdp_ipm import LipSDPInteriorPoint
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
-from lipcert.result import Bound, Comparison, Estimate, LowerBound
+from lipcert.result import Bound, Comparison, Estimate, LowerBound, OutputBound
 from lipcert.robustness.certification import Certification
 from lipcert.robustness.certify import certify
 from lipcert.robustness.engines import LocalEngine, RayEngine
@@ -58,6 +69,7 @@ __all__ = [
     "MethodError",
     "NotLipschitzError",
     "NumericsError",
+    "OutputBound",
     "RankKPairs",
     "RayEngine",
     "SeqLip",
@@ -70,7 +82,9 @@ __all__ = [
     "compare",
     "estimate",
     "lower_bound",
+    "margin",
     "methods",
+    "output_bounds",
     "ranges",
     "supported_ops",
     "verify",

@@ -18,18 +18,19 @@ from lipcert.arguments import budget_of, device_of, generator_of
 from lipcert.capture.load import Model, load_model
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.certificates.verify import verify_file
+from lipcert.certificates.verify_file import verify_file
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import InputError, NumericsError, named
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
+from lipcert.network.linear import size
 from lipcert.network.origin import module_paths
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import OpInfo
 from lipcert.ops.registry import supported_ops as registered_ops
-from lipcert.problem import Problem, as_norm
+from lipcert.problem import Problem, as_norm, require_select
 from lipcert.ranges.build import Ranges
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound, OutputBound
 
@@ -144,11 +145,12 @@ def compare(
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
+    anchor: Anchor = None,
 ) -> Comparison:
     """Every applicable method side by side, with the attack's lower bound.
 
     Args:
-        model, example_input, norm, domain, select, seed, device, progress: as for ``bound``.
+        model, example_input, norm, domain, select, seed, device, progress, anchor: as for ``bound``.
         methods: names or method objects; None takes every registered one that can do the norms.
         budget: seconds for each method.
         lower_budget: seconds for the lower bound.
@@ -157,7 +159,7 @@ def compare(
     Returns:
         A ``Comparison``: rows (method, value, guarantee, seconds, remark), the lower bound, and ``print``-able text.
     """
-    problem = _problem(model, example_input, norm, domain, select)
+    problem = _problem(model, example_input, norm, domain, select, anchor)
     _require_data(inputs, problem)
     if methods is None:
         chosen = [kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms]
@@ -191,11 +193,15 @@ def lower_bound(
     select: Tensor | None = None,
     device: str | torch.device | None = None,
     progress: bool = False,
+    anchor: Anchor = None,
 ) -> LowerBound:
     """A lower bound of the Lipschitz constant with a witness: a point and a direction of steepest change.
 
+    With an anchor x̂ it is one of sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain, and the witness a pair (x̂, x).
+
     Args:
-        model, example_input, norm, domain, select, device, progress: as for ``bound``; the witness lies in ``domain``.
+        model, example_input, norm, domain, select, device, progress, anchor: as for ``bound``; the witness lies in
+            ``domain``.
         inputs: (B, *shape) data to start from; random points are used as well.
         budget: seconds of search.
         seed: seed of the search.
@@ -203,7 +209,7 @@ def lower_bound(
     Returns:
         A ``LowerBound`` whose value re-evaluates from its witness in float64.
     """
-    problem = _problem(model, example_input, norm, domain, select)
+    problem = _problem(model, example_input, norm, domain, select, anchor)
     generator_of(seed)  # refuses an unusable seed
     _require_data(inputs, problem)
     from lipcert.attack import attack
@@ -285,6 +291,84 @@ def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[s
     return found
 
 
+def output_bounds(
+    model: Model,
+    example_input: Tensor,
+    domain: Domain,
+    select: Tensor | None = None,
+    budget: float = 60.0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> OutputBound:
+    """Certified lower and upper bounds of what a model puts out on a domain.
+
+    Args:
+        model, example_input, seed, device: as for ``bound``.
+        domain: a ``Ball``, a ``Box`` or an ``Intersection`` of both.
+        select: optional (k, m) matrix: bounded are its k combinations of the flattened output; None: the m outputs.
+        budget: seconds of search, about; ranges and the check come on top.
+
+    Returns:
+        An ``OutputBound``: ``lower`` ≤ select·f(x) ≤ ``upper`` for every x of the domain, with a certificate.
+
+    Raises:
+        CaptureError, InputError: as ``bound``.
+    """
+    return _outputs(model, example_input, domain, select, budget, seed, device, True)
+
+
+def margin(
+    model: Model,
+    example_input: Tensor,
+    label: int,
+    domain: Domain,
+    budget: float = 60.0,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> OutputBound:
+    """Certified lower bounds of f_label − f_k over a domain, for every other class k, in order.
+
+    Args:
+        model, example_input, domain, budget, seed, device: as for ``output_bounds``.
+        label: a class, 0 ≤ label < number of outputs.
+
+    Returns:
+        An ``OutputBound`` with m − 1 lower bounds. Where its ``value``, the least of them, is positive, every x of the
+        domain is given the class ``label``.
+
+    Raises:
+        CaptureError, InputError: as ``bound``.
+    """
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise InputError(f"label must be an integer, the number of a class, not {label!r}.")
+    return _outputs(model, example_input, domain, label, budget, seed, device, False)
+
+
+def _outputs(
+    model: Model, example: Tensor, domain: Domain, wanted: Tensor | int | None, budget: float, seed: int,
+    device: str | torch.device | None, upper: bool,
+) -> OutputBound:  # fmt: skip
+    from lipcert.robustness.outputs import bound_outputs, margin_rows
+
+    generator_of(seed)
+    seconds, place = budget_of(budget), device_of(device)
+    if not isinstance(domain, get_args(Domain)[:-1]):
+        raise InputError(
+            f"domain must be a lipcert.Ball, a lipcert.Box or a lipcert.Intersection, not {type(domain).__name__}: "
+            "outputs are bounded on a bounded part of the input space."
+        )
+    network = capture(load_model(model), example)
+    if isinstance(wanted, int):
+        select: Tensor | None = margin_rows(size(network.out_shape), wanted)
+    else:
+        select = wanted
+    if select is not None:
+        require_select(select, size(network.out_shape))
+    fitted = domain.fitted(network.in_shape)
+    with ordinary(), torch.random.fork_rng(devices=[]):
+        return bound_outputs(network, fitted, select, upper, seconds, seed, place)
+
+
 def methods() -> tuple[MethodInfo, ...]:
     """Every method with its norms and options."""
     return describe()
@@ -295,8 +379,10 @@ def supported_ops() -> tuple[OpInfo, ...]:
     return registered_ops()
 
 
-def _problem(model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None) -> Problem:
-    return _problems(model, example, norm, [domain], select)[0]
+def _problem(
+    model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None, anchor: Anchor = None
+) -> Problem:
+    return _problems(model, example, norm, [domain], select, anchor=anchor)[0]
 
 
 def _problems(

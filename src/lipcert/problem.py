@@ -53,15 +53,7 @@ class Problem:
         if self.domain is not None:
             object.__setattr__(self, "domain", self.domain.fitted(self.model.in_shape))
         if self.select is not None:
-            require_real("select", self.select, f"shape (k, {m})")
-            if self.select.dim() != 2 or self.select.shape[1] != m:
-                raise InputError(f"select must be a (k, {m}) matrix for this model, not {tuple(self.select.shape)}.")
-            if not len(self.select):
-                raise InputError("select has no rows: nothing is left to bound. Give a (k, m) matrix with k ≥ 1.")
-            if not bool(torch.isfinite(self.select).all()):
-                raise InputError("select holds NaN or infinity.")
-            if not torch.equal(self.select.double().to(self.select.dtype), self.select):
-                raise InputError("select holds integers that float64 cannot: give them as floats, rounded as you like.")
+            require_select(self.select, m)
         if m == 0 and self.norm[0] != self.norm[1]:
             raise InputError("the model's output has no entries: its constant is 0 in every norm.")
         if self.anchor is not None:
@@ -178,6 +170,19 @@ class Problem:
     def has_selections(self) -> bool:
         """Whether ``expanded`` is another network than ``network``."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+
+def require_select(select: Tensor, m: int) -> None:
+    """Raise InputError unless this is a (k, m) matrix of finite numbers that float64 holds, k ≥ 1."""
+    require_real("select", select, f"shape (k, {m})")
+    if select.dim() != 2 or select.shape[1] != m:
+        raise InputError(f"select must be a (k, {m}) matrix for this model, not {tuple(select.shape)}.")
+    if not len(select):
+        raise InputError("select has no rows: nothing is left to bound. Give a (k, m) matrix with k ≥ 1.")
+    if not bool(torch.isfinite(select).all()):
+        raise InputError("select holds NaN or infinity.")
+    if not torch.equal(select.double().to(select.dtype), select):
+        raise InputError("select holds integers that float64 cannot: give them as floats, rounded as you like.")
 
 
 def as_norm(norm: Any) -> Norm:

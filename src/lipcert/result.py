@@ -25,6 +25,10 @@ def _where(domain: Domain) -> str:
     return "everywhere" if domain is None else f"on the {domain.describe()}"
 
 
+def _between(domain: Domain) -> str:
+    return f"between an anchor and points {_where(domain)}"
+
+
 class Saveable(Protocol):
     """What a Bound carries as its certificate."""
 
@@ -107,7 +111,7 @@ class Bound:
     def __str__(self) -> str:
         where = _where(self.domain)
         if self.anchor is not None:
-            where = f"between an anchor and points {where}"
+            where = _between(self.domain)
         of = "" if self.select is None else f" of {self.select.shape[0]} selected combinations of outputs"
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
         return (
@@ -191,22 +195,49 @@ class LowerWitness:
 
 
 @dataclass(frozen=True, eq=False)
+class PairWitness:
+    """Why an anchored constant is ≥ value: ‖f(point) − f(anchor)‖_q = value · ‖point − anchor‖_p, point in the domain.
+
+    Shapes are those of one example (no batch dimension), float64. Where both points are the same, nothing is claimed:
+    the value is 0.
+    """
+
+    anchor: Tensor
+    point: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class LowerBound:
-    """L ≥ ``value``, with a ``witness`` that anyone can evaluate."""
+    """L ≥ ``value``, with a ``witness`` that anyone can evaluate.
+
+    Attributes:
+        value: lower bound, in output units per input unit.
+        witness: a point and a direction; with an anchor a pair of points.
+        norm: (p, q), input norm first.
+        domain: what the witness lies in.
+        seconds: of the search.
+        history: (seconds, value) of the search.
+        input_shape: shape of one example.
+        anchor: None, or the point x̂ for which sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p ≥ value is claimed, x in the domain.
+    """
 
     value: float
-    witness: LowerWitness
+    witness: LowerWitness | PairWitness
     norm: Norm
     domain: Domain = None
     seconds: float = 0.0
     history: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     input_shape: tuple[int, ...] = ()
+    anchor: Tensor | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         where = "" if self.domain is None else f", {_where(self.domain)}"
+        how = "derivative at a point"
+        if self.anchor is not None:
+            where, how = f", {_between(self.domain)}", "a pair of points"
         return (
             f"Lipschitz constant ≥ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}{where}; "
-            f"derivative at a point, {self.seconds:.2f} s{_input(self.input_shape)})"
+            f"{how}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
 
@@ -244,7 +275,9 @@ class Comparison:
             times = "-" if ratio is None else f"{ratio:.4g}"
             lines.append(f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}")
         lines.append(f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness")
-        if self.lower.domain is not None:
+        if self.lower.anchor is not None:
+            lines.append(_between(self.lower.domain))
+        elif self.lower.domain is not None:
             lines.append(_where(self.lower.domain))
         if self.lower.input_shape:
             lines.append(f"input {'×'.join(map(str, self.lower.input_shape))}")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.lower_witness import derivative, evaluate
+from lipcert.certificates.lower_witness import evaluate
 from lipcert.domain import Ball, Box, Domain
 from lipcert.errors import LipcertError, NumericsError
 from lipcert.numerics.midrad import Near, Range
@@ -22,6 +22,7 @@ from lipcert.ops import nonlinearities as known
 from lipcert.ops.nonlinearities import two_slopes
 from lipcert.ops.rational import Real, exactly
 from lipcert.problem import Problem
+from lipcert.ranges.enclosed_run import derivative
 from lipcert.ranges.enclosure import Enclosure
 from lipcert.result import LowerWitness
 

@@ -414,7 +414,7 @@ def test_unknown_op_is_named():
 
 # -- registry ---------------------------------------------------------------------------------------------
 
-FAMILIES = {"activations", "unbounded", "branches", "pairs"}
+FAMILIES = {"activations", "unbounded", "powers", "branches", "pairs"}
 #: Names that torch decomposes or renames before a rule sees them in this version; kept for others.
 ALIASES = {
     "greater", "greater_equal", "less", "less_equal", "where.Scalar", "not_equal", "div.Tensor_mode",

@@ -9,9 +9,9 @@ from common import BY_NAME, captured
 from torch import Tensor, nn
 
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.lower_witness import derivative
 from lipcert.errors import LipcertError
 from lipcert.network.graph import Network
+from lipcert.ranges.enclosed_run import derivative
 
 ACTIVATIONS = {row.name: row for row in [*ROWS, *HAND]}
 #: torch's own derivative is at fault: its celu inverts alpha in float32, 1 − tanh² cancels.

@@ -6,7 +6,7 @@ from cases import CASES
 from lipcert.ops.registry import find_rule, rule, supported_ops
 
 #: Families tested by test_activations.py and test_patterns.py.
-ELSEWHERE = {"activations", "patterns", "branches", "unbounded", "pairs"}
+ELSEWHERE = {"activations", "patterns", "branches", "unbounded", "powers", "pairs"}
 
 
 def test_every_registered_name_has_a_case():

@@ -12,6 +12,7 @@ from lipcert.capture.torch_export import capture
 from lipcert.domain import Ball, Box, Domain
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
+from lipcert.network.relations import LocalGains, LocalSlopes
 from lipcert.network.transform import expand, fuse
 from lipcert.ranges import Ranges
 from tests.zoo import ZOO, random_network, zoo_case
@@ -79,8 +80,13 @@ def test_linear_bounds_only_add_to_intervals_and_a_smaller_domain_has_smaller_ra
         tight, loose = (Ranges.of(network, Ball(center, radius, 2), tighten=how) for how in ("undecided", "none"))
         for a, b in zip(tight.boxes, loose.boxes, strict=True):
             assert bool(((a.low >= b.low) & (a.high <= b.high)).all())
-        for k in () if before is None else before.local:
-            assert bool((before.local[k].box.low >= loose.boxes[network.nodes[k].parents[0]].low - 1e-9).all())
+        for k, known in () if before is None else before.local.items():
+            if isinstance(known, LocalSlopes):
+                assert bool((known.box.low >= loose.boxes[network.nodes[k].parents[0]].low - 1e-9).all())
+            else:
+                later = loose.local[k]
+                assert isinstance(later, LocalGains)
+                assert all(known.gains[p] <= gain for p, gain in later.gains.items())
         before = tight
 
 

@@ -40,9 +40,7 @@ class Outputs:
     chunk: int
 
     @classmethod
-    def of(
-        cls, model: Network | nn.Module, shape: Shape, dtype: torch.dtype, device: torch.device | str
-    ) -> Outputs:
+    def of(cls, model: Network | nn.Module, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Outputs:
         """Of a captured network, or of a module in its present mode (a copy of it).
 
         Args:

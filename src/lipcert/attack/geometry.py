@@ -15,10 +15,9 @@ from lipcert.network.linear import Shape, size
 
 Bounded = Ball | Box | Intersection
 
-#: Newton steps for the multiplier of a ball's constraint within a box, or of an l1 ball; a scaling makes up for the rest.
+#: Newton steps for the multiplier of a ball's constraint; a scaling makes up for the rest.
 _NEWTON = {2.0: 3, 1.0: 6}
-#: Share of the coordinates that one step of length 1 on an l1 ball moves.
-_SPREAD = 0.25
+_GROWING = 12
 #: Stands for 0 where something is divided by.
 _LITTLE = 1e-30
 
@@ -141,6 +140,19 @@ class Geometry:
             t = torch.minimum(t, wanted)
         return self._clamped(t * u)
 
+    def _longest(self, direction: Tensor) -> Tensor:
+        """clamp(t d) with ‖·‖₂ = 1, or as long as the box allows: from t = 1 up, as more coordinates reach an end."""
+        t = torch.ones_like(direction[:, :1])
+        for _ in range(_GROWING):
+            moved = t * direction
+            held = self._clamped(moved)
+            free = held == moved
+            fixed = torch.where(free, 0.0, held.square()).sum(1, keepdim=True)
+            rest = torch.where(free, direction.square(), 0.0).sum(1, keepdim=True)
+            wanted = ((1.0 - fixed).clamp(min=0.0) / rest.clamp(min=_LITTLE)).sqrt()
+            t = torch.maximum(t, torch.where(rest > 0, wanted, t))
+        return self._clamped(t * direction)
+
     def _soft(self, u: Tensor) -> Tensor:
         """clamp(sign(u) max(|u| − λ, 0)) with ‖·‖₁ = 1."""
         threshold = torch.zeros_like(u[:, :1])
@@ -162,13 +174,26 @@ class Geometry:
             blocked = ((u <= self.low) & (gradient > 0)) | ((u >= self.high) & (gradient < 0))
             slope = torch.where(blocked, 0.0, gradient)
         if self.p == 2.0:
-            return self.project(u - slope * (length / lengths(slope, 2.0).clamp(min=_LITTLE)))
-        if self.p == 1.0:
-            kept = min(u.shape[1], max(1, round(u.shape[1] * _SPREAD * min(1.0, length))))
-            least = slope.abs().topk(kept, dim=1).values[:, -1:]
-            moved = torch.where(slope.abs() >= least, slope.sign(), 0.0)
-            return self.project(u - moved * (length / moved.abs().sum(1, keepdim=True).clamp(min=1.0)))
+            clipped = self.low is not None and length >= 1.0  # then the way along the surface is a long one
+            return self.project(self._longest(-_units(gradient)) if clipped else u - length * _units(slope))
+        if self.p == 1.0:  # a share of the way to the corner: gradient steps move too many coordinates
+            return self.project(u + min(1.0, length) * (self.corner(gradient) - u))
         return self.project(u - length * slope.sign())
+
+    def corner(self, gradient: Tensor) -> Tensor:
+        """The point of an l1 ball, within its box, that is the least in the linear function of this gradient.
+
+        The budget that home leaves goes to the steepest coordinates, to each what room its end leaves.
+        """
+        room = torch.ones_like(gradient)
+        if self.low is not None and self.high is not None:
+            room = torch.where(gradient > 0, self.home - self.low, self.high - self.home).clamp(0.0, 1.0)
+        room = torch.where(gradient == 0, 0.0, room)
+        order = gradient.abs().argsort(dim=1, descending=True, stable=True)
+        ranked = room.gather(1, order)
+        left = 1.0 - self.lengths(self.home) - (ranked.cumsum(1) - ranked)
+        taken = torch.zeros_like(room).scatter(1, order, torch.minimum(ranked, left.clamp(min=0.0)))
+        return self.home - gradient.sign() * taken
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """A random point of each domain."""
@@ -188,6 +213,15 @@ def lengths(rows: Tensor, p: float) -> Tensor:
     if p == math.inf:
         return greatest
     return (rows / torch.where(greatest > 0, greatest, 1.0)).norm(dim=1, keepdim=True) * greatest
+
+
+def _units(rows: Tensor) -> Tensor:
+    """The rows with an l2 norm of 1, whatever their size; zero stays zero."""
+    if not rows.shape[1]:
+        return rows
+    greatest = rows.abs().amax(1, keepdim=True)
+    scaled = rows / torch.where(greatest > 0, greatest, 1.0)
+    return scaled / scaled.norm(dim=1, keepdim=True).clamp(min=1.0)
 
 
 def _ball(domain: Bounded) -> Ball:

@@ -12,6 +12,7 @@ from lipcert.attack.homotopy import FIRST, REFINE, anneal, planned_steps
 from lipcert.attack.jacobian import SearchNetwork
 from lipcert.attack.moves import climb
 from lipcert.attack.norms import maximiser
+from lipcert.attack.pairs import attack_pairs
 from lipcert.attack.pool import FINALISTS, Pool
 from lipcert.attack.region_walk import walk
 from lipcert.attack.settle import finish
@@ -53,6 +54,8 @@ def attack(
 ) -> LowerBound:
     """A lower bound on L_{p,q}(f; D), with a witness, by the softplus homotopy and activation-pattern moves.
 
+    With an anchor another search looks for pairs of points: :func:`lipcert.attack.pairs.attack_pairs`.
+
     The search runs in float32 (float64 if that under- or overflows) on ``device``; the value is that of
     :func:`lipcert.attack.witness.evaluate` in float64 on the network as captured, so nothing the search does
     can make it too large. The search stops early when it no longer improves. All nine pairs of p, q in {1, 2,
@@ -60,7 +63,7 @@ def attack(
     is itself a heuristic.
 
     Args:
-        problem: network, norms, domain.
+        problem: network, norms, domain, anchor.
         inputs: (B, *shape) data points to start from (projected to the domain), without the graph's batch of
             1.
         budget: seconds; exceeded by no more than about one evaluation.
@@ -81,6 +84,8 @@ def attack(
     pool = Pool(begin)
     target = torch.device("cpu" if device is None else device)
     data = _checked_inputs(inputs, problem.network.in_shape)
+    if problem.anchor is not None:
+        return attack_pairs(problem, data, budget, seed, target, progress)
     try:
         for dtype in (torch.float32, torch.float64):
             try:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.lower_witness import enclosed, norm
+from lipcert.certificates.lower_witness import norm
 from lipcert.domain import Ball, Domain, Intersection
 from lipcert.errors import InputError, NumericsError
 from lipcert.network.linear import Dense, size
 from lipcert.numerics.midrad import UNIT, require_subnormals
 from lipcert.numerics.process_state import ordinary
+from lipcert.ranges.enclosed_run import enclosed
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
@@ -125,7 +126,7 @@ def distance(domain: Domain, point: Tensor) -> float | None:
     """≥ ‖point − centre‖_p for a point of a ball, or of a ball within a box; None for other domains.
 
     Why it is not too small: each rounded difference is within a factor 1 ± u of the exact one (sums of doubles do not
-    underflow), the norm of those within 16 u, and both are paid for; a point of the ball is not farther than its radius.
+    underflow), the norm of those within 16 u, and both are paid for; a point of the ball is within its radius.
     """
     ball = domain.ball if isinstance(domain, Intersection) else domain
     if not isinstance(ball, Ball):

@@ -47,6 +47,7 @@ class Subject:
     def __init__(self, model: Network, chance: Chance | None = None) -> None:
         self.model = model
         self.chance = chance or Chance()
+        self._claimed: tuple[tuple[float, ...], Facts] | None = None
 
     @cached_property
     def network(self) -> Network:
@@ -55,8 +56,18 @@ class Subject:
 
     @cached_property
     def facts(self) -> Facts:
-        """Norms and reaches."""
+        """Norms, found here, and reaches."""
         return Facts(self.network, self.chance)
+
+    def facts_of(self, witness: Witness) -> Facts:
+        """With the norms that a witness claims, proved; those of one call are kept for the next."""
+        claims = witness.arrays.get("norms")
+        if claims is None:
+            return self.facts
+        key = tuple(claims.reshape(-1).tolist())
+        if self._claimed is None or self._claimed[0] != key:
+            self._claimed = key, Facts(self.network, self.chance, claims)
+        return self._claimed[1]
 
     def rows(self, select: Tensor | None) -> Tensor:
         """The matrix of the selection, (k, m): every output where there is none."""
@@ -165,7 +176,7 @@ def prove_outputs(subject: Subject, domain: Domain, select: Tensor | None, witne
     if rows.shape[1:] != (size(subject.model.out_shape),) or not bool(rows.isfinite().all()):
         raise CertificateError("the selection does not fit the network's output.")
     rows = torch.cat([rows, -rows]) if both else rows
-    setting = Setting(subject.facts, domain, linear)
+    setting = Setting(subject.facts_of(witness), domain, linear)
     value = setting.plain(rows)
     guarantee: Guarantee = "rigorous"
     if witness.kind == "cost_to_go":

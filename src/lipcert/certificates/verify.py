@@ -11,9 +11,7 @@ import torch
 
 import lipcert.certificates.kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.bound import Certificate, check
-from lipcert.certificates.file import FORMAT, Reader, certificate_of, parsed, read
-from lipcert.certificates.outputs import FORMAT as OUTPUTS
-from lipcert.certificates.outputs import OutputCertificate, Subject, verify_outputs
+from lipcert.certificates.file import read
 from lipcert.errors import CertificateError, NotProved
 from lipcert.guarantee import STRENGTH
 from lipcert.numerics.chance import Chance
@@ -22,27 +20,11 @@ from lipcert.problem import Problem
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
-    from lipcert.result import Bound, OutputBound
+    from lipcert.result import Bound
 
 #: How often a value that depends on random starts is computed before a claim counts as not reached; each time with a
 #: probability of error of its own, from one budget.
 TRIES = 3
-
-
-def verify_file(path: str | Path, network: Network) -> Bound | OutputBound:
-    """What the certificate in a file proves for this network, recomputed.
-
-    Raises:
-        CertificateError: as ``verify``.
-    """
-    formats: dict[str, Reader[Certificate | OutputCertificate]] = {
-        FORMAT: certificate_of,
-        OUTPUTS: OutputCertificate.of_parts,
-    }
-    record = parsed(path, formats)
-    if isinstance(record, Certificate):
-        return verify(record, network)
-    return verify_outputs(record, Subject(network))
 
 
 @ordinary()

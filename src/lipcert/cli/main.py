@@ -33,6 +33,9 @@ BoxOption = Annotated[
     tuple[str, str] | None,
     typer.Option("--box", metavar="LOW HIGH", help="bound on a box: numbers or .npy files; with --ball: on both"),
 ]
+AnchoredOption = Annotated[
+    bool, typer.Option("--anchored", help="bound |f(x) - f(c)| / |x - c| for the ball's centre c alone")
+]
 
 
 def main() -> None:
@@ -68,9 +71,7 @@ def bound(
     radius: RadiusOption = None,
     p: PowerOption = None,
     box: BoxOption = None,
-    anchored: Annotated[
-        bool, typer.Option("--anchored", help="bound |f(x) - f(c)| / |x - c| for the ball's centre c alone")
-    ] = False,
+    anchored: AnchoredOption = False,
     maximum: Annotated[float | None, typer.Option("--max", help="exit with 1 if the bound exceeds this")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
@@ -118,24 +119,24 @@ def lower(
     radius: RadiusOption = None,
     p: PowerOption = None,
     box: BoxOption = None,
+    anchored: AnchoredOption = False,
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 20.0,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Lower bound with a witness: the steepest point and direction an attack finds."""
+    """Lower bound with a witness: the steepest point and direction, or pair of points, that an attack finds."""
     with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.lower_bound(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget, seed=seed,
-            progress=not as_json,
+            progress=not as_json, anchor="center" if anchored else None,
         )  # fmt: skip
     if as_json:
-        witness = result.witness
+        witness = {name: tensor.reshape(-1).tolist() for name, tensor in vars(result.witness).items()}
         typer.echo(json.dumps({
             "lower_bound": result.value, "norm": _norm(result.norm), "domain": _domain(result.domain),
-            "seconds": result.seconds,
-            "input_shape": list(result.input_shape),
-            "point": witness.point.reshape(-1).tolist(), "direction": witness.direction.reshape(-1).tolist(),
+            "anchored": result.anchor is not None, "seconds": result.seconds,
+            "input_shape": list(result.input_shape), **witness,
         }))  # fmt: skip
     else:
         console.print(escape(str(result)), soft_wrap=True)
@@ -150,6 +151,7 @@ def compare(
     radius: RadiusOption = None,
     p: PowerOption = None,
     box: BoxOption = None,
+    anchored: AnchoredOption = False,
     budget: Annotated[float, typer.Option("--budget", help="seconds for each method")] = 60.0,
     lower_budget: Annotated[float, typer.Option("--lower-budget", help="seconds for the lower bound")] = 10.0,
     seed: SeedOption = 0,
@@ -160,14 +162,14 @@ def compare(
         built, example = load(model, input_shape)
         result = lipcert.compare(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget,
-            lower_budget=lower_budget, seed=seed, progress=not as_json,
+            lower_budget=lower_budget, seed=seed, progress=not as_json, anchor="center" if anchored else None,
         )  # fmt: skip
     if as_json:
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
         shape = list(result.lower.input_shape)
         typer.echo(json.dumps({
             "rows": rows, "lower_bound": result.lower.value, "domain": _domain(result.lower.domain),
-            "input_shape": shape,
+            "anchored": result.lower.anchor is not None, "input_shape": shape,
         }))  # fmt: skip
     else:
         console.print(str(result), highlight=False, markup=False)

@@ -15,6 +15,7 @@ from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNod
 from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin, Origins
+from lipcert.network.radial import Radial
 
 if TYPE_CHECKING:
     from lipcert.network.source import Source
@@ -125,6 +126,7 @@ class NetworkBuilder:
         function: Evaluation | None = None,
         steep: Nonlinearity | None = None,
         combines: str = "",
+        block: Radial | None = None,
     ) -> Var:
         """A value without a constant on the whole space, unless a later pattern rule absorbs it.
 
@@ -134,7 +136,7 @@ class NetworkBuilder:
             OpenNode(
                 parents=tuple(p.position for p in parents), shape=shape, name=name or op, origin=_origins(where),
                 op=op, settings=settings, error=error, function=function, steep=steep,
-                combines=combines,
+                combines=combines, block=block,
             )
         )  # fmt: skip
 

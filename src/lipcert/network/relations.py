@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Local:
+class LocalSlopes:
     """What is known of an activation where its argument lies in a box.
 
     Attributes:
@@ -36,6 +36,20 @@ class Local:
     lower: Tensor
     upper: Tensor
     box: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class LocalGains:
+    """What is known of a block where its argument lies in a part of the space.
+
+    Attributes:
+        gains: p → g_p for the p for which one is known.
+    """
+
+    gains: Mapping[float, float]
+
+
+Local = LocalSlopes | LocalGains
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from lipcert.network.linear import Identity, LinearMap, OpMap, Shape
 from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin
+from lipcert.network.radial import Radial
 from lipcert.network.source import Fixed, Source, derived
 from lipcert.numerics.rounding import gamma
 from lipcert.ops.constant import Constant as Constant
@@ -225,6 +226,7 @@ class Context:
         function: Callable[..., Tensor] | None = None,
         steep: Nonlinearity | None = None,
         combines: str = "",
+        block: Radial | None = None,
     ) -> Var:
         """A value without a constant, unless a later pattern absorbs it; ``settings`` are what the pattern needs.
 
@@ -236,8 +238,9 @@ class Context:
         alone = {p.position for p in parents} - set(self.whole)
         steep = steep if len(alone) == 1 and all(p.shape == shape for p in parents) else None
         return self.builder.unresolved(
-            parents, shape, self.op, error, settings, self.where, "", own, steep, "" if self.whole else combines
-        )
+            parents, shape, self.op, error, settings, self.where, "", own, steep, "" if self.whole else combines,
+            block,
+        )  # fmt: skip
 
     def without_constant(
         self,

@@ -15,6 +15,7 @@ from lipcert.ops import (  # noqa: F401
     padding,
     pairs,
     pooling,
+    powers,
     recognise,
     resize,
     selections,

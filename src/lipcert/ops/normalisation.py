@@ -13,6 +13,7 @@ from torch import Tensor
 from lipcert.errors import TrainModeError
 from lipcert.network.builder import Var
 from lipcert.network.nonlinearity import GainFunction, Slope
+from lipcert.network.radial import Radial, along
 from lipcert.network.source import Fixed, derived
 from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.constant import Constant
@@ -75,11 +76,21 @@ def batch_norm_eval(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerNorm(GainFunction):
+class LayerNorm(Radial):
     """(x − mean)/√(var + ε) over the last axes, of lengths ``shape``."""
+
+    centred: ClassVar[bool] = True
 
     shape: tuple[int, ...]
     eps: float
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """The last axes."""
+        return x.reshape(-1, math.prod(self.shape))
+
+    def divisor(self, length: Tensor) -> Tensor:
+        """√(‖x − mean‖²/n + ε)."""
+        return _deviation(length, math.prod(self.shape), self.eps)
 
     def value(self, x: Tensor) -> Tensor:
         """The normal values."""
@@ -92,14 +103,23 @@ class LayerNorm(GainFunction):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GroupNorm(GainFunction):
+class GroupNorm(Radial):
     """(x − mean)/√(var + ε) over each of ``groups`` groups of channels, of ``entries`` entries."""
 
     stated: ClassVar[tuple[str, ...]] = (*GainFunction.stated, "entries")
+    centred: ClassVar[bool] = True
 
     groups: int
     eps: float
     entries: int
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """Channels of a group, example by example of the captured graph."""
+        return x.reshape(-1, self.entries)
+
+    def divisor(self, length: Tensor) -> Tensor:
+        """√(‖x − mean‖²/n + ε)."""
+        return _deviation(length, self.entries, self.eps)
 
     def value(self, x: Tensor) -> Tensor:
         """The normal values."""
@@ -114,7 +134,7 @@ class GroupNorm(GainFunction):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RMSNorm(GainFunction):
+class RMSNorm(Radial):
     """x/√(mean x² + ε) over the last ``count`` axes, of ``entries`` entries."""
 
     stated: ClassVar[tuple[str, ...]] = (*GainFunction.stated, "entries")
@@ -122,6 +142,14 @@ class RMSNorm(GainFunction):
     count: int
     eps: float
     entries: int
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """The last axes."""
+        return along(x, tuple(range(-self.count, 0)))
+
+    def divisor(self, length: Tensor) -> Tensor:
+        """√(‖x‖²/n + ε)."""
+        return _deviation(length, self.entries, self.eps)
 
     def value(self, x: Tensor) -> Tensor:
         """The values of size 1."""
@@ -132,6 +160,10 @@ class RMSNorm(GainFunction):
     def image(self) -> tuple[Slope, Slope]:
         """x² is at most n times the mean of the squares."""
         return _around_zero(self.entries)
+
+
+def _deviation(length: Tensor, n: int, eps: float) -> Tensor:
+    return (length * length / n + eps).sqrt()
 
 
 def _around_zero(square: int) -> tuple[Slope, Slope]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,12 +13,9 @@ from lipcert.network.source import Fixed
 from lipcert.ops.arithmetic import quotient
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
+from lipcert.ops.nonlinearities import COS, SIN
 from lipcert.ops.recognise.registry import recognise
-from lipcert.ops.recognise.scalings import number_of, uniform
 from lipcert.ops.registry import rule
-
-#: Beyond it a power of a double is 0, 1 or infinite but for a few.
-_MOST_POWER = 1000.0
 
 _DISCONTINUOUS = (
     "it is discontinuous, so no Lipschitz constant exists. Replace it by a continuous activation "
@@ -45,7 +41,7 @@ _jumps("signbit", "logical_not", "eq", "ne", "not_equal", summary="Test of a val
 
 
 #: What ops compute that have slopes on intervals.
-_STEEP: dict[str, steep.Steep] = {
+STEEP: dict[str, steep.Steep] = {
     name: steep.steep(kind, names[0])
     for kind, names in (
         (steep.Exp, ("exp",)),
@@ -71,9 +67,9 @@ _STEEP: dict[str, steep.Steep] = {
 }
 
 
-def _advised(reason: str, known: steep.Steep | None) -> str:
+def advised(reason: str, known: bool) -> str:
     """The reason and what helps; ranges of values are of use only where slopes on intervals are known."""
-    if known is None:
+    if not known:
         return (
             f"{reason} What an earlier operation bounds (a clamp, a tanh) is not taken into account: use an activation "
             "with a constant."
@@ -86,12 +82,12 @@ def _advised(reason: str, known: steep.Steep | None) -> str:
 
 def _unbounded(*names: str, summary: str, reason: str) -> None:
     for name in names:
-        rule(name, kind="pattern")(_rule_of(summary, reason, _STEEP.get(name)))
+        rule(name, kind="pattern")(_rule_of(summary, reason, STEEP.get(name)))
 
 
 def _rule_of(summary: str, reason: str, known: steep.Steep | None) -> Callable[[Context, Any], Var]:
     def unbounded(ctx: Context, x: Any) -> Var:
-        return ctx.without_constant((ctx.variable(x),), _advised(reason, known), steep=known)
+        return ctx.without_constant((ctx.variable(x),), advised(reason, known is not None), steep=known)
 
     unbounded.__doc__ = summary
     return unbounded
@@ -103,7 +99,7 @@ _unbounded("expm1", summary="exp(x) − 1: rejected alone; part of ELU written b
 _unbounded("exp2", "sinh", "cosh", summary="Exponential growth: rejected.", reason=_GROWS)
 _unbounded("square", summary="x²: rejected alone; part of √(x² + c) and of the tanh GELU.", reason=_GROWS)
 _unbounded(
-    "tan", "log2", "log10", "rsqrt", "asin", "acos", "acosh", "atanh", "arcsin", "arccos", "arccosh",
+    "log2", "log10", "rsqrt", "asin", "acos", "acosh", "atanh", "arcsin", "arccos", "arccosh",
     "arctanh", "logit", "special_logit", "erfinv", "special_erfinv", "lgamma", "digamma",
     summary="Unbounded slope at a finite point: rejected.", reason=_POLE,
 )  # fmt: skip
@@ -112,26 +108,26 @@ _unbounded(
 @rule("exp", kind="pattern")
 def exponential(ctx: Context, x: Any) -> Var:
     """Exponential: rejected alone; part of sigmoid, SiLU, softplus, ELU; exp(−q x²) has slopes ±√(2q/e)."""
-    return _alone(ctx, x, "exp", _advised(_GROWS, _STEEP["exp"]))
+    return _alone(ctx, x, "exp", advised(_GROWS, True))
 
 
 def _alone(ctx: Context, x: Any, op: str, reason: str) -> Var:
     """What a pattern that starts at ``op`` makes of x, else an open value."""
     x = ctx.variable(x)
     found = recognise(ctx, op, x)
-    return found if found is not None else ctx.without_constant((x,), reason, steep=_STEEP[op])
+    return found if found is not None else ctx.without_constant((x,), reason, steep=STEEP[op])
 
 
 @rule("log", kind="pattern")
 def logarithm(ctx: Context, x: Any) -> Var:
     """Logarithm: rejected alone; log(1 + exp(x)) is softplus, log(sigmoid(x)) is logsigmoid."""
-    return _alone(ctx, x, "log", _advised(_POLE, _STEEP["log"]))
+    return _alone(ctx, x, "log", advised(_POLE, True))
 
 
 @rule("log1p", kind="pattern")
 def logarithm_of_next(ctx: Context, x: Any) -> Var:
     """Logarithm of 1 + x: rejected alone; log1p(exp(x)) is softplus."""
-    return _alone(ctx, x, "log1p", _advised(_POLE, _STEEP["log1p"]))
+    return _alone(ctx, x, "log1p", advised(_POLE, True))
 
 
 @rule("sqrt", kind="pattern")
@@ -150,31 +146,12 @@ def reciprocal(ctx: Context, x: Any) -> Var:
     return quotient(ctx, 1.0, ctx.variable(x))
 
 
-@rule("pow", kind="pattern")
-def pow_(ctx: Context, x: Any, exponent: Any) -> Var:
-    """Powers: x¹ is the identity, x^½ as sqrt; others rejected alone, x² and x³ parts of patterns."""
-    if isinstance(x, Var) and not isinstance(exponent, Var):
-        power = uniform(exponent)
-        shape = exponent.shape if isinstance(exponent, Constant) else ()
-        if tuple(torch.broadcast_shapes(shape, x.shape)) == x.shape and power:
-            if power.is_(1):
-                return ctx.scaled(x, 1.0)
-            if power.exact and 2 * power.low == 1:
-                return sqrt(ctx, x)
-            if power.is_(-1):
-                return reciprocal(ctx, x)
-            roots = {Fraction(1, 4): "fourth root", Fraction(1, 8): "eighth root"}
-            found = recognise(ctx, roots[power.low], x) if power.exact and power.low in roots else None
-            if found is not None:
-                return found
-            p = number_of(exponent)
-            known = steep.power(p) if p is not None and p != 0.0 and abs(p) <= _MOST_POWER else None
-            reason = (
-                f"the slope of x^{power.middle:g} is unbounded: by itself it has no Lipschitz constant on the whole "
-                "space."
-            )
-            return ctx.without_constant((x,), _advised(reason, known), (exponent,), steep=known)
-    return ctx.without_constant((x, exponent), _advised(_GROWS, None), (exponent,))
+@rule("tan", kind="pattern")
+def tangent(ctx: Context, x: Any) -> Var:
+    """tan: rejected alone; between two poles it is sin x/cos x with the slopes of that."""
+    x = ctx.variable(x)
+    parts = ctx.activation(x, SIN), ctx.activation(x, COS)
+    return ctx.without_constant(parts, advised(_POLE, True), function=torch.div, combines="div")
 
 
 @rule("glu", kind="pattern")

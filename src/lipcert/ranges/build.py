@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lipcert.domain import Box, Domain
-from lipcert.network.graph import ActivationNode, AffineNode, InputNode, Network, OpenNode
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.relations import Local
+from lipcert.network.radial import Radial
+from lipcert.network.relations import Local, LocalGains, LocalSlopes
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
+from lipcert.ranges.lengths import groups_of, least_lengths
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
 
 Tighten = Literal["none", "undecided", "all"]
 
 #: Linear bounds are worked out where rows times entries of the network, over all nodes, stay below this.
 MOST_WORK = 3e9
+#: Entries of the rows that bound how long a normalisation's groups are.
+MOST_ROWS = 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +37,7 @@ class Ranges:
 
     Attributes:
         boxes: one per node, of the node's shape; infinite where nothing is known.
-        local: position → what that makes of an activation.
+        local: position → what that makes of an activation, or of a normalisation.
     """
 
     boxes: tuple[Interval, ...]
@@ -57,12 +62,13 @@ class Ranges:
                 slopes depend; ``all``; or ``none``.
             known: position → a box in which the node's values are known to lie.
         """
-        boxes = boxes_of(network, domain, tighten, known)
+        bounds = bounds_of(network, domain, tighten, known)
+        boxes = bounds.boxes
         anchored = None
         if anchor is not None:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
             anchored = boxes_of(network, Box(point, point), "none")
-        local: dict[int, Local] = {}
+        local: dict[int, Local] = dict(_gains(bounds))
         for k, node in enumerate(network.nodes):
             function = applied(node)
             if function is None:
@@ -72,7 +78,7 @@ class Ranges:
                 lower, upper = slopes(function, box.low, box.high)
             else:
                 lower, upper = chords(function, box, anchored[node.parents[0]].expanded(node.shape))
-            local[k] = Local(lower.expand(node.shape), upper.expand(node.shape), box)
+            local[k] = LocalSlopes(lower.expand(node.shape), upper.expand(node.shape), box)
         return cls(tuple(boxes), local)
 
 
@@ -112,6 +118,32 @@ def bounds_of(
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
     return back
+
+
+def _gains(bounds: LinearBounds) -> dict[int, LocalGains]:
+    """What is known of normalisations: gains that follow from how long their groups are at least."""
+    gains: dict[int, LocalGains] = {}
+    nodes, work = bounds.network.nodes, 0.0
+    with torch.no_grad():
+        for k, node in enumerate(nodes):
+            block = normalising(node)
+            if block is None:
+                continue
+            parent = node.parents[0]
+            box = bounds.boxes[parent]
+            rows, n = groups_of(block, box.low.shape).shape
+            cost = 4.0 * rows * sum(size(other.shape) for other in nodes[: parent + 1])
+            affordable = bool(bounds.boxes[0].finite.all()) and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
+            work += cost if affordable else 0.0
+            length = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
+            gains[k] = LocalGains(block.gains_beyond(length, n))
+    return gains
+
+
+def normalising(node: object) -> Radial | None:
+    """The block of a node whose gains depend on how long its argument is."""
+    block = node.function if isinstance(node, GainNode) else node.block if isinstance(node, OpenNode) else None
+    return block if isinstance(block, Radial) else None
 
 
 def applied(node: object) -> Nonlinearity | None:

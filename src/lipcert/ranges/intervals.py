@@ -14,7 +14,7 @@ from lipcert.errors import NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, SelectionNode
 from lipcert.network.images import image, touched
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
-from lipcert.network.nonlinearity import MaxSelection
+from lipcert.network.nonlinearity import GainFunction, MaxSelection
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import Range, lengths
 from lipcert.numerics.rounding import mul_up
@@ -32,8 +32,10 @@ def through(node: Node, inputs: Sequence[Interval]) -> Interval:
     if isinstance(node, SelectionNode):
         return _selected(node, inputs[0])
     if isinstance(node, GainNode):
-        return _block(node, inputs[0])
+        return _block(node.function, inputs[0], node.shape)
     assert isinstance(node, OpenNode)
+    if node.block is not None:
+        return _block(node.block, inputs[0], node.shape)
     return _open(node, inputs)
 
 
@@ -146,17 +148,17 @@ def _selected(node: SelectionNode, box: Interval) -> Interval:
     return Interval(*result)
 
 
-def _block(node: GainNode, box: Interval) -> Interval:
+def _block(function: GainFunction, box: Interval, shape: Shape) -> Interval:
     """By interval arithmetic through the block's code, and by its gain around the middle; what lies in both."""
-    floor, ceiling = (torch.as_tensor(end, dtype=torch.float64).expand(node.shape) for end in node.function.image)
+    floor, ceiling = (torch.as_tensor(end, dtype=torch.float64).expand(shape) for end in function.image)
     known = Interval(floor.clone(), ceiling.clone())
     if not bool(box.finite.all()):
         return known
-    value = _evaluated(lambda x: node.function.value(x), box, node.shape)
+    value = _evaluated(lambda x: function.value(x), box, shape)
     middle = Range.between(box.low, box.high)
-    centre = _evaluated(lambda x: node.function.value(x), Interval.point(middle.mid), node.shape)
+    centre = _evaluated(lambda x: function.value(x), Interval.point(middle.mid), shape)
     reach = math.inf
-    for p, gain in node.function.gains.items():
+    for p, gain in function.gains.items():
         reach = min(reach, mul_up(gain, float(lengths(middle.reach.reshape(1, -1), p))))
     around = Interval(_sane(centre.low - reach, -math.inf), _sane(centre.high + reach, math.inf))
     around = Interval(

@@ -117,6 +117,12 @@ class LinearBounds:
             lows.append(-top[len(part) :])
         return torch.cat(lows), torch.cat(highs)
 
+    def most(self, position: int, rows: Tensor) -> Tensor:
+        """``upper`` in chunks of rows."""
+        width = max(size(node.shape) for node in self.network.nodes[: position + 1])
+        chunk = max(1, CHUNK // max(1, width))
+        return torch.cat([self.upper(position, part) for part in rows.split(chunk)])
+
     def upper(self, position: int, rows: Tensor) -> Tensor:
         """Upper bounds of Σ rows[r]·z over the domain, z being the node's values: (R, *shape) → (R,)."""
         return self.upper_of_sum([(position, rows, None)])

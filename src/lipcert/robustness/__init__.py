@@ -1,1 +1,1 @@
-"""Certified robustness: which examples keep their class under perturbations, with a certificate for each."""
+"""What networks do on domains: margins, ranges of outputs, certified robustness of examples."""

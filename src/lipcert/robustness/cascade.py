@@ -23,8 +23,8 @@ from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
 from lipcert.robustness.schedule import Bracket
 
-#: Rounds of the search for the nearest counter-example where no radius is given: outward, then by halving.
-_OUTWARD, _INWARD = 10, 5
+#: Doublings of the radius that is attacked where none is given.
+_OUTWARD = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,21 +171,11 @@ class Cascade:
                 going = [c for c, b in zip(going, broken, strict=True) if b]
             return
         reach = {c.index: self._first_radius(c) for c in cases}
-        near = dict.fromkeys(reach, 0.0)
         for number in range(_OUTWARD):
             going = [c for c in cases if math.isinf(c.bracket.attacked)]
             broken = self._attacked(going, [reach[c.index] for c in going], (first, number))
             for case, hit in zip(going, broken, strict=True):
-                if not hit:
-                    near[case.index] = reach[case.index]
-                    reach[case.index] *= 2.0
-        for number in range(_OUTWARD, _OUTWARD + _INWARD):
-            going = [c for c in cases if math.isfinite(c.bracket.attacked)]
-            radii = [math.sqrt(max(near[c.index], 0.25 * c.bracket.attacked) * c.bracket.attacked) for c in going]
-            broken = self._attacked(going, radii, (first, number))
-            for case, radius, hit in zip(going, radii, broken, strict=True):
-                if not hit:
-                    near[case.index] = radius
+                reach[case.index] *= 1.0 if hit else 2.0
 
     def _first_radius(self, case: _Case) -> float:
         """About where a linear function with the margin and gradient at the example would change its class."""

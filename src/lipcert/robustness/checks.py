@@ -99,6 +99,11 @@ class Facts:
         """Where a claim is to hold."""
         return self.threat.domain(claim.x, claim.radius)
 
+    def searched(self, claim: Claim) -> Ball | Intersection:
+        """Where multipliers are looked for: limits are left to the check but for l∞, where they cost nothing."""
+        domain = self.domain(claim)
+        return domain if self.threat.norm == math.inf or isinstance(domain, Ball) else domain.ball
+
     def rows(self, claim: Claim, classes: Sequence[int] | None = None) -> Tensor:
         """e_label − e_k, for all other classes, or those at some places among them."""
         rows = rows_against(claim.label, self.classes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -13,13 +12,9 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
-from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.errors import CertificateError, NotProved
-from lipcert.network.graph import AffineNode
-from lipcert.ranges.build import applied
 from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
-from lipcert.search.cost_to_go.ascent import ascend
-from lipcert.search.cost_to_go.inputs import Domains
+from lipcert.robustness.outputs import Answer, Task, prove_below
 from lipcert.search.cost_to_go.settings import Settings
 
 #: Checks that a proof is stretched by, and how close the ends of the interval of radii get.
@@ -141,96 +136,37 @@ class CostToGo:
     seed: int = 0
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
-        """Ranges first, then multipliers for the classes that these leave open."""
-        with torch.no_grad():
-            settings: list[Setting] = []
-            for one in asked:
-                if time.perf_counter() > until:
-                    break
-                settings.append(Setting(facts.subject.facts, facts.domain(one.claim), self.linear))
-        asked_here = asked[: len(settings)]
-        open_ = [self._open(facts, one.claim, s) for one, s in zip(asked_here, settings, strict=True)]
-        places = [(i, k) for i, classes in enumerate(open_) for k in classes]
-        bends = any(applied(node) is not None for node in facts.subject.network.nodes)
-        found = self._search(facts, asked_here, settings, places) if places and bends else {}
-        result = [self._proof(facts, one, open_[i], found, i) for i, one in enumerate(asked_here)]
-        return [*result, *[None] * (len(asked) - len(asked_here))]
-
-    def _proof(
-        self, facts: Facts, asked: Asked, open_: list[int], found: Mapping[tuple[int, int], Multipliers], place: int
-    ) -> Proof | None:
-        """Of one claim, by the multipliers found for the classes that were open."""
-        method, content = "linear_bounds" if self.linear else "ranges", b""
-        if open_:
-            pieces = {k: found[place, k] for k in open_ if (place, k) in found}
-            if len(pieces) < len(open_):
-                return None
-            method, content = self.name, write_proof(_joined(pieces), self.linear)
-        return stretched(method, facts, asked, content)
-
-    def _open(self, facts: Facts, claim: Claim, setting: Setting) -> list[int]:
-        """Places of the classes that constants and ranges leave open."""
-        with torch.no_grad():
-            plain = setting.plain(facts.rows(claim))
-        return (~((facts.by_constants(claim).sure > 0.0) | (plain > 0.0))).nonzero().reshape(-1).tolist()
-
-    def _search(
-        self, facts: Facts, asked: Sequence[Asked], settings: Sequence[Setting], places: Sequence[tuple[int, int]]
-    ) -> dict[tuple[int, int], Multipliers]:
-        network = facts.subject.network
-        kept = sorted({i for i, _ in places})
-        number = {i: place for place, i in enumerate(kept)}
-        boxes = [
-            (
-                torch.stack([settings[i].boxes[k].low for i in kept]),
-                torch.stack([settings[i].boxes[k].high for i in kept]),
-            )
-            for k in range(len(network.nodes))
+        """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
+        if time.perf_counter() > until:
+            return [None] * len(asked)
+        open_ = [_open(facts, one.claim) for one in asked]
+        tasks = [
+            Task(facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes])
+            for one, classes in zip(asked, open_, strict=True)
         ]
-        rows = torch.stack([facts.rows(asked[i].claim, [k])[0] for i, k in places])
-        starts = torch.stack([asked[i].starts[k] for i, k in places])
-        example = torch.tensor([number[i] for i, _ in places])
-
-        def prove(which: Tensor, multipliers: Multipliers) -> Tensor:
-            values = torch.full((len(which),), -math.inf, dtype=torch.float64)
-            for i in sorted({places[w][0] for w in which.tolist()}):
-                at = torch.tensor([place for place, w in enumerate(which.tolist()) if places[w][0] == i])
-                try:
-                    values[at] = lower_bounds(settings[i], rows[which[at]], multipliers.map(lambda t, at=at: t[at]))[0]  # type: ignore[misc]
-                except (NotProved, CertificateError):
-                    continue
-            return values
-
-        norms = {
-            k: [n.value for n in facts.subject.facts.norms(k)]
-            for k, node in enumerate(network.nodes)
-            if isinstance(node, AffineNode)
-        }
-        domains = _domains(facts, [asked[i].claim for i in kept])
         search = Settings(steps=self.steps, device=self.device, seed=self.seed)
-        try:
-            found = ascend(network, norms, boxes, domains, rows, example, starts, search, prove)
-        except Exception as problem:  # what a search does not find, another may
-            warnings.warn(
-                f"the search of the cost-to-go broke ({type(problem).__name__}: {str(problem)[:200]}): examples stay "
-                "open that might be certified. This is a bug in lipcert; please report it.",
-                stacklevel=2,
-            )
-            return {}
-        return {
-            place: multipliers
-            for place, multipliers, value in zip(places, found.multipliers, found.proved.tolist(), strict=True)
-            if multipliers is not None and (value > 0.0 or asked[place[0]].between is not None)
-        }
+        answers = prove_below(facts.subject, tasks, search, self.linear)
+        return [
+            self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
+        ]
+
+    def _proof(self, facts: Facts, asked: Asked, classes: Sequence[int], answer: Answer) -> Proof | None:
+        """Of one claim, by what was found for the classes that were open."""
+        if not bool((answer.lower > (0.0 if asked.between is None else -math.inf)).all()):
+            return None
+        found = {k: m for k, m in zip(classes, answer.multipliers, strict=True) if m is not None}
+        if not found:
+            return stretched("linear_bounds" if self.linear else "ranges", facts, asked, b"")
+        parts = [
+            Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims}) for part in _joined(found)
+        ]
+        return stretched(self.name, facts, asked, write_proof(parts, self.linear))
 
 
-def _domains(facts: Facts, claims: Sequence[Claim]) -> Domains:
-    """As the search sees them: of a ball within limits the ball, but for l∞; the check counts the limits in."""
-    centre = torch.stack([c.x for c in claims])
-    limits = facts.threat.clip if facts.threat.norm == math.inf else None
-    low, high = limits or (-math.inf, math.inf)
-    ends = (torch.full_like(centre, low), torch.full_like(centre, high))
-    return Domains(centre, torch.tensor([c.radius for c in claims], dtype=torch.float64), facts.threat.norm, *ends)
+def _open(facts: Facts, claim: Claim) -> list[int]:
+    """Places of the classes that the constants leave open; all, where they leave none."""
+    left = (~(facts.by_constants(claim).sure > 0.0)).nonzero().reshape(-1).tolist()
+    return left or list(range(facts.classes - 1))
 
 
 def _joined(found: Mapping[int, Multipliers]) -> list[Part]:

@@ -15,6 +15,9 @@ from lipcert.ranges.functions import Samples
 LARGEST = 1e60
 FLOOR = 1e-120
 
+#: Slopes that differ by less than this, relative to them, count as one.
+NEARLY = 2.0**-40
+
 #: Entries of the intermediate tensors of a chunk of parts.
 CHUNK = 1 << 22
 
@@ -35,9 +38,10 @@ def least(at: Samples, cell: Cell) -> Tensor:
     """A lower bound of F on the interval of the samples, (P, *shape), rounding included.
 
     On a part [a, a + h] F is bounded below by a quadratic q0 + B x + ½ K x² in x = v − a: by itself where φ is linear
-    there; else by − g v + ½ D (v − ṽ)² plus a line below R(v) = c φ(v) − ½ T (φ(v) − z̃)². The derivative of R lies in
-    [ρ₋, ρ₊], that is in the product of φ's slopes and of c − T (φ − z̃); so for every θ in [0, 1]
-    R(a + x) ≥ θ (R(a) + ρ₋ x) + (1 − θ) (R(a + h) − ρ₊ (h − x)), and θ is chosen for the slope of R's chord.
+    there (or so nearly that how far it is from its line is paid for); else by − g v + ½ D (v − ṽ)² plus a line below
+    R(v) = c φ(v) − ½ T (φ(v) − z̃)². The derivative of R lies in [ρ₋, ρ₊], that is in the product of φ's slopes and of
+    c − T (φ − z̃); so R(a + x) ≥ θ (R(a) + ρ₋ x) + (1 − θ) (R(a + h) − ρ₊ (h − x)) for every θ in [0, 1], which is
+    chosen for the slope of R's chord.
 
     A convex q is least at some x₀, and at any other, such as a rounded one, lies above its tangent there; one that
     is not convex is least at an end. Every sum here has fewer than 40 terms and factors, so that 64 units in the last
@@ -69,11 +73,12 @@ def _parts(
     c, weight, anchor = cell.cost, cell.weight, cell.anchor
     g, curvature, centre = cell.slope, cell.curvature, cell.centre
     h = (b - a) * (1.0 + 2.0 * UNIT)
-    straight = alpha == beta
+    steep = torch.maximum(alpha.abs(), beta.abs())
+    straight = beta - alpha <= NEARLY * steep
+    bent = torch.where(straight, (beta - alpha) * h, 0.0)  # how far φ may be from its line
     size = fa.abs() + anchor.abs() + ea
     size_b = fb.abs() + anchor.abs() + eb
     reach = a.abs() + centre.abs() + h
-    steep = torch.maximum(alpha.abs(), beta.abs())
 
     def curve(f: Tensor) -> Tensor:
         return c * f - 0.5 * weight * (f - anchor).square()
@@ -83,7 +88,7 @@ def _parts(
     line = alpha * (c - weight * (fa - anchor))
     bend = curvature - weight * alpha.square()
     # where it is curved: the derivative of R
-    run = torch.maximum(alpha.abs(), beta.abs()) * h + ea
+    run = steep * h + ea
     around = weight * run * (1.0 + 4.0 * UNIT)
     middle = c - weight * (fa - anchor)
     corners = torch.stack([s * (middle + d) for s in (alpha, beta) for d in (around, -around)])
@@ -108,7 +113,7 @@ def _parts(
     own = c.abs() * (fa.abs() + fb.abs()) + weight * (size.square() + size_b.square())
     own = own + h * steep * (c.abs() + weight * (size + run)) + 0.5 * weight * (steep * h).square()
     total = own + g.abs() * (a.abs() + h) + curvature * reach.square()
-    unsure = (ea + eb) * (c.abs() + weight * (size + size_b) + weight * steep * h)
+    unsure = (ea + eb + bent) * (c.abs() + weight * (size + size_b) + weight * steep * h)
     bound = bound - (64.0 * UNIT * total + unsure * (1.0 + 2.0**-30) + FLOOR)
     bound = torch.where(b > a, bound, _at_point(cell, a, fa, ea))
     return torch.where(bound.isnan(), -math.inf, bound)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writable
 from lipcert.certificates.norms.scaling import absolute_sums, scaled, terms
 from lipcert.domain import Ball, Box, Domain
+from lipcert.errors import CertificateError
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.interval import Interval
@@ -32,11 +33,19 @@ class Facts:
     Args:
         network: fused, selections expanded.
         chance: what random starts of norms may spend.
+        claims: norms of the maps of all affine nodes, one after another, to be proved rather than found.
+
+    Raises:
+        CertificateError: there are not as many claims as maps.
     """
 
-    def __init__(self, network: Network, chance: Chance) -> None:
+    def __init__(self, network: Network, chance: Chance, claims: Tensor | None = None) -> None:
         self.network = network
-        self._share = chance.group(sum(len(n.maps) for n in network.nodes if isinstance(n, AffineNode)))
+        maps = [(k, i) for k, n in enumerate(network.nodes) if isinstance(n, AffineNode) for i in range(len(n.maps))]
+        if claims is not None and (tuple(claims.shape) != (len(maps),) or not bool((claims >= 0).all())):
+            raise CertificateError(f"the certificate must hold {len(maps)} norms.")
+        self._claims = {} if claims is None else dict(zip(maps, claims.double().tolist(), strict=True))
+        self._share = chance.group(2 * len(maps))
         self._norms: dict[int, tuple[NormBound, ...]] = {}
         self._matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -45,8 +54,17 @@ class Facts:
         if position not in self._norms:
             node = self.network.nodes[position]
             assert isinstance(node, AffineNode)
-            self._norms[position] = tuple(map_norm(linear, 2.0, share=self._share) for linear in node.maps)
+            claims = [self._claims.get((position, place)) for place in range(len(node.maps))]
+            self._norms[position] = tuple(
+                map_norm(linear, 2.0, claim, self._share) for linear, claim in zip(node.maps, claims, strict=True)
+            )
         return self._norms[position]
+
+    @property
+    def claims(self) -> Tensor:
+        """All norms, for a witness: a norm that is found may be another one elsewhere, one that is proved is not."""
+        nodes = [k for k, node in enumerate(self.network.nodes) if isinstance(node, AffineNode)]
+        return torch.tensor([norm.value for k in nodes for norm in self.norms(k)], dtype=torch.float64)
 
     def matrix(self, position: int, place: int) -> tuple[Tensor, Tensor]:
         """A map as it is computed and a bound of how far its entries may be from the exact ones."""

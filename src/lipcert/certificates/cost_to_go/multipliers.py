@@ -29,8 +29,8 @@ class Multipliers:
         curvature: position of an activation → D ≥ 0, (P, *shape), or (P, 1, …, 1) for one number per function.
         anchor: edge of an affine node from a parent that is none → z̃, (P, *shape of the parent): where the quadratic
             cost of the parent is centred. Absent: at the middle of the parent's range.
-        weight: edge of an affine node → T ≥ 0, (P, *shape of the parent), the quadratic cost there. Absent at any edge
-            of a node: from the norms of its maps and the greatest D.
+        weight: edge of an affine node → T ≥ 0, (P, *shape of the parent), the quadratic cost there. Absent, or 0 at all
+            edges of a node: from the norms of its maps and the greatest D.
     """
 
     slope: Mapping[int, Tensor] = field(default_factory=dict)
@@ -41,6 +41,10 @@ class Multipliers:
     def map(self, change: Callable[[Tensor], Tensor]) -> Multipliers:
         """The same change of every tensor: other rows, another dtype."""
         return Multipliers(*({k: change(t) for k, t in group.items()} for group in self._groups()))
+
+    def at(self, functions: Tensor | slice) -> Multipliers:
+        """Those of some of the functions."""
+        return self.map(lambda tensor: tensor[functions])
 
     def _groups(self) -> tuple[Mapping[Any, Tensor], ...]:
         return self.slope, self.curvature, self.anchor, self.weight
@@ -72,13 +76,15 @@ class Multipliers:
 
     @classmethod
     def read(cls, witness: Witness) -> Multipliers:
-        """From a witness.
+        """From a witness, which may hold norms beside.
 
         Raises:
             CertificateError: an array has a name that none of these has.
         """
         groups: dict[str, dict[Any, Tensor]] = {name: {} for name in _NAMES}
         for full, tensor in witness.arrays.items():
+            if full == "norms":
+                continue
             name, *place = full.split(".")
             lengths = {"slope": 1, "curvature": 1, "anchor": 2, "weight": 2}
             if lengths.get(name) != len(place) or not all(p.isascii() and p.isdigit() for p in place):

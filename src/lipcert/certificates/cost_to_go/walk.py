@@ -15,6 +15,7 @@ from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
 from lipcert.domain import Domain
+from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Node
 from lipcert.network.images import image
@@ -184,19 +185,24 @@ class _Walk:
         shapes = [self.network.nodes[p].shape for p in node.parents]
         if not bool(curvature.any()):
             return [curvature.new_zeros(self.count, *shape) for shape in shapes]
-        stored = [self.multipliers.weight.get((k, place)) for place in range(len(shapes))]
-        if stored and all(w is not None for w in stored):
-            weights = [w.expand(self.count, *shape) for w, shape in zip(stored, shapes, strict=True) if w is not None]
-            require_order(self.setting.facts, k, curvature, weights)
+        own = [self.multipliers.weight.get((k, place)) for place in range(len(shapes))]
+        stored = [curvature.new_zeros(()) if w is None else w for w in own]
+        weights = [w.expand(self.count, *shape) for w, shape in zip(stored, shapes, strict=True)]
+        given = torch.stack([w.flatten(1).any(dim=1) for w in weights]).any(dim=0)
+        if bool(given.any()):
+            require_order(self.setting.facts, k, curvature[given], [w[given] for w in weights])
+        if bool(given.all()):
             return weights
         norms = self.setting.facts.norms(k)
         self.guarantees += [norm.guarantee for norm in norms]
         total = sum(norm.value for norm in norms)
         most = curvature.flatten(1).amax(dim=1)
-        return [
-            (most * (norm.value * total) * UP * UP).reshape(-1, *[1] * len(shape)).expand(self.count, *shape)
-            for norm, shape in zip(norms, shapes, strict=True)
-        ]
+        result = []
+        for norm, w in zip(norms, weights, strict=True):
+            column = (self.count, *[1] * (w.dim() - 1))
+            by_norms = (most * (norm.value * total * (1.0 + (len(norms) + 4.0) * UNIT)) * UP).reshape(column)
+            result.append(torch.where(given.reshape(column), w, by_norms))
+        return result
 
     def _cut(self, k: int, cost: Cost) -> None:
         box = self.boxes[k]
@@ -269,11 +275,15 @@ class _Walk:
             if not isinstance(node, AffineNode):
                 continue
             total = Range.exact(torch.zeros(self.count, *node.shape, dtype=torch.float64))
-            for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
-                total = total + image(linear, found.get(parent) or Range.exact(self._anchor(k, place, parent)))
+            try:
+                for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
+                    total = total + image(linear, found.get(parent) or Range.exact(self._anchor(k, place, parent)))
+            except NumericsError:  # a map of whose constants nothing is known
+                total = total.widened(torch.full_like(total.mid, math.inf))
             offset = node.known_offset
             total = total if offset is None else total + offset
-            found[k] = Range(total.mid.clamp(-LARGEST, LARGEST), total.reach.nan_to_num(math.inf))
+            sound = total.mid.abs() <= LARGEST
+            found[k] = Range(torch.where(sound, total.mid, 0.0), torch.where(sound, total.reach, math.inf))
         return found
 
     def _anchor(self, k: int, place: int, parent: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.relations import EntryCell, Local, Relation
+from lipcert.network.relations import EntryCell, Local, LocalSlopes, Relation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,7 +26,8 @@ class ActivationNode(Node):
 
     def relation(self, position: int, local: Local | None = None) -> Relation:
         """δz_j = s_j δv_j with α_j ≤ s_j ≤ β_j."""
-        lower, upper = self.function.slope_range(self.shape) if local is None else (local.lower, local.upper)
+        known = local if isinstance(local, LocalSlopes) else None
+        lower, upper = self.function.slope_range(self.shape) if known is None else (known.lower, known.upper)
         return EntryCell(self.parents, self.shape, self.name, self.origin, position, lower, upper)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:

@@ -46,7 +46,7 @@ class Node(ABC):
 
         Args:
             position: the node's own.
-            local: an activation's slopes on the domain; None: on the whole space.
+            local: an activation's slopes, or a block's gains, on the domain; None: on the whole space.
         """
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import GainFunction
-from lipcert.network.relations import BlockCell, Local, Relation
+from lipcert.network.relations import BlockCell, Local, LocalGains, Relation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,8 +26,9 @@ class GainNode(Node):
 
     def relation(self, position: int, local: Local | None = None) -> Relation:
         """‖δz‖_p ≤ g_p ‖δv‖_p."""
+        gains = local.gains if isinstance(local, LocalGains) else self.function.gains
         return BlockCell(
-            self.parents, self.shape, self.name, self.origin, position, self.function.gains, "gain",
+            self.parents, self.shape, self.name, self.origin, position, gains, "gain",
             self.function.source,
         )  # fmt: skip
 

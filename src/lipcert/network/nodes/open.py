@@ -13,7 +13,8 @@ from lipcert.errors import CaptureError, NotLipschitzError
 from lipcert.network.hashing import update_hash_with_tensor
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.relations import EntryCell, Local, Relation
+from lipcert.network.radial import Radial
+from lipcert.network.relations import BlockCell, EntryCell, Local, LocalGains, Relation
 
 #: (the parents' values for one example, the call's constants) → the node's value for that example.
 Evaluation = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
@@ -33,6 +34,7 @@ class OpenNode(Node):
         steep: what the node computes, where that is one function of each entry of its one parent (which x·x names
             twice): on an interval it has slopes.
         combines: ``mul`` or ``div`` where the node is just that of two parents, entry by entry.
+        block: what the node computes of its one parent, where that is a block that has gains away from 0.
     """
 
     op: str = ""
@@ -43,6 +45,7 @@ class OpenNode(Node):
     key: str = ""
     steep: Nonlinearity | None = None
     combines: str = ""
+    block: Radial | None = None
 
     def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
         """The op's own value, example by example."""
@@ -53,13 +56,18 @@ class OpenNode(Node):
         return torch.stack(rows) if rows else torch.zeros(0, *self.shape, dtype=like.dtype, device=like.device)
 
     def relation(self, position: int, local: Local | None = None) -> Relation:
-        """Slopes where the node is one function of an interval on which that has some.
+        """Slopes where the node is one function of an interval on which that has some, or gains of a block there.
 
         Raises:
-            CaptureError: it is not, or they are infinite.
+            CaptureError: it is neither, or they are infinite.
         """
         if local is None:
             raise self.error
+        if isinstance(local, LocalGains):
+            if not local.gains:
+                raise self.error
+            source = self.block.source if self.block is not None else ""
+            return BlockCell(self.parents, self.shape, self.name, self.origin, position, local.gains, "gain", source)
         steep = ~(local.lower.isfinite() & local.upper.isfinite())
         if not bool(steep.any()):
             own = self.parents[:1]  # x·x names its one parent twice
@@ -82,5 +90,7 @@ class OpenNode(Node):
         """Kind, wiring, op and constants."""
         super().update_hash(digest)
         digest.update(repr((self.name, self.key)).encode())
+        if self.block is not None:
+            self.block.update_hash(digest)
         for constant in self.constants:
             update_hash_with_tensor(digest, constant)

@@ -14,7 +14,8 @@ from lipcert.network.activations.rationals import ends, ends_of, quotient
 from lipcert.network.builder import Var
 from lipcert.network.graph import AffineNode, GainNode, OpenNode
 from lipcert.network.linear import LinearMap, OpMap, size
-from lipcert.network.nonlinearity import GainFunction, Slope
+from lipcert.network.nonlinearity import Slope
+from lipcert.network.radial import Radial, along
 from lipcert.ops.context import Context
 from lipcert.ops.radial import radial_gains
 from lipcert.ops.rational import OutOfRange, Real, above, below, exactly, root_above
@@ -25,17 +26,34 @@ from lipcert.ops.recognise.roots import RootFunction, even_power
 from lipcert.ops.recognise.scalings import core, handle, parent, uniform
 from lipcert.ops.recognise.sums import affine_image, nonnegative, partition
 
-#: A relative error of ε or of the weights that ``radial_gains`` covers.
-_ABSORBED = 1e-13
+#: A relative error of ε or of the weights that ``radial_gains`` covers, and what is certain of such an ε.
+_ABSORBED, _CERTAIN = 1e-13, 1.0 - 1e-12
+#: Where the gains of quotients without an ε come from, and what is said where there are none.
+_OPEN = "x/‖x‖: 1/‖x‖ where that is least"
+_AT_ZERO = (
+    "a value divided by its own norm has no Lipschitz constant near 0. Add an ε (torch.nn.functional.normalize does), "
+    "or give a domain on which it stays away from 0."
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OverClampedNorm(GainFunction):
-    """x / max(scale·‖x‖₂, floor), norms over ``axes``."""
+class OverClampedNorm(Radial):
+    """x / max(scale·‖x‖₂, floor), norms over ``axes``; the factor meant is at least ``factor``."""
+
+    stated: ClassVar[tuple[str, ...]] = (*Radial.stated, "factor")
 
     axes: tuple[int, ...]
     scale: float
     floor: float
+    factor: float
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """The axes of the norm."""
+        return along(x, self.axes)
+
+    def divisor(self, length: Tensor) -> Tensor:
+        """max(k‖x‖, ε)."""
+        return (self.factor * length).clamp(min=self.floor * _CERTAIN)
 
     def value(self, x: Tensor) -> Tensor:
         """The quotient."""
@@ -48,12 +66,23 @@ class OverClampedNorm(GainFunction):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OverShiftedNorm(GainFunction):
-    """x / (scale·‖x‖₂ + shift), norms over ``axes``."""
+class OverShiftedNorm(Radial):
+    """x / (scale·‖x‖₂ + shift), norms over ``axes``; the factor meant is at least ``factor``."""
+
+    stated: ClassVar[tuple[str, ...]] = (*Radial.stated, "factor")
 
     axes: tuple[int, ...]
     scale: float
     shift: float
+    factor: float
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """The axes of the norm."""
+        return along(x, self.axes)
+
+    def divisor(self, length: Tensor) -> Tensor:
+        """k‖x‖ + ε, ε ≥ 0 left out where it is not known well."""
+        return self.factor * length + self.shift * _CERTAIN
 
     def value(self, x: Tensor) -> Tensor:
         """The quotient."""
@@ -72,14 +101,34 @@ def _over(scale: float) -> tuple[Slope, Slope]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OverRoot(GainFunction):
-    """x / √(linear · x² + level), of absolute value at most ``greatest``."""
+class OverRoot(Radial):
+    """x / √(linear · x² + level), of absolute value at most ``greatest``, which is 1/√(least weight) rounded up.
 
-    stated: ClassVar[tuple[str, ...]] = (*GainFunction.stated, "greatest")
+    √(greatest weight / least) is at most ``spread``, and the level meant at least ``least``.
+    """
+
+    stated: ClassVar[tuple[str, ...]] = (*Radial.stated, "greatest", "spread", "least")
 
     linear: LinearMap
     level: float
     greatest: float
+    spread: float
+    least: float
+
+    @property
+    def distortion(self) -> float:
+        """That of the weights."""
+        return self.spread
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """The axes along which the map adds up."""
+        ends = zip(self.linear.in_shape, self.linear.out_shape, strict=True)
+        axes = tuple(axis for axis, (n, m) in enumerate(ends) if n != m)
+        return along(x, axes) if axes else x.reshape(-1, 1)
+
+    def divisor(self, length: Tensor) -> Tensor:
+        """√(w‖x‖² + c), w the least weight."""
+        return ((length / self.greatest).square() + self.least).sqrt()
 
     def value(self, x: Tensor) -> Tensor:
         """The quotient."""
@@ -158,7 +207,7 @@ def over_clamped_norm(ctx: Context, a: Any, b: Var) -> Var | None:
     if norm is None or scale.sign <= 0:
         return None
     n, axes = norm
-    return _radial(ctx, a, n, eps, "clamp", OverClampedNorm, (axes, scale.middle, eps))
+    return _radial(ctx, a, n, eps, "clamp", OverClampedNorm, (axes, scale.middle, eps, below(scale.low)))
 
 
 def _clamped(ctx: Context, b: Var) -> tuple[float, Real, Var] | None:
@@ -179,18 +228,19 @@ def _clamped(ctx: Context, b: Var) -> tuple[float, Real, Var] | None:
 
 @pattern("quotient by a shifted norm", "div", 30, "x/(k‖x‖ + ε)")
 def over_shifted_norm(ctx: Context, a: Any, b: Var) -> Var | None:
-    """x / (k‖x‖₂ + ε), k > 0: gain 1/ε in l2."""
+    """x / (k‖x‖₂ + ε), k > 0: gain 1/ε in l2; without ε only where ‖x‖ is away from 0."""
     if not isinstance(a, Var) or not _fits(b, a):
         return None
-    found = one_term(ctx.builder, before_expand(ctx, b))
-    if found is None:
-        return None
-    scale, inner, shift = found
+    narrow = before_expand(ctx, b)
+    scale, inner, shift = one_term(ctx.builder, narrow) or (exactly(1), narrow, exactly(0))
     norm = _norm_of(ctx, inner, a)
-    if norm is None or scale.sign <= 0 or shift.sign <= 0:
+    if norm is None or scale.sign <= 0 or not (shift.sign > 0 or shift.is_(0)):
         return None
     n, axes = norm
-    return _radial(ctx, a, n, below(shift.low), "sum", OverShiftedNorm, (axes, scale.middle, shift.middle))
+    settings = (axes, scale.middle, shift.middle, below(scale.low))
+    if shift.is_(0):
+        return _away_from_zero(ctx, a, OverShiftedNorm("div", {}, _OPEN, *settings))
+    return _radial(ctx, a, n, below(shift.low), "sum", OverShiftedNorm, settings)
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -250,7 +300,7 @@ def _under_root(ctx: Context, root: Var, ops: tuple[str, ...], power: Fraction, 
 
 def _radicand(linear: LinearMap | None, level: Real | None, x: Var, narrow: Var) -> Radicand | None:
     """The radicand if the map adds up, with weights > 0, just the entries that share one entry of ``narrow``."""
-    if linear is None or (level is not None and level.sign <= 0) or not _fits(narrow, x):
+    if linear is None or (level is not None and level.sign <= 0 and not level.is_(0)) or not _fits(narrow, x):
         return None
     if linear.in_shape != x.shape or linear.out_shape != narrow.shape or not nonnegative(linear):
         return None
@@ -274,7 +324,7 @@ def _radial(
     n: int,
     eps: float,
     kind: str,
-    block: type[GainFunction],
+    block: type[Radial],
     settings: tuple[Any, ...],
     spread: float = 1.0,
 ) -> Var:
@@ -288,6 +338,14 @@ def _radial(
 def _root_quotient(ctx: Context, x: Var, found: Radicand) -> Var:
     """x / √(Σ w x² + c); with unequal weights D⁻¹ g(D x), D = diag(√w), so √(greatest w / least w) times the gain."""
     linear, c = found.linear, found.level.middle
+    settings = (linear, c, found.greatest, found.spread, below(found.level.low))
+    if found.level.is_(0):
+        return _away_from_zero(ctx, x, OverRoot("div", {}, _OPEN, *settings))
     known = Fraction(c) - found.level.low <= found.level.low * Fraction(_ABSORBED)
     eps = math.sqrt(c) if known else math.sqrt(below(found.level.low))
-    return _radial(ctx, x, found.n, eps, "root", OverRoot, (linear, c, found.greatest), found.spread)
+    return _radial(ctx, x, found.n, eps, "root", OverRoot, settings, found.spread)
+
+
+def _away_from_zero(ctx: Context, x: Var, block: Radial) -> Var:
+    """A value of which gains are known on domains on which no group of entries comes to 0."""
+    return ctx.unresolved((x,), x.shape, ctx.not_lipschitz(_AT_ZERO), function=block.value, block=block)

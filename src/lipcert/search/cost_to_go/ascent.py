@@ -101,9 +101,7 @@ def first_variables(question: Question, points: Tensor, settings: Settings) -> V
     return variables
 
 
-def _climb(
-    question: Question, points: Tensor, index: Tensor, settings: Settings, prove: Prove, found: Found
-) -> None:
+def _climb(question: Question, points: Tensor, index: Tensor, settings: Settings, prove: Prove, found: Found) -> None:
     variables = first_variables(question, points, settings)
     room = torch.full((len(index),), settings.room, dtype=settings.dtype, device=settings.device)
     rate = settings.rate

@@ -155,7 +155,8 @@ def by_norms(plan: Plan) -> Weigh:
         gains = plan.gains(k)
         shape = (-1, *[1] * len(plan.parent_shape((k, 0))))
         return {
-            i: (most * (gains[i] * sum(gains))).reshape(-1, *[1] * len(plan.parent_shape((k, i)))) for i in plan.linked(k)
+            i: (most * (gains[i] * sum(gains))).reshape(-1, *[1] * len(plan.parent_shape((k, i))))
+            for i in plan.linked(k)
         }
 
     return weigh

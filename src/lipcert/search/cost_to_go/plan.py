@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Edge
 from lipcert.network.graph import AffineNode, InputNode, Network
-from lipcert.network.linear import Identity, Shape
+from lipcert.network.linear import Identity, Shape, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ranges.build import applied
 from lipcert.search.cost_to_go.maps import BothWays
@@ -35,7 +35,7 @@ class Plan:
     @cached_property
     def functions(self) -> dict[int, Nonlinearity]:
         """What the activations that a cost comes to compute."""
-        found = ((k, applied(self.network.nodes[k])) for k in sorted(self._costly))
+        found = ((k, _elementwise(self.network, k)) for k in sorted(self._costly))
         return {k: function for k, function in found if function is not None}
 
     @cached_property
@@ -87,6 +87,10 @@ class Plan:
         """Of the parent on an edge."""
         return self.network.nodes[self.network.nodes[edge[0]].parents[edge[1]]].shape
 
+    def smaller_side(self, k: int) -> int:
+        """Of the matrix of an affine node."""
+        return min(size(self.network.nodes[k].shape), sum(size(self.parent_shape((k, i))) for i in self.linked(k)))
+
     def reads_input(self, k: int) -> bool:
         """Whether the input is a parent."""
         return any(isinstance(self.network.nodes[p], InputNode) for p in self.network.nodes[k].parents)
@@ -114,6 +118,15 @@ class Plan:
                 continue
             if isinstance(node, AffineNode):
                 reached |= set(node.parents)
-            elif applied(node) is not None:
+            elif _elementwise(self.network, k) is not None:
                 reached.add(node.parents[0])
         return frozenset(reached)
+
+
+def _elementwise(network: Network, k: int) -> Nonlinearity | None:
+    """The function that a node applies to every entry of its parent; None if there is none, or it repeats entries."""
+    node = network.nodes[k]
+    function = applied(node)
+    if function is None or size(network.nodes[node.parents[0]].shape) != size(node.shape):
+        return None
+    return function

@@ -13,7 +13,9 @@ class Settings:
 
     Attributes:
         steps: of the ascent, at most.
-        warm: of them with one curvature per activation and the norms of maps; then with one per neuron.
+        warm: of them with diagonal weights only where these are cheap to prove; elsewhere with one curvature per
+            activation and the norms of maps.
+        small: the least side of a matrix up to which they are.
         rate: of Adam, in the units of the start.
         decay: factor of the rate per step.
         betas: of Adam.
@@ -28,12 +30,13 @@ class Settings:
     """
 
     steps: int = 300
-    warm: int = 40
-    rate: float = 0.05
-    decay: float = 0.985
-    betas: tuple[float, float] = (0.9, 0.99)
+    warm: int = 50
+    small: int = 512
+    rate: float = 0.04
+    decay: float = 0.99
+    betas: tuple[float, float] = (0.6, 0.9)
     scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
-    power: int = 3
+    power: int = 2
     every: int = 25
     goal: float | None = 0.0
     room: float = 1e-3

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.search.cost_to_go.dual import Question, Weigh, by_norms
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.start import Start
@@ -16,8 +16,9 @@ from lipcert.search.cost_to_go.weights import Directions, largest, random_direct
 
 #: Kind and place of a variable: ("slope", k), ("anchor", (k, i)), ("scale", k), ("curve", k), ("weight", (k, i)).
 Name = tuple[str, Any]
-#: Kinds that are free from the start.
-FIRST = ("slope", "anchor", "scale")
+#: Of variables that are many and of which most hardly matter, the share of the root mean square of a tensor's gradient
+#: that is added to Adam's own size: if all moved alike, weights would have to follow those that do not matter.
+LEVEL = 0.3
 #: Steps of the power method at its start, and of Lanczos before a proof.
 SETTLE, LANCZOS = 10, 40
 
@@ -54,8 +55,9 @@ class Variables:
             self.free["scale", k] = start.curvature[k].clone()
         for edge, anchor in start.anchor.items():
             self.free["anchor", edge] = torch.zeros_like(anchor)
-        if question.domains.boxed:
-            self.release(tuple(k for k in question.plan.bent if question.plan.reads_input(k)))
+        plan, boxed = question.plan, question.domains.boxed
+        small = (k for k in plan.bent if plan.smaller_side(k) <= settings.small or (boxed and plan.reads_input(k)))
+        self.release(tuple(small))
         return self
 
     def release(self, nodes: tuple[int, ...]) -> None:
@@ -128,8 +130,18 @@ class Variables:
                 first = self.first[name].mul_(fast).add_(gradient, alpha=1 - fast)
                 second = self.second[name].mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
                 size = second.sqrt().div_((1 - slow**age) ** 0.5).add_(1e-12)
+                if self._gentle(name):
+                    level = second.flatten(1).mean(1).sqrt() / (1 - slow**age) ** 0.5
+                    size += LEVEL * level.reshape(-1, *[1] * (size.dim() - 1))
                 variable.addcdiv_(first, size, value=rate / (1 - fast**age))
         return value.detach()
+
+    def _gentle(self, name: Name) -> bool:
+        """Whether a variable is one of many of which most hardly matter; all coordinates of a box do."""
+        kind, place = name
+        if kind != "weight" or not self.question.domains.boxed:
+            return kind in ("curve", "weight")
+        return self.question.plan.network.nodes[place[0]].parents[place[1]] != 0
 
     def provable(self, rows: Tensor, room: Tensor) -> tuple[Multipliers, Tensor]:
         """Of some functions, in float64 on the CPU: multipliers with weights that a check can prove, and their value.

@@ -1,0 +1,270 @@
+"""Lower bounds of linear functions of outputs on many domains at once: the best of ranges and the cost-to-go."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lipcert.attack.adversarial import lowest
+from lipcert.certificates.base import Witness
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
+from lipcert.certificates.outputs import Subject, check_outputs
+from lipcert.domain import Ball, Box, Intersection
+from lipcert.errors import InputError, NotProved
+from lipcert.guarantee import Guarantee, weakest
+from lipcert.network.graph import AffineNode, Network
+from lipcert.numerics.process_state import ordinary
+from lipcert.ranges.build import applied
+from lipcert.result import OutputBound
+from lipcert.search.cost_to_go.ascent import ascend
+from lipcert.search.cost_to_go.inputs import Domains
+from lipcert.search.cost_to_go.settings import Settings
+
+Bounded = Ball | Box | Intersection
+
+#: Steps of the first search, and the most of the second.
+FIRST, MOST = 40, 600
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Lower bounds asked for: rows·f on one domain.
+
+    Attributes:
+        domain: of the network's in_shape.
+        rows: (k, m) float64.
+        starts: (k, *in_shape), points of the domain where the rows are small, as far as an attack knows.
+        goal: bounds above it are good enough; None: as high as can be.
+    """
+
+    domain: Bounded
+    rows: Tensor
+    starts: Tensor
+    goal: float | None = 0.0
+
+
+@dataclass(eq=False)
+class Answer:
+    """What was proved of a task: values, and the multipliers for a witness (None: ranges alone)."""
+
+    lower: Tensor
+    linear: bool
+    guarantee: Guarantee = "rigorous"
+    multipliers: list[Multipliers | None] = field(default_factory=list)
+
+    def better(self, other: Answer) -> Answer:
+        """Of each function what the higher bound has."""
+        higher = (other.lower > self.lower).tolist()
+        chosen = [b if wins else a for a, b, wins in zip(self.multipliers, other.multipliers, higher, strict=True)]
+        guarantee = weakest([self.guarantee, other.guarantee])
+        return Answer(torch.maximum(self.lower, other.lower), self.linear, guarantee, chosen)
+
+    def witness(self, subject: Subject, upper: bool = False) -> Witness:
+        """For ``check_outputs``; ``upper``: the second half of the rows is minus the first."""
+        settings = {"linear": self.linear, "upper": upper}
+        found = [m for m in self.multipliers if m is not None]
+        if not found:
+            return Witness("ranges", {}, settings)
+        filled = [m if m is not None else found[0].map(torch.zeros_like) for m in self.multipliers]
+        return Witness("cost_to_go", {**joined(filled).arrays(), "norms": subject.facts.claims}, settings)
+
+
+def joined(parts: Sequence[Multipliers]) -> Multipliers:
+    """The functions of several multipliers one after another; what one of them leaves out is 0 there."""
+    groups = []
+    for name in ("slope", "curvature", "anchor", "weight"):
+        keys = dict.fromkeys(key for part in parts for key in getattr(part, name))
+        group = {}
+        for key in keys:
+            tensors = [getattr(part, name).get(key) for part in parts]
+            full = max((t for t in tensors if t is not None), key=Tensor.numel)
+            rows = [full.new_zeros(1, *full.shape[1:]) if t is None else t for t in tensors]
+            group[key] = torch.cat([t.expand(len(t), *full.shape[1:]) for t in rows])
+        groups.append(group)
+    return Multipliers(*groups)
+
+
+@ordinary()
+def prove_below(
+    subject: Subject, tasks: Sequence[Task], settings: Settings, linear: bool, multipliers: bool = True
+) -> list[Answer]:
+    """Answers to tasks, all searched in one batch.
+
+    Args:
+        subject: the captured network.
+        tasks: domains of one kind (balls of one p, within boxes or not; boxes).
+        settings: of the search.
+        linear: whether ranges are tightened by linear bounds.
+        multipliers: whether to search at all where ranges do not reach the goal.
+    """
+    with torch.no_grad():
+        places = [Setting(subject.facts, task.domain, linear) for task in tasks]
+        answers = [Answer(place.plain(task.rows), linear) for place, task in zip(places, tasks, strict=True)]
+    for answer, task in zip(answers, tasks, strict=True):
+        answer.multipliers = [None] * len(task.rows)
+    pairs = [
+        (i, r)
+        for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))
+        for r in range(len(task.rows))
+        if task.goal is None or not answer.lower[r] > task.goal
+    ]
+    usable = [i for i, place in enumerate(places) if bool(place.boxes[0].finite.all())]
+    pairs = [(i, r) for i, r in pairs if i in usable]
+    if not pairs or not multipliers:
+        return answers
+    if _deep(subject.network):
+        found = _searched(subject, tasks, places, answers, pairs, settings)
+    else:  # activations of the input alone, whose least values the check works out
+        none = Multipliers()
+        found = {(i, r): (none, float(_proved(places[i], tasks[i].rows[[r]], none, answers[i]))) for i, r in pairs}
+    for (i, r), (own, value) in found.items():
+        if own is not None and value > answers[i].lower[r]:
+            answers[i].lower[r] = value
+            answers[i].multipliers[r] = own
+    return answers
+
+
+def _deep(network: Network) -> bool:
+    """Whether a cost that goes back from the output meets an activation of a linear map's values."""
+    waiting, seen = [len(network.nodes) - 1], set()
+    while waiting:
+        k = waiting.pop()
+        node = network.nodes[k]
+        if k in seen:
+            continue
+        seen.add(k)
+        if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
+            return True
+        if isinstance(node, AffineNode) or applied(node) is not None:
+            waiting += node.parents
+    return False
+
+
+#: (task, row).
+Pair = tuple[int, int]
+
+
+def _searched(
+    subject: Subject, tasks: Sequence[Task], places: Sequence[Setting], answers: Sequence[Answer],
+    pairs: Sequence[Pair], settings: Settings,
+) -> dict[Pair, tuple[Multipliers | None, float]]:  # fmt: skip
+    """Multipliers of pairs and what they were proved to be worth."""
+    network = subject.network
+    used = sorted({i for i, _ in pairs})
+    index = {i: n for n, i in enumerate(used)}
+    boxes = [
+        (torch.stack([places[i].boxes[k].low for i in used]), torch.stack([places[i].boxes[k].high for i in used]))
+        for k in range(len(network.nodes))
+    ]
+
+    def prove(which: Tensor, candidates: Multipliers) -> Tensor:
+        """By domain: functions on one are proved together."""
+        result = torch.full((len(which),), -math.inf, dtype=torch.float64)
+        asked = [pairs[w] for w in which.tolist()]
+        for i in sorted({i for i, _ in asked}):
+            here = torch.tensor([n for n, (j, _) in enumerate(asked) if j == i])
+            rows = tasks[i].rows[[r for j, r in asked if j == i]]
+            result[here] = _proved(places[i], rows, candidates.at(here), answers[i])
+        return result
+
+    nodes = [(k, node) for k, node in enumerate(network.nodes) if isinstance(node, AffineNode)]
+    norms = {k: tuple(norm.value for norm in subject.facts.norms(k)) for k, _ in nodes}
+    try:
+        found = ascend(
+            network, norms, boxes, together([tasks[i].domain for i in used]),
+            torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
+            torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
+        )  # fmt: skip
+    except Exception as problem:  # ranges have proved something all the same
+        warnings.warn(
+            f"the search of the cost-to-go broke ({type(problem).__name__}: {str(problem)[:200]}): bounds are those of "
+            "ranges, true but loose. This is a bug in lipcert; please report it.",
+            stacklevel=2,
+        )
+        return {}
+    return dict(zip(pairs, zip(found.multipliers, found.proved.tolist(), strict=True), strict=True))
+
+
+def _proved(place: Setting, rows: Tensor, candidates: Multipliers, answer: Answer) -> Tensor:
+    """Lower bounds; one by one where a proof of all together fails."""
+    try:
+        with torch.no_grad():
+            value, sure = lower_bounds(place, rows, candidates)
+    except NotProved:
+        if len(rows) == 1:
+            return torch.full((1,), -math.inf, dtype=torch.float64)
+        single = [slice(r, r + 1) for r in range(len(rows))]
+        return torch.cat([_proved(place, rows[r], candidates.at(r), answer) for r in single])
+    answer.guarantee = weakest([answer.guarantee, sure])
+    return value
+
+
+def together(domains: Sequence[Bounded]) -> Domains:
+    """Domains of one kind as a batch."""
+    centres, radii, lows, highs = [], [], [], []
+    p = math.inf
+    for domain in domains:
+        box = domain.box if isinstance(domain, Intersection) else domain if isinstance(domain, Box) else None
+        ball = domain.balls()[0] if domain.balls() else None
+        low, high = domain.bounds()
+        if ball is not None:
+            p = float(ball.p)
+        centre = (0.5 * low + 0.5 * high) if ball is None else ball.center.to("cpu", torch.float64)
+        centres.append(centre)
+        radii.append(math.inf if ball is None else ball.radius)
+        lows.append(torch.full_like(centre, -math.inf) if box is None else box.lower.to("cpu", torch.float64))
+        highs.append(torch.full_like(centre, math.inf) if box is None else box.upper.to("cpu", torch.float64))
+    return Domains(
+        torch.stack(centres), torch.tensor(radii, dtype=torch.float64), p, torch.stack(lows), torch.stack(highs)
+    )
+
+
+def margin_rows(m: int, label: int) -> Tensor:
+    """e_label − e_k for every other class k, (m − 1, m) float64.
+
+    Raises:
+        InputError: no such class, or no other one.
+    """
+    if m < 2 or not 0 <= label < m:
+        raise InputError(f"label {label} is no class of a model with {m} outputs, or none that another could overtake.")
+    rows = -torch.eye(m, dtype=torch.float64)
+    rows[:, label] += 1.0
+    return torch.cat([rows[:label], rows[label + 1 :]])
+
+
+def bound_outputs(
+    model: Network, domain: Bounded, select: Tensor | None, upper: bool, budget: float, seed: int, device: torch.device
+) -> OutputBound:
+    """Certified bounds of select·f on one domain, as tight as the search gets in the time.
+
+    Args:
+        model: as captured.
+        domain: of its in_shape.
+        select: (k, m) or None.
+        upper: whether upper bounds are wanted, too.
+        budget: seconds of search.
+        seed, device: of the search.
+    """
+    started = time.perf_counter()
+    subject = Subject(model)
+    rows = subject.rows(select)
+    rows = torch.cat([rows, -rows]) if upper else rows
+    starts = lowest(model, [domain], rows, seed=seed, device=device).points[0]
+    task = Task(domain, rows, starts.reshape(len(rows), *model.in_shape), None)
+    first = Settings(steps=FIRST, warm=FIRST // 2, goal=None, seed=seed, device=device)
+    before = time.perf_counter()
+    best = prove_below(subject, [task], first, linear=True)[0]
+    spent = time.perf_counter() - before
+    steps = min(MOST, int(FIRST * (budget - (time.perf_counter() - started)) / spent))
+    if steps > FIRST:
+        longer = prove_below(subject, [task], replace(first, steps=steps, warm=40, decay=0.99), linear=True)[0]
+        best = best.better(longer)
+    witness = best.witness(subject, upper)
+    return check_outputs(subject, domain, select, witness, witness.kind, started)
