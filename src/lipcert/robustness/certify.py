@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-import lipcert.methods.liplt  # noqa: F401  (registers the method)
+import lipcert.methods.autolip
+import lipcert.methods.liplt  # noqa: F401  (both register their method)
 from lipcert.arguments import budget_of, device_of, generator_of
 from lipcert.capture.load import Model, load_model
 from lipcert.capture.torch_export import capture
@@ -25,12 +26,13 @@ from lipcert.network.linear import size
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
+from lipcert.result import Bound
 from lipcert.robustness.cascade import Batch, Cascade
 from lipcert.robustness.certification import CONSTANTS, Certification, restored
 from lipcert.robustness.checks import Facts
 from lipcert.robustness.engines import Engine, engine_of
 from lipcert.robustness.examples import Examples
-from lipcert.robustness.pair_constants import body, classes_of
+from lipcert.robustness.pair_constants import PairConstants, body, classes_of
 from lipcert.robustness.progress import shown
 from lipcert.robustness.provers import CostToGo
 from lipcert.robustness.store import Store
@@ -172,28 +174,41 @@ def _provers(network: Network, steps: int, device: torch.device, seed: int) -> t
     )
 
 
+def _small(network: Network) -> bool:
+    return sum(size(node.shape) for node in network.nodes) <= _SMALL
+
+
 def _facts(network: Network, threat: Threat, store: Store) -> Facts:
     """With a Lipschitz constant of the body, where it has one; a run that goes on uses the one it began with."""
     content = store.shared(CONSTANTS)
-    if content is None:
-        content = _constant(network, threat.norm)
-        store.share(CONSTANTS, content)
-    return Facts(network, threat, restored(content or None, network, threat.norm))
+    if content is not None:
+        return Facts(network, threat, restored(content or None, network, threat.norm))
+    found = _constant(network, threat.norm)
+    store.share(CONSTANTS, b"" if found is None else _bytes_of(found))
+    constants = None if found is None else PairConstants.of(network, threat.norm, found.value, found.guarantee)
+    return Facts(network, threat, constants)
 
 
-def _constant(network: Network, p: float) -> bytes:
-    """The certificate of a Lipschitz constant of the body; empty where it has none."""
+def _constant(network: Network, p: float) -> Bound | None:
+    """A Lipschitz constant of the body, rigorous if it can be; None where there is none."""
     front = body(network)
     if front is None or front.refusal is not None:
-        return b""
-    run = Run(torch.Generator().manual_seed(0), torch.device("cpu"), _CONSTANT_SECONDS)
-    try:
-        with ordinary(), torch.random.fork_rng(devices=[]):
-            found = make("liplt").bound(Problem(front, (p, p)), run, Chance())
-    except LipcertError:
-        return b""
-    if not math.isfinite(found.value):
-        return b""
+        return None
+    name = "liplt" if _small(network) else "autolip"  # paths of many layers are seldom written as matrices
+    for rigorous in (True, False):
+        run = Run(torch.Generator().manual_seed(0), torch.device("cpu"), _CONSTANT_SECONDS, rigorous=rigorous)
+        try:
+            with ordinary(), torch.random.fork_rng(devices=[]):
+                found = make(name).bound(Problem(front, (p, p)), run, Chance())
+        except LipcertError:
+            continue
+        if math.isfinite(found.value):
+            return found
+    return None
+
+
+def _bytes_of(found: Bound) -> bytes:
+    """The file of a certificate."""
     with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
         path = Path(folder) / "constants.lipcert"
         found.save(path)

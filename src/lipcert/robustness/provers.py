@@ -19,6 +19,8 @@ from lipcert.search.cost_to_go.settings import Settings
 
 #: Checks that a proof is stretched by, and how close the ends of the interval of radii get.
 _SECANTS, _CLOSE = 6, 1.002
+#: Room for other machines' arithmetic, in units of the size of the outputs at the example.
+_SIZE = 64.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ class Bracket:
         return self.stopped or self._next() is None
 
     def next(self) -> float:
-        """The radius to try now: of given ones the middle of those undecided."""
+        """The radius to try now: of given ones the largest first, then the middle of those undecided."""
         radius = self._next()
         assert radius is not None
         return radius
@@ -75,7 +75,9 @@ class Bracket:
         above = min(self.attacked, self.failed)
         if self.radii is not None:
             left = [r for r in self.radii if self.certified < r < above]
-            return left[len(left) // 2] if left else None
+            if not left:
+                return None
+            return left[-1] if math.isinf(self.failed) else left[len(left) // 2]
         if self.rounds > _MOST or above <= self.certified * PRECISION:
             return None
         if math.isinf(above):
