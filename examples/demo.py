@@ -1,5 +1,4 @@
-"""Bound two MNIST networks: upper bound, breakdown, lower bound with its witness, certificate, verification; then
-certify that 200 test images keep their class.
+"""Bound two MNIST networks, with certificates, and certify that 200 test images keep their class.
 
 make demo
 """
