@@ -104,3 +104,64 @@ def test_a_sure_maximum_is_one_entry() -> None:
     assert torch.equal(shorter.absolute().matrix(), first.matrix())
     nothing = simplified(add(first, gather(a, shape, out, -1.0)))
     assert nothing.is_zero
+
+
+class Blocks(nn.Module):
+    """x ↦ x + B relu(A x), over and over."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+
+        def layer() -> nn.Linear:
+            made = nn.Linear(width, width).double()
+            made.weight.data = torch.randn(width, width, generator=generator).double() / width**0.5
+            made.bias.data = torch.randn(width, generator=generator).double()
+            return made
+
+        self.inner = nn.ModuleList(layer() for _ in range(count))
+        self.outer = nn.ModuleList(layer() for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width) → (B, width)."""
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            x = x + outer(torch.relu(inner(x)))
+        return x
+
+
+@pytest.mark.parametrize("count", [2, 12, 40])
+def test_blocks_with_few_free_neurons_stay_blocks_where_their_paths_multiply(count: int) -> None:
+    """2^60 paths are not written down; two blocks with few free neurons are one form of input and cells."""
+    captured = capture(Blocks(8, count).eval(), torch.zeros(1, 8, dtype=torch.float64))
+    whole = Problem(captured, (2.0, 2.0), Ball(torch.zeros(8), 0.02 / 2.0**count, 2)).increments
+    fewer = reduced(whole)
+    if not any(isinstance(cell, EntryCell) and bool(cell.free.any()) for cell in whole.cells):
+        assert not fewer.cells
+    leaves = [len(m.leaves()) for relation in fewer.relations if isinstance(relation, Linear) for m in relation.maps]
+    assert max(leaves) < 100 * 40
+    for share in (0.0, 1.0):
+        a, b = dense(whole, share), dense(fewer, share)
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12 * (1.0 + float(a.abs().max())))
+
+
+def test_many_free_neurons_of_wide_layers_leave_the_layers() -> None:
+    """More than 400 of them, in layers far wider: the form has the input and the free neurons, and no layer."""
+    model = nn.Sequential(nn.Linear(6, 1500), nn.ReLU(), nn.Linear(1500, 1500), nn.ReLU(), nn.Linear(1500, 2)).double()
+    with torch.no_grad():
+        for place, layer in enumerate(m for m in model if isinstance(m, nn.Linear)):
+            generator = torch.Generator().manual_seed(place)
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
+            layer.bias.copy_(1e6 * (-1.0) ** torch.arange(len(layer.bias)))
+            layer.bias[:250] = 0.0
+    model[2].weight.data[:, ::2] = 0.0  # of the neurons that are on
+    captured = capture(model.eval(), torch.zeros(1, 6, dtype=torch.float64))
+    domain = Ball(torch.zeros(6), 0.1, 2)
+    network = Problem(captured).network
+    whole = Increments.of(network, Ranges.of(network, domain, tighten="none"))
+    fewer = reduced(whole)
+    free = sum(cell.size for cell in fewer.cells)
+    assert free > 400
+    assert max(relation.size for relation in fewer.relations) < 1000
+    for share in (0.0, 1.0):
+        a, b = dense(whole, share), dense(fewer, share)
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12 * (1.0 + float(a.abs().max())))

@@ -4,6 +4,7 @@ from lipcert.api import (
     bound,
     compare,
     estimate,
+    execution_error,
     lower_bound,
     margin,
     methods,
@@ -27,6 +28,7 @@ from lipcert.errors import (
     UnsupportedNormError,
     UnsupportedOpError,
 )
+from lipcert.execution.error import ExecutionError
 from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
@@ -57,6 +59,7 @@ __all__ = [
     "EngineError",
     "Estimate",
     "ExactPairs",
+    "ExecutionError",
     "InputError",
     "Intersection",
     "LipLT",
@@ -81,6 +84,7 @@ __all__ = [
     "certify",
     "compare",
     "estimate",
+    "execution_error",
     "lower_bound",
     "margin",
     "methods",

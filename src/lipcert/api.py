@@ -16,11 +16,14 @@ from torch import Tensor
 import lipcert.methods.all  # noqa: F401  (registers every method)
 from lipcert.arguments import budget_of, device_of, generator_of
 from lipcert.capture.load import Model, load_model
-from lipcert.capture.torch_export import capture
+from lipcert.capture.torch_export import capture, capture_steps
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify_file import verify_file
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import InputError, NumericsError, named
+from lipcert.execution.error import ExecutionError
+from lipcert.execution.settings import require_float32
+from lipcert.execution.walk import errors
 from lipcert.methods import estimates
 from lipcert.methods.auto import Trials
 from lipcert.methods.base import Method, MethodInfo, Run, describe, make, registered
@@ -121,9 +124,10 @@ def bound(
     domains: list[Any] = list(domain) if isinstance(domain, (list, tuple)) else [domain]
     problems = _problems(model, example_input, norm, domains, select, several, anchor)
     found: list[Bound] = []
-    for problem in problems:
+    while problems:
+        problem = problems.pop(0)  # what it works out for itself goes with it
         chosen.require_norm(problem.norm)
-        with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(problems))) as report:
+        with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(domains))) as report:
             run = Run(generator_of(seed), device_of(device), budget_of(budget), report, rigorous=_rigorous(guarantee))
             with torch.random.fork_rng(devices=[]):
                 one = chosen.bound(problem, run, Chance())
@@ -367,6 +371,82 @@ def _outputs(
     fitted = domain.fitted(network.in_shape)
     with ordinary(), torch.random.fork_rng(devices=[]):
         return bound_outputs(network, fitted, select, upper, seconds, seed, place)
+
+
+@overload
+def execution_error(
+    model: Model,
+    example_input: Tensor,
+    domain: Domain,
+    arithmetic: Literal["float32"] = "float32",
+    select: Tensor | None = None,
+) -> ExecutionError: ...
+
+
+@overload
+def execution_error(
+    model: Model,
+    example_input: Tensor,
+    domain: Sequence[Domain],
+    arithmetic: Literal["float32"] = "float32",
+    select: Tensor | None = None,
+) -> list[ExecutionError]: ...
+
+
+def execution_error(
+    model: Model,
+    example_input: Tensor,
+    domain: Domain | Sequence[Domain],
+    arithmetic: Literal["float32"] = "float32",
+    select: Tensor | None = None,
+) -> ExecutionError | list[ExecutionError]:
+    """How far the network that runs in float32 may be from the real-valued one that bounds are about, on a domain.
+
+    Covered is the model in eval mode, run op by op by torch on an x86-64 CPU, for any batch and number of threads: any
+    order of summation, fused multiply-adds, subnormal numbers kept or flushed. Not covered are reduced precisions
+    (TF32, bfloat16, float16, ``set_float32_matmul_precision`` other than ``highest``), ``torch.compile``, GPUs, and
+    convolutions by Winograd's algorithm or FFT, which torch runs where oneDNN is switched off
+    (``torch.backends.mkldnn``) and NNPACK is not.
+
+    Args:
+        model, example_input: as for ``bound``; parameters and input are float32.
+        domain: a ``Ball``, ``Box`` or ``Intersection``, or a list of such: the float32 tensors in it are meant.
+        arithmetic: ``float32``.
+        select: optional (k, m) matrix C applied to the flattened output: the bound is then for C(f̂(x) − f(x)).
+
+    Returns:
+        An ``ExecutionError``; for a list of domains a list of them.
+
+    Raises:
+        UnsupportedOpError: an op whose execution is not known, told by name.
+        NumericsError: float32 may overflow on the domain.
+        CaptureError, InputError: as ``bound``; parameters in another precision than float32, or a process set to one.
+    """
+    if arithmetic != "float32":
+        raise InputError(
+            f"arithmetic must be 'float32', not {arithmetic!r}: TF32, bfloat16, float16 and other precisions are not "
+            "covered."
+        )
+    steps = capture_steps(load_model(model), example_input)
+    require_float32(steps)
+    network = steps.network
+    if select is not None:
+        require_select(select, size(network.out_shape))
+    rows = None if select is None else select.detach().to("cpu", torch.float64).clone()
+    found: list[ExecutionError] = []
+    for one in domain if isinstance(domain, (list, tuple)) else [domain]:
+        if one is None or not isinstance(one, get_args(Domain)):
+            raise InputError(f"domain must be a lipcert.Ball, Box or Intersection, not {type(one).__name__}.")
+        fitted = one.fitted(network.in_shape)
+        with named(NumericsError, "bounding the execution"), ordinary():
+            bounds = errors(steps, fitted, rows)
+        shape = network.out_shape[1:]
+        found.append(
+            ExecutionError(
+                bounds if rows is not None else bounds.reshape(shape), arithmetic, fitted, network.in_shape[1:]
+            )
+        )
+    return found if isinstance(domain, (list, tuple)) else found[0]
 
 
 def methods() -> tuple[MethodInfo, ...]:

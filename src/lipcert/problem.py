@@ -19,7 +19,8 @@ from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
-from lipcert.ranges.regions import Regions
+from lipcert.ranges.regions import Neurons, Regions
+from lipcert.ranges.space import SpaceRegions
 
 Norm = tuple[float, float]
 
@@ -34,6 +35,8 @@ class Problem:
         domain: None for the whole space; else a domain in the shape of the network's input, batch of 1 included.
         select: (k, m) matrix applied to the flattened output, or None.
         anchor: None, or a point x̂ of the domain: asked is then sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain.
+        slopes_only: asked is the largest norm over all slopes that activations and selections have, whatever the
+            values: offsets are not meant.
 
     Raises:
         NotLipschitzError: an op of the network has no constant on the whole space.
@@ -45,6 +48,7 @@ class Problem:
     domain: Domain = None
     select: Tensor | None = None
     anchor: Tensor | None = None
+    slopes_only: bool = False
 
     def __post_init__(self) -> None:
         if len(self.norm) != 2 or any(p not in NORMS for p in self.norm):
@@ -135,16 +139,20 @@ class Problem:
         return narrowed(whole) if self.domain is not None and self.norm[0] == 2 else whole
 
     @cached_property
-    def regions(self) -> Regions | None:
+    def regions(self) -> Neurons | None:
         """The neurons of ``expanded_increments``, their pieces, and parts of the domain where some are on one of them.
 
-        None where the domain is not bounded, and with an anchor: slopes are then those of chords, which are not those
-        of any piece.
+        None where the domain is neither bounded nor the whole space, where only slopes are meant, and with an anchor:
+        slopes are then those of chords, which are not those of any piece.
         """
-        network, ranges = self._expanded_ranges
-        if ranges is None or self.anchor is not None:
+        if self.anchor is not None or self.slopes_only:
             return None
-        return Regions.of(network, self.domain, ranges, remaining(self._whole_increments))
+        network, ranges = self._expanded_ranges
+        nodes = remaining(self._whole_increments)
+        if self.domain is None:
+            return SpaceRegions.of(network, ranges, nodes)
+        assert ranges is not None
+        return Regions.of(network, self.domain, ranges, nodes)
 
     @cached_property
     def _whole_increments(self) -> Increments:

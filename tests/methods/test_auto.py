@@ -20,6 +20,7 @@ from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.auto import Auto
 from lipcert.methods.base import Run
+from lipcert.methods.from_below import loop, product
 from lipcert.methods.lipsdp_free import FreeEffort, Look
 from lipcert.methods.norm_effort import maps_of, plan_norms
 from lipcert.numerics.chance import Chance
@@ -281,3 +282,51 @@ def test_effort_knows_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_as_an_object_takes_other_plans() -> None:
     found = lipcert.bound(mlp(6, 12, 3), torch.zeros(1, 6), method=Auto(early=("autolip",), main=(), last=()))
     assert {row.method for row in found.tried} == {"autolip"}
+
+
+def on_a_ball(radius: float, seed: int = 0) -> tuple[nn.Module, torch.Tensor, lipcert.Ball]:
+    """A network with a small ball around a point."""
+    model, x = mlp(8, 30, 30, 4, seed=seed), torch.linspace(-1.0, 1.0, 8).double()
+    return model, x[None], lipcert.Ball(x, radius, 2)
+
+
+def jacobian_norm(model: nn.Module, x: torch.Tensor) -> float:
+    """The spectral norm at the point."""
+    return float(torch.linalg.matrix_norm(torch.func.jacrev(lambda z: model(z[None])[0])(x[0]), 2))
+
+
+def test_where_no_slope_is_free_the_norm_of_the_jacobian_is_enough() -> None:
+    model, x, ball = on_a_ball(1e-9)
+    found = lipcert.bound(model, x, domain=ball)
+    assert [row.method for row in found.tried] == ["autolip"]
+    assert jacobian_norm(model, x) <= found.value <= jacobian_norm(model, x) * (1.0 + 1e-6)
+
+
+def test_a_norm_bounded_by_sums_for_want_of_time_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that seems slow AutoLip takes row and column sums: then the others are asked."""
+    from lipcert.methods import norm_effort
+
+    monkeypatch.setattr(norm_effort, "operations_per_second", lambda: 1e-3)
+    model, x, ball = on_a_ball(1e-9)
+    found = lipcert.bound(model, x, domain=ball)
+    assert found.value <= jacobian_norm(model, x) * (1.0 + 1e-3)
+
+
+@pytest.mark.parametrize("radius", [0.02, 0.2])
+def test_on_a_domain_lipsdp_comes_first_where_it_is_quick(radius: float) -> None:
+    """The bound is not above that of any method asked by name, whichever ran."""
+    model, x, ball = on_a_ball(radius)
+    found = lipcert.bound(model, x, domain=ball)
+    assert found.tried[0].method == "lipsdp"
+    for name in ("autolip", "liplt", "lipsdp"):
+        assert found.value <= lipcert.bound(model, x, method=name, domain=ball).value * (1.0 + 2.1e-4)
+
+
+def test_what_liplt_and_autolip_cannot_be_below_is_below_them() -> None:
+    """Along single inputs both come out below what the methods prove."""
+    for seed in range(4):
+        model, x, ball = on_a_ball(0.3, seed)
+        increments = Problem(capture(model, x), domain=ball).increments
+        assert product(increments) <= lipcert.bound(model, x, method="autolip", domain=ball).value * (1.0 + 1e-9)
+        assert loop(increments) <= lipcert.bound(model, x, method="liplt", domain=ball).value * (1.0 + 1e-9)
+        assert 0.5 * jacobian_norm(model, x) < loop(increments)

@@ -1,4 +1,4 @@
-"""Branch and bound against enumeration of all patterns, and its certificate against tampering."""
+"""The vertex maximum by branch and bound against enumeration of all patterns, and its certificate against tampering."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def enumerated(model: nn.Module, n: int) -> float:
 
 
 def solved(model: nn.Module, n: int, budget: float = 120.0, **options: float) -> lipcert.Bound:
-    method = lipcert.BranchAndBound(**options)  # type: ignore[arg-type]
+    method = lipcert.BranchAndBound(prune=False, **options)  # type: ignore[arg-type]
     return lipcert.bound(model, torch.zeros(1, n, dtype=torch.float64), method=method, budget=budget)
 
 
@@ -396,7 +396,7 @@ def test_random_trees_and_multipliers_never_prove_less_than_the_truth() -> None:
     truth = enumerated(model, 3)
     network = capture(model, torch.zeros(1, 3, dtype=torch.float64))
     good = (
-        lipcert.BranchAndBound(gap=1e-5)
+        lipcert.BranchAndBound(gap=1e-5, prune=False)
         .solve(Problem(network), Run(torch.Generator().manual_seed(0), torch.device("cpu")))
         .witness
     )

@@ -52,7 +52,7 @@ class Chain(nn.Module):
     def __init__(self, widths: list[int], kind: str, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.kind, layers = KINDS[kind], []
+        self.kind_name, self.kind, layers = kind, KINDS[kind], []
         for n, m in itertools.pairwise(widths):
             layer = nn.Linear(n, m, dtype=torch.float64)
             layer.weight.data = torch.randn(m, n, generator=generator, dtype=torch.float64) / n**0.5
@@ -266,12 +266,12 @@ def test_no_point_of_a_region_exceeds_its_bound(case: str | int) -> None:
     noise = torch.randn(30, *shape, generator=generator, dtype=torch.float64)
     points = problem.domain.project(problem.domain.center + 0.5 * noise)  # type: ignore[union-attr]
     own = regions.at(points)
-    network, values = regions._network, {}
+    network, values = regions.network, {}
     for position, value in network.values(points):
         values[position] = value.reshape(len(points), -1)
     signed = torch.zeros(len(points), regions.count, dtype=torch.float64)
-    for k, halves in regions._halves.items():
-        place, entries = regions._places[k]
+    for k, halves in regions.halves.items():
+        place, entries = regions.places[k]
         v = values[network.nodes[k].parents[0]][:, entries] - halves.kink.reshape(-1)[entries]
         signed[:, place] = torch.where(halves.side.reshape(-1)[entries] == 0, 0.0, v.abs())
     for share in (0.1, 0.5, 1.0):
@@ -296,7 +296,6 @@ def test_two_pieces_are_told_from_more_and_from_curves() -> None:
     sides = [int(s) for s in regions.side]
     # relu(x_0); clamp of x_0 (three pieces) and of x_1 (falls from 1 to 0); tanh twice; |x − 0.2| twice
     assert sorted(sides) == sorted([1, 0, -1, 0, 0, 1, 1])
-    assert Problem(network).regions is None
     assert Problem(network, domain=Box([-1.0, -torch.inf], [1.0, torch.inf])).regions is None
     anchored = Problem(network, domain=Box(-1.0, 1.0), anchor=torch.zeros(2))
     assert anchored.regions is None

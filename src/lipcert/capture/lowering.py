@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from lipcert.errors import (
     UnsupportedOpError,
 )
 from lipcert.network.builder import NetworkBuilder, Var
-from lipcert.network.graph import Network
+from lipcert.network.graph import Network, Node
 from lipcert.network.origin import Origin
 from lipcert.network.source import Named
 from lipcert.numerics.process_state import ordinary_dtype
@@ -92,10 +94,34 @@ def refuse_training_ops(program: ExportedProgram) -> None:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program op by op beside the Network that it was made into.
+
+    Attributes:
+        network: what the output needs.
+        nodes: every node that a rule made, also those that a pattern has put another in place of.
+        program: the functional one that was lowered.
+        values: of every call: a ``Var``, whose position is one in ``nodes``, a ``Constant``, or a tuple of such.
+        decomposed: ops of the model that have no rule and were lowered as what PyTorch says they are made of.
+    """
+
+    network: Network
+    nodes: tuple[Node, ...]
+    program: ExportedProgram
+    values: Mapping[FxNode, Any]
+    decomposed: frozenset[str]
+
+
 def lower(program: ExportedProgram) -> Network:
     """The Network of an ExportedProgram with one input of batch size 1 and one output tensor."""
+    return lowered(program).network
+
+
+def lowered(program: ExportedProgram) -> Lowered:
+    """The same with all that was met on the way."""
     _refuse_fakes(program)
-    program = _decompose_unknown(_functional(program))
+    program, decomposed = _decompose_unknown(_functional(program))
     signature = program.graph_signature
     builder = NetworkBuilder()
     context = Context(builder)
@@ -110,7 +136,8 @@ def lower(program: ExportedProgram) -> Network:
         elif node.op == "call_function":
             env[node] = _call(node, env, context) if first[node] is node else env[first[node]]
         elif node.op == "output":
-            return _finish(node, env, program, context)
+            network = _finish(node, env, program, context)
+            return Lowered(network, tuple(builder.nodes), program, env, decomposed)
     raise CaptureError("the exported graph has no output")
 
 
@@ -303,46 +330,51 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is; and what it
     makes of a constant's ops rounds in another way than the model does.
     """
-    varying = _varying(program)
+    depending = varying(program)
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
         plain = isinstance(node.target, torch._ops.OpOverload)
-        known = plain and (node not in varying or find_rule(*op_name(node.target)) is not None)
+        known = plain and (node not in depending or find_rule(*op_name(node.target)) is not None)
         if not known or node.target._schema.is_mutable:
             return program.run_decompositions({})
     return program
 
 
-def _varying(program: ExportedProgram) -> set[FxNode]:
+def varying(program: ExportedProgram) -> set[FxNode]:
     """The nodes that depend on the program's input."""
     inputs = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
-    varying: set[FxNode] = set()
+    found: set[FxNode] = set()
     for node in program.graph.nodes:
-        if node.name in inputs or any(parent in varying for parent in node.all_input_nodes):
-            varying.add(node)
-    return varying
+        if node.name in inputs or any(parent in found for parent in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
-def _decompose_unknown(program: ExportedProgram) -> ExportedProgram:
-    """Decompose the ops without a rule, and only those (an op with a rule would lose its constant)."""
+def _decompose_unknown(program: ExportedProgram) -> tuple[ExportedProgram, frozenset[str]]:
+    """Decompose the ops without a rule, and only those (an op with a rule would lose its constant); and their names."""
     table = torch.export.default_decompositions()
+    names: set[str] = set()
     for _ in range(4):
         unknown = {
             node.target
-            for node in _varying(program)
+            for node in varying(program)
             if node.op == "call_function"
             and isinstance(node.target, torch._ops.OpOverload)
             and find_rule(*op_name(node.target)) is None
         }
         chosen = {target: table[target] for target in unknown if target in table}
         if not chosen:
-            return program
+            break
+        names |= {op_name(target)[0] for target in chosen}
         before = len(program.graph.nodes)
         program = program.run_decompositions(chosen)
         if len(program.graph.nodes) == before:
-            return program
-    return program
+            break
+    return program, frozenset(names)
 
 
-__all__ = ["UnsupportedOpError", "apply_rule", "lower", "op_name", "place_in_code", "refuse_training_ops"]
+__all__ = [
+    "Lowered", "UnsupportedOpError", "apply_rule", "lower", "lowered", "op_name", "place_in_code",
+    "refuse_training_ops", "varying",
+]  # fmt: skip

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lipcert.capture.diagnosis import export_error
-from lipcert.capture.lowering import lower, refuse_training_ops
+from lipcert.capture.lowering import Lowered, lowered, refuse_training_ops
 from lipcert.capture.model import as_module, check_example, for_tracing, private
 from lipcert.capture.quotients import check_quotients
 from lipcert.capture.replay import check_replay
 from lipcert.capture.self_check import check_examples_independent, check_shapes, self_check
 from lipcert.capture.sequential import read_sequential
+from lipcert.capture.steps import Steps, steps_of
 from lipcert.errors import CaptureError, LipcertError, named
 from lipcert.network.graph import Network
 from lipcert.numerics.process_state import ordinary
@@ -45,22 +46,44 @@ def capture(model: nn.Module | ExportedProgram, example_input: Tensor) -> Networ
         CaptureError: the export failed, examples of a batch influence each other, or a self-check failed.
         NumericsError: the process does not compute in ordinary IEEE arithmetic and cannot be made to.
     """
+    with _capturing(model, example_input) as (module, example):
+        network, program = read_sequential(module, example[:1]), None
+        if network is None:
+            found, program = _exported(module, example[:1])
+            network = found.network
+        _check(network, program, module, example)
+    return network
+
+
+def capture_steps(model: nn.Module | ExportedProgram, example_input: Tensor) -> Steps:
+    """The ops that ``model`` executes, one by one, beside the Network that they were made into.
+
+    Args, Raises: as ``capture``, which checks the same.
+    """
+    with _capturing(model, example_input) as (module, example):
+        found, program = _exported(module, example[:1])
+        _check(found.network, program, module, example)
+        return steps_of(found, module, example.dtype)
+
+
+@contextmanager
+def _capturing(model: nn.Module | ExportedProgram, example_input: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A private copy of the model and the example in its precision, in a process put in order."""
     with ExitStack() as stack:
         stack.enter_context(named(CaptureError, "capturing the model"))
         for one in (ordinary(dtype=None), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad()):
             stack.enter_context(one)
         module = stack.enter_context(private(as_module(model)))
-        example = check_example(example_input, module)
-        network, program = read_sequential(module, example[:1]), None
-        if network is None:
-            network, program = _exported(module, example[:1])
-        with _refusal_first(network):
-            precision = example.dtype if program is None else check_replay(network, program, example[:1])
-            check_shapes(network)
-            run, dtype, judged = self_check(network, module, example, precision)
-            check_examples_independent(network, run, dtype, judged, module, example)
-            check_quotients(network, example)
-    return network
+        yield module, check_example(example_input, module)
+
+
+def _check(network: Network, program: ExportedProgram | None, module: nn.Module, example: Tensor) -> None:
+    with _refusal_first(network):
+        precision = example.dtype if program is None else check_replay(network, program, example[:1])
+        check_shapes(network)
+        run, dtype, judged = self_check(network, module, example, precision)
+        check_examples_independent(network, run, dtype, judged, module, example)
+        check_quotients(network, example)
 
 
 @contextmanager
@@ -74,7 +97,7 @@ def _refusal_first(network: Network) -> Iterator[None]:
         raise network.refusal from problem
 
 
-def _exported(module: nn.Module, example: Tensor) -> tuple[Network, ExportedProgram]:
+def _exported(module: nn.Module, example: Tensor) -> tuple[Lowered, ExportedProgram]:
     """The Network that torch.export's trace gives; where the plain trace fails, the one through Python's bytecode.
 
     The second reads ``.data`` and numbers made from parameters; its failures say less, so the first's is reported.
@@ -97,10 +120,10 @@ def _traced(module: nn.Module, example: Tensor, strict: bool) -> ExportedProgram
         return torch.export.export(traced, (example.clone(),), strict=strict)
 
 
-def _lowered(program: ExportedProgram) -> tuple[Network, ExportedProgram]:
+def _lowered(program: ExportedProgram) -> tuple[Lowered, ExportedProgram]:
     try:
         refuse_training_ops(program)
-        return lower(program), program
+        return lowered(program), program
     except LipcertError:
         raise
     except Exception as problem:

@@ -35,8 +35,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     ``witness.arrays``: ``exponents`` as in the quadratic certificate; ``tree``, the nodes of a binary tree in preorder,
     each the number of the neuron it splits (neurons counted through the nonlinear nodes in order) or −1 for a leaf, the
     child of the lower slope first; ``multipliers.K``, a row per leaf in the same order; ``slack``, one per leaf. On a
-    domain some leaves may be empty: ``empty``, their numbers, ascending, and ``emptiness``, a row of numbers ≥ 0 for
-    each, one per neuron; they have no multipliers and no slack.
+    domain some leaves may be empty: ``empty``, their numbers, ascending, and ``emptiness``, a row of numbers for each,
+    one per neuron, ≥ 0 unless that is the whole space; they have no multipliers and no slack.
     ``witness.settings``: ``rho``, a claim for the largest ρ.
 
     Why this is an upper bound. (1) An increment of an activation is δz_j = s_j δv_j with some s_j in [α_j, β_j], so
@@ -53,19 +53,24 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     verified Cholesky factorisation. So every vertex is below its leaf's ρ, and L² ≤ max ρ.
 
     Why empty leaves may be left out. The region of a leaf are the points of the domain at which every fixed neuron of
-    two linear pieces has its argument v_j on the piece of its fixed slope, the kink included (``Regions``, which knows
-    from the network which neurons these are). Σ μ_j s_j (v_j − kink_j) with μ ≥ 0 is nowhere negative there; a bound
-    below 0, which linear bounds prove with every rounding paid, says that there is no such point. Now let x and y be
-    two points of the domain, which is convex, and x(t) the segment between them. (a) Slopes and gains are finite, so
-    every node's value along the segment is Lipschitz in t, and for almost every t all of them have derivatives. These
-    obey what increments obey, divided by the step: ∂z_j = s_j ∂v_j with s_j in [α_j, β_j], and ‖∂z‖ ≤ g‖∂v‖ for a
-    block. (b) For a neuron of two pieces and almost every t, s_j may be taken as the slope of a piece that has
-    v_j(x(t)): off the kink φ is this piece around v_j; and at the kink ∂v_j = 0, since the t with v_j = kink and
-    ∂v_j ≠ 0 are isolated, so ∂z_j = 0 and any slope will do. (c) As in (2), with these s_j held, ‖∂f‖ ≤ ‖A(σ)‖‖y − x‖
-    for a vertex σ whose entries at neurons of two pieces are the slopes of pieces that have v_j(x(t)). So x(t) lies in
-    the region of the leaf that σ agrees with: this leaf is not empty, and its ρ is proved. (d) ‖f(y) − f(x)‖ is at
-    most ∫ ‖∂f‖ dt, so at most √(max ρ) ‖y − x‖, over the other leaves. Of chords from an anchor (b) is not true, and
-    where the domain is not bounded linear bounds say nothing: such problems have no ``regions`` and no empty leaves.
+    two linear pieces has its argument v_j on the piece of its fixed slope, the kink included (``Neurons``, who know
+    from the network which neurons these are). On a bounded domain Σ μ_j s_j (v_j − kink_j) with μ ≥ 0 is nowhere
+    negative there; a bound below 0, which linear bounds prove with every rounding paid, says that there is no such
+    point. On the whole space a chain of inequalities from 0 ≤ 0 back to 0 ≤ 0·x + c, with c < 0, says the same, and
+    with c ≤ 0 that almost no point is in the region (``SpaceRegions.empty``). Now let x and y be two points of the
+    domain, which is convex, and x(t) the segment between them. (a) Slopes and gains are finite, so every node's value
+    along the segment is Lipschitz in t, and for almost every t all of them have derivatives. These obey what increments
+    obey, divided by the step: ∂z_j = s_j ∂v_j with s_j in [α_j, β_j], and ‖∂z‖ ≤ g‖∂v‖ for a block. (b) For a neuron of
+    two pieces and almost every t, s_j may be taken as the slope of a piece that has v_j(x(t)): off the kink φ is this
+    piece around v_j; and at the kink ∂v_j = 0, since the t with v_j = kink and ∂v_j ≠ 0 are isolated, so ∂z_j = 0 and
+    any slope will do. (c) As in (2), with these s_j held, ‖∂f‖ ≤ ‖A(σ)‖‖y − x‖ for a vertex σ whose entries at neurons
+    of two pieces are the slopes of pieces that have v_j(x(t)). So x(t) lies in the region of the leaf that σ agrees
+    with: if no point does, this leaf is not empty, and its ρ is proved. (d) ‖f(y) − f(x)‖ is at most ∫ ‖∂f‖ dt, so at
+    most √(max ρ) ‖y − x‖, over the other leaves. (e) On the whole space a null set N of points may lie in regions that
+    count as empty. For almost every vector u the segment from x + u to y + u meets N for almost no t (Fubini), and
+    then ‖f(y + u) − f(x + u)‖ ≤ √(max ρ) ‖y − x‖; f is continuous, so u → 0 gives the same for x and y. Of chords
+    from an anchor (b) is not true, and where only slopes are meant (the pairs of SeqLip) v_j is not what is read there:
+    such problems have no ``regions`` and no empty leaves, nor have domains that are unbounded, but not the whole space.
     """
     if problem.norm != (2.0, 2.0):
         raise UnsupportedNormError(
@@ -189,11 +194,11 @@ def _empty(
         raise CertificateError("the certificate's empty leaves are not ascending numbers of leaves.")
     if weights is None or weights.shape != (len(empty), len(allowed)) or not weights.is_floating_point():
         raise CertificateError("the proofs that leaves are empty are missing or of wrong size.")
-    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-        raise CertificateError("the proofs that leaves are empty hold negative numbers, or some that are not finite.")
+    if not bool(torch.isfinite(weights).all()):
+        raise CertificateError("the proofs that leaves are empty hold numbers that are not finite.")
     regions = problem.regions
     if regions is None:
-        raise NotProved("leaves are empty on bounded domains without an anchor only.")
+        raise NotProved("leaves are empty on the whole space or a bounded domain, without an anchor, only.")
     ends = Slopes(transformed).ends[:, allowed]
     if not torch.equal(ends, torch.stack([regions.lower, regions.upper])) or not bool(ends.isfinite().all()):
         raise NotProved("the neurons of the regions are not those of the increments.")
@@ -201,7 +206,7 @@ def _empty(
     for row, number in enumerate(empty):
         for neuron, end in leaves[number].items():
             fixings[row, neuron] = end
-    if not bool((regions.greatest(fixings[:, allowed], weights.double()[:, allowed]) < 0).all()):
+    if not bool(regions.empty(fixings[:, allowed], weights.double()[:, allowed]).all()):
         raise NotProved("a leaf that is said to be empty is not proved to be.")
     return set(empty)
 

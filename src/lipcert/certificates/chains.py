@@ -168,7 +168,7 @@ class FactoredChain:
                 node = replace(node, function=node.function.any_slope())
             var = builder.again(node, [var])
         output = builder.affine([(var, right)], right.out_shape, name="right factor")
-        return Problem(builder.finish(output))
+        return Problem(builder.finish(output), slopes_only=True)
 
 
 def _split(linear: LinearMap, rank: int | None) -> Factors:

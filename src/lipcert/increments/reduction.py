@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lipcert.increments.graph import Increments
-from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose
+from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Shape, Sum, add, compose
 from lipcert.network.moves import DIAGONAL, gather, only_moves, scatter, simplified
 from lipcert.network.relations import Cell, EntryCell, Linear, Relation
 
 #: Up to this many free entries in all, linear relations are written from the input and the cells alone: a network of
-#: thousands of neurons, of which few are free, becomes a small one. Beyond, layers stay layers.
-FEW = 400
+#: thousands of neurons, of which few are free, becomes a small one. Up to ``MANY`` entries of input and cells this is
+#: done where it makes proofs cheaper. Beyond, layers stay layers.
+FEW, MANY = 400, 6000
+#: Most paths that a map may be made of, which double at every residual block, and most factors of a path.
+MOST_PATHS, LONGEST = 100, 12
 
 
 def reduced(increments: Increments) -> Increments:
@@ -28,8 +33,36 @@ def reduced(increments: Increments) -> Increments:
     builder = _Builder()
     for relation in increments.relations:
         builder.take(relation)
-    few = sum(cell.size for cell in builder.relations if isinstance(cell, Cell)) <= FEW
-    return Increments(_merged(tuple(builder.relations), few))
+    relations = tuple(builder.relations)
+    free = sum(cell.size for cell in relations if isinstance(cell, Cell))
+    side = relations[0].size + free
+    layers = _merged(relations, few=False)
+    assert layers is not None
+    if free > FEW and (side > MANY or side**3 > _layered_operations(layers)):
+        return Increments(layers)
+    return Increments(_merged(relations, few=True) or layers)
+
+
+def _layered_operations(relations: tuple[Relation, ...]) -> float:
+    """About what a proof layer by layer takes, in units in which a form of n entries takes n³.
+
+    A layer's form has the entries that enter it, at most those of the input and the cells before, and those of its
+    cell. To write its rows the map of a linear relation is multiplied by those of what it reads. A guess: it decides
+    what a proof costs.
+    """
+    n = entering = relations[0].size
+    total = 0.0
+    for relation in relations[1:]:
+        if isinstance(relation, Cell):
+            v = relations[relation.parents[0]]
+            whole = relations[v.parents[0]] if len(v.parents) == 1 and v.parents[0] else v
+            total += float(min(entering, whole.size) + relation.size) ** 3
+            entering += relation.size
+        else:
+            total += sum(
+                2.0 * relation.size * relations[p].size * min(n, relations[p].size) for p in relation.parents if p
+            )
+    return total
 
 
 def remaining(increments: Increments) -> tuple[int, ...]:
@@ -83,14 +116,20 @@ def _diagonal(factors: Tensor, v_shape: Shape) -> LinearMap:
     def times(x: Tensor, c: Tensor) -> Tensor:
         return x.reshape(shape) * c
 
-    return OpMap("slopes", times, v_shape, shape, (factors.contiguous(),), DIAGONAL, 1.0, stored=True)
+    def transposed(y: Tensor, c: Tensor) -> Tensor:
+        return (y * c).reshape(len(y), *v_shape)
+
+    constants = (factors.contiguous(),)
+    return OpMap("slopes", times, v_shape, shape, constants, DIAGONAL, 1.0, stored=True, transposed=transposed)
 
 
-def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...]:
+def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...] | None:
     """Linear relations put into the linear ones that read them: all of them if ``few``, else those read only once.
 
-    Those that only move entries are put into all their readers in any case, so that what cancels is seen to.
+    Those that only move entries are put into all their readers in any case, so that what cancels is seen to. None where
+    all of them would make maps of too many paths, or too long ones.
     """
+    extents = _Extents()
     readers: list[list[int]] = [[] for _ in relations]
     for position, relation in enumerate(relations):
         for parent in relation.parents:
@@ -114,6 +153,8 @@ def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...]:
                 if linear.is_zero:
                     continue
                 terms[grand] = add(terms[grand], linear) if grand in terms else linear
+        if few and extents.tangled(terms.values()):
+            return None
         whole_maps = {grand: simplified(linear) for grand, linear in terms.items()}
         whole_maps = {grand: linear for grand, linear in whole_maps.items() if not linear.is_zero}
         whole = replace(relation, parents=tuple(whole_maps), maps=tuple(whole_maps.values()))
@@ -128,6 +169,34 @@ def _merged(relations: tuple[Relation, ...], few: bool) -> tuple[Relation, ...]:
             if few and linear_readers:
                 inner[position] = whole  # read by a cell as well: both keep their own
     return _reaching(tuple(builder.relations))
+
+
+class _Extents:
+    """Of maps: how many paths they are made of, and how many factors that do more than move or scale entries in a row.
+
+    Counted once for each part, however often it occurs.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[LinearMap, int, int]] = {}
+
+    def tangled(self, maps: Iterable[LinearMap]) -> bool:
+        """Whether a map is made of too many paths, or too long ones.
+
+        Roundings are counted relative to maps of absolute values, which grow with every path and every factor.
+        """
+        extents = [self.of(linear) for linear in maps]
+        return any(paths > MOST_PATHS or length > LONGEST for paths, length in extents)
+
+    def of(self, linear: LinearMap) -> tuple[int, int]:
+        """(paths, factors on the longest)."""
+        if not isinstance(linear, (Composition, Sum)):
+            return 1, int(not only_moves(linear) and getattr(linear, "attributes", "") != DIAGONAL)
+        if id(linear) not in self.known:
+            paths, lengths = zip(*(self.of(part) for part in linear.maps), strict=True)
+            whole = (sum(paths), max(lengths)) if isinstance(linear, Sum) else (math.prod(paths), sum(lengths))
+            self.known[id(linear)] = linear, *whole
+        return self.known[id(linear)][1:]
 
 
 def _reaching(relations: tuple[Relation, ...]) -> tuple[Relation, ...]:

@@ -12,6 +12,8 @@ from lipcert.certificates.quadratic import NORMS as QUADRATIC_NORMS
 from lipcert.errors import LipcertError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, fork, method, registered
+from lipcert.methods.from_below import hopeless
+from lipcert.methods.hand_over import closed
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
@@ -21,7 +23,7 @@ from lipcert.result import Attempt, Bound
 EARLY_SHARE, EARLY_SECONDS = 0.05, 0.5
 
 #: Networks with at most this many neurons are handed to branch and bound, for this share of the budget.
-TINY, TINY_SHARE = 150, 0.05
+TINY, TINY_SHARE = 150, 0.1
 
 
 @method
@@ -32,7 +34,9 @@ class Auto(Method):
     First ``early``, in a small share of the budget each, so that a bound is at hand; then ``main`` with what is left;
     then, where the main ones gave nothing better, the early ones again with the seconds that remain. Tiny networks go
     to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
-    tighter, if there is time. On a domain where the main ones prove nothing, they are asked for what holds everywhere.
+    tighter, if there is time. On a domain where LipSDP is as quick as the early ones it comes first, and these only
+    where they might be below it; where f is affine there, AutoLip is exact and enough; where the main ones prove
+    nothing, they are asked for what holds everywhere.
 
     Attributes:
         early, main, last: names of methods; those that cannot do the norms are skipped.
@@ -60,22 +64,26 @@ class Auto(Method):
 
     def _plan(self, problem: Problem, trials: Trials) -> None:
         run = trials.run
-        for one in self._able(self.early, problem.norm):
-            trials.attempt(one, max(EARLY_SECONDS, EARLY_SHARE * run.budget))
+        if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
+            return
+        few = max(EARLY_SECONDS, EARLY_SHARE * run.budget)
+        soon = LipSDP.name in self.main and _soon(problem, few)
+        if not soon:
+            self._attempt(self.early, trials, few)
         before = trials.best
-        for one in self._able(self.main, problem.norm):
-            trials.attempt(one, run.left)
+        self._attempt(self.main, trials, run.left)
+        found = trials.best
+        if soon and not _settled(problem, found):
+            self._attempt(self.early, trials, few)
+            before = before if trials.best is found else trials.best
         if trials.best is before and problem.domain is not None and problem.model.refusal is None:
             trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
-            for one in self._able(self.main, problem.norm):
-                trials.attempt(one, run.left)
+            self._attempt(self.main, trials, math.inf)
             trials.problem = problem
         if trials.best is None or trials.best is before:
-            for one in self._able(self.early, problem.norm):
-                trials.attempt(one, run.left)
+            self._attempt(self.early, trials, math.inf)
         elif _neurons(problem) <= TINY:
-            for one in self._able(self.last, problem.norm):
-                trials.attempt(one, min(run.left, max(EARLY_SECONDS, TINY_SHARE * run.budget)))
+            self._attempt(self.last, trials, max(EARLY_SECONDS, TINY_SHARE * run.budget))
         best = trials.best
         if best is None or best.guarantee != "probabilistic":
             return
@@ -84,9 +92,13 @@ class Auto(Method):
         if best.method == AutoLip.name and run.left > 2.0 * best.seconds:
             trials.attempt(AutoLip(), 0.9 * run.left, rigorous=True)
 
-    def _able(self, names: Sequence[str], norm: Norm) -> list[Method]:
-        kinds = registered()
-        return [kinds[name]() for name in names if name in kinds and norm in kinds[name].norms]
+    def _attempt(self, names: Sequence[str], trials: Trials, seconds: float) -> bool:
+        """Try those methods that can do the norms, each for so many seconds or what is left; whether there was one."""
+        kinds, norm = registered(), trials.problem.norm
+        able = [kinds[name]() for name in names if name in kinds and norm in kinds[name].norms]
+        for one in able:
+            trials.attempt(one, seconds)
+        return bool(able)
 
 
 @dataclass(eq=False)
@@ -146,6 +158,33 @@ class Trials:
         delta = 0.0 if self.best.guarantee == "rigorous" else self.chance.spent
         seconds = time.perf_counter() - self.run.started
         return replace(self.best, seconds=seconds, tried=tuple(self.attempts), delta=delta)
+
+
+def _affine(problem: Problem) -> bool:
+    """Whether no slope is free on the domain, so that f is one linear map and an offset."""
+    return problem.domain is not None and not problem.merged_increments.cells
+
+
+def _exact(bound: Bound | None) -> bool:
+    """Whether AutoLip's norms are those of written matrices, which are proved to the last digits."""
+    if bound is None or bound.guarantee != "rigorous" or bound.certificate is None:
+        return False
+    return all(route == "written" for route in bound.certificate.witness.settings.get("routes", ["unknown"]))
+
+
+def _soon(problem: Problem, seconds: float) -> bool:
+    """Whether LipSDP on the domain takes no longer than other methods may before it, which it then makes useless."""
+    if problem.domain is None or problem.norm != (2.0, 2.0) or not problem.expanded_increments.cells:
+        return False
+    needed = dense_seconds_of(problem)
+    return needed is not None and needed <= seconds
+
+
+def _settled(problem: Problem, bound: Bound | None) -> bool:
+    """Whether LipSDP has closed its gap and neither LipLT nor AutoLip can be below what it proved."""
+    if bound is None or bound.method != LipSDP.name or not closed(bound, LipSDP().tolerance, problem):
+        return False
+    return hopeless(bound.value, problem.increments)
 
 
 def _size(bound: Bound) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.branch_tree import LEAF, Slopes, branchable
+from lipcert.certificates.branch_tree import Slopes, branchable
 from lipcert.certificates.forms.elimination import cheapest_segments
 from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
@@ -22,10 +22,14 @@ from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, fork, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
 from lipcert.methods.branch_form import BatchForm
-from lipcert.methods.branch_regions import Reach, Settled
+from lipcert.methods.branch_nodes import Node, Pace, Settled, below, preorder
+from lipcert.methods.branch_regions import Reach
 from lipcert.methods.lipsdp import LipSDP
+from lipcert.methods.space_reach import SpaceReach
 from lipcert.network.linear import size
 from lipcert.problem import Norm, Problem
+from lipcert.ranges.regions import Regions
+from lipcert.ranges.space import SpaceRegions
 from lipcert.search.passes import steps_to_output
 
 #: Geometric lifts tried for every node, finest first.
@@ -34,34 +38,46 @@ LIFTS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 #: Most nodes that are split in one round.
 BATCH = 32
 
+#: On the whole space regions are looked at where inputs and neurons are no more than this.
+MOST_REACHED = 1500
+
+#: On the whole space, once the bound is the vertex maximum, the search goes on as long as regions bring it further: it
+#: ends after so many tests of regions, and as many as there were before, without.
+PATIENCE = 150
+
 
 @method
 @dataclass(frozen=True, kw_only=True)
 class BranchAndBound(Method):
-    """The vertex maximum: the largest norm over all patterns σ_j ∈ {α_j, β_j} of the network's slopes.
+    """The largest norm over the patterns σ_j ∈ {α_j, β_j} of the network's slopes that points of the domain have.
 
-    It is the Lipschitz constant when every pattern is reachable and lies above it always (the branch-tree certificate
-    says why). A node of the tree fixes some neurons to one of their two slopes; its upper value comes from LipSDP on
-    what is left, its vertex value from rounding LipSDP's vectors to a pattern. On a bounded domain patterns that none
-    of its points has are proved empty and left out, and vertex values are those of patterns that points have: it ends
-    at the domain's own constant where every activation is two linear pieces on its range. Anytime: when the budget
-    ends, open nodes become leaves with the bounds they have; with the root alone it is LipSDP.
+    A node of the tree fixes some neurons to one of their two slopes; its upper value comes from LipSDP on what is left.
+    On the whole space and on bounded domains patterns that no point has are proved empty and left out, and the values
+    from below are those of patterns that points have: it ends at the Lipschitz constant itself where every activation
+    is two linear pieces. Elsewhere it ends at the vertex maximum, over all patterns, which lies above it (the
+    branch-tree certificate says why). Anytime: when the budget ends, open nodes become leaves with the bounds they
+    have; with the root alone it is LipSDP. Where the bound is the vertex maximum and regions do not bring it further,
+    it ends before.
 
     Attributes:
         gap: stop once upper ≤ (1 + gap) · (best vertex value).
         max_nodes: most nodes of the tree.
         columns: rank of the relaxation.
         passes: passes of the vector-neuron iteration per node; up to ten times as many where they may close it.
+        prune: leave out patterns that no point has; without, it ends at the vertex maximum.
     """
 
     name: ClassVar[str] = "branch_and_bound"
     norms: ClassVar[tuple[Norm, ...]] = ((2.0, 2.0),)
-    summary: ClassVar[str] = "maximum over all activation patterns by branch and bound, anytime; at most lipsdp"
+    summary: ClassVar[str] = (
+        "maximum over activation patterns that points have, by branch and bound, anytime; at most lipsdp"
+    )
 
     gap: float = 1e-4
     max_nodes: int = 100_000
     columns: int = 8
     passes: int = 40
+    prune: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.gap < 1 or self.max_nodes < 1 or self.columns < 1 or self.passes < 1:
@@ -94,36 +110,23 @@ class BranchAndBound(Method):
 
 
 @dataclass(eq=False)
-class _Node:
-    """A leaf of the tree so far; ``vectors`` (single precision) and ``branch`` serve its children.
-
-    ``empty``: weights that prove that no point of the domain is in its region; it needs no bound then.
-    """
-
-    pattern: Tensor
-    rho: float
-    multipliers: Tensor
-    slack: float
-    lift: float
-    vectors: Vectors | None = None
-    branch: int = -1
-    neuron: int = LEAF
-    children: tuple[_Node, _Node] | None = None
-    empty: Tensor | None = None
-
-
-@dataclass(eq=False)
 class _Search:
     options: BranchAndBound
     problem: Problem
     transformed: ScaledIncrements
     run: Run
     vertex: float = 0.0
+    ceiling: float = 0.0
     nodes: int = 1
     bounded: int = 1
+    pace: Pace = field(default_factory=Pace)
+    cost: float = 0.0
+    _slowest: float = 0.0
+    _likely: Tensor | None = None
+    _progress: tuple[float, float, int] = (math.inf, 0.0, 0)
     _visited: int = 0
     _places: int = 0
-    _heap: list[tuple[float, int, _Node]] = field(default_factory=list)
+    _heap: list[tuple[float, int, Node]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.climber = Climber(self.transformed)
@@ -137,24 +140,39 @@ class _Search:
             or [torch.zeros(0, dtype=torch.float64)]
         )
         self.depth = max(steps.values(), default=0) + 1
-        regions, self.reach = self.problem.regions, None
-        if regions is not None and regions.count == int(self.allowed.sum()) and bool((regions.side != 0).any()):
-            problem = self.problem
-            self.reach = Reach(regions, problem.domain, problem.model.in_shape, self.allowed, self.run.generator)
+        self.reach = self._reach() if self.options.prune else None
+
+    def _reach(self) -> Reach | SpaceReach | None:
+        """What finds patterns that no point has, if there may be any."""
+        shape, seed = self.problem.model.in_shape, self.run.generator
+        if self.problem.domain is None and int(self.allowed.sum()) + size(shape) > MOST_REACHED:
+            return None
+        regions = self.problem.regions
+        if regions is None or regions.count != int(self.allowed.sum()) or not bool((regions.side != 0).any()):
+            return None
+        if isinstance(regions, Regions):
+            return Reach(regions, self.problem.domain, shape, self.allowed, seed)
+        return SpaceReach(regions, shape, self.allowed, seed) if isinstance(regions, SpaceRegions) else None
 
     # -- the tree ---------------------------------------------------------------------------------------------
 
     def found(self) -> Found:
         """Branch until nothing is open, the budget ends or the tree is full; then the tree."""
         root = self.root()
-        cost = self._check_cost(root)
+        self.cost = self._check_cost(root)
         self._push(root)
         while self._heap and self.upper > self.goal and self.nodes < self.options.max_nodes:
-            if self.run.left < 1.2 * cost * (self.bounded + 1) + 0.5:
+            if self.spare <= 0.0 or self._idle():
                 break
             self._round()
             self._tell()
         return self._packaged(root, 0.0)
+
+    @property
+    def spare(self) -> float:
+        """Seconds that are left beside those of the check."""
+        proofs = self.reach.seconds if isinstance(self.reach, SpaceReach) else 0.0
+        return self.run.left - 1.2 * (self.cost * (self.bounded + 1) + proofs) - 0.5
 
     @property
     def goal(self) -> float:
@@ -162,15 +180,34 @@ class _Search:
         return self.vertex * (1.0 + self.options.gap) ** 2
 
     @property
+    def low(self) -> bool:
+        """Whether the bound is that over all patterns, so that only those that no point has are in its way."""
+        return self.upper <= self.ceiling * (1.0 + self.options.gap) ** 2
+
+    def _idle(self) -> bool:
+        """Whether tests of regions of the whole space have brought nothing for long."""
+        if not isinstance(self.reach, SpaceReach) or not self.low:
+            return False
+        if self._likely is not None:
+            self._test(self._likely)
+            self._likely = None
+        upper, vertex, last = self._progress
+        if self.upper < upper * (1.0 - self.options.gap) or self.vertex > vertex * (1.0 + self.options.gap):
+            self._progress = self.upper, self.vertex, self.pace.tests
+            return False
+        last = max(last, self.pace.last)
+        return self.pace.tests - last > max(PATIENCE, last)
+
+    @property
     def upper(self) -> float:
         """The largest ρ of an open node."""
         return -self._heap[0][0] if self._heap else 0.0
 
-    def _push(self, node: _Node) -> None:
+    def _push(self, node: Node) -> None:
         self._places += 1
         heapq.heappush(self._heap, (-node.rho, self._places, node))
 
-    def root(self) -> _Node:
+    def root(self) -> Node:
         """LipSDP on the whole network, from a random start, to a tenth of the gap or until it stalls."""
         patterns = torch.full((1, self.neurons.count), FREE, dtype=torch.int8)
         self._value_reached()
@@ -197,47 +234,69 @@ class _Search:
         return best
 
     def _round(self) -> None:
-        """Split the worst open nodes and bound their children."""
-        chosen: list[_Node] = []
-        while self._heap and len(chosen) < BATCH and -self._heap[0][0] > self.goal:
-            chosen.append(heapq.heappop(self._heap)[2])
-        chosen = [node for node in chosen if node.branch >= 0]
-        if not chosen:
-            return
-        places: list[tuple[_Node, Settled]] = []
+        """Split the worst open nodes and bound their children; those without a point are empty leaves."""
+        chosen: list[Node] = []
+        again: list[Node] = []
+        while self._heap and len(chosen) + len(again) < BATCH and self.upper > self.goal:
+            node = heapq.heappop(self._heap)[2]
+            inner = self._looked_at(node)
+            if inner is node:
+                chosen += [node] if node.branch >= 0 else []
+            elif inner is not None:
+                again.append(inner)
+        places: list[tuple[Node, Settled]] = []
         for node in chosen:
             for end in (0, 1):
                 pattern = node.pattern.clone()
                 pattern[node.branch] = end
-                places.append((node, Settled(pattern) if self.reach is None else self.reach.settled(pattern)))
+                early = isinstance(self.reach, Reach) and self.pace.due()
+                places.append((node, self._test(pattern) if early else Settled(pattern)))
         self._value_reached()
-        open_ones = [place for place in places if place[1].empty is None]
-        bounded: list[_Node] = []
-        if open_ones:
-            vectors = [node.vectors for node, _ in open_ones if node.vectors]
-            start = Vectors(torch.cat([v.x for v in vectors]).double(), torch.cat([v.units for v in vectors]).double())
-            patterns = torch.stack([settled.pattern for _, settled in open_ones])
-            bounded = self._bounded(patterns, start, [node for node, _ in open_ones])
+        open_ones = [(node, settled.pattern) for node, settled in places if settled.empty is None]
+        bounded = self._bounded([*open_ones, *((node, node.pattern) for node in again)])
         waiting = iter(bounded)
-        children = [self._below(settled, None if settled.empty is not None else next(waiting)) for _, settled in places]
-        for node in bounded:
+        children = []
+        for _, settled in places:
+            child = None if settled.empty is not None else next(waiting)
+            if child is not None:
+                child.tested = settled.tested
+            children.append(below(settled, child))
+        for node, new in zip(again, waiting, strict=True):
+            new.tested = True
+            node.become(new)
+        for node in [*bounded[: len(open_ones)], *again]:
             self._push(node)
         for parent, low, high in zip(chosen, children[::2], children[1::2], strict=True):
             parent.children, parent.neuron, parent.vectors = (low, high), parent.branch, None
-        self.bounded += len(bounded) - len(chosen)
+        self.bounded += len(open_ones) - len(chosen)
         self.nodes += 2 * len(chosen) + 2 * sum(len(settled.steps) for _, settled in places)
 
-    def _below(self, settled: Settled, last: _Node | None) -> _Node:
-        """The node of a pattern: ``last`` or an empty leaf, below splits with empty leaves for what is implied."""
+    def _test(self, pattern: Tensor) -> Settled:
+        """Whether a point has the pattern, and what of it follows."""
+        assert self.reach is not None
+        began = time.perf_counter()
+        settled = self.reach.settled(pattern)
+        self._slowest = max(self._slowest, time.perf_counter() - began)
+        settled.tested = True
+        self.pace.count(settled.empty is not None or bool(settled.steps))
+        return settled
 
-        def leaf(weights: Tensor | None) -> _Node:
-            return _Node(settled.pattern, 0.0, torch.zeros(0), 0.0, 0.0, empty=weights)
-
-        node = leaf(settled.empty) if last is None else last
-        for step in reversed(settled.steps):
-            dead = leaf(step.weights)
-            node = replace(leaf(None), neuron=step.neuron, children=(node, dead) if step.end else (dead, node))
-        return node
+    def _looked_at(self, node: Node) -> Node | None:
+        """An open node, or what is left of it below what follows for its region; None if no point is in that."""
+        if self.reach is None or node.tested or self.spare < 2.0 * self._slowest:
+            return node
+        if not (self.low or self.pace.due()):
+            return node
+        settled = self._test(node.pattern)
+        self._value_reached()
+        node.tested = True
+        if settled.empty is None and not settled.steps:
+            return node
+        inner = None if settled.empty is not None else replace(node, pattern=settled.pattern)
+        node.become(below(settled, inner))
+        self.nodes += 2 * len(settled.steps)
+        self.bounded -= inner is None
+        return inner
 
     def _value_reached(self) -> None:
         """Vertex values of patterns that points of the domain have, by the same ascent with few columns."""
@@ -248,8 +307,13 @@ class _Search:
             self.vertex = max(self.vertex, float(self.climber.run(patterns, start, 40).rho.max()))
         self._visited = len(self.reach.patterns)
 
-    def _bounded(self, patterns: Tensor, start: Vectors, parents: list[_Node]) -> list[_Node]:
-        """Children with their upper values: some passes for all, more where they may close the node."""
+    def _bounded(self, asked: list[tuple[Node, Tensor]]) -> list[Node]:
+        """Nodes for patterns below others, with their upper values: more passes where they may close the node."""
+        if not asked:
+            return []
+        parents, vectors = [parent for parent, _ in asked], [parent.vectors for parent, _ in asked if parent.vectors]
+        start = Vectors(torch.cat([v.x for v in vectors]).double(), torch.cat([v.units for v in vectors]).double())
+        patterns = torch.stack([pattern for _, pattern in asked])
         ascent = self.climber.run(patterns, start, self.options.passes)
         self._round_vectors(patterns, ascent)
         rho, multipliers, lift = self._upper_values(patterns, ascent)
@@ -278,8 +342,8 @@ class _Search:
                 nodes.append(self._node(patterns[row], parent.rho, parent.multipliers, parent.lift, ascent, row))
         return nodes
 
-    def _node(self, pattern: Tensor, rho: float, multipliers: Tensor, lift: float, ascent: Ascent, row: int) -> _Node:
-        node = _Node(pattern.clone(), rho, multipliers.clone(), 0.1 * lift, lift)
+    def _node(self, pattern: Tensor, rho: float, multipliers: Tensor, lift: float, ascent: Ascent, row: int) -> Node:
+        node = Node(pattern.clone(), rho, multipliers.clone(), 0.1 * lift, lift)
         if rho > self.goal:
             free = self.allowed & (pattern == FREE)
             if bool(free.any()):
@@ -309,10 +373,8 @@ class _Search:
     def _round_vectors(self, patterns: Tensor, ascent: Ascent) -> None:
         """Vertex values from the leading direction of Y: the same ascent with one column ends in a pattern.
 
-        Where patterns that no point has are left out, only those count that a point has.
+        Where patterns that no point has are left out, they are a ceiling only.
         """
-        if self.reach is not None:
-            return
         directions = torch.linalg.svd(ascent.y, full_matrices=False).U[:, :, 0]
         x = torch.einsum("brn,br->bn", ascent.vectors.x, directions)[:, None]
         units = torch.einsum("brn,br->bn", ascent.vectors.units, directions)[:, None]
@@ -320,12 +382,18 @@ class _Search:
         units = torch.where(units == 0, 1.0, units.sign())
         for freed in (patterns, torch.full_like(patterns, FREE)):
             point = self.climber.run(freed, Vectors(x, units), 12)
-            self.vertex = max(self.vertex, float(point.rho.max()))
+            best = int(point.rho.argmax())
+            if float(point.rho[best]) > self.ceiling:
+                self.ceiling = float(point.rho[best])
+                slopes = torch.where(point.cosine[best] > 0, 1, 0).to(torch.int8)
+                self._likely = torch.where(freed[best] == FREE, slopes, freed[best])
             x, units = point.vectors.x, point.vectors.units
+        if self.reach is None:
+            self.vertex = self.ceiling
 
     # -- the end ----------------------------------------------------------------------------------------------
 
-    def _check_cost(self, root: _Node) -> float:
+    def _check_cost(self, root: Node) -> float:
         """Seconds that the certificate's check will take per leaf."""
         fixed = Slopes(self.transformed).fixed({int(j): 0 for j in torch.nonzero(self.allowed)[:1]})
         began = time.perf_counter()
@@ -342,9 +410,9 @@ class _Search:
         rows = self.neurons.split(multipliers)
         return {cell.node: rows[cell.node][:1] if cell.block else rows[cell.node] for cell in self.transformed.cells}
 
-    def _packaged(self, root: _Node, lift: float) -> Found:
+    def _packaged(self, root: Node, lift: float) -> Found:
         """The witness; a weaker one lifts all leaves' multipliers further."""
-        tree, every = _preorder(root)
+        tree, every = preorder(root)
         leaves = [leaf for leaf in every if leaf.empty is None]
         rho = max(leaf.rho for leaf in leaves)
         factors = (1.0 + lift) ** self.steps
@@ -386,16 +454,3 @@ class _Search:
         done = 1.0 - max(self.run.left, 0.0) / self.run.budget
         text = f"upper {upper:.6g}, vertex value {vertex:.6g}, gap {max(gap, 0.0):.2%}, {self.nodes} nodes"
         self.run.report(min(done, 0.99), text)
-
-
-def _preorder(root: _Node) -> tuple[list[int], list[_Node]]:
-    """The tree in preorder, lower slope first, and its leaves in the same order."""
-    tree, leaves, waiting = [], [], [root]
-    while waiting:
-        node = waiting.pop()
-        tree.append(node.neuron if node.children else LEAF)
-        if node.children:
-            waiting += [node.children[1], node.children[0]]
-        else:
-            leaves.append(node)
-    return tree, leaves

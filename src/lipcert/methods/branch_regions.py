@@ -7,7 +7,7 @@ problem on an l2 ball, else a linear program.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lipcert.domain import Ball, Domain, Intersection
 from lipcert.methods.branch_ascent import FREE
+from lipcert.methods.branch_nodes import Implied, Settled
 from lipcert.network.linear import Shape
 from lipcert.ranges.regions import Regions
 from lipcert.search.least_distance import Array, in_ball
@@ -27,30 +28,6 @@ SAMPLES = 100
 CLEAR = 1e-9
 #: Up to so many neurons those that a region implies are looked for, in so many rounds; fewer with linear programs.
 MOST_IMPLIED, MOST_PROGRAMS, ROUNDS = 60, 16, 3
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """A neuron whose slope number ``end`` no point of a region has, with the weights that prove it."""
-
-    neuron: int
-    end: int
-    weights: Tensor
-
-
-@dataclass(eq=False)
-class Settled:
-    """What is known of the region of a pattern.
-
-    Attributes:
-        pattern: all that is implied is fixed in it, too.
-        steps: what is implied, in the order in which it was found.
-        empty: weights that prove the region, as the steps leave it, empty; else None.
-    """
-
-    pattern: Tensor
-    steps: list[Step] = field(default_factory=list)
-    empty: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +65,7 @@ class Reach:
     def settled(self, pattern: Tensor) -> Settled:
         """Whether the region of a pattern is empty, and what else it fixes."""
         own = pattern[self.allowed].clone()
-        steps: list[Step] = []
+        steps: list[Implied] = []
         empty = None
         for _ in range(ROUNDS):
             conditions, count = self._conditions(own)
@@ -107,7 +84,7 @@ class Reach:
                 trial[neuron] = end
                 proof = self._refuted(trial, conditions.take(np.append(np.arange(count), place)))
                 if proof is not None:
-                    steps.append(Step(int(torch.nonzero(self.allowed)[neuron]), end, proof))
+                    steps.append(Implied(int(torch.nonzero(self.allowed)[neuron]), end, proof))
                     own[neuron] = 1 - end
             if len(steps) == before:
                 break

@@ -35,7 +35,7 @@ def smallest(asked: str, bound: Bound, tolerance: float, problem: Problem, run: 
         tolerance: relative distance from the dual value that the method counts as none.
         problem, run, chance: as for ``Method.bound``.
     """
-    if (bound.value == 0.0 and bound.log10 is None) or _closed(bound, tolerance, problem):
+    if (bound.value == 0.0 and bound.log10 is None) or closed(bound, tolerance, problem):
         return bound
     rows = list(bound.tried) or [Attempt(asked, bound.value, bound.guarantee, bound.seconds)]
     seconds = max(SECONDS, SHARE * bound.seconds)
@@ -69,7 +69,7 @@ def smallest(asked: str, bound: Bound, tolerance: float, problem: Problem, run: 
     return replace(best, tried=tuple(rows), delta=delta, seconds=whole, state=bound.state)
 
 
-def _closed(bound: Bound, tolerance: float, problem: Problem) -> bool:
+def closed(bound: Bound, tolerance: float, problem: Problem) -> bool:
     """Whether the bound is within the tolerance of a value that no LipLT and no AutoLip is below."""
     witness = bound.certificate.witness if bound.certificate is not None else None
     if witness is None or witness.kind != "quadratic" or problem.norm != (2.0, 2.0):

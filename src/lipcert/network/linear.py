@@ -127,7 +127,8 @@ class OpMap(LinearMap):
     the map. ``rounding`` counts the roundings of applying it and those of the constants themselves, relative to
     ``majorants`` (one per constant, None for its own absolute value). ``stored`` says that the constants are the
     model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else. ``sources`` are
-    those of the constants, as far as they are known.
+    those of the constants, as far as they are known. ``transposed(y, *constants)``, on a batch, is the transposed map
+    in sums no longer than those counted; None: the derivative of ``function``, which costs a pass forward, too.
     """
 
     label: str
@@ -140,6 +141,15 @@ class OpMap(LinearMap):
     stored: bool = False
     majorants: tuple[Tensor | None, ...] = ()
     sources: tuple[Source | None, ...] = ()
+    transposed: Callable[..., Tensor] | None = None
+
+    def transpose(self, y: Tensor) -> Tensor:
+        if not y.numel() or not self.in_size:
+            return y.new_zeros(len(y), *self.in_shape)
+        if self.transposed is None:
+            return super().transpose(y)
+        with torch.no_grad():
+            return self.transposed(y, *self.constants)
 
     def apply(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):  # numbers of another kind know how they pass through a map
@@ -383,6 +393,12 @@ class Sum(LinearMap):
         total = self.maps[0].apply(x)
         for linear in self.maps[1:]:
             total = total + linear.apply(x)
+        return total
+
+    def transpose(self, y: Tensor) -> Tensor:
+        total = self.maps[0].transpose(y)
+        for linear in self.maps[1:]:
+            total = total + linear.transpose(y)
         return total
 
     def absolute(self) -> LinearMap:

@@ -21,9 +21,12 @@ def gather(index: Tensor, in_shape: Shape, out_shape: Shape, sign: float = 1.0) 
     def function(x: Tensor) -> Tensor:
         return x.reshape(-1)[index.to(x.device)].reshape(out_shape)
 
+    def transposed(y: Tensor) -> Tensor:
+        return _summed(y.reshape(len(y), -1), index, in_shape, repeats > 1)
+
     repeats = int(torch.bincount(index, minlength=1).max()) if index.numel() else 0
-    count = float(repeats - 1 if repeats else 0)
-    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), index_key(index + 1), count)
+    count, key = float(repeats - 1 if repeats else 0), index_key(index + 1)
+    chosen: LinearMap = OpMap("gather", function, in_shape, out_shape, (), key, count, transposed=transposed)
     return chosen if sign == 1.0 else compose(chosen, Identity(out_shape, sign))
 
 
@@ -36,7 +39,21 @@ def scatter(index: Tensor, in_shape: Shape, out_shape: Shape) -> LinearMap:
         padded = torch.cat([x.reshape(-1), x.new_zeros(1)])
         return padded[source.to(x.device)].reshape(out_shape)
 
-    return OpMap("scatter", function, in_shape, out_shape, (), index_key(source + 1), 0.0)
+    def transposed(y: Tensor) -> Tensor:
+        return y.reshape(len(y), -1)[:, index.reshape(-1).to(y.device)].reshape(len(y), *in_shape)
+
+    return OpMap("scatter", function, in_shape, out_shape, (), index_key(source + 1), 0.0, transposed=transposed)
+
+
+def _summed(rows: Tensor, index: Tensor, shape: Shape, repeated: bool) -> Tensor:
+    """Entries of (B, k) rows put at flat places ``index`` of zeros (B, *shape), summed where these are ``repeated``."""
+    result = rows.new_zeros(len(rows), size(shape))
+    places = index.to(rows.device)
+    if repeated:
+        result.index_add_(1, places, rows)
+    else:
+        result[:, places] = rows
+    return result.reshape(len(rows), *shape)
 
 
 #: What a diagonal map is, for ``OpMap.attributes``.
@@ -73,10 +90,13 @@ def combination(index: Tensor, factors: Tensor, in_shape: Shape, out_shape: Shap
     def function(x: Tensor, c: Tensor) -> Tensor:
         return (x.reshape(-1)[index.to(x.device)] * c).sum(-1).reshape(out_shape)
 
+    def transposed(y: Tensor, c: Tensor) -> Tensor:
+        return _summed((y.reshape(len(y), -1, 1) * c).flatten(1), index.reshape(-1), in_shape, True)
+
     rounding = float(index.shape[1] + int(torch.bincount(index.reshape(-1), minlength=1).max()))
     return OpMap(
         "combination", function, in_shape, out_shape, (factors.contiguous(),), f"combination of {index_key(index + 1)}",
-        rounding, stored=True,
+        rounding, stored=True, transposed=transposed,
     )  # fmt: skip
 
 

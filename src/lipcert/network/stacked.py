@@ -22,6 +22,9 @@ class Stacked(LinearMap):
         images = [m.apply(p.reshape(len(x), *m.in_shape)) for m, p in zip(self.maps, pieces, strict=True)]
         return sum(images[1:], images[0])
 
+    def transpose(self, y: Tensor) -> Tensor:
+        return torch.cat([m.transpose(y).reshape(len(y), m.in_size) for m in self.maps], dim=1)
+
     def absolute(self) -> LinearMap:
         return Stacked(tuple(m.absolute() for m in self.maps))
 

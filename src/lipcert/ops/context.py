@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,15 +80,16 @@ class Context:
         rounding: float,
         offset: Constant | None = None,
         key: str | None = None,
+        transposed: Callable[..., Tensor] | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
         ``rounding`` is the number of terms in the longest sum that the op or its transpose forms. What the constants'
         own errors are beyond a small relative one (see ``Constant.parts``) becomes a block beside the map, of which
-        only its gain is known. ``key`` is for the network's hash (see ``map``).
+        only its gain is known. ``key`` is for the network's hash (see ``map``), ``transposed`` for ``OpMap``.
         """
         parts = [c.parts for c in constants]
-        linear = self._map(x.shape, function, constants, parts, rounding, key)
+        linear = replace(self._map(x.shape, function, constants, parts, rounding, key), transposed=transposed)
         terms: list[tuple[Var, LinearMap]] = [(x, linear)]
         rest = self._rest_map(linear, function, constants, parts)
         if rest is not None:

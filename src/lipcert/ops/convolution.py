@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.linear import Shape
 from lipcert.ops.context import Constant, Context
-from lipcert.ops.keys import convolution_key
+from lipcert.ops.keys import convolution_key, each
 from lipcert.ops.registry import rule
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -26,6 +28,55 @@ def _terms(weight: Constant) -> int:
     """An upper bound on the taps that meet in one output, or in one input under the transpose."""
     kernel = weight.value[0, 0].numel() if weight.value.numel() else 1
     return kernel * max(weight.shape[:2])
+
+
+def _back(
+    shape: Shape,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    extra: Sequence[int] | None = None,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The transposed map of a convolution of one example of ``shape``; ``extra``: of a transposed convolution.
+
+    PyTorch's own derivative with respect to the input, of which it reads no more than the shape.
+    """
+    spatial = len(stride)
+    turned, more = extra is not None, list(extra or [0] * spatial)
+
+    def transposed(y: Tensor, kernel: Tensor) -> Tensor:
+        planes = y.reshape(-1, *y.shape[-1 - spatial :])  # examples with or without a batch dimension
+        some = planes.new_empty(1).expand(len(planes), *shape[-1 - spatial :])
+        wanted = [True, False, False]
+        settings = (None, list(stride), list(padding), list(dilation), turned, more, groups, wanted)
+        result: Tensor = torch.ops.aten.convolution_backward(planes, some, kernel, *settings)[0]
+        return result.reshape(len(y), *shape)
+
+    return transposed
+
+
+def _back_with_padding(
+    shape: Shape, kernel: Shape, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same with padding by name: ``same`` pads by half of what is missing, an odd entry at the end."""
+    spatial = len(kernel)
+    stride, dilation = each(stride, spatial), each(dilation, spatial)
+    if not isinstance(padding, str):
+        return _back(shape, stride, each(padding, spatial), dilation, groups)
+    whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    odd = [n % 2 for n in whole]
+    sides = shape[len(shape) - spatial :]
+    padded = (*shape[: len(shape) - spatial], *(n + o for n, o in zip(sides, odd, strict=True)))
+    inner = _back(padded, stride, [n // 2 for n in whole], dilation, groups)
+
+    def transposed(y: Tensor, weight: Tensor) -> Tensor:
+        result = inner(y, weight)
+        for axis, n in enumerate(sides):
+            result = result.narrow(axis - spatial, 0, n)
+        return result
+
+    return transposed
 
 
 @rule("conv1d", "conv2d", "conv3d", kind="linear")
@@ -47,8 +98,10 @@ def convolution(
     def function(value: Tensor, kernel: Tensor) -> Tensor:
         return convolve(value, kernel, None, stride, padding, dilation, groups)
 
-    key = convolution_key("convolution", spatial, weight.shape[2:], stride, padding, dilation, groups)
-    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key)
+    x, kernel = ctx.variable(x), weight.shape[2:]
+    key = convolution_key("convolution", spatial, kernel, stride, padding, dilation, groups)
+    back = _back_with_padding(x.shape, kernel, stride, padding, dilation, groups)
+    return ctx.linear(x, function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key, back)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", kind="linear")
@@ -71,9 +124,11 @@ def transposed_convolution(
     def function(value: Tensor, kernel: Tensor) -> Tensor:
         return convolve(value, kernel, None, stride, padding, output_padding, groups, dilation)
 
-    kind, shape = "transposed convolution", weight.shape[2:]
-    key = convolution_key(kind, spatial, shape, stride, padding, dilation, groups, output_padding)
-    return ctx.linear(ctx.variable(x), function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key)
+    x, kind = ctx.variable(x), "transposed convolution"
+    key = convolution_key(kind, spatial, weight.shape[2:], stride, padding, dilation, groups, output_padding)
+    steps, edges, gaps, extra = (each(v, spatial) for v in (stride, padding, dilation, output_padding))
+    back = _back(x.shape, steps, edges, gaps, groups, extra)
+    return ctx.linear(x, function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key, back)
 
 
 @rule("convolution", kind="linear")

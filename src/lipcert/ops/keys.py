@@ -68,13 +68,13 @@ def convolution_key(
     kind: str, spatial: int, kernel: Shape, stride: Any, padding: Any, dilation: Any, groups: int, extra: Any = 0
 ) -> str:
     """The key of a convolution; ``extra`` is the output padding of a transposed one."""
-    stride, dilation, extra = (_each(v, spatial) for v in (stride, dilation, extra))
+    stride, dilation, extra = (each(v, spatial) for v in (stride, dilation, extra))
     if padding == "valid":
         padding = 0
     elif padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         padding = [t // 2 for t in total] if not any(t % 2 for t in total) else padding
-    settings = (stride, padding if isinstance(padding, str) else _each(padding, spatial), dilation, groups, extra)
+    settings = (stride, padding if isinstance(padding, str) else each(padding, spatial), dilation, groups, extra)
     return f"{kind} {settings}"
 
 
@@ -87,6 +87,7 @@ def equation_key(equation: str, place: int) -> str:
     return f"contraction {text} of {place}"
 
 
-def _each(value: Any, spatial: int) -> tuple[int, ...]:
+def each(value: Any, spatial: int) -> tuple[int, ...]:
+    """A setting of a convolution, one number per axis; a single number stands for all."""
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return tuple(int(v) for v in (values * spatial if len(values) == 1 else values))

@@ -25,12 +25,13 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
     x, weight = ctx.variable(x), ctx.constant(weight, "weight")
     offset = None if bias is None else ctx.constant(bias, "bias")
     terms = float(max(weight.shape, default=1))
+    back = torch.matmul if weight.value.dim() == 2 else None
     if size(x.shape) != x.shape[-1] or not weight.value.numel():
-        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, "linear")
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, "linear", back)
     ctx.require_finite(weight)
     parts = weight.parts
     if parts.rest is not None:
-        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, "linear")
+        return ctx.linear(x, torch.nn.functional.linear, (weight,), terms, offset, "linear", back)
     out_shape = (*x.shape[:-1], *weight.value.shape[:-1])
     matrix = weight.value.reshape(-1, x.shape[-1])
     majorant = None if parts.majorant is None else parts.majorant.reshape(matrix.shape)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,15 +19,19 @@ from torch import Tensor
 from lipcert.domain import Domain
 from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
 from lipcert.network.images import touched
-from lipcert.network.linear import LinearMap, size
+from lipcert.network.linear import Identity, LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
 from lipcert.ranges.functions import Samples, lines_off
 
-#: Entries of the coefficients of a chunk of rows, over all nodes.
-CHUNK = 1 << 24
+#: Entries of the coefficients of a chunk of rows: what a cache holds. Of wide nodes some rows more, up to ``MOST``.
+CHUNK, MOST, ROWS = 1 << 19, 1 << 24, 32
+#: Entries of a map of the input up to which it is written down, once for all domains.
+MOST_WRITTEN = 1 << 23
+#: p → the norm dual to that of an l_p ball.
+DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +111,11 @@ class LinearBounds:
         """(low, high) of some entries (flat indices) of a node."""
         shape = self.network.nodes[position].shape
         n = size(shape)
+        first = self._first(position)
+        if first is not None:
+            return first.box(entries)
         width = max(size(node.shape) for node in self.network.nodes[: position + 1])
-        chunk = max(1, CHUNK // max(1, 2 * width))
+        chunk = max(1, CHUNK // (2 * width), min(ROWS, MOST // (2 * width))) if width else len(entries) + 1
         lows, highs = [], []
         for part in entries.split(chunk):
             rows = torch.zeros(2 * len(part), n, dtype=torch.float64)
@@ -123,6 +132,15 @@ class LinearBounds:
         chunk = max(1, CHUNK // max(1, width))
         return torch.cat([self.upper(position, part) for part in rows.split(chunk)])
 
+    def _first(self, position: int) -> _FirstLayer | None:
+        """The node as a map of the input alone, where that is small enough to be written down."""
+        node = self.network.nodes[position]
+        if not isinstance(node, AffineNode) or node.parents != (0,) or isinstance(node.maps[0], Identity):
+            return None
+        if node.maps[0].in_size * node.maps[0].out_size > MOST_WRITTEN:
+            return None
+        return _FirstLayer(self, position, node, Rows.of(node.maps[0]))
+
     def upper(self, position: int, rows: Tensor) -> Tensor:
         """Upper bounds of Σ rows[r]·z over the domain, z being the node's values: (R, *shape) → (R,)."""
         return self.upper_of_sum([(position, rows, None)])
@@ -130,7 +148,10 @@ class LinearBounds:
     def upper_of_sum(self, terms: Sequence[Term]) -> Tensor:
         """Upper bounds of Σ_k rows_k[r]·(z_k − shift_k) over the domain, (R,); see ``Term``."""
         coefficients, constant, error = self.back(terms)
-        constant, error = self._support(coefficients, constant, error)
+        return self.topped(*self.support(Rows(coefficients.flatten(1)), constant, error))
+
+    def topped(self, constant: Tensor, error: Tensor) -> Tensor:
+        """Constant and error as one number, rounded up."""
         total = constant + error * (1.0 + 2.0**-40 + 8.0 * UNIT * self._entries)  # sums of sizes round, too
         total = total + 4.0 * UNIT * total.abs() + TINY
         return torch.where(total.isnan(), math.inf, total)
@@ -142,23 +163,27 @@ class LinearBounds:
         constant = torch.zeros(count, dtype=torch.float64)
         error = torch.zeros(count, dtype=torch.float64)
 
-        def weigh(coefficients: Tensor, weights: Tensor) -> Tensor:
-            """Σ |coefficients|·weights for weights ≥ 0, 0·∞ being 0; not rounded up."""
-            sizes, w = coefficients.abs().reshape(count, -1), weights.reshape(-1)
+        def weigh(sizes: Tensor, weights: Tensor) -> Tensor:
+            """Σ sizes·weights for numbers ≥ 0, 0·∞ being 0; not rounded up."""
+            sizes, w = sizes.reshape(count, -1), weights.reshape(-1)
             if bool(w.isfinite().all()):
                 return sizes @ w
             return torch.where(sizes == 0, 0.0, sizes * w).sum(dim=1)
 
-        def spend(coefficients: Tensor, offsets: Tensor) -> None:
-            """Add Σ coefficients·offsets, and what its rounding may lose."""
+        def spend(coefficients: Tensor, offsets: Tensor, sign: float = 0.0) -> None:
+            """Add Σ coefficients·offsets, and what its rounding may lose; ``sign``: of all coefficients, if known."""
             nonlocal constant, error
-            flat = coefficients.flatten(1)
+            flat = coefficients.reshape(len(coefficients), -1)
             n = flat.shape[1]
             o = offsets.reshape(count if offsets.dim() == coefficients.dim() else 1, n)  # one row for all, or for each
             if not bool(o.any()):
                 return
             if len(o) == 1 and bool(o.isfinite().all()):
-                total, sizes = flat @ o[0], flat.abs() @ o[0].abs()
+                total = flat @ o[0]
+                if sign and bool((o >= 0).all() if sign > 0 else (o <= 0).all()):
+                    sizes = total
+                else:
+                    sizes = (flat.abs() if not sign else sign * flat) @ o[0].abs()
             else:
                 product = torch.where(flat == 0, 0.0, flat * o)
                 total, sizes = product.sum(dim=1), product.abs().sum(dim=1)
@@ -169,7 +194,7 @@ class LinearBounds:
             nonlocal error
             if parent in pending:
                 coefficients = pending[parent] + coefficients
-                error = error + 2.0 * UNIT * weigh(coefficients, self.boxes[parent].greatest)
+                error = error + 2.0 * UNIT * weigh(coefficients.abs(), self.boxes[parent].greatest)
             pending[parent] = coefficients
 
         for position, rows, shift in terms:
@@ -185,29 +210,31 @@ class LinearBounds:
                 offset = node.known_offset
                 if offset is not None:
                     spend(coefficients, offset.mid)
-                    error = error + weigh(coefficients, offset.rad) * UP
+                sizes = coefficients.abs()
+                if offset is not None and bool(offset.rad.any()):
+                    error = error + weigh(sizes, offset.rad) * UP
+                largest = sizes.reshape(count, -1).amax(dim=1)
                 for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
                     reach, floor = self.reach(k, place, linear, parent)
-                    largest = coefficients.abs().reshape(count, -1).amax(dim=1)
-                    error = error + (weigh(coefficients, reach) + floor * (1.0 + largest)) * UP
+                    error = error + (weigh(sizes, reach) + floor * (1.0 + largest)) * UP
                     hand(parent, linear.transpose(coefficients).detach())
             elif isinstance(node, (ActivationNode, OpenNode)) and k in self.lines:
                 lines, parent = self.lines[k], node.parents[0]  # a product with itself names it twice
                 shape = self.network.nodes[parent].shape
                 positive, negative = coefficients.clamp(min=0.0), coefficients.clamp(max=0.0)
-                spend(positive, lines.upper_offset)
-                spend(negative, lines.lower_offset)
+                spend(positive, lines.upper_offset, 1.0)
+                spend(negative, lines.lower_offset, -1.0)
                 back = positive * lines.upper_slope + negative * lines.lower_slope
                 greatest = self.boxes[parent].greatest.expand(shape)
                 lost = (
                     float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * 2.0 * TINY
                 )  # slopes are 0 elsewhere
-                error = error + (2.0 * UNIT * weigh(back, greatest) + lost) * UP
+                error = error + (2.0 * UNIT * weigh(back.abs(), greatest) + lost) * UP
                 hand(parent, back.reshape(count, *shape))
             else:
                 box = self.boxes[k]
-                spend(coefficients.clamp(min=0.0), box.high)
-                spend(coefficients.clamp(max=0.0), box.low)
+                spend(coefficients.clamp(min=0.0), box.high, 1.0)
+                spend(coefficients.clamp(max=0.0), box.low, -1.0)
         shape = self.network.nodes[0].shape
         return pending.get(0, torch.zeros(count, *shape, dtype=torch.float64)), constant, error
 
@@ -234,24 +261,108 @@ class LinearBounds:
             self._reaches[k, place] = torch.where(sizes.isnan(), math.inf, sizes), floor
         return self._reaches[k, place]
 
-    def _support(self, rows: Tensor, constant: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    def support(self, rows: Rows, constant: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Add the greatest value of rows·x on the domain: over its box or its ball, whichever is less."""
-        flat = rows.reshape(len(rows), -1)
-        n = flat.shape[1]
+        n = rows.matrix.shape[1]
         gamma = (n + 4.0) * UNIT * UP
-        box = self.boxes[0]
-        low, high = box.low.reshape(-1), box.high.reshape(-1)
-        parts = torch.where(flat == 0, 0.0, torch.where(flat > 0, flat * high, flat * low))  # no number stays none
-        best, slack = parts.sum(dim=1), parts.abs().sum(dim=1) * gamma + n * TINY
+        best, slack = rows.over_box(self.boxes[0])
         for ball in () if self.domain is None else self.domain.balls():
             centre = ball.center.detach().to("cpu", torch.float64).reshape(-1)
-            dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[float(ball.p)]
-            reach = lengths(flat, dual) * ball.radius
-            middle = flat @ centre
-            own = middle + reach
-            own_slack = ((flat.abs() @ centre.abs()) + reach) * 2.0 * gamma + (n + 1.0) * TINY * (1.0 + ball.radius)
+            reach = rows.lengths(DUAL[float(ball.p)]) * ball.radius
+            own = rows.matrix @ centre + reach
+            own_slack = ((rows.sizes @ centre.abs()) + reach) * 2.0 * gamma + (n + 1.0) * TINY * (1.0 + ball.radius)
             better = own + own_slack < best + slack
             better |= (best + slack).isnan()
             best, slack = torch.where(better, own, best), torch.where(better, own_slack, slack)
         total = constant + best
         return total, error + slack + UNIT * total.abs()
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of coefficients of the input, with what is needed of them for every domain.
+
+    Attributes:
+        matrix: (R, n).
+    """
+
+    matrix: Tensor
+    _lengths: dict[float, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, linear: LinearMap) -> Rows:
+        """Those of a map; kept as long as the map is."""
+        found = _WRITTEN.get(linear)
+        if found is None:
+            found = _WRITTEN[linear] = cls(linear.matrix())
+        return found
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """|matrix|."""
+        return self.matrix.abs()
+
+    def lengths(self, p: float) -> Tensor:
+        """‖row‖_p, rounded up."""
+        if p not in self._lengths:
+            self._lengths[p] = lengths(self.matrix, p)
+        return self._lengths[p]
+
+    def chosen(self, index: Tensor) -> Rows:
+        """Some of the rows."""
+        result = Rows(self.matrix[index], {p: length[index] for p, length in self._lengths.items()})
+        result.__dict__["sizes"] = self.sizes[index]
+        return result
+
+    def turned(self) -> Rows:
+        """Times −1."""
+        result = Rows(-self.matrix, self._lengths)
+        result.__dict__["sizes"] = self.sizes
+        return result
+
+    def over_box(self, box: Interval) -> tuple[Tensor, Tensor]:
+        """(greatest value of rows·x for x in the box, what its rounding may be)."""
+        n = self.matrix.shape[1]
+        gamma = (n + 4.0) * UNIT * UP
+        low, high = box.low.reshape(-1), box.high.reshape(-1)
+        middle = 0.5 * low + 0.5 * high
+        reach = torch.maximum(high - middle, middle - low) * UP + TINY
+        if bool(reach.isfinite().all()):
+            best = self.matrix @ middle + self.sizes @ reach
+            return best, (self.sizes @ (middle.abs() + reach)) * 2.0 * gamma + 2.0 * n * TINY
+        flat = self.matrix
+        parts = torch.where(flat == 0, 0.0, torch.where(flat > 0, flat * high, flat * low))  # no number stays none
+        return parts.sum(dim=1), parts.abs().sum(dim=1) * gamma + n * TINY
+
+
+#: Maps of the input that were written down, for the next domain.
+_WRITTEN: WeakKeyDictionary[LinearMap, Rows] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class _FirstLayer:
+    """An affine node that reads the input alone: its rows are those of its map, whatever the domain.
+
+    What is computed of c·x + b is off by at most the same in both directions: the error of the written map, γ|W| max|x|
+    (``_reach``), that of the offset, and the rounding of the sum.
+    """
+
+    bounds: LinearBounds
+    position: int
+    node: AffineNode
+    rows: Rows
+
+    def box(self, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """(low, high) of some entries."""
+        reach, floor = self.bounds.reach(self.position, 0, self.node.maps[0], 0)
+        error = (reach.reshape(-1)[entries] + 2.0 * floor) * UP
+        offset = self.node.known_offset
+        middle = torch.zeros_like(error) if offset is None else offset.mid.reshape(-1)[entries]
+        if offset is not None:
+            error = error + offset.rad.reshape(-1)[entries] * UP
+        for ball in () if self.bounds.domain is None else self.bounds.domain.balls():
+            self.rows.lengths(DUAL[float(ball.p)])  # of all rows, for the next domain
+        some = self.rows.chosen(entries)
+        high = self.bounds.topped(*self.bounds.support(some, middle, error))
+        low = self.bounds.topped(*self.bounds.support(some.turned(), -middle, error))
+        return -low, high

@@ -43,18 +43,19 @@ class Halves:
         side, kink = torch.zeros_like(alpha), torch.zeros_like(alpha)
         ends = torch.stack([alpha, beta])
         least, greatest = torch.zeros_like(ends), torch.zeros_like(ends)
-        known = box.finite & (alpha < beta)
+        known = alpha < beta
         low, high = torch.where(known, box.low, 0.0), torch.where(known, box.high, 0.0)
         for jump in function.kinks:
             at = torch.as_tensor(jump.position, dtype=torch.float64).expand(alpha.shape)
             inside = known & (low < at) & (at < high)
-            at = torch.where(inside, at, low)
+            at = torch.where(inside, at, torch.zeros_like(low).clamp(low, high))
             left, right = slopes(function, low, at), slopes(function, at, high)
             linear = inside & (left[0] == left[1]) & (right[0] == right[1])
             rising = linear & (left[0] == alpha) & (right[0] == beta)
             falling = linear & (left[0] == beta) & (right[0] == alpha)
-            before = extremes(function, torch.where(linear, left[0], 0.0), low, at)
-            after = extremes(function, torch.where(linear, right[0], 0.0), at, high)
+            # on a line from the kink on, φ(v) − slope·v is what it is at the kink
+            before = extremes(function, torch.where(linear, left[0], 0.0), torch.where(low.isfinite(), low, at), at)
+            after = extremes(function, torch.where(linear, right[0], 0.0), at, torch.where(high.isfinite(), high, at))
             found = rising | falling
             for bound in (*before, *after):
                 found = found & bound.isfinite()
@@ -69,47 +70,42 @@ class Halves:
 
 
 @dataclass(frozen=True, eq=False)
-class Regions:
-    """The neurons of a network whose slope a bounded convex domain leaves open, and what holds where some are fixed.
+class Neurons:
+    """The neurons of a network whose slope is open, in order, with those of two linear pieces told apart.
 
     Neurons are the entries with α < β of all activations, node by node, as they remain in reduced increments. A
     *fixing* is a row of numbers: 0 where a neuron has slope α, 1 where β, −1 where it is free. The *region* of a fixing
-    is the set of those points of the domain at which every fixed neuron of two pieces has its argument on its piece,
-    the kink included; a fixed neuron of another kind restricts nothing.
+    is the set of those points at which every fixed neuron of two pieces has its argument on its piece, the kink
+    included; a fixed neuron of another kind restricts nothing.
 
     Attributes:
         lower, upper: α and β of every neuron.
         side: of every neuron, as ``Halves.side``.
+        network, halves, places: where they are: node → its pieces, and node → its neurons' numbers and entries.
     """
 
     lower: Tensor
     upper: Tensor
     side: Tensor
-    _network: Network
-    _bounds: LinearBounds
-    _halves: Mapping[int, Halves]
-    _places: Mapping[int, tuple[slice, Tensor]]
+    network: Network
+    halves: Mapping[int, Halves]
+    places: Mapping[int, tuple[slice, Tensor]]
 
     @classmethod
-    def of(cls, network: Network, domain: Domain, ranges: Ranges, nodes: Collection[int]) -> Regions | None:
-        """For ranges without an anchor, of the neurons of these nodes; None where the domain is not bounded."""
-        if domain is None or not bool(ranges.boxes[0].finite.all()):
-            return None
-        lines: dict[int, Lines] = {}
+    def among(cls, network: Network, ranges: Ranges | None, nodes: Collection[int]) -> Neurons:
+        """Those of these nodes, with the slopes that ranges leave open; on the whole line where there are none."""
         halves: dict[int, Halves] = {}
         places: dict[int, tuple[slice, Tensor]] = {}
         count = 0
         numbers: list[Tensor] = [torch.zeros(3, 0, dtype=torch.float64)]
         for k, node in enumerate(network.nodes):
-            function = applied(node)
-            if function is not None:
-                box = ranges.boxes[node.parents[0]].expanded(node.shape)
-                lines[k] = Lines.around(function, box, ranges.boxes[k])
-            relation = node.relation(k, ranges.local.get(k))
+            relation = node.relation(k, ranges.local.get(k) if ranges else None)
             if k not in nodes or not isinstance(relation, EntryCell) or not bool(relation.free.any()):
                 continue
             alpha, beta, side = relation.lower, relation.upper, torch.zeros_like(relation.lower)
+            function = applied(node)
             if function is not None and size(network.nodes[node.parents[0]].shape) == relation.size:
+                box = ranges.boxes[node.parents[0]].expanded(node.shape) if ranges else Interval.whole(node.shape)
                 halves[k] = Halves.of(function, box, alpha, beta)
                 side = halves[k].side
             entries = relation.free.nonzero().reshape(-1)
@@ -117,13 +113,61 @@ class Regions:
             count += len(entries)
             numbers.append(torch.stack([t.expand(node.shape).reshape(-1)[entries] for t in (alpha, beta, side)]))
         lower, upper, sides = torch.cat(numbers, dim=1)
-        bounds = LinearBounds(network, domain, ranges.boxes, lines)
-        return cls(lower, upper, sides, network, bounds, halves, places)
+        return cls(lower, upper, sides, network, halves, places)
 
     @property
     def count(self) -> int:
         """Number of neurons."""
         return len(self.side)
+
+    def empty(self, fixings: Tensor, proofs: Tensor) -> Tensor:
+        """Truth per row: the numbers prove that no point, or almost none, is in the region of the fixing.
+
+        Args:
+            fixings: (R, count).
+            proofs: (R, count) finite numbers.
+        """
+        raise NotImplementedError
+
+    def at(self, x: Tensor) -> Tensor:
+        """For points (B, *in_shape) a fixing (B, count) of all neurons of two pieces, whose region has the point."""
+        result = torch.full((len(x), self.count), -1, dtype=torch.int8)
+        wanted = {self.network.nodes[k].parents[0]: [] for k in self.halves}  # type: ignore[var-annotated]
+        for k in self.halves:
+            wanted[self.network.nodes[k].parents[0]].append(k)
+        for position, value in self.network.values(x):
+            for k in wanted.get(position, ()):
+                (place, entries), halves = self.places[k], self.halves[k]
+                right = value.reshape(len(x), -1)[:, entries] > halves.kink.reshape(-1)[entries]
+                side = halves.side.reshape(-1)[entries]
+                own = torch.where(side > 0, right, ~right).to(torch.int8)
+                result[:, place] = torch.where(side == 0, -1, own)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Regions(Neurons):
+    """The neurons on a bounded convex domain, and bounds that hold where some are fixed."""
+
+    bounds: LinearBounds
+
+    @classmethod
+    def of(cls, network: Network, domain: Domain, ranges: Ranges, nodes: Collection[int]) -> Regions | None:
+        """For ranges without an anchor, of the neurons of these nodes; None where the domain is not bounded."""
+        if domain is None or not bool(ranges.boxes[0].finite.all()):
+            return None
+        lines: dict[int, Lines] = {}
+        for k, node in enumerate(network.nodes):
+            function = applied(node)
+            if function is not None:
+                box = ranges.boxes[node.parents[0]].expanded(node.shape)
+                lines[k] = Lines.around(function, box, ranges.boxes[k])
+        neurons = Neurons.among(network, ranges, nodes)
+        return cls(**vars(neurons), bounds=LinearBounds(network, domain, ranges.boxes, lines))
+
+    def empty(self, fixings: Tensor, proofs: Tensor) -> Tensor:
+        """Where ``greatest`` is below 0 with these as weights; not where one of them is negative."""
+        return (self.greatest(fixings, proofs) < 0) & (proofs >= 0).all(dim=1)
 
     def greatest(self, fixings: Tensor, weights: Tensor) -> Tensor:
         """Upper bounds of Σ_j μ_j s_j (v_j − kink_j) over the region of each fixing, (R,).
@@ -139,7 +183,7 @@ class Regions:
             fixings: (R, count).
             weights: (R, count) μ.
         """
-        step = max(1, CHUNK // max(1, sum(size(node.shape) for node in self._network.nodes)))
+        step = max(1, CHUNK // max(1, sum(size(node.shape) for node in self.network.nodes)))
         tops = [
             self._along(some).upper_of_sum(terms) if (terms := self._terms(some, mu)) else mu.new_zeros(len(mu))
             for some, mu in zip(fixings.split(step), weights.split(step), strict=True)
@@ -150,35 +194,20 @@ class Regions:
         """(c, b) with the sum that ``greatest`` bounds at most c·x + b in the region, roundings not counted."""
         terms = self._terms(fixings, weights)
         if not terms:
-            return weights.new_zeros(len(weights), size(self._network.in_shape)), weights.new_zeros(len(weights))
+            return weights.new_zeros(len(weights), size(self.network.in_shape)), weights.new_zeros(len(weights))
         coefficients, constant, _ = self._along(fixings).back(terms)
         return coefficients.reshape(len(weights), -1), constant
 
-    def at(self, x: Tensor) -> Tensor:
-        """For points (B, *in_shape) a fixing (B, count) of all neurons of two pieces, whose region has the point."""
-        result = torch.full((len(x), self.count), -1, dtype=torch.int8)
-        wanted = {self._network.nodes[k].parents[0]: [] for k in self._halves}  # type: ignore[var-annotated]
-        for k in self._halves:
-            wanted[self._network.nodes[k].parents[0]].append(k)
-        for position, value in self._network.values(x):
-            for k in wanted.get(position, ()):
-                (place, entries), halves = self._places[k], self._halves[k]
-                right = value.reshape(len(x), -1)[:, entries] > halves.kink.reshape(-1)[entries]
-                side = halves.side.reshape(-1)[entries]
-                own = torch.where(side > 0, right, ~right).to(torch.int8)
-                result[:, place] = torch.where(side == 0, -1, own)
-        return result
-
     def _terms(self, fixings: Tensor, weights: Tensor) -> list[Term]:
         terms: list[Term] = []
-        for k, halves in self._halves.items():
-            place, entries = self._places[k]
+        for k, halves in self.halves.items():
+            place, entries = self.places[k]
             own, side = fixings[:, place], halves.side.reshape(-1)[entries]
             used = (own >= 0) & (side != 0) & (weights[:, place] > 0)
             if not bool(used.any()):
                 continue
-            parent = self._network.nodes[k].parents[0]
-            shape = self._network.nodes[parent].shape
+            parent = self.network.nodes[k].parents[0]
+            shape = self.network.nodes[parent].shape
             rows = weights.new_zeros(len(weights), halves.side.numel())
             rows[:, entries] = torch.where(used, weights[:, place] * torch.where(own == 1, side, -side), 0.0)
             terms.append((parent, rows.reshape(-1, *shape), halves.kink.reshape(shape)))
@@ -186,14 +215,14 @@ class Regions:
 
     def _along(self, fixings: Tensor) -> LinearBounds:
         """The bounds with the lines of each row's region."""
-        lines = dict(self._bounds.lines)
-        for k, halves in self._halves.items():
-            place, entries = self._places[k]
+        lines = dict(self.bounds.lines)
+        for k, halves in self.halves.items():
+            place, entries = self.places[k]
             own, side = fixings[:, place], halves.side.reshape(-1)[entries]
             fixed = (own >= 0) & (side != 0)
             if not bool(fixed.any()):
                 continue
-            shape = self._network.nodes[k].shape
+            shape = self.network.nodes[k].shape
 
             def put(
                 old: Tensor, new: Tensor, own: Tensor = own, fixed: Tensor = fixed, entries: Tensor = entries
@@ -209,4 +238,4 @@ class Regions:
                 put(free.upper_slope, halves.slope), put(free.upper_offset, halves.greatest),
             )  # fmt: skip
             lines[k] = Lines(*(row.reshape(-1, *shape) for row in rows))
-        return self._bounds.along(lines)
+        return self.bounds.along(lines)

@@ -1,25 +1,30 @@
-"""The search: batches of functions, from curvatures per activation to curvatures per neuron, each leaving when proved."""
+"""The search: batches of functions, with costs per activation, then per neuron; each leaves when it is proved."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
-from lipcert.network.graph import Network
 from lipcert.network.linear import size
 from lipcert.search.cost_to_go.dual import Question
-from lipcert.search.cost_to_go.inputs import Domains
+from lipcert.search.cost_to_go.inputs import Domains, by_row
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.start import start_at
 from lipcert.search.cost_to_go.variables import Variables
 
+if TYPE_CHECKING:
+    from lipcert.network.graph import Network
+
 #: (functions, multipliers of these) → proved lower bounds, (P',) float64; −∞ where the proof failed.
 Prove = Callable[[Tensor, Multipliers], Tensor]
+#: Factor of the room of weights whose proof failed.
+WIDER = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +32,9 @@ class Found:
     """What a search found, per function.
 
     Attributes:
-        multipliers: float64 on the CPU, one row each; None where none were found.
+        multipliers: float64 on the CPU, one row each; None where the search did not come to any.
         value: what the search takes them to prove.
-        proved: what was proved, −∞ where nothing was.
+        proved: what was proved, −∞ where nothing was tried or shown.
         steps: of the ascent.
     """
 
@@ -37,6 +42,12 @@ class Found:
     value: Tensor
     proved: Tensor
     steps: Tensor
+
+    @classmethod
+    def none(cls, count: int) -> Found:
+        """Nothing yet."""
+        low = torch.full((count,), -torch.inf, dtype=torch.float64)
+        return cls([None] * count, low, low.clone(), torch.zeros(count, dtype=torch.int64))
 
 
 def ascend(
@@ -57,59 +68,50 @@ def ascend(
         prove: called with the functions whose value exceeds the goal.
     """
     plan = Plan(network.to(settings.dtype, settings.device), {k: tuple(n) for k, n in norms.items()})
-    count = len(rows)
-    found = Found(
-        [None] * count, torch.full((count,), -torch.inf, dtype=torch.float64),
-        torch.full((count,), -torch.inf, dtype=torch.float64), torch.zeros(count, dtype=torch.int64),
-    )  # fmt: skip
+    found = Found.none(len(rows))
     entries = sum(size(node.shape) for node in network.nodes)
-    wanted = sorted({plan.network.nodes[k].parents[0] for k in plan.functions} | set(plan.cuts) | _centred(plan))
-    for index in torch.arange(count).split(max(1, settings.chunk // max(1, entries))):
+    for index in torch.arange(len(rows)).split(max(1, settings.chunk // max(1, entries))):
+        if not len(index):
+            continue
         at = example[index]
-        low, high = ({k: boxes[k][end][at].to(settings.device, settings.dtype) for k in wanted} for end in (0, 1))
+        low, high = ({k: boxes[k][end][at].to(settings.device, settings.dtype) for k in plan.ranged} for end in (0, 1))
         asked = rows[index].to(settings.device, settings.dtype)
         question = Question(plan, asked, low, high, domains.at(at).to(settings.dtype, settings.device))
         points = starts[index].to(settings.device, settings.dtype)
-        _climb(question, points, index, settings, prove, found)
+        _climb(first_variables(question, points, settings), index, prove, found)
     return found
-
-
-def _centred(plan: Plan) -> set[int]:
-    return {plan.network.nodes[k].parents[i] for k, i in plan.anchored}
 
 
 def first_variables(question: Question, points: Tensor, settings: Settings) -> Variables:
     """The start, at the best of several scales of its curvatures for each function."""
-    start = start_at(question, points)
-    variables = Variables.of(question, settings, start)
-    best, chosen = None, torch.zeros_like(question.rows[:, 0])
-    before = {k: t.clone() for k, t in variables.free.items() if k[0] == "scale"}
+    variables = Variables.of(question, settings, start_at(question, points))
+    before = {name: t for name, t in variables.free.items() if name[0] == "scale"}
+    best = torch.full_like(question.rows[:, 0], -torch.inf)
+    chosen = torch.zeros_like(best)
 
-    def scaled(logs: Tensor) -> None:
-        for name, t in before.items():
-            variables.free[name] = t + logs.reshape(-1, *[1] * (t.dim() - 1))
+    def at(logs: Tensor) -> Tensor:
+        variables.free.update({name: t + by_row(logs, t) for name, t in before.items()})
+        return variables.value(settings.power).nan_to_num(-torch.inf)
 
     with torch.no_grad():
         for scale in settings.scales:
-            logs = torch.full_like(chosen, scale).log()
-            scaled(logs)
-            value = variables.value(settings.power)
-            better = torch.ones_like(value, dtype=torch.bool) if best is None else value > best
-            best = value if best is None else torch.where(better, value, best)
-            chosen = torch.where(better, logs, chosen)
-    scaled(chosen)
+            logs = torch.full_like(best, scale).log()
+            value = at(logs)
+            chosen = torch.where(value > best, logs, chosen)
+            best = torch.maximum(value, best)
+        at(chosen)
     return variables
 
 
-def _climb(question: Question, points: Tensor, index: Tensor, settings: Settings, prove: Prove, found: Found) -> None:
-    variables = first_variables(question, points, settings)
-    room = torch.full((len(index),), settings.room, dtype=settings.dtype, device=settings.device)
+def _climb(variables: Variables, index: Tensor, prove: Prove, found: Found) -> None:
+    settings = variables.settings
+    room = torch.full_like(variables.question.rows[:, 0], settings.room)
     rate = settings.rate
     for step in range(settings.steps + 1):
         if step == settings.warm:
-            variables.release(question.plan.bent)
-        if step and (step % settings.every == 0 or step == settings.steps):
-            keep = _settle(variables, index, room, step, settings, prove, found)
+            variables.release(variables.question.plan.bent)
+        if step == settings.steps or (step and step % settings.every == 0):
+            keep = _settle(variables, index, room, step, prove, found)
             if not len(keep):
                 return
             if len(keep) < len(index):
@@ -119,26 +121,27 @@ def _climb(question: Question, points: Tensor, index: Tensor, settings: Settings
             rate *= settings.decay
 
 
-def _settle(
-    variables: Variables, index: Tensor, room: Tensor, step: int, settings: Settings, prove: Prove, found: Found
-) -> Tensor:
+def _settle(variables: Variables, index: Tensor, room: Tensor, step: int, prove: Prove, found: Found) -> Tensor:
     """Prove what exceeds the goal, and keep everything at the end; the rows that stay."""
-    last = step == settings.steps
+    settings = variables.settings
+    last, goal = step == settings.steps, settings.goal
+    everyone = torch.arange(len(index), device=room.device)
+    if goal is None and not last:
+        return everyone
     with torch.no_grad():
-        value = variables.value(settings.power)
-    ready = value > settings.goal if settings.goal is not None else torch.full_like(value, last, dtype=torch.bool)
-    rows = (ready | last).nonzero().reshape(-1)
+        ready = variables.value(settings.power) > (-torch.inf if goal is None else goal)
+    rows = everyone if last else everyone[ready]
     if len(rows):
-        multipliers, sure = variables.provable(rows, room[rows])
+        multipliers, value = variables.at(rows).provable(room[rows])
         at = index[rows.cpu()]
-        found.value[at], found.steps[at] = sure, step
-        for place, row in enumerate(at.tolist()):
-            found.multipliers[row] = multipliers.map(lambda t, place=place: t[place : place + 1].clone())
-        tried = (sure > settings.goal if settings.goal is not None else sure > -torch.inf).nonzero().reshape(-1)
+        found.value[at], found.steps[at] = value, step
+        for place, function in enumerate(at.tolist()):
+            found.multipliers[function] = multipliers.map(lambda t, place=place: t[place : place + 1].clone())  # type: ignore[misc]
+        tried = (value > (-torch.inf if goal is None else goal)).nonzero().reshape(-1)
         if len(tried):
-            found.proved[at[tried]] = prove(at[tried], multipliers.map(lambda t: t[tried]))
-            refused = found.proved[at[tried]] == -torch.inf
-            room[rows[tried[refused].to(rows.device)]] *= 3.0
-    if settings.goal is None:
-        return torch.arange(len(index), device=room.device)
-    return (found.proved[index] <= settings.goal).nonzero().reshape(-1).to(room.device)
+            found.proved[at[tried]] = prove(at[tried], multipliers.map(lambda t: t[tried])).double().cpu()
+            refused = tried[found.proved[at[tried]] == -torch.inf]
+            room[rows[refused.to(rows.device)]] *= WIDER
+    if goal is None:
+        return everyone
+    return everyone[(found.proved[index] <= goal).to(room.device)]

@@ -2,21 +2,23 @@
 
     min over v in [l, u] of  cφ(v) − ½T(φ(v) − z̃)² − gv + ½D(v − ṽ)²
 
-Where φ is made of lines, each line's part is a quadratic function with its least value at an end or at its vertex; where
-it is curved, by a grid, a finer grid around its best point and a parabola. At the least point v* the gradient in
+Where φ is made of lines, each line's part is a quadratic function with its least value at an end or at its vertex;
+where it is curved, by a grid, a finer grid around its best point and a parabola. At the least point v* the gradient in
 (c, T, z̃, g, D, ṽ) is that of the cost at v* held fixed (Danskin).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from lipcert.network.activations.clamp import Clamp
-from lipcert.network.nonlinearity import Nonlinearity
+
+if TYPE_CHECKING:
+    from lipcert.network.nonlinearity import Nonlinearity
 
 #: Parts of the first grid, and of the second one around the best point of the first.
 COARSE, FINE = 12, 8
@@ -51,7 +53,7 @@ class Cell:
 
     def least(self) -> Tensor:
         """Sum over the entries of the least costs, (P,), differentiable in all but the range."""
-        return _Least.apply(*vars(self).values())
+        return cast(Tensor, _Least.apply(*vars(self).values()))
 
     def at(self, v: Tensor, z: Tensor) -> Tensor:
         """The cost of an argument and its value."""
@@ -147,7 +149,7 @@ class _Least(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *fields: Any) -> Tensor:
         *others, low, high = fields
-        cell = Cell(*others, low.clamp(-FAR, FAR), high.clamp(-FAR, FAR))
+        cell = Cell(*others, low.clamp(-FAR, FAR), high.clamp(-FAR, FAR))  # type: ignore[call-arg]
         v, z = cell.least_point()
         ctx.save_for_backward(v, z, cell.weight, cell.middle, cell.curvature, cell.centre)
         return cell.at(v, z).flatten(1).sum(1)

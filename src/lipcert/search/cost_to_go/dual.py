@@ -38,8 +38,8 @@ class Question:
 
     def at(self, rows: Tensor) -> Question:
         """Some of the functions."""
-        picked = ({k: t[rows] for k, t in ends.items()} for ends in (self.low, self.high))
-        return Question(self.plan, self.rows[rows], *picked, self.domains.at(rows))
+        low, high = ({k: t[rows] for k, t in ends.items()} for ends in (self.low, self.high))
+        return Question(self.plan, self.rows[rows], low, high, self.domains.at(rows))
 
     def value(self, multipliers: Multipliers, weigh: Weigh, halvings: int = HALVINGS) -> Tensor:
         """The lower bounds, (P,)."""
@@ -81,7 +81,7 @@ class _Walk:
             return self.centres[parent]
         anchor = self.multipliers.anchor.get((k, i))
         if anchor is None:
-            anchor = 0.5 * (self.question.low[parent] + self.question.high[parent])
+            anchor = (0.5 * self.question.low[parent] + 0.5 * self.question.high[parent]).nan_to_num(0.0, 0.0, 0.0)
         return anchor
 
     def back(self, k: int, weigh: Weigh) -> None:
@@ -151,13 +151,9 @@ def by_norms(plan: Plan) -> Weigh:
     """T_i = max(D)·N_i·Σ_j N_j on every value of parent i: ‖Σ A_i δ_i‖² ≤ Σ_j N_j · Σ_i N_i ‖δ_i‖²."""
 
     def weigh(k: int, total: Tensor) -> dict[int, Tensor]:
-        most = total.flatten(1).amax(1)
-        gains = plan.gains(k)
-        shape = (-1, *[1] * len(plan.parent_shape((k, 0))))
-        return {
-            i: (most * (gains[i] * sum(gains))).reshape(-1, *[1] * len(plan.parent_shape((k, i))))
-            for i in plan.linked(k)
-        }
+        most, gains = total.flatten(1).amax(1), plan.gains(k)
+        shapes = {i: (-1, *[1] * len(plan.parent_shape((k, i)))) for i in plan.linked(k)}
+        return {i: (most * (gains[i] * sum(gains))).reshape(shape) for i, shape in shapes.items()}
 
     return weigh
 

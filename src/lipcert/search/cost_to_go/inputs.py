@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,13 +33,14 @@ class Domains:
 
     def at(self, rows: Tensor) -> Domains:
         """Those of some examples."""
-        picked = (t[rows] for t in (self.center, self.radius))
-        return Domains(*picked, self.p, self.low[rows], self.high[rows])
+        return Domains(self.center[rows], self.radius[rows], self.p, self.low[rows], self.high[rows])
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Domains:
         """In another dtype and on another device."""
-        moved = {k: t.to(device, dtype) for k, t in vars(self).items() if isinstance(t, Tensor)}
-        return replace(self, **moved)
+        return Domains(
+            self.center.to(device, dtype), self.radius.to(device, dtype), self.p,
+            self.low.to(device, dtype), self.high.to(device, dtype),
+        )  # fmt: skip
 
     @property
     def boxed(self) -> bool:
@@ -49,7 +50,7 @@ class Domains:
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
         """Boxes around the domains."""
-        radius = _rows(self.radius, self.center)
+        radius = by_row(self.radius, self.center)
         low, high = self.center - radius, self.center + radius
         low = torch.where(low.isnan(), -math.inf, low)
         high = torch.where(high.isnan(), math.inf, high)
@@ -78,12 +79,12 @@ class Domains:
             return self._vertex(a, weight, c, middle), none
         if plain and weight.numel() == len(weight):
             length = a.flatten(1).norm(dim=1).clamp(min=1e-30)
-            return self.center - a * _rows(self.radius / length, a), none
+            return self.center - a * by_row(self.radius / length, a), none
         return self._through_ball(c, weight, middle, a, halvings)
 
     def _vertex(self, a: Tensor, weight: Tensor, c: Tensor, middle: Tensor) -> Tensor:
         """Of an l1 ball, the one of least cost; the box is not used."""
-        gain = _rows(self.radius, a) * a.abs() + 0.5 * weight * _rows(self.radius, a).square()
+        gain = by_row(self.radius, a) * a.abs() + 0.5 * weight * by_row(self.radius, a).square()
         place = gain.flatten(1).argmax(1, keepdim=True)
         move = torch.zeros_like(a).flatten(1)
         move.scatter_(1, place, -a.flatten(1).gather(1, place).sign() * self.radius[:, None])
@@ -99,7 +100,7 @@ class Domains:
         least, most = (most * 1e-9).clamp(min=1e-30).log(), most.clamp(min=1e-30).log()
 
         def point(multiplier: Tensor) -> Tensor:
-            rows = _rows(multiplier, c)
+            rows = by_row(multiplier, c)
             bend = rows - weight
             vertex = (rows * self.center - weight * middle - c) / bend.clamp(min=1e-30)
             vertex = torch.minimum(torch.maximum(vertex, low), high)
@@ -121,7 +122,8 @@ class Domains:
         return (c * x - 0.5 * weight * (x - middle).square()).flatten(1).sum(1) + ball
 
 
-def _rows(numbers: Tensor, like: Tensor) -> Tensor:
+def by_row(numbers: Tensor, like: Tensor) -> Tensor:
+    """Numbers (P,) in a shape that multiplies (P, …)."""
     return numbers.reshape(-1, *[1] * (like.dim() - 1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ class BothWays:
 
     def apply(self, z: Tensor) -> Tensor:
         """(B, *in_shape) → (B, *out_shape)."""
-        return _Forward.apply(z, self)
+        return cast(Tensor, _Forward.apply(z, self))
 
     def transpose(self, y: Tensor) -> Tensor:
         """(B, *out_shape) → (B, *in_shape)."""
-        return _Backward.apply(y, self)
+        return cast(Tensor, _Backward.apply(y, self))
 
     def plain(self, z: Tensor) -> Tensor:
         """A z without a graph."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch import Tensor
 from lipcert.certificates.cost_to_go.multipliers import Edge
 from lipcert.network.graph import AffineNode, InputNode, Network
 from lipcert.network.linear import Identity, Shape, size
-from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.ranges.build import applied
 from lipcert.search.cost_to_go.maps import BothWays
+
+if TYPE_CHECKING:
+    from lipcert.network.nonlinearity import Nonlinearity
 
 #: Position of an affine node → an upper bound of the norm of each of its maps.
 Norms = Mapping[int, tuple[float, ...]]
@@ -71,6 +74,18 @@ class Plan:
         edges = [(k, i) for k in self.bent for i in self.linked(k)]
         edges += [(k, 0) for k in self.functions]
         return tuple((k, i) for k, i in edges if self.network.nodes[k].parents[i] not in self.affine)
+
+    @cached_property
+    def ranged(self) -> tuple[int, ...]:
+        """The nodes whose ranges are asked for."""
+        nodes = self.network.nodes
+        return tuple(
+            sorted(
+                {nodes[k].parents[0] for k in self.functions}
+                | {*self.cuts}
+                | {nodes[k].parents[i] for k, i in self.anchored}
+            )
+        )
 
     def linked(self, k: int) -> tuple[int, ...]:
         """Places of the parents of an affine node that it depends on."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Edge
-from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.search.cost_to_go.dual import Question
+from lipcert.search.cost_to_go.inputs import by_row
+
+if TYPE_CHECKING:
+    from lipcert.network.nonlinearity import Nonlinearity
 
 #: What a radius or a cost is taken for at least.
 SMALL = 1e-12
+#: How far a value is taken to move at least, relative to its length: less would drown in the rounding of the search.
+FINE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ def start_at(question: Question, points: Tensor) -> Start:
         parent = nodes[k].parents[i]
         start.anchor[k, i] = values[parent].clone()
         unit = reach[parent] / math.sqrt(max(1, values[parent][0].numel()))
-        start.anchor_unit[k, i] = _rows(unit.clamp(min=SMALL), values[parent])
+        start.anchor_unit[k, i] = by_row(unit.clamp(min=SMALL), values[parent])
     linear = {len(nodes) - 1: question.rows.reshape(-1, *plan.network.out_shape)}
     weight: dict[int, Tensor] = {}
     for k in range(len(nodes) - 1, 0, -1):
@@ -57,11 +63,12 @@ def start_at(question: Question, points: Tensor) -> Start:
             function, parent = plan.functions[k], nodes[k].parents[0]
             slope = c * _derivative(function, values[parent])
             length = slope.flatten(1).norm(dim=1) / math.sqrt(max(1, slope[0].numel()))
-            start.slope[k], start.slope_unit[k] = slope, _rows(length.clamp(min=1e-6), slope)
+            start.slope[k], start.slope_unit[k] = slope, by_row(length.clamp(min=1e-6), slope)
             steep = _steepness(function)
-            own = c.flatten(1).norm(dim=1) / reach[parent].clamp(min=SMALL)
+            span = torch.maximum(reach[parent], FINE * values[parent].flatten(1).norm(dim=1)).clamp(min=SMALL)
+            own = c.flatten(1).norm(dim=1) / span
             curvature = torch.where(total > 0, total * steep**2, own * steep).clamp(min=SMALL)
-            start.curvature[k] = _rows(curvature.log(), slope)
+            start.curvature[k] = by_row(curvature.log(), slope)
             _add(linear, parent, slope)
             _add(weight, parent, curvature)
         elif k in plan.maps:
@@ -107,7 +114,3 @@ def _derivative(function: Nonlinearity, v: Tensor) -> Tensor:
 
 def _add(sums: dict[int, Tensor], k: int, term: Tensor) -> None:
     sums[k] = sums[k] + term if k in sums else term
-
-
-def _rows(numbers: Tensor, like: Tensor) -> Tensor:
-    return numbers.reshape(-1, *[1] * (like.dim() - 1))

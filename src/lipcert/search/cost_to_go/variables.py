@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
 from lipcert.search.cost_to_go.dual import Question, Weigh, by_norms
+from lipcert.search.cost_to_go.inputs import by_row
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.start import Start
-from lipcert.search.cost_to_go.weights import Directions, largest, random_directions, scaled_weights
+from lipcert.search.cost_to_go.weights import Directions, excess, random_directions, scaled_weights
 
+Key = TypeVar("Key")
 #: Kind and place of a variable: ("slope", k), ("anchor", (k, i)), ("scale", k), ("curve", k), ("weight", (k, i)).
 Name = tuple[str, Any]
+#: Steps of the power method when its nodes are new, and of Lanczos before a proof.
+SETTLE, LANCZOS = 10, 40
+#: Halvings at the input in a step.
+HALVINGS = 25
 #: Of variables that are many and of which most hardly matter, the share of the root mean square of a tensor's gradient
 #: that is added to Adam's own size: if all moved alike, weights would have to follow those that do not matter.
 LEVEL = 0.3
-#: Steps of the power method at its start, and of Lanczos before a proof.
-SETTLE, LANCZOS = 10, 40
+#: Adam: what a size is at least.
+SMALL = 1e-12
 
 
 @dataclass(eq=False)
@@ -34,6 +42,7 @@ class Variables:
         free: the variables.
         diagonal: affine nodes whose weights are diagonal; the others' are by norms.
         directions: of the power method at these.
+        first, second, age: Adam's means of gradients and of their squares, and how many steps they are of.
     """
 
     question: Question
@@ -48,39 +57,50 @@ class Variables:
 
     @classmethod
     def of(cls, question: Question, settings: Settings, start: Start) -> Variables:
-        """At the start, with one curvature per activation; diagonal where the input's coordinates have their ranges."""
-        self = cls(question, settings, start)
+        """At the start; diagonal where it is cheap to prove, where coordinates have ends and where no norm is known."""
+        self, plan = cls(question, settings, start), question.plan
         for k, slope in start.slope.items():
             self.free["slope", k] = torch.zeros_like(slope)
             self.free["scale", k] = start.curvature[k].clone()
         for edge, anchor in start.anchor.items():
             self.free["anchor", edge] = torch.zeros_like(anchor)
-        plan, boxed = question.plan, question.domains.boxed
-        small = (k for k in plan.bent if plan.smaller_side(k) <= settings.small or (boxed and plan.reads_input(k)))
-        self.release(tuple(small))
+        self.release(
+            tuple(
+                k for k in plan.bent
+                if plan.smaller_side(k) <= settings.small
+                or (question.domains.boxed and plan.reads_input(k))
+                or not math.isfinite(sum(plan.gains(k)))
+            )
+        )  # fmt: skip
         return self
 
     def release(self, nodes: tuple[int, ...]) -> None:
         """Make affine nodes diagonal, and the curvatures of the activations that read them."""
-        plan = self.question.plan
-        nodes = tuple(k for k in nodes if k not in self.diagonal and plan.linked(k))
-        like = self.question.rows
+        plan, like = self.question.plan, self.question.rows
         generator = torch.Generator().manual_seed(self.settings.seed)
-        for k in nodes:
-            gains = plan.gains(k)
+        new = tuple(k for k in nodes if k not in self.diagonal and plan.linked(k))
+        for k in new:
             for i in plan.linked(k):
-                one = plan.network.nodes[plan.network.nodes[k].parents[i]]
-                single = not plan.network.nodes[k].parents[i] and not self.question.domains.boxed
-                shape = [1] * len(one.shape) if single else one.shape
-                size = gains[i] * sum(gains)
-                self.free["weight", (k, i)] = torch.full((len(like), *shape), size, dtype=like.dtype).log().to(like)
+                self.free["weight", (k, i)] = self._first_weight((k, i))
             self.directions.update(random_directions(plan, k, len(like), like, generator))
-        self.diagonal += nodes
-        for k in self.start.slope:
-            if plan.network.nodes[k].parents[0] in self.diagonal or plan.network.nodes[k].parents[0] not in plan.maps:
-                self.free.setdefault(("curve", k), torch.zeros_like(self.start.slope[k]))
-        with torch.no_grad():
-            self.value(SETTLE)
+        self.diagonal += new
+        for k, slope in self.start.slope.items():
+            parent = plan.network.nodes[k].parents[0]
+            if parent in self.diagonal or parent not in plan.maps:
+                self.free.setdefault(("curve", k), torch.zeros_like(slope))
+        if new:
+            with torch.no_grad():
+                self.value(SETTLE)
+
+    def _first_weight(self, edge: Edge) -> Tensor:
+        """As by norms; one number where all coordinates of a ball are alike."""
+        plan, (k, i) = self.question.plan, edge
+        gains, shape = plan.gains(k), plan.parent_shape(edge)
+        alike = plan.network.nodes[k].parents[i] == 0 and not self.question.domains.boxed
+        size = gains[i] * sum(gains)
+        log = math.log(size) if 0.0 < size < math.inf else 0.0
+        like = self.question.rows
+        return torch.full((len(like), *([1] * len(shape) if alike else shape)), log, dtype=like.dtype).to(like)
 
     def multipliers(self) -> Multipliers:
         """In the dtype of the search, without weights."""
@@ -95,46 +115,46 @@ class Variables:
 
     def weigh(self, power: int) -> Weigh:
         """Weights from the curvatures."""
-        fallback = by_norms(self.question.plan)
+        plan, others = self.question.plan, by_norms(self.question.plan)
 
-        def weigh(k: int, total: Tensor) -> dict[int, Tensor]:
+        def weigh(k: int, total: Tensor) -> Mapping[int, Tensor]:
             if k not in self.diagonal:
-                return dict(fallback(k, total))
-            logs = {i: self.free["weight", (k, i)] for i in self.question.plan.linked(k)}
-            return scaled_weights(self.question.plan, k, total, logs, self.directions, power)
+                return others(k, total)
+            logs = {i: self.free["weight", (k, i)] for i in plan.linked(k)}
+            return scaled_weights(plan, k, total, logs, self.directions, power)
 
         return weigh
 
     def value(self, power: int) -> Tensor:
         """The bounds, (P,)."""
-        return self.question.value(self.multipliers(), self.weigh(power), 25)
+        return self.question.value(self.multipliers(), self.weigh(power), HALVINGS)
 
     def ascend(self, rate: float) -> Tensor:
         """One step of Adam; the bounds before it."""
         names = list(self.free)
-        for t in self.free.values():
-            t.requires_grad_(True)
+        leaves = [self.free[name].detach().requires_grad_(True) for name in names]
+        self.free.update(zip(names, leaves, strict=True))
         value = self.value(self.settings.power)
-        gradients = torch.autograd.grad(value.sum(), [self.free[n] for n in names], allow_unused=True)
-        fast, slow = self.settings.betas
+        gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if names else ()
         with torch.no_grad():
             for name, gradient in zip(names, gradients, strict=True):
-                variable = self.free[name].detach()
-                self.free[name] = variable
-                if gradient is None:
-                    continue
-                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-                if name not in self.first:
-                    self.first[name], self.second[name] = torch.zeros_like(variable), torch.zeros_like(variable)
-                age = self.age[name] = self.age.get(name, 0) + 1
-                first = self.first[name].mul_(fast).add_(gradient, alpha=1 - fast)
-                second = self.second[name].mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
-                size = second.sqrt().div_((1 - slow**age) ** 0.5).add_(1e-12)
-                if self._gentle(name):
-                    level = second.flatten(1).mean(1).sqrt() / (1 - slow**age) ** 0.5
-                    size += LEVEL * level.reshape(-1, *[1] * (size.dim() - 1))
-                variable.addcdiv_(first, size, value=rate / (1 - fast**age))
+                variable = self.free[name] = self.free[name].detach()
+                if gradient is not None:
+                    variable += rate * self._move(name, gradient.nan_to_num(0.0, 0.0, 0.0))
         return value.detach()
+
+    def _move(self, name: Name, gradient: Tensor) -> Tensor:
+        """Adam's step of length about 1 for a variable."""
+        fast, slow = self.settings.betas
+        if name not in self.first:
+            self.first[name], self.second[name] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        age = self.age[name] = self.age.get(name, 0) + 1
+        first = self.first[name].mul_(fast).add_(gradient, alpha=1 - fast)
+        second = self.second[name].mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
+        size = second.sqrt()
+        if self._gentle(name):
+            size += by_row(LEVEL * second.flatten(1).mean(1).sqrt(), size)
+        return first / (1 - fast**age) / (size / math.sqrt(1 - slow**age) + SMALL)
 
     def _gentle(self, name: Name) -> bool:
         """Whether a variable is one of many of which most hardly matter; all coordinates of a box do."""
@@ -143,37 +163,34 @@ class Variables:
             return kind in ("curve", "weight")
         return self.question.plan.network.nodes[place[0]].parents[place[1]] != 0
 
-    def provable(self, rows: Tensor, room: Tensor) -> tuple[Multipliers, Tensor]:
-        """Of some functions, in float64 on the CPU: multipliers with weights that a check can prove, and their value.
+    def provable(self, room: Tensor) -> tuple[Multipliers, Tensor]:
+        """Multipliers with weights that a check can prove, and their value: float64 on the CPU.
 
         Args:
-            rows: which.
-            room: relative, per function, in which weights exceed what is necessary.
+            room: (P,), relative, in which weights exceed what is necessary.
         """
-        some = self.at(rows)
-        plan, weights = some.question.plan, {}
-        inner = some.weigh(some.settings.power)
+        plan, weights = self.question.plan, {}
+        found = self.weigh(self.settings.power)
 
-        def weigh(k: int, total: Tensor) -> dict[int, Tensor]:
-            found = dict(inner(k, total))
-            if k not in some.diagonal:
-                return found
-            size = largest(plan, k, total, found, some.directions, LANCZOS)
-            for i, t in found.items():
-                found[i] = t * (size * (1.0 + room)).reshape(-1, *[1] * (t.dim() - 1))
-                weights[k, i] = found[i].expand(-1, *plan.parent_shape((k, i)))
-            return found
+        def weigh(k: int, total: Tensor) -> Mapping[int, Tensor]:
+            if k not in self.diagonal:
+                return found(k, total)
+            near = found(k, total)
+            size = excess(plan, k, total, near, self.directions, LANCZOS) * (1.0 + room)
+            sure = {i: t * by_row(size, t) for i, t in near.items()}
+            weights.update({(k, i): t.expand(-1, *plan.parent_shape((k, i))) for i, t in sure.items()})
+            return sure
 
         with torch.no_grad():
-            result = some.multipliers()
-            value = some.question.value(result, weigh)
-        whole = Multipliers(result.slope, result.curvature, result.anchor, weights)
-        return whole.map(lambda t: t.detach().to("cpu", torch.float64)), value.double().cpu()
+            own = self.multipliers()
+            value = self.question.value(own, weigh)
+        whole = Multipliers(own.slope, own.curvature, own.anchor, weights)
+        return whole.map(lambda t: t.detach().to("cpu", torch.float64).nan_to_num(0.0, 0.0, 0.0)), value.double().cpu()
 
     def at(self, rows: Tensor) -> Variables:
         """Those of some functions."""
 
-        def of(tensors: dict) -> dict:
+        def of(tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
             return {k: t.detach()[rows] for k, t in tensors.items()}
 
         start = Start(*(of(group) for group in vars(self.start).values()))

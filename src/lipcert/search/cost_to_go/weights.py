@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Edge
+from lipcert.search.cost_to_go.inputs import by_row
 from lipcert.search.cost_to_go.plan import Plan
 
 #: Where the power method stands at each edge: a part of a unit vector over all parents, (P, *shape of the parent).
 Directions = dict[Edge, Tensor]
+#: What a size is taken for at least.
+SMALL = 1e-30
 
 
 def random_directions(plan: Plan, k: int, count: int, like: Tensor, generator: torch.Generator) -> Directions:
-    """For an affine node; positive, as the leading vector of many a map nearly is."""
+    """For an affine node; positive, as the leading vector of many a map nearly is; the same for every function."""
     found = {}
     for i in plan.linked(k):
-        shape = (count, *plan.parent_shape((k, i)))
-        found[k, i] = (torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1).to(like)
+        row = torch.rand(1, *plan.parent_shape((k, i)), generator=generator, dtype=torch.float64) + 0.1
+        found[k, i] = row.to(like).repeat(count, *[1] * (row.dim() - 1))
     return found
 
 
@@ -41,20 +44,20 @@ def scaled_weights(
     """
     with torch.no_grad():
         roots = {i: (-0.5 * t).exp() for i, t in logs.items()}
-        held = total.detach()
         for _ in range(steps):
-            image = _image(plan, k, roots, directions)
-            pulled = {i: r * plan.maps[k][i].plain_transpose(held * image) for i, r in roots.items()}
-            length = sum(p.flatten(1).square().sum(1) for p in pulled.values()).sqrt().clamp(min=1e-30)
+            image = total * _image(plan, k, roots, directions)
+            pulled = {i: r * plan.maps[k][i].plain_transpose(image) for i, r in roots.items()}
+            squares = torch.stack([p.flatten(1).square().sum(1) for p in pulled.values()])
+            length = squares.sum(0).sqrt().clamp(min=SMALL)
             for i, p in pulled.items():
-                directions[k, i] = p / length.reshape(-1, *[1] * (p.dim() - 1))
+                directions[k, i] = p / by_row(length, p)
         square = _image(plan, k, roots, directions).square()
-    size = (total * square).flatten(1).sum(1).clamp(min=1e-30).log()
+    size = (total * square).flatten(1).sum(1).clamp(min=SMALL).log()
     for i, t in logs.items():
-        weight = directions[k, i].square()
-        weight = weight.sum_to_size(t.shape) if t.shape != weight.shape else weight
-        size = size - (weight * (t - t.detach())).flatten(1).sum(1)
-    return {i: (t + size.reshape(-1, *[1] * (t.dim() - 1))).exp() for i, t in logs.items()}
+        share = directions[k, i].square()
+        share = share.sum_to_size(t.shape) if t.shape != share.shape else share
+        size = size - (share * (t - t.detach())).flatten(1).sum(1)
+    return {i: (t + by_row(size, t)).exp() for i, t in logs.items()}
 
 
 def _image(plan: Plan, k: int, roots: Mapping[int, Tensor], directions: Directions) -> Tensor:
@@ -62,28 +65,28 @@ def _image(plan: Plan, k: int, roots: Mapping[int, Tensor], directions: Directio
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
-def largest(
+def excess(
     plan: Plan, k: int, total: Tensor, weights: Mapping[int, Tensor], directions: Directions, steps: int
 ) -> Tensor:
     """λ_max(blockdiag(T^{−1/2}) AᵀDA blockdiag(T^{−1/2})), (P,), by Lanczos from directions: from below, but close."""
-    places = list(weights)
-    shapes = [plan.parent_shape((k, i)) for i in places]
-    sizes = [s.numel() for s in map(torch.Size, shapes)]
-    roots = [w.clamp(min=1e-30).rsqrt() for w in weights.values()]
+    roots = {i: w.clamp(min=SMALL).rsqrt() for i, w in weights.items()}
+    shapes = {i: plan.parent_shape((k, i)) for i in weights}
+    sizes = [directions[k, i][0].numel() for i in weights]
 
     def gram(x: Tensor) -> Tensor:
-        parts = [p.reshape(-1, *s) for p, s in zip(x.split(sizes, dim=1), shapes, strict=True)]
-        image = sum(plan.maps[k][i].plain(r * p) for i, r, p in zip(places, roots, parts, strict=True))
-        back = [r * plan.maps[k][i].plain_transpose(total * image) for i, r in zip(places, roots, strict=True)]
-        return torch.cat([b.flatten(1) for b in back], dim=1)
+        parts = zip(weights, x.split(sizes, dim=1), strict=True)
+        image = total * _image(plan, k, roots, {(k, i): part.reshape(-1, *shapes[i]) for i, part in parts})
+        return torch.cat([(r * plan.maps[k][i].plain_transpose(image)).flatten(1) for i, r in roots.items()], dim=1)
 
-    first = torch.cat([directions[k, i].flatten(1) for i in places], dim=1)
-    return _lanczos(gram, first, steps)
+    return _lanczos(gram, torch.cat([directions[k, i].flatten(1) for i in weights], dim=1), steps)
 
 
-def _lanczos(gram, first: Tensor, steps: int) -> Tensor:
-    basis = [first / first.norm(dim=1, keepdim=True).clamp(min=1e-30)]
-    diagonal, beside = [], []
+def _lanczos(gram: Callable[[Tensor], Tensor], first: Tensor, steps: int) -> Tensor:
+    """The greatest Ritz values, (P,), with full reorthogonalisation; a basis that is complete ends with zeros."""
+    basis = [first / first.norm(dim=1, keepdim=True).clamp(min=SMALL)]
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
+    tiny = 100.0 * torch.finfo(first.dtype).eps
     for _ in range(min(steps, first.shape[1])):
         x = gram(basis[-1])
         diagonal.append((x * basis[-1]).sum(1))
@@ -91,11 +94,11 @@ def _lanczos(gram, first: Tensor, steps: int) -> Tensor:
         for _ in range(2):
             x = x - torch.einsum("bkn,bk->bn", known, torch.einsum("bkn,bn->bk", known, x))
         length = x.norm(dim=1)
-        length = torch.where(length > 1e-7 * torch.stack(diagonal).abs().amax(0), length, 0.0)
+        length = torch.where(length > tiny * torch.stack(diagonal).abs().amax(0), length, 0.0)
         beside.append(length)
-        basis.append(torch.where(length[:, None] > 0, x / length.clamp(min=1e-30)[:, None], 0.0))
+        basis.append(torch.where(length[:, None] > 0, x / length.clamp(min=SMALL)[:, None], 0.0))
     matrix = torch.diag_embed(torch.stack(diagonal, 1))
     if len(beside) > 1:
         off = torch.stack(beside[:-1], 1)
         matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    return torch.linalg.eigvalsh(matrix.double())[:, -1].to(first)
+    return torch.linalg.eigvalsh(matrix.double().nan_to_num(0.0, 0.0, 0.0))[:, -1].to(first)
