@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from lipcert.domain import Ball
 from lipcert.errors import NotProved
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
-from lipcert.search.cost_to_go.ascent import ascend, first_variables
+from lipcert.search.cost_to_go.ascent import Found, ascend, first_variables
 from lipcert.search.cost_to_go.dual import stored
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.settings import Settings
+from lipcert.search.cost_to_go.start import start_at
 from tests.search.cost_to_go_cases import (
     CENTRE,
     DOMAINS,
@@ -204,3 +206,35 @@ def test_empty_batches_and_radius_zero() -> None:
 def without_rows(case: Case) -> Case:
     case.rows, case.example = case.rows[:0], case.example[:0]
     return case
+
+
+def test_slopes_can_move_where_every_gradient_vanishes() -> None:
+    """Their units come from norms then: with all neurons dead at the start g = 0, but its unit is not."""
+    case = Case("relu", Ball(CENTRE, 3.0, 2))
+    question, plan = case.question(), case.question().plan
+    far = plan.network.nodes[plan.affine[0]].maps[0].matrix().T @ torch.full((6, 1), -100.0, dtype=F64)  # type: ignore[attr-defined]
+    start = start_at(question, far.reshape(1, 1, 4).expand(len(case.rows), 1, 4))
+    nothing = start_at(replace(question, rows=torch.zeros_like(question.rows)), case.points(len(case.rows)))
+    for k in plan.functions:
+        assert bool((start.slope_unit[k] > 0).all())
+        assert not bool(nothing.slope_unit[k].any())
+
+
+def test_what_is_kept_is_what_was_proved() -> None:
+    """A later value that seems higher does not replace multipliers with a proof, a better proof does."""
+    found, one = Found.none(2), torch.ones(2, dtype=F64)
+    at = torch.tensor([0, 1])
+
+    def of(number: float) -> Multipliers:
+        return Multipliers({1: number * torch.ones(2, 1, dtype=F64)})
+
+    low = torch.tensor([-math.inf, -math.inf], dtype=F64)
+    found.improve(at, of(1.0), one, low, 1)
+    found.improve(at, of(2.0), 0.5 * one, torch.tensor([0.1, -math.inf], dtype=F64), 2)
+    found.improve(at, of(3.0), 2.0 * one, low, 3)
+    kept = [m.slope[1].item() for m in found.multipliers if m is not None]
+    assert kept == [2.0, 3.0]
+    assert found.steps.tolist() == [2, 3]
+    found.improve(at, of(4.0), 0.1 * one, torch.tensor([0.2, 0.0], dtype=F64), 4)
+    assert [m.slope[1].item() for m in found.multipliers if m is not None] == [4.0, 4.0]
+    assert found.proved.tolist() == [0.2, 0.0]
