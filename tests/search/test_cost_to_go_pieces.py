@@ -1,0 +1,143 @@
+"""The pieces of the search of the cost-to-go, against grids, finite differences and dense algebra."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lipcert.capture.torch_export import capture
+from lipcert.problem import Problem
+from lipcert.search.cost_to_go.cells import Cell
+from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.weights import excess, random_directions, scaled_weights
+from tests.search.cost_to_go_cases import (
+    CENTRE,
+    DOMAINS,
+    F64,
+    Case,
+    as_domains,
+    generator_of,
+)
+
+ACTIVATIONS = (
+    nn.ReLU(), nn.LeakyReLU(0.3), nn.LeakyReLU(-0.5), nn.ReLU6(), nn.Hardtanh(-0.5, 0.8), nn.Softshrink(0.3),
+    nn.Hardsigmoid(), nn.PReLU(init=0.4), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.SELU(),
+    nn.CELU(2.0), nn.Softplus(), nn.Mish(), nn.Softsign(), nn.Hardswish(), nn.Tanhshrink(), nn.LogSigmoid(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ACTIVATIONS, ids=lambda m: type(m).__name__)
+def test_least_costs_of_cells_against_a_grid(module: nn.Module) -> None:
+    """No point of a fine grid is cheaper than what is said to be the least cost, and one is about as cheap."""
+    count, n = 8, 40
+    network = Problem(capture(module, torch.zeros(1, n))).expanded
+    (function,) = Plan(network, {}).functions.values()
+    generator = generator_of(7)
+
+    def draw() -> Tensor:
+        return torch.randn(count, 1, n, generator=generator, dtype=F64)
+
+    middle, half = 1.5 * draw(), draw().abs()
+    low, high = middle - half, middle + half * (torch.arange(n) % 5 > 0)  # every fifth range ends where it is centred
+    low[:, :, ::7] = high[:, :, ::7]
+    cell = Cell(function, draw(), draw().exp(), draw(), draw(), draw().exp(), middle + 0.5 * draw(), low, high)
+    share = torch.linspace(0, 1, 4001, dtype=F64).reshape(-1, 1, 1, 1)
+    grid = low + (high - low) * share
+    on_grid = torch.stack([cell.at(v, function(v)) for v in grid]).amin(0).flatten(1).sum(1)
+    least = cell.least()
+    tolerance = 2e-4 if function.curved else 1e-9
+    assert bool((least <= on_grid + tolerance * n).all()), (least - on_grid).max()
+    assert bool((least >= on_grid - 1e-3 * n).all())
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.Hardtanh(), nn.Tanh()], ids=lambda m: type(m).__name__)
+def test_gradients_of_least_costs(module: nn.Module) -> None:
+    """Those of finite differences, in every argument and of every shape."""
+    network = Problem(capture(module, torch.zeros(1, 5))).expanded
+    (function,) = Plan(network, {}).functions.values()
+    generator = generator_of(3)
+    full = [torch.randn(2, 1, 5, generator=generator, dtype=F64) for _ in range(4)]
+    single = [torch.randn(2, 1, 1, generator=generator, dtype=F64).exp() for _ in range(2)]
+    low, high = full[3] - 0.7, full[3] + 0.9
+
+    def total(c: Tensor, weight: Tensor, middle: Tensor, g: Tensor, curvature: Tensor, centre: Tensor) -> Tensor:
+        return Cell(function, c, weight, middle, g, 3.0 + curvature, centre, low, high).least()
+
+    arguments = (full[0], single[0], full[1], full[2], single[1], full[3])
+    for a in arguments:
+        a.requires_grad_(True)
+    assert torch.autograd.gradcheck(total, arguments, eps=1e-5, atol=5e-3 if module.__class__ is nn.Tanh else 1e-5)
+
+
+@pytest.mark.parametrize("kind", list(DOMAINS))
+def test_least_costs_of_the_input(kind: str) -> None:
+    """Never above the cost at a point of the domain; attained at a point of it where that is known in closed form."""
+    domain = DOMAINS[kind]
+    domains = as_domains(domain.fitted((1, 4))).at(torch.zeros(6, dtype=torch.int64))
+    generator = generator_of(4)
+    c, middle = (torch.randn(6, 1, 4, generator=generator, dtype=F64) for _ in range(2))
+    weight = torch.randn(6, 1, 1 if kind == "l2" else 4, generator=generator, dtype=F64).exp()
+    least = domains.least(c, weight, middle)
+    x = torch.randn(4000, 1, 4, generator=generator, dtype=F64) * 0.4 + torch.tensor(CENTRE, dtype=F64)
+    x = domain.fitted((1, 4)).project(x)
+    cost = (c * x[:, None] - 0.5 * weight * (x[:, None] - middle).square()).flatten(2).sum(2)
+    assert bool((least <= cost.amin(0) + 1e-9).all())
+    if kind != "clipped":
+        assert bool((least >= cost.amin(0) - 0.2 * c.norm()).all())
+        point, multiplier = domains.least_point(c, weight, middle)
+        at_point = (c * point - 0.5 * weight * (point - middle).square()).flatten(1).sum(1)
+        assert torch.allclose(least, at_point)
+        assert not bool(multiplier.any())
+    else:  # without a quadratic cost the ball's multiplier loses nothing
+        straight = domains.least(c, torch.zeros_like(weight), middle)
+        nearest = (c * x[:, None]).flatten(2).sum(2).amin(0)
+        assert bool((straight <= nearest + 1e-9).all())
+        assert bool((straight >= nearest - 0.05).all())
+
+
+@pytest.mark.parametrize("name", ["image", "two readers"])
+def test_maps_and_transposes_have_each_other_as_gradients(name: str) -> None:
+    case = Case(name, DOMAINS["l2"])
+    for maps in case.question().plan.maps.values():
+        for both in maps:
+            x = torch.randn(2, *both.linear.in_shape, dtype=F64, requires_grad=True)
+            y = torch.randn(2, *both.linear.out_shape, dtype=F64, requires_grad=True)
+            assert torch.allclose((both.apply(x) * y).sum(), (x * both.transpose(y)).sum())
+            assert torch.autograd.gradcheck(both.apply, (x,))
+            assert torch.autograd.gradcheck(both.transpose, (y,))
+            assert torch.allclose(both.transpose(y[:1]), both.transpose(y)[:1])
+
+
+def test_diagonal_weights_are_as_small_as_they_may_be() -> None:
+    """λ of the dense matrix, over several parents at once, and its gradient by finite differences."""
+    case = Case("two readers", DOMAINS["l2"], count=3)
+    plan = case.question().plan
+    k = next(k for k in plan.bent if len(plan.linked(k)) > 1)
+    node, generator = case.network.nodes[k], generator_of(6)
+    total = torch.randn(3, *node.shape, generator=generator, dtype=F64).exp().requires_grad_(True)
+    logs = {
+        i: torch.randn(3, *plan.parent_shape((k, i)), generator=generator, dtype=F64).requires_grad_(True)
+        for i in plan.linked(k)
+    }
+    matrix = torch.cat([m.matrix() for m in node.maps], dim=1)  # type: ignore[attr-defined]
+
+    def exact(d: Tensor, *t: Tensor) -> Tensor:
+        roots = torch.cat([(-0.5 * s).exp().flatten(1) for s in t], dim=1)
+        through = matrix * roots[:, None]
+        gram = through.mT @ (d.flatten(1)[:, :, None] * through)
+        return torch.linalg.eigvalsh(gram)[:, -1]
+
+    directions = random_directions(plan, k, 3, case.rows, generator)
+    weights = scaled_weights(plan, k, total, logs, directions, 400)
+    wanted = exact(total, *logs.values())
+    for i, t in weights.items():
+        assert torch.allclose(t, logs[i].exp() * wanted.reshape(-1, 1, 1), rtol=1e-6)
+    mine = torch.autograd.grad(sum(t.log().mean() for t in weights.values()), [total, *logs.values()])
+    share = sum((logs[i] + wanted.log().reshape(-1, 1, 1)).mean() for i in weights)
+    theirs = torch.autograd.grad(share, [total, *logs.values()])
+    for a, b in zip(mine, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    fresh = random_directions(plan, k, 3, case.rows, generator)
+    held = {i: t.detach() for i, t in weights.items()}
+    assert torch.allclose(excess(plan, k, total.detach(), held, fresh, 40), torch.ones(3, dtype=F64), rtol=1e-6)
