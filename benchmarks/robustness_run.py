@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -95,8 +95,8 @@ class Proofs:
         return [i for i, answer in self.answers.items() if bool((answer.lower > 0.0).all())]
 
 
-def run(case: Case, radius: Radius, count: int) -> Row:
-    """The row of a network and a ball."""
+def run(case: Case, radius: Radius, count: int, effort: float) -> Iterator[Row]:
+    """The row of a network and a ball, and again after the attack on what is certified, if there is effort for one."""
     clock = Clock()
     model, x, labels = case.load()
     x, labels = x[:count], labels[:count]
@@ -119,17 +119,19 @@ def run(case: Case, radius: Radius, count: int) -> Row:
     seconds["search"] = clock()
     verified, guarantee = verify(model, x[:1], subject, tasks, proofs)
     seconds["verify"] = clock()
-    breaking = break_certified(network, [balls[i] for i in verified], images.labels[verified]) if verified else None
-    seconds["breaking"] = clock()
-    return {
+    row = {
         "net": case.name, "title": case.title, "group": case.group, "p": radius.p, "radius": value,
         "label": radius.label, "images": count, "clean": _percent(len(right), count),
         "attacked": _percent(len(left), count), "certified": _percent(len(verified), count),
         "guarantee": guarantee, "open": len(left) - len(verified), "refused": len(proofs.certified) - len(verified),
-        "hard": proofs.given[-1], "broken": len(breaking.broken) if breaking else 0,
-        "least_margin": breaking.least if breaking else "", "date": date.today().isoformat(),
+        "hard": proofs.given[-1], "date": date.today().isoformat(),
         **{f"{name}_seconds": round(s, 2) for name, s in seconds.items()},
     }  # fmt: skip
+    yield row
+    if effort and verified:
+        breaking = break_certified(network, [balls[i] for i in verified], images.labels[verified], effort=effort)
+        again = {"effort": effort, "broken": len(breaking.broken), "least_margin": breaking.least}
+        yield row | again | {"breaking_seconds": round(clock(), 2)}
 
 
 def _percent(part: int, count: int) -> float:

@@ -10,7 +10,7 @@ from robustness_networks import PUBLIC
 
 FIELDS = (
     "net", "title", "group", "p", "radius", "label", "images", "clean", "attacked", "certified", "guarantee", "open",
-    "hard", "refused", "broken", "least_margin", "crown", "alpha_crown", "setup_seconds", "attack_seconds",
+    "hard", "refused", "effort", "broken", "least_margin", "crown", "alpha_crown", "setup_seconds", "attack_seconds",
     "search_seconds", "verify_seconds", "breaking_seconds", "load", "machine", "version", "date",
 )  # fmt: skip
 TEXT = {"net", "title", "group", "label", "guarantee", "machine", "version", "date"}
@@ -77,11 +77,12 @@ def _key(row: Row) -> tuple[str, str, str]:
 
 def brief(row: Row) -> str:
     """One line for the terminal."""
+    again = f"; {row['broken']} broken in {row['breaking_seconds']:.1f} s" if "broken" in row else ""
     spent = " + ".join(f"{row[f'{s}_seconds']:.1f}" for s in ("setup", "attack", "search", "verify"))
     return (
         f"{row['net']} {_ball(row)}: clean {row['clean']:g}, attacked {row['attacked']:g}, certified "
-        f"{row['certified']:g} % ({row['guarantee']}), broken {row['broken']:g}, refused {row['refused']:g}; "
-        f"{spent} s, breaking {row['breaking_seconds']:.1f} s, {row['hard']:g} images in the last stage"
+        f"{row['certified']:g} % ({row['guarantee']}), refused {row['refused']:g}; {spent} s, {row['hard']:g} images "
+        f"in the last stage{again}"
     )
 
 
@@ -99,7 +100,7 @@ def write(results: Results, folder: Path) -> None:
         "",
     ]
     if rows:
-        certified = sum(round(r["certified"] * r["images"] / 100) for r in rows)
+        certified = sum(round(r["certified"] * r["images"] / 100) for r in rows if "broken" in r)
         broken, refused = (sum(int(r.get(k, 0)) for r in rows) for k in ("broken", "refused"))
         lines += [
             f"**Certified images attacked again: {certified}; broken: {broken}. Proofs of the search that the check "
@@ -129,7 +130,7 @@ def _table(name: str, rows: list[Row]) -> list[str]:
         spent = [f"{row[f'{s}_seconds']:.1f}" for s in ("setup", "attack", "search", "verify")]
         cells = [
             row["title"], _ball(row), f"{row['images']:g}", f"{row['clean']:g}", f"{row['attacked']:g}",
-            f"**{row['certified']:g}**", f"{row['open']:g}", row.get("guarantee", "–"), *spent, f"{row['broken']:g}",
+            f"**{row['certified']:g}**", f"{row['open']:g}", row.get("guarantee", "–"), *spent, _broken(row),
         ]  # fmt: skip
         if peers:
             cells += [f"{row[k]:g}" if k in row else "–" for k in ("crown", "alpha_crown")]
@@ -151,6 +152,10 @@ def _published(row: Row) -> str:
     _, _, _, radii = PUBLIC[row["net"]]
     figures = next((r.published for r in radii if r.label == row["label"] and r.p == float(row["p"])), {})
     return " / ".join(f"{v:g}" for v in figures.values()) or "–"
+
+
+def _broken(row: Row) -> str:
+    return f"{row['broken']:g}" if "broken" in row else "–"
 
 
 def _each(row: Row) -> str:
