@@ -97,11 +97,11 @@ def _public(build: Callable[[], nn.Module], data: str, name: str, folder: Path) 
     return model.eval(), x.contiguous(), y
 
 
-_TOOLS = ("α-CROWN", "β-CROWN", "BICCOS", "GCP-CROWN", "SDP-CROWN")
+TOOLS = ("α-CROWN", "β-CROWN", "BICCOS", "GCP-CROWN", "SDP-CROWN")
 
 
 def _sdp_crown(*values: float) -> dict[str, float]:
-    return dict(zip(_TOOLS, values, strict=True))
+    return dict(zip(TOOLS, values, strict=True))
 
 
 #: name → title, architecture, data, balls; published: SDP-CROWN paper (Chiu et al., ICML 2025), table 1.

@@ -83,16 +83,19 @@ class Proofs:
 
     Attributes:
         answers: place of an image → what was proved of it.
-        stage: how many images each stage was given.
     """
 
     answers: dict[int, Answer] = field(default_factory=dict)
-    given: list[int] = field(default_factory=list)
 
     @property
     def certified(self) -> list[int]:
         """Places whose every margin is positive."""
         return [i for i, answer in self.answers.items() if bool((answer.lower > 0.0).all())]
+
+    @property
+    def by_ranges(self) -> int:
+        """How many images were proved without a search."""
+        return sum(all(m is None for m in self.answers[i].multipliers) for i in self.certified)
 
 
 def run(case: Case, radius: Radius, count: int, effort: float) -> Iterator[Row]:
@@ -124,7 +127,7 @@ def run(case: Case, radius: Radius, count: int, effort: float) -> Iterator[Row]:
         "label": radius.label, "images": count, "clean": _percent(len(right), count),
         "attacked": _percent(len(left), count), "certified": _percent(len(verified), count),
         "guarantee": guarantee, "open": len(left) - len(verified), "refused": len(proofs.certified) - len(verified),
-        "hard": proofs.given[-1], "date": date.today().isoformat(),
+        "ranges": proofs.by_ranges, "date": date.today().isoformat(),
         **{f"{name}_seconds": round(s, 2) for name, s in seconds.items()},
     }  # fmt: skip
     yield row
@@ -151,7 +154,6 @@ def prove(subject: Subject, tasks: dict[int, Task], stages: Sequence[Stage]) -> 
     for stage in stages:
         done = set(proofs.certified)
         rest = {i: task for i, task in tasks.items() if i not in done}
-        proofs.given.append(len(rest))
         if rest:
             answers = prove_below(subject, list(rest.values()), stage.settings, stage.linear)
             proofs.answers.update(zip(rest, answers, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
 from lipcert.search.cost_to_go.dual import Question, Weigh, by_norms
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.start import Start
