@@ -24,6 +24,7 @@ from lipcert.network.graph import ActivationNode, AffineNode, Network
 from lipcert.numerics.chance import Chance
 from lipcert.ranges.build import applied, input_box
 from lipcert.ranges.functions import Samples
+from lipcert.robustness.outputs import joined
 from tests.zoo import ACTIVATIONS, Residual, mlp, random_network
 
 ELEMENTWISE = sorted(set(ACTIVATIONS) - {"softmax", "max_min", "group_sort", "maxout"})
@@ -230,6 +231,24 @@ def test_weights_of_their_own_are_used_where_the_order_holds() -> None:
     light = {k: torch.full(shapes[k], 1e-9, dtype=torch.float64) for k in edges}
     with pytest.raises(NotProved):
         lower_bounds(setting, rows, Multipliers(**{**vars(multipliers), "weight": light}))
+
+
+def test_functions_with_and_without_weights_of_their_own_are_proved_together_as_each_alone() -> None:
+    torch.manual_seed(6)
+    model = mlp([2, 6, 5, 3]).double()
+    subject = Subject(capture(model, torch.zeros(1, 2, dtype=torch.float64)))
+    setting = Setting(subject.facts, DOMAINS["l2"].fitted((1, 2)), linear=False)
+    rows = torch.randn(3, 3, dtype=torch.float64)
+    plain = [some_multipliers(subject.network, 1, seed, 0.2, per_entry=False) for seed in range(3)]
+    edges = [k for k in plain[0].anchor if subject.network.nodes[k[0]].shape != (1, 3)]
+    heavy = {k: torch.full_like(plain[0].anchor[k], 50.0) for k in edges}
+    parts = [plain[0], Multipliers(**{**vars(plain[1]), "weight": heavy}), plain[2].map(torch.zeros_like)]
+    together, _ = lower_bounds(setting, rows, joined(parts))
+    alone = torch.cat([lower_bounds(setting, rows[i : i + 1], part)[0] for i, part in enumerate(parts)])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+    light = {k: t * 1e-9 for k, t in heavy.items()}
+    with pytest.raises(NotProved):  # weights that are too small stay refused, also beside absent ones
+        lower_bounds(setting, rows, joined([parts[0], Multipliers(**{**vars(plain[1]), "weight": light}), parts[2]]))
 
 
 # -- certificates ------------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ class Multipliers:
         curvature: position of an activation → D ≥ 0, (P, *shape), or (P, 1, …, 1) for one number per function.
         anchor: edge of an affine node from a parent that is none → z̃, (P, *shape of the parent): where the quadratic
             cost of the parent is centred. Absent: at the middle of the parent's range.
-        weight: edge of an affine node → T ≥ 0, (P, *shape of the parent), the quadratic cost there. Absent, or 0 at all
-            edges of a node: from the norms of its maps and the greatest D.
+        weight: edge of an affine node → T ≥ 0, (P, *shape of the parent), the quadratic cost there. Absent at any edge
+            of a node, or 0 at all of them for a function: from the norms of its maps and the greatest D.
     """
 
     slope: Mapping[int, Tensor] = field(default_factory=dict)

@@ -183,25 +183,28 @@ class _Walk:
     def _weights(self, k: int, node: AffineNode, curvature: Tensor) -> list[Tensor]:
         """T of every parent for the quadratic cost D of the node's value."""
         shapes = [self.network.nodes[p].shape for p in node.parents]
-        if not bool(curvature.any()):
+        if not shapes or not bool(curvature.any()):
             return [curvature.new_zeros(self.count, *shape) for shape in shapes]
-        own = [self.multipliers.weight.get((k, place)) for place in range(len(shapes))]
-        stored = [curvature.new_zeros(()) if w is None else w for w in own]
-        weights = [w.expand(self.count, *shape) for w, shape in zip(stored, shapes, strict=True)]
-        given = torch.stack([w.flatten(1).any(dim=1) for w in weights]).any(dim=0)
-        if bool(given.any()):
-            require_order(self.setting.facts, k, curvature[given], [w[given] for w in weights])
-        if bool(given.all()):
+        stored = [self.multipliers.weight.get((k, place)) for place in range(len(shapes))]
+        weights = [
+            curvature.new_zeros(self.count, *shape) if w is None else w.expand(self.count, *shape)
+            for w, shape in zip(stored, shapes, strict=True)
+        ]
+        own = torch.stack([w.flatten(1).any(dim=1) for w in weights]).any(dim=0)
+        own &= torch.tensor(all(w is not None for w in stored))
+        if bool(own.any()):
+            require_order(self.setting.facts, k, curvature[own], [w[own] for w in weights])
+        most = torch.where(own, 0.0, curvature.flatten(1).amax(dim=1))
+        if not bool(most.any()):
             return weights
         norms = self.setting.facts.norms(k)
         self.guarantees += [norm.guarantee for norm in norms]
         total = sum(norm.value for norm in norms)
-        most = curvature.flatten(1).amax(dim=1)
         result = []
-        for norm, w in zip(norms, weights, strict=True):
-            column = (self.count, *[1] * (w.dim() - 1))
-            by_norms = (most * (norm.value * total * (1.0 + (len(norms) + 4.0) * UNIT)) * UP).reshape(column)
-            result.append(torch.where(given.reshape(column), w, by_norms))
+        for weight, norm in zip(weights, norms, strict=True):
+            row = (len(own), *[1] * (weight.dim() - 1))
+            by_norm = torch.where(most == 0, 0.0, most * (norm.value * total * (1.0 + (len(norms) + 4.0) * UNIT)) * UP)
+            result.append(torch.where(own.reshape(row), weight, by_norm.reshape(row)))
         return result
 
     def _cut(self, k: int, cost: Cost) -> None:
