@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.cells import LARGEST, Cell, least
+from lipcert.certificates.cost_to_go.cells import FLOOR, LARGEST, Cell, least
 from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
@@ -94,7 +94,8 @@ def lower_bounds(setting: Setting, rows: Tensor, multipliers: Multipliers) -> tu
 
     A cost that is centred elsewhere than at ṽ is, exactly, one that is centred there plus a linear one. What is
     computed differs from these real numbers by rounding: a linear cost that is off by e costs at most e·max|z|, with
-    max|z| known from z's range; a centre that is off by e costs D e (max|v − ṽ| + e/2); T is rounded up.
+    max|z| known from z's range; a centre that is off by e costs D e (max|v − ṽ| + e/2); T is rounded up. A quadratic
+    cost of values, or with entries, beyond ``LARGEST`` proves nothing: within, what underflows is less than ``FLOOR``.
 
     Source: the sum over layers is the Lagrange dual of min rows·f with linear and diagonal quadratic multipliers on the
     links between layers; with T = 0 it is CROWN (Zhang et al. 2018), with one D per layer and ṽ the centre's values it
@@ -148,6 +149,7 @@ class _Walk:
     def _activation(self, k: int, node: Node, cost: Cost) -> None:
         parent = node.parents[0]
         shape = self.network.nodes[parent].shape
+        self._refuse_beyond(parent, cost.weight)
         zero = torch.zeros_like(cost.linear)
         slope = self.multipliers.slope.get(k, zero)
         curvature = self.multipliers.curvature.get(k, zero).expand_as(zero)
@@ -167,7 +169,10 @@ class _Walk:
             off = self.centres[k].reach
             if bool((off > 0).any()):
                 away = torch.maximum((box.low - centre).abs(), (box.high - centre).abs()) + off
-                self._lose((cost.weight * off * away).flatten(1).nan_to_num(math.inf).sum(dim=1))
+                self._lose(self._weigh(cost.weight, (off * away).nan_to_num(math.inf)))
+            for parent in node.parents:
+                self._refuse_beyond(parent, cost.weight)
+            self._lose(torch.full_like(self.error, FLOOR))
         offset = node.known_offset
         if offset is not None:
             self._spend(linear, offset.mid)
@@ -227,7 +232,14 @@ class _Walk:
             two = self._recentred(parent, linear, weight, centre, middle)
             linear, weight, centre = one + two, (before.weight + weight) * (1.0 + 2.0 * UNIT), middle
             self._lose(2.0 * UNIT * self._weigh(linear, self.boxes[parent].greatest))
+        self._refuse_beyond(parent, weight)
         self.costs[parent] = Cost(linear, weight, centre.expand_as(linear))
+
+    def _refuse_beyond(self, k: int, weight: Tensor) -> None:
+        """Nothing is proved of a function with a quadratic cost where that or the node's values are too large."""
+        far = bool((self.boxes[k].greatest > LARGEST).any())
+        refused = weight.flatten(1).any(dim=1) if far else (weight > LARGEST).flatten(1).any(dim=1)
+        self._lose(torch.where(refused, math.inf, 0.0))
 
     def _recentred(self, k: int, linear: Tensor, weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
         """c' with c·z − ½ Σ T (z − old)² = constant + c'·z − ½ Σ T (z − new)²; the constant is added."""
@@ -278,7 +290,9 @@ class _Walk:
                 total = total + image(linear, found.get(parent) or Range.exact(self._anchor(k, place, parent)))
             offset = node.known_offset
             total = total if offset is None else total + offset
-            found[k] = Range(total.mid.clamp(-LARGEST, LARGEST), total.reach.nan_to_num(math.inf))
+            beyond = total.mid.abs() > LARGEST
+            reach = torch.where(beyond, math.inf, total.reach.nan_to_num(math.inf))
+            found[k] = Range(total.mid.clamp(-LARGEST, LARGEST), reach)
         return found
 
     def _anchor(self, k: int, place: int, parent: int) -> Tensor:
