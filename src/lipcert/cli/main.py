@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import lipcert
+from lipcert.cli import outputs as _outputs  # noqa: F401  adds its command
+from lipcert.cli.common import (
+    BallOption,
+    BoxOption,
+    JsonOption,
+    ModelArgument,
+    NormOption,
+    PowerOption,
+    RadiusOption,
+    SeedOption,
+    ShapeOption,
+    app,
+    as_dict,
+    console,
+    domain_text,
+    errors,
+    finite,
+    guard,
+    norm_json,
+)
 from lipcert.cli.load import load, parse_domain, parse_norm
-from lipcert.domain import Domain
-from lipcert.errors import InputError, LipcertError
-from lipcert.result import Bound, OutputBound
-
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 bound above --max, 2 error.",
-)  # fmt: skip
-console = Console()
-errors = Console(stderr=True)
-
-ModelArgument = Annotated[str, typer.Argument(help="a .pt2 file, or package.module:factory")]
-ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
-NormOption = Annotated[str, typer.Option("--norm", help="p,q: norms of input and output, each 1, 2 or inf")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-BallOption = Annotated[str | None, typer.Option("--ball", help="bound on a ball: its centre, a number or .npy file")]
-RadiusOption = Annotated[float | None, typer.Option("--radius", help="of the ball")]
-PowerOption = Annotated[str | None, typer.Option("--p", help="the ball's norm: 1, 2 or inf (the default)")]
-BoxOption = Annotated[
-    tuple[str, str] | None,
-    typer.Option("--box", metavar="LOW HIGH", help="bound on a box: numbers or .npy files; with --ball: on both"),
-]
-SeedOption = Annotated[int, typer.Option("--seed")]
+from lipcert.errors import InputError
+from lipcert.result import Bound
 
 
 def main() -> None:
@@ -60,26 +54,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    """Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 bound above --max, 2 error."""
-
-
-@contextmanager
-def _guard(as_json: bool) -> Iterator[None]:
-    """Turn any error into a message on stderr (and JSON on stdout) and exit code 2.
-
-    Exit code 1 means "bound above --max" and nothing else, so an error nobody foresaw must not end with it either.
-    What the user's own code prints while it is imported or run goes to stderr.
-    """
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except Exception as problem:
-        if as_json:
-            typer.echo(json.dumps({"error": type(problem).__name__, "message": str(problem)}))
-        if not isinstance(problem, LipcertError):
-            errors.print(escape(traceback.format_exc()), highlight=False)
-        errors.print(f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+    """Certified bounds for trained networks. Exit code: 0 ok, 1 bound above --max or outputs not proved, 2 error."""
 
 
 @app.command()
@@ -103,7 +78,7 @@ def bound(
     as_json: JsonOption = False,
 ) -> None:
     """Certified upper bound of MODEL's Lipschitz constant."""
-    with _guard(as_json):
+    with guard(as_json):
         if maximum is not None and math.isnan(maximum):
             raise InputError("--max must be a number.")
         built, example = load(model, input_shape)
@@ -122,8 +97,8 @@ def bound(
         if save is not None:
             result.save(save)
     if as_json:
-        limit = None if maximum is None else _finite(maximum)
-        typer.echo(json.dumps({**_as_dict(result), "max": limit, "certificate": None if save is None else str(save)}))
+        limit = None if maximum is None else finite(maximum)
+        typer.echo(json.dumps({**as_dict(result), "max": limit, "certificate": None if save is None else str(save)}))
     else:
         _print(result)
         if save is not None:
@@ -147,7 +122,7 @@ def lower(
     as_json: JsonOption = False,
 ) -> None:
     """Lower bound with a witness: the steepest point and direction an attack finds."""
-    with _guard(as_json):
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.lower_bound(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget, seed=seed,
@@ -156,7 +131,7 @@ def lower(
     if as_json:
         witness = result.witness
         typer.echo(json.dumps({
-            "lower_bound": result.value, "norm": _norm(result.norm), "domain": _domain(result.domain),
+            "lower_bound": result.value, "norm": norm_json(result.norm), "domain": domain_text(result.domain),
             "seconds": result.seconds,
             "input_shape": list(result.input_shape),
             "point": witness.point.reshape(-1).tolist(), "direction": witness.direction.reshape(-1).tolist(),
@@ -180,7 +155,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Every applicable method side by side, with the lower bound."""
-    with _guard(as_json):
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.compare(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget,
@@ -190,7 +165,7 @@ def compare(
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
         shape = list(result.lower.input_shape)
         typer.echo(json.dumps({
-            "rows": rows, "lower_bound": result.lower.value, "domain": _domain(result.lower.domain),
+            "rows": rows, "lower_bound": result.lower.value, "domain": domain_text(result.lower.domain),
             "input_shape": shape,
         }))  # fmt: skip
     else:
@@ -212,11 +187,11 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """A number of the 2018 paper that is no bound: it may lie below the constant or above."""
-    with _guard(as_json):
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.estimate(built, example, method=method, k=k, seed=seed, pools=pools)  # type: ignore[arg-type]
     if as_json:
-        row = {"estimate": _finite(result.value), "method": result.method, "seconds": result.seconds}
+        row = {"estimate": finite(result.value), "method": result.method, "seconds": result.seconds}
         typer.echo(json.dumps(row))
     else:
         console.print(escape(str(result)), soft_wrap=True)
@@ -230,11 +205,11 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Re-check a certificate against MODEL: its hash, and the check alone."""
-    with _guard(as_json):
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.verify(certificate, built, example)
     if as_json:
-        typer.echo(json.dumps({"verified": True, **_as_dict(result)}))
+        typer.echo(json.dumps({"verified": True, **as_dict(result)}))
     else:
         console.print("[green]verified[/green]", escape(str(result)), soft_wrap=True)
 
@@ -245,7 +220,7 @@ def methods(as_json: JsonOption = False) -> None:
     rows = lipcert.methods()
     if as_json:
         typer.echo(json.dumps([
-            {"name": r.name, "summary": r.summary, "norms": [_norm(n) for n in r.norms],
+            {"name": r.name, "summary": r.summary, "norms": [norm_json(n) for n in r.norms],
              "options": {k: str(v) for k, v in r.options.items()}} for r in rows
         ]))  # fmt: skip
         return
@@ -267,45 +242,6 @@ def ops(as_json: JsonOption = False) -> None:
     for r in rows:
         table.add_row(r.name, r.family, r.kind, r.summary)
     console.print(table)
-
-
-def _as_dict(result: Bound | OutputBound) -> dict[str, Any]:
-    if isinstance(result, OutputBound):
-        return {
-            "lower": [_finite(v) for v in result.lower.tolist()],
-            "upper": [_finite(v) for v in result.upper.tolist()],
-            "guarantee": result.guarantee,
-            "method": result.method,
-            "domain": _domain(result.domain),
-            "input_shape": list(result.input_shape),
-            "seconds": result.seconds,
-        }
-    return {
-        "bound": _finite(result.value),
-        "log10": None if result.log10 is None else _finite(result.log10),
-        "guarantee": result.guarantee,
-        "method": result.method,
-        "norm": _norm(result.norm),
-        "domain": _domain(result.domain),
-        "anchored": result.anchor is not None,
-        "input_shape": list(result.input_shape),
-        "seconds": result.seconds,
-    }
-
-
-def _domain(domain: Domain) -> str | None:
-    """Short text; null means everywhere."""
-    return None if domain is None else domain.describe()
-
-
-def _norm(norm: tuple[float, float]) -> list[int | str]:
-    """1, 2 or "inf" for each side."""
-    return [int(p) if math.isfinite(p) else "inf" for p in norm]
-
-
-def _finite(value: float) -> float | str:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _print(result: Bound) -> None:

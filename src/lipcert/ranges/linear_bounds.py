@@ -182,7 +182,8 @@ class LinearBounds:
                     error = error + weigh(coefficients, offset.rad) * UP
                 for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
                     reach, floor = self.reach(k, place, linear, parent)
-                    largest = coefficients.abs().reshape(count, -1).amax(dim=1)
+                    sizes = coefficients.abs().flatten(1)
+                    largest = sizes.amax(dim=1) if sizes.shape[1] else torch.zeros_like(error)
                     error = error + (weigh(coefficients, reach) + floor * (1.0 + largest)) * UP
                     hand(parent, linear.transpose(coefficients).detach())
             elif isinstance(node, (ActivationNode, OpenNode)) and k in self.lines:

@@ -69,9 +69,14 @@ class Setting:
         return self._bounds.reach(position, place, node.maps[place], node.parents[place])
 
     def plain(self, rows: Tensor) -> Tensor:
-        """Lower bounds of rows·f(x), (P,), by boxes and, where they were asked for, linear bounds alone."""
+        """Lower bounds of rows·f(x), (P,), by the output's box and, where they were asked for, linear bounds alone."""
         last = len(self.network.nodes) - 1
-        return -self._bounds.upper(last, -rows.reshape(-1, *self.network.nodes[last].shape))
+        by_lines = -self._bounds.upper(last, -rows.reshape(len(rows), *self.network.nodes[last].shape))
+        box = self.boxes[last].reshaped((1, size(self.network.nodes[last].shape)))
+        parts = torch.where(rows == 0, 0.0, torch.where(rows > 0, rows * box.low, rows * box.high))
+        slack = ((parts.shape[1] + 4.0) * UNIT * parts.abs().sum(dim=1) + (parts.shape[1] + 1.0) * TINY) * UP
+        by_box = parts.sum(dim=1) - slack
+        return torch.where(by_box > by_lines, by_box, by_lines)  # what is no number is not chosen
 
     def elementwise(self, node: Node) -> bool:
         """Whether the node is a function of the one entry of its parent, and not only of some of them."""

@@ -115,6 +115,8 @@ class Variables:
         for t in self.free.values():
             t.requires_grad_(True)
         value = self.value(self.settings.power)
+        if not value.requires_grad:  # nothing to vary reaches the output
+            return value
         gradients = torch.autograd.grad(value.sum(), [self.free[n] for n in names], allow_unused=True)
         fast, slow = self.settings.betas
         with torch.no_grad():

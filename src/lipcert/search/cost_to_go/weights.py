@@ -78,7 +78,9 @@ def largest(
         return torch.cat([b.flatten(1) for b in back], dim=1)
 
     first = torch.cat([directions[k, i].flatten(1) for i in places], dim=1)
-    return _lanczos(gram, first, steps)
+    noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
+    noise = noise * (0.1 * first.norm(dim=1) / noise.norm(dim=1)).clamp(min=1e-30)[:, None]
+    return _lanczos(gram, first + noise, steps)  # of a map of separate parts the direction may have left some out
 
 
 def _lanczos(gram, first: Tensor, steps: int) -> Tensor:
