@@ -272,6 +272,7 @@ def bound_outputs(
     if not size(model.out_shape):
         raise InputError("the model puts out no numbers: there is nothing to bound.")
     subject = Subject(model)
+    select = None if select is None else select.detach().clone()  # the claim stays what it was
     rows = subject.rows(select)
     rows = torch.cat([rows, -rows]) if upper else rows
     starts = lowest(model, [domain], rows, seed=seed, device=device).points[0]
