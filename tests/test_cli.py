@@ -229,6 +229,120 @@ def test_save_and_verify(here: Path) -> None:
     assert run("verify", path, "cli_models:good", *SHAPE).exit_code == 2
 
 
+def test_outputs(here: Path) -> None:
+    """ReLU of (3 x₀, x₁) on the box [-1, 1]³ is exactly [0, 3] × [0, 1]."""
+    quick = ["--budget", 0.1]
+    result = run("outputs", "cli_models:good", *SHAPE, "--box", -1, 1, *quick)
+    assert result.exit_code == 0, result.output
+    assert "2 outputs" in result.stdout
+    assert "output 1" in result.stdout
+    code, value = run_json("outputs", "cli_models:good", *SHAPE, "--box", -1, 1, *quick)
+    assert code == 0
+    assert value["lower"] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert value["upper"] == pytest.approx([3.0, 1.0], abs=1e-6)
+    assert (value["domain"], value["input_shape"], value["label"]) == ("box [-1, 1]", [3], None)
+    assert (value["proved"], value["certificate"], value["guarantee"]) == (None, None, "rigorous")
+
+
+def test_outputs_that_are_selected(here: Path) -> None:
+    np.save("rows.npy", np.array([[1, 0], [-1, 2]]))
+    np.save("row.npy", np.array([0.0, -1.0], dtype=np.float32))
+    options = ["--ball", 2, "--radius", 0.5, "--p", "inf", "--budget", 0.1]
+    code, value = run_json("outputs", "cli_models:good", *SHAPE, *options, "--select", "rows.npy")
+    assert code == 0
+    assert value["lower"] == pytest.approx([4.5, -7.5 + 3.0], abs=1e-6)
+    assert value["upper"] == pytest.approx([7.5, -4.5 + 5.0], abs=1e-6)
+    code, value = run_json("outputs", "cli_models:good", *SHAPE, *options, "--select", "row.npy")
+    assert (code, value["lower"], value["upper"]) == (0, pytest.approx([-2.5]), pytest.approx([-1.5]))
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--below", 3.1], 0), (["--below", 2.9], 1), (["--below", "inf"], 0), (["--above", "-0.1"], 0),
+        (["--above", 0.1], 1), (["--above", -1, "--below", 4], 0), (["--above", -1, "--below", 2], 1),
+        (["--above", "nan"], 2), (["--below", "nan"], 2), (["--below", "x"], 2),
+    ],
+)  # fmt: skip
+def test_outputs_guard_a_model(options: list[object], code: int, here: Path) -> None:
+    arguments = ["outputs", "cli_models:good", *SHAPE, "--box", -1, 1, "--budget", 0.1, *options]
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert ("not proved" in result.stderr) is (code == 1)
+    if "x" not in options:
+        found, value = run_json(*arguments)
+        assert found == code
+        assert ("error" in value) is (code == 2)
+        if code < 2:
+            assert value["proved"] is (code == 0)
+
+
+def test_a_limit_that_is_reached_exactly_is_not_proved(here: Path) -> None:
+    """The ReLU reaches 0 and 3: neither > 0 nor < 3 is true."""
+    arguments = ["outputs", "cli_models:good", *SHAPE, "--box", -1, 1, "--budget", 0.1]
+    assert run(*arguments, "--above", 0).exit_code == 1
+    assert run(*arguments, "--below", 3).exit_code == 1
+
+
+def test_margins(here: Path) -> None:
+    """On the ball 3 x₀ ≥ 4.5 and x₁ ≤ 2.5."""
+    arguments = ["outputs", "cli_models:good", *SHAPE, "--ball", 2, "--radius", 0.5, "--budget", 0.1]
+    code, value = run_json(*arguments, "--label", 0, "--above", 0)
+    assert (code, value["label"], value["proved"], value["upper"]) == (0, 0, True, ["inf"])
+    assert value["lower"] == pytest.approx([2.0], abs=1e-6)
+    result = run(*arguments, "--label", 1, "--above", 0)
+    assert result.exit_code == 1
+    assert "output 1 − output 0 > 0 (known: ≥ -6" in result.stderr
+
+
+def test_an_output_certificate(here: Path) -> None:
+    code, value = run_json(
+        "outputs", "cli_models:good", *SHAPE, "--box", -1, 1, "--budget", 0.1, "--below", 4, "--save", "o.lipcert"
+    )
+    assert (code, value["certificate"]) == (0, "o.lipcert")
+    code, again = run_json("verify", "o.lipcert", "cli_models:good", *SHAPE)
+    assert (code, again["verified"], again["upper"]) == (0, True, value["upper"])
+    assert run_json("verify", "o.lipcert", "cli_models:other", *SHAPE)[1]["error"] == "CertificateError"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "give --ball"),
+        (["--box", 0, 1, "--label", 2], "label 2"),
+        (["--box", 0, 1, "--label", -1], "label -1"),
+        (["--box", 0, 1, "--label", 0, "--select", "wide.npy"], "give one of them"),
+        (["--box", 0, 1, "--label", 0, "--below", 1], "--label goes with --above"),
+        (["--box", 0, 1, "--select", "none.npy"], "no file 'none.npy'"),
+        (["--box", 0, 1, "--select", "3"], "no file '3'"),
+        (["--box", 0, 1, "--select", "cli_models.py"], "cannot read cli_models.py"),
+        (["--box", 0, 1, "--select", "objects.npy"], "cannot read objects.npy"),
+        (["--box", 0, 1, "--select", "both.npz"], "several arrays"),
+        (["--box", 0, 1, "--select", "complex.npy"], "real numbers"),
+        (["--box", 0, 1, "--select", "large.npy"], "float64 can hold"),
+        (["--box", 0, 1, "--select", "nan.npy"], "NaN"),
+        (["--box", 0, 1, "--select", "wide.npy"], "(k, 2) matrix"),
+        (["--box", 0, 1, "--select", "none_of_them.npy"], "no rows"),
+        (["--box", 0, 1, "--budget", 0], "budget"),
+        (["--box", 0, 1, "--seed", -1], "seed"),
+        (["--box", 0, 1, "--budget", 0.1, "--save", "no/such/place.lipcert"], "cannot write"),
+        (["--box", 1, 0], "lower ≤ upper"),
+    ],
+)
+def test_outputs_that_cannot_be_bounded(options: list[object], words: str, here: Path) -> None:
+    arrays = {
+        "objects": np.array([{}], dtype=object), "complex": np.zeros((1, 2), dtype=complex), "wide": np.zeros((1, 3)),
+        "large": np.array([[2**53 + 1, 0]]), "nan": np.array([[np.nan, 0.0]]), "none_of_them": np.zeros((0, 2)),
+    }  # fmt: skip
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", array, allow_pickle=True)
+    np.savez("both.npz", a=np.zeros(3), b=np.zeros(3))
+    code, value = run_json("outputs", "cli_models:good", *SHAPE, *options)
+    assert code == 2
+    assert set(value) == {"error", "message"}
+    assert words in value["message"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,25 +1,41 @@
-"""What the commands share: options, consoles, and how errors end."""
+"""What the commands share: the application, options, errors as exit code 2, results as JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lipcert.domain import Domain
 from lipcert.errors import LipcertError
+from lipcert.result import Bound, OutputBound
 
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Certified bounds for trained networks. Exit code: 0 ok, 1 not as good as was asked for, 2 error.",
+)  # fmt: skip
 console = Console()
 errors = Console(stderr=True)
 
 ModelArgument = Annotated[str, typer.Argument(help="a .pt2 file, or package.module:factory")]
+ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
+NormOption = Annotated[str, typer.Option("--norm", help="p,q: norms of input and output, each 1, 2 or inf")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+BallOption = Annotated[str | None, typer.Option("--ball", help="bound on a ball: its centre, a number or .npy file")]
+RadiusOption = Annotated[float | None, typer.Option("--radius", help="of the ball")]
+PowerOption = Annotated[str | None, typer.Option("--p", help="the ball's norm: 1, 2 or inf (the default)")]
+BoxOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option("--box", metavar="LOW HIGH", help="bound on a box: numbers or .npy files; with --ball: on both"),
+]
 SeedOption = Annotated[int, typer.Option("--seed")]
 
 
@@ -27,8 +43,8 @@ SeedOption = Annotated[int, typer.Option("--seed")]
 def guard(as_json: bool) -> Iterator[None]:
     """Turn any error into a message on stderr (and JSON on stdout) and exit code 2.
 
-    Exit code 1 means "not as good as was asked for" (``--max``, ``--at-least``) and nothing else, so an error nobody
-    foresaw must not end with it either.
+    Exit code 1 means "not as good as was asked for" (``--max``, ``--at-least``, ``--above``, ``--below``) and nothing
+    else, so an error nobody foresaw must not end with it either.
     What the user's own code prints while it is imported or run goes to stderr.
     """
     try:
@@ -41,3 +57,43 @@ def guard(as_json: bool) -> Iterator[None]:
             errors.print(escape(traceback.format_exc()), highlight=False)
         errors.print(f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+def as_dict(result: Bound | OutputBound) -> dict[str, Any]:
+    """For JSON."""
+    if isinstance(result, OutputBound):
+        return {
+            "lower": [finite(v) for v in result.lower.tolist()],
+            "upper": [finite(v) for v in result.upper.tolist()],
+            "guarantee": result.guarantee,
+            "method": result.method,
+            "domain": domain_text(result.domain),
+            "input_shape": list(result.input_shape),
+            "seconds": result.seconds,
+        }
+    return {
+        "bound": finite(result.value),
+        "log10": None if result.log10 is None else finite(result.log10),
+        "guarantee": result.guarantee,
+        "method": result.method,
+        "norm": norm_json(result.norm),
+        "domain": domain_text(result.domain),
+        "anchored": result.anchor is not None,
+        "input_shape": list(result.input_shape),
+        "seconds": result.seconds,
+    }
+
+
+def domain_text(domain: Domain) -> str | None:
+    """Short text; null means everywhere."""
+    return None if domain is None else domain.describe()
+
+
+def norm_json(norm: tuple[float, float]) -> list[int | str]:
+    """1, 2 or "inf" for each side."""
+    return [int(p) if math.isfinite(p) else "inf" for p in norm]
+
+
+def finite(value: float) -> float | str:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else str(value)

@@ -5,34 +5,38 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 import lipcert
+from lipcert.cli import outputs as _outputs  # noqa: F401  adds its command
 from lipcert.cli.certify import certify, is_run, verified_run
-from lipcert.cli.common import JsonOption, ModelArgument, SeedOption, console, errors, guard
+from lipcert.cli.common import (
+    BallOption,
+    BoxOption,
+    JsonOption,
+    ModelArgument,
+    NormOption,
+    PowerOption,
+    RadiusOption,
+    SeedOption,
+    ShapeOption,
+    app,
+    as_dict,
+    console,
+    domain_text,
+    errors,
+    finite,
+    guard,
+    norm_json,
+)
 from lipcert.cli.load import load, parse_domain, parse_norm
-from lipcert.domain import Domain
 from lipcert.errors import InputError
-from lipcert.result import Bound, OutputBound
+from lipcert.result import Bound
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Certified bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error.",
-)  # fmt: skip
-
-ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
-NormOption = Annotated[str, typer.Option("--norm", help="p,q: norms of input and output, each 1, 2 or inf")]
-BallOption = Annotated[str | None, typer.Option("--ball", help="bound on a ball: its centre, a number or .npy file")]
-RadiusOption = Annotated[float | None, typer.Option("--radius", help="of the ball")]
-PowerOption = Annotated[str | None, typer.Option("--p", help="the ball's norm: 1, 2 or inf (the default)")]
-BoxOption = Annotated[
-    tuple[str, str] | None,
-    typer.Option("--box", metavar="LOW HIGH", help="bound on a box: numbers or .npy files; with --ball: on both"),
-]
 AnchoredOption = Annotated[
     bool, typer.Option("--anchored", help="bound |f(x) - f(c)| / |x - c| for the ball's centre c alone")
 ]
@@ -55,7 +59,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    """Certified bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error."""
+    """Certified bounds for trained networks. Exit code: 0 ok, 1 not as good as was asked for, 2 error."""
 
 
 app.command()(certify)
@@ -99,8 +103,8 @@ def bound(
         if save is not None:
             result.save(save)
     if as_json:
-        limit = None if maximum is None else _finite(maximum)
-        typer.echo(json.dumps({**_as_dict(result), "max": limit, "certificate": None if save is None else str(save)}))
+        limit = None if maximum is None else finite(maximum)
+        typer.echo(json.dumps({**as_dict(result), "max": limit, "certificate": None if save is None else str(save)}))
     else:
         _print(result)
         if save is not None:
@@ -134,7 +138,7 @@ def lower(
     if as_json:
         witness = {name: tensor.reshape(-1).tolist() for name, tensor in vars(result.witness).items()}
         typer.echo(json.dumps({
-            "lower_bound": result.value, "norm": _norm(result.norm), "domain": _domain(result.domain),
+            "lower_bound": result.value, "norm": norm_json(result.norm), "domain": domain_text(result.domain),
             "anchored": result.anchor is not None, "seconds": result.seconds,
             "input_shape": list(result.input_shape), **witness,
         }))  # fmt: skip
@@ -168,7 +172,7 @@ def compare(
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
         shape = list(result.lower.input_shape)
         typer.echo(json.dumps({
-            "rows": rows, "lower_bound": result.lower.value, "domain": _domain(result.lower.domain),
+            "rows": rows, "lower_bound": result.lower.value, "domain": domain_text(result.lower.domain),
             "anchored": result.lower.anchor is not None, "input_shape": shape,
         }))  # fmt: skip
     else:
@@ -194,7 +198,7 @@ def estimate(
         built, example = load(model, input_shape)
         result = lipcert.estimate(built, example, method=method, k=k, seed=seed, pools=pools)  # type: ignore[arg-type]
     if as_json:
-        row = {"estimate": _finite(result.value), "method": result.method, "seconds": result.seconds}
+        row = {"estimate": finite(result.value), "method": result.method, "seconds": result.seconds}
         typer.echo(json.dumps(row))
     else:
         console.print(escape(str(result)), soft_wrap=True)
@@ -215,7 +219,7 @@ def verify(
         built, example = load(model, input_shape)
         result = lipcert.verify(certificate, built, example)
     if as_json:
-        typer.echo(json.dumps({"verified": True, **_as_dict(result)}))
+        typer.echo(json.dumps({"verified": True, **as_dict(result)}))
     else:
         console.print("[green]verified[/green]", escape(str(result)), soft_wrap=True)
 
@@ -226,7 +230,7 @@ def methods(as_json: JsonOption = False) -> None:
     rows = lipcert.methods()
     if as_json:
         typer.echo(json.dumps([
-            {"name": r.name, "summary": r.summary, "norms": [_norm(n) for n in r.norms],
+            {"name": r.name, "summary": r.summary, "norms": [norm_json(n) for n in r.norms],
              "options": {k: str(v) for k, v in r.options.items()}} for r in rows
         ]))  # fmt: skip
         return
@@ -248,45 +252,6 @@ def ops(as_json: JsonOption = False) -> None:
     for r in rows:
         table.add_row(r.name, r.family, r.kind, r.summary)
     console.print(table)
-
-
-def _as_dict(result: Bound | OutputBound) -> dict[str, Any]:
-    if isinstance(result, OutputBound):
-        return {
-            "lower": [_finite(v) for v in result.lower.tolist()],
-            "upper": [_finite(v) for v in result.upper.tolist()],
-            "guarantee": result.guarantee,
-            "method": result.method,
-            "domain": _domain(result.domain),
-            "input_shape": list(result.input_shape),
-            "seconds": result.seconds,
-        }
-    return {
-        "bound": _finite(result.value),
-        "log10": None if result.log10 is None else _finite(result.log10),
-        "guarantee": result.guarantee,
-        "method": result.method,
-        "norm": _norm(result.norm),
-        "domain": _domain(result.domain),
-        "anchored": result.anchor is not None,
-        "input_shape": list(result.input_shape),
-        "seconds": result.seconds,
-    }
-
-
-def _domain(domain: Domain) -> str | None:
-    """Short text; null means everywhere."""
-    return None if domain is None else domain.describe()
-
-
-def _norm(norm: tuple[float, float]) -> list[int | str]:
-    """1, 2 or "inf" for each side."""
-    return [int(p) if math.isfinite(p) else "inf" for p in norm]
-
-
-def _finite(value: float) -> float | str:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _print(result: Bound) -> None:

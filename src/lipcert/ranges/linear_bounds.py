@@ -213,7 +213,8 @@ class LinearBounds:
                 sizes = coefficients.abs()
                 if offset is not None and bool(offset.rad.any()):
                     error = error + weigh(sizes, offset.rad) * UP
-                largest = sizes.reshape(count, -1).amax(dim=1)
+                flat = sizes.reshape(count, -1)
+                largest = flat.amax(dim=1) if flat.shape[1] else torch.zeros_like(error)
                 for place, (parent, linear) in enumerate(zip(node.parents, node.maps, strict=True)):
                     reach, floor = self.reach(k, place, linear, parent)
                     error = error + (weigh(sizes, reach) + floor * (1.0 + largest)) * UP

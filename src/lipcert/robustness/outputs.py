@@ -17,9 +17,10 @@ from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.outputs import Subject, check_outputs
 from lipcert.domain import Ball, Box, Intersection
-from lipcert.errors import InputError, NotProved
+from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
+from lipcert.network.linear import size
 from lipcert.numerics.process_state import ordinary
 from lipcert.ranges.build import applied
 from lipcert.result import OutputBound
@@ -31,6 +32,8 @@ Bounded = Ball | Box | Intersection
 
 #: Steps of the first search, and the most of the second.
 FIRST, MOST = 40, 600
+#: Norms and values beyond it, and norms below its reciprocal, are searched in float64.
+LARGE = 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +150,12 @@ def _deep(network: Network) -> bool:
     return False
 
 
+def _moderate(norms: Sequence[float], boxes: Sequence[Tensor]) -> bool:
+    """Whether float32 holds a network's numbers and their products well."""
+    sizes = [float(end[end.isfinite()].abs().max()) for end in boxes if bool(end.isfinite().any())]
+    return max([*norms, *sizes], default=0.0) < LARGE and min((n for n in norms if n), default=1.0) > 1.0 / LARGE
+
+
 #: (task, row).
 Pair = tuple[int, int]
 
@@ -176,6 +185,8 @@ def _searched(
 
     nodes = [(k, node) for k, node in enumerate(network.nodes) if isinstance(node, AffineNode)]
     norms = {k: tuple(norm.value for norm in subject.facts.norms(k)) for k, _ in nodes}
+    moderate = _moderate([n for own in norms.values() for n in own], [end for ends in boxes for end in ends])
+    settings = settings if moderate else replace(settings, dtype=torch.float64)
     try:
         found = ascend(
             network, norms, boxes, together([tasks[i].domain for i in used]),
@@ -183,13 +194,28 @@ def _searched(
             torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
         )  # fmt: skip
     except Exception as problem:  # ranges have proved something all the same
+        if not moderate:
+            return {}
         warnings.warn(
             f"the search of the cost-to-go broke ({type(problem).__name__}: {str(problem)[:200]}): bounds are those of "
             "ranges, true but loose. This is a bug in lipcert; please report it.",
             stacklevel=2,
         )
         return {}
-    return dict(zip(pairs, zip(found.multipliers, found.proved.tolist(), strict=True), strict=True))
+    result = dict(zip(pairs, zip(found.multipliers, found.proved.tolist(), strict=True), strict=True))
+    for (i, r), (own, value) in result.items():
+        if own is not None and value == -math.inf:
+            result[i, r] = _simpler(places[i], tasks[i].rows[[r]], own, answers[i])
+    return result
+
+
+def _simpler(place: Setting, rows: Tensor, found: Multipliers, answer: Answer) -> tuple[Multipliers | None, float]:
+    """Of multipliers that prove nothing what is left without weights of their own, then without quadratic costs."""
+    for fewer in (Multipliers(found.slope, found.curvature, found.anchor), Multipliers(found.slope)):
+        value = float(_proved(place, rows, fewer, answer))
+        if value > -math.inf:
+            return fewer, value
+    return None, -math.inf
 
 
 def _proved(place: Setting, rows: Tensor, candidates: Multipliers, answer: Answer) -> Tensor:
@@ -197,7 +223,7 @@ def _proved(place: Setting, rows: Tensor, candidates: Multipliers, answer: Answe
     try:
         with torch.no_grad():
             value, sure = lower_bounds(place, rows, candidates)
-    except NotProved:
+    except (NotProved, CertificateError):  # numbers too large for a certificate are none
         if len(rows) == 1:
             return torch.full((1,), -math.inf, dtype=torch.float64)
         single = [slice(r, r + 1) for r in range(len(rows))]
@@ -253,7 +279,10 @@ def bound_outputs(
         seed, device: of the search.
     """
     started = time.perf_counter()
+    if not size(model.out_shape):
+        raise InputError("the model puts out no numbers: there is nothing to bound.")
     subject = Subject(model)
+    select = None if select is None else select.detach().clone()  # the claim stays what it was
     rows = subject.rows(select)
     rows = torch.cat([rows, -rows]) if upper else rows
     starts = lowest(model, [domain], rows, seed=seed, device=device).points[0]

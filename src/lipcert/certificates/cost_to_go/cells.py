@@ -14,6 +14,8 @@ from lipcert.ranges.functions import Samples
 #: Numbers beyond this prove nothing: below it no intermediate result overflows, and what underflow loses is ``FLOOR``.
 LARGEST = 1e60
 FLOOR = 1e-120
+#: What the underflow of slopes may lose for each unit of an interval's length.
+SUBNORMAL = 2.0**-1068
 
 #: Slopes that differ by less than this, relative to them, count as one.
 NEARLY = 2.0**-40
@@ -114,7 +116,7 @@ def _parts(
     own = own + h * steep * (c.abs() + weight * (size + run)) + 0.5 * weight * (steep * h).square()
     total = own + g.abs() * (a.abs() + h) + curvature * reach.square()
     unsure = (ea + eb + bent) * (c.abs() + weight * (size + size_b) + weight * steep * h)
-    bound = bound - (64.0 * UNIT * total + unsure * (1.0 + 2.0**-30) + FLOOR)
+    bound = bound - (64.0 * UNIT * total + unsure * (1.0 + 2.0**-30) + FLOOR + SUBNORMAL * h)
     bound = torch.where(b > a, bound, _at_point(cell, a, fa, ea))
     return torch.where(bound.isnan(), -math.inf, bound)
 

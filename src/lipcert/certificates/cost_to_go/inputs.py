@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.cells import FLOOR, Cell, least
+from lipcert.certificates.cost_to_go.cells import FLOOR, LARGEST, Cell, least
 from lipcert.domain import Domain
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UNIT, UP, Range
@@ -15,6 +15,8 @@ from lipcert.ranges.functions import Samples
 
 #: Multiples, of the best pull of the ball alone, that are tried where a box cuts the ball.
 PULLS = torch.logspace(-3, 1, 25, base=10.0, dtype=torch.float64)
+#: Pulls below it are none.
+LEAST = 1e-300
 
 
 def least_on(domain: Domain, box: Interval, cost: Tensor, weight: Tensor, anchor: Tensor) -> Tensor:
@@ -46,7 +48,8 @@ def least_on(domain: Domain, box: Interval, cost: Tensor, weight: Tensor, anchor
             heaviest = weight.flatten(1).amax(dim=1)
             cut = bool(((box.low > centre - radius) | (box.high < centre + radius)).any())
             for share in PULLS if cut else PULLS.new_ones(1):
-                pull = (heaviest + share * length).clamp(max=1e60)
+                pull = (heaviest + share * length).clamp(max=LARGEST)
+                pull = torch.where(pull < LEAST, 0.0, pull)  # half of a subnormal number is rounded
                 spent = 0.5 * pull * radius * radius * (1.0 + 8.0 * UNIT) + FLOOR
                 best = torch.maximum(best, _less(pulled(pull, centre), spent))
         elif ball.p == 1.0:
@@ -59,8 +62,9 @@ def _at_vertices(c: Tensor, t: Tensor, anchor: Tensor, centre: Tensor, radius: f
     p, size_p = anchor - centre, anchor.abs() + centre.abs()
     middle = c * centre - 0.5 * t * p.square()
     sizes = c.abs() * centre.abs() + t * size_p.square()
-    drop = (radius * (c + t * p).abs() + 0.5 * t * radius**2).flatten(1)
-    drop_size = (radius * (c.abs() + t * size_p) + t * radius**2).flatten(1)
+    square = radius * radius
+    drop = (radius * (c + t * p).abs() + t * (0.5 * square)).flatten(1)
+    drop_size = (radius * (c.abs() + t * size_p) + t * square).flatten(1)
     n = drop.shape[1]
     value = middle.flatten(1).sum(dim=1) - drop.amax(dim=1)
     error = (n + 32.0) * UNIT * UP * (sizes.flatten(1).sum(dim=1) + drop_size.amax(dim=1)) + n * FLOOR

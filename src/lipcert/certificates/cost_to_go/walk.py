@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.cells import LARGEST, Cell, least
+from lipcert.certificates.cost_to_go.cells import FLOOR, LARGEST, Cell, least
 from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
@@ -70,9 +70,14 @@ class Setting:
         return self._bounds.reach(position, place, node.maps[place], node.parents[place])
 
     def plain(self, rows: Tensor) -> Tensor:
-        """Lower bounds of rows·f(x), (P,), by boxes and, where they were asked for, linear bounds alone."""
+        """Lower bounds of rows·f(x), (P,), by the output's box and, where they were asked for, linear bounds alone."""
         last = len(self.network.nodes) - 1
-        return -self._bounds.upper(last, -rows.reshape(-1, *self.network.nodes[last].shape))
+        by_lines = -self._bounds.upper(last, -rows.reshape(len(rows), *self.network.nodes[last].shape))
+        box = self.boxes[last].reshaped((1, size(self.network.nodes[last].shape)))
+        parts = torch.where(rows == 0, 0.0, torch.where(rows > 0, rows * box.low, rows * box.high))
+        slack = ((parts.shape[1] + 4.0) * UNIT * parts.abs().sum(dim=1) + (parts.shape[1] + 1.0) * TINY) * UP
+        by_box = parts.sum(dim=1) - slack
+        return torch.where(by_box > by_lines, by_box, by_lines)  # what is no number is not chosen
 
     def elementwise(self, node: Node) -> bool:
         """Whether the node is a function of the one entry of its parent, and not only of some of them."""
@@ -95,7 +100,8 @@ def lower_bounds(setting: Setting, rows: Tensor, multipliers: Multipliers) -> tu
 
     A cost that is centred elsewhere than at ṽ is, exactly, one that is centred there plus a linear one. What is
     computed differs from these real numbers by rounding: a linear cost that is off by e costs at most e·max|z|, with
-    max|z| known from z's range; a centre that is off by e costs D e (max|v − ṽ| + e/2); T is rounded up.
+    max|z| known from z's range; a centre that is off by e costs D e (max|v − ṽ| + e/2); T is rounded up. A quadratic
+    cost of values, or with entries, beyond ``LARGEST`` proves nothing: within, what underflows is less than ``FLOOR``.
 
     Source: the sum over layers is the Lagrange dual of min rows·f with linear and diagonal quadratic multipliers on the
     links between layers; with T = 0 it is CROWN (Zhang et al. 2018), with one D per layer and ṽ the centre's values it
@@ -149,6 +155,7 @@ class _Walk:
     def _activation(self, k: int, node: Node, cost: Cost) -> None:
         parent = node.parents[0]
         shape = self.network.nodes[parent].shape
+        self._refuse_beyond(parent, cost.weight)
         zero = torch.zeros_like(cost.linear)
         slope = self.multipliers.slope.get(k, zero)
         curvature = self.multipliers.curvature.get(k, zero).expand_as(zero)
@@ -168,7 +175,10 @@ class _Walk:
             off = self.centres[k].reach
             if bool((off > 0).any()):
                 away = torch.maximum((box.low - centre).abs(), (box.high - centre).abs()) + off
-                self._lose((cost.weight * off * away).flatten(1).nan_to_num(math.inf).sum(dim=1))
+                self._lose(self._weigh(cost.weight, (off * away).nan_to_num(math.inf)))
+            for parent in node.parents:
+                self._refuse_beyond(parent, cost.weight)
+            self._lose(torch.full_like(self.error, FLOOR))
         offset = node.known_offset
         if offset is not None:
             self._spend(linear, offset.mid)
@@ -231,7 +241,14 @@ class _Walk:
             two = self._recentred(parent, linear, weight, centre, middle)
             linear, weight, centre = one + two, (before.weight + weight) * (1.0 + 2.0 * UNIT), middle
             self._lose(2.0 * UNIT * self._weigh(linear, self.boxes[parent].greatest))
+        self._refuse_beyond(parent, weight)
         self.costs[parent] = Cost(linear, weight, centre.expand_as(linear))
+
+    def _refuse_beyond(self, k: int, weight: Tensor) -> None:
+        """Nothing is proved of a function with a quadratic cost where that or the node's values are too large."""
+        far = bool((self.boxes[k].greatest > LARGEST).any())
+        refused = weight.flatten(1).any(dim=1) if far else (weight > LARGEST).flatten(1).any(dim=1)
+        self._lose(torch.where(refused, math.inf, 0.0))
 
     def _recentred(self, k: int, linear: Tensor, weight: Tensor, old: Tensor, new: Tensor) -> Tensor:
         """c' with c·z − ½ Σ T (z − old)² = constant + c'·z − ½ Σ T (z − new)²; the constant is added."""

@@ -136,7 +136,8 @@ class Variables:
         leaves = [self.free[name].detach().requires_grad_(True) for name in names]
         self.free.update(zip(names, leaves, strict=True))
         value = self.value(self.settings.power)
-        gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if names else ()
+        reached = names if value.requires_grad else []  # else nothing to vary reaches the output
+        gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if reached else (None,) * len(names)
         with torch.no_grad():
             for name, gradient in zip(names, gradients, strict=True):
                 variable = self.free[name] = self.free[name].detach()

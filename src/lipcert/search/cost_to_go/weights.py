@@ -78,7 +78,10 @@ def excess(
         image = total * _image(plan, k, roots, {(k, i): part.reshape(-1, *shapes[i]) for i, part in parts})
         return torch.cat([(r * plan.maps[k][i].plain_transpose(image)).flatten(1) for i, r in roots.items()], dim=1)
 
-    return _lanczos(gram, torch.cat([directions[k, i].flatten(1) for i in weights], dim=1), steps)
+    first = torch.cat([directions[k, i].flatten(1) for i in weights], dim=1)
+    noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
+    noise = noise * (0.1 * first.norm(dim=1) / noise.norm(dim=1)).clamp(min=1e-30)[:, None]
+    return _lanczos(gram, first + noise, steps)  # of a map of separate parts the direction may have left some out
 
 
 def _lanczos(gram: Callable[[Tensor], Tensor], first: Tensor, steps: int) -> Tensor:
