@@ -22,7 +22,7 @@ from lipcert.certificates.file import domain_from_json
 from lipcert.certificates.outputs import FORMAT, OutputCertificate, Subject, prove_outputs, verify_outputs
 from lipcert.errors import CertificateError, InputError, LipcertError
 from lipcert.network.graph import ActivationNode, Network
-from lipcert.search.cost_to_go.weights import largest
+from lipcert.search.cost_to_go.weights import excess
 from tests.certificates.forging import SETTINGS, spoilt_arrays, with_array, with_setting
 from tests.zoo import mlp
 
@@ -416,7 +416,7 @@ def test_every_byte_of_the_file_counts(tmp_path: Path) -> None:
 
 
 def test_lanczos_sees_parts_that_the_power_method_left_out() -> None:
-    """``largest`` from a vector that lies in one of two separate parts finds the other's eigenvalue."""
+    """``excess`` from a vector that lies in one of two separate parts finds the other's eigenvalue."""
 
     class Diagonal:
         def plain(self, x: Tensor) -> Tensor:
@@ -432,5 +432,5 @@ def test_lanczos_sees_parts_that_the_power_method_left_out() -> None:
             return (2,)
 
     directions = {(1, 0): torch.tensor([[1.0, 0.0]])}
-    value = largest(Plan(), 1, torch.ones(1, 2), {0: torch.ones(1, 2)}, directions, 2)  # type: ignore[arg-type]
+    value = excess(Plan(), 1, torch.ones(1, 2), {0: torch.ones(1, 2)}, directions, 2)  # type: ignore[arg-type]
     assert float(value) == pytest.approx(4.0, rel=1e-5)
