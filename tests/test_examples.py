@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from examples import models, tanh_controller
+from examples import models, neuralfoil, output_ranges, tanh_controller
 
 PARAMETERS = {"lenet5": 61_706, "paper_cnn": 98_314, "alexnet": 61_100_840}
 SHAPES = {"lenet5": (1, 28, 28), "paper_cnn": (1, 28, 28), "alexnet": (3, 224, 224)}
@@ -82,3 +82,35 @@ def test_the_controllers_grid_leaves_no_gap():
     corners = {tuple(end.tolist()) for box in boxes for end in (box.lower, box.upper)}
     assert len(boxes) == 9
     assert len({a for a, _ in corners}) == len({b for _, b in corners}) == 4
+
+
+def test_output_ranges_are_settled_verified_and_true(tmp_path):
+    options = ["--torque", "8", "--lift", "6", "--grid", "1", "1", "--boxes", "1", "--budget", "0.01", "--steps", "60"]
+    found = output_ranges.main([str(tmp_path), *options])
+    assert set(found) == {"torque", "slopes", "airfoil"}
+    assert len(list(tmp_path.glob("*.lipcert"))) == sum(len(tiling.settled) for tiling in found.values())
+    assert found["airfoil"].settled
+    for tiling in found.values():
+        for bound in tiling.settled:
+            low, high = output_ranges.sampled(tiling.model, output_ranges.lipcert.Box(*bound.domain.bounds()))
+            assert bool((bound.lower <= low[: len(bound.lower)] + 1e-9).all())
+            assert bool((bound.upper >= high[: len(bound.upper)] - 1e-9).all())
+
+
+def test_the_slopes_network_is_the_gradient():
+    model = tanh_controller.train(5).double()
+    states = torch.rand(20, 2, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(states).sum(), states)
+    with torch.no_grad():
+        assert torch.allclose(output_ranges.Slopes(model)(states), gradient)
+
+
+def test_the_airfoil_is_neuralfoils():
+    """CL, ln CD and CM as neuralfoil 0.3.3 itself computes them for the mean airfoil, model xxsmall."""
+    states = torch.tensor([[-4.0, 5.7], [0.0, 6.0], [3.3, 6.3], [10.0, 6.7]], dtype=torch.float64)
+    own = [
+        [-0.07142189, -4.51256001, -0.07458178], [0.36568608, -5.02894586, -0.0769248],
+        [0.75058776, -5.04045731, -0.07869072], [1.48143903, -4.43115002, -0.07854021],
+    ]  # fmt: skip
+    with torch.no_grad():
+        assert torch.allclose(neuralfoil.load_airfoil().double()(states), torch.tensor(own).double(), atol=1e-6)

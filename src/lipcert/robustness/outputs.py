@@ -150,9 +150,9 @@ def _deep(network: Network) -> bool:
     return False
 
 
-def _moderate(norms: Sequence[float], boxes: Sequence[Tensor]) -> bool:
+def _moderate(norms: Sequence[float], numbers: Sequence[Tensor]) -> bool:
     """Whether float32 holds a network's numbers and their products well."""
-    sizes = [float(end[end.isfinite()].abs().max()) for end in boxes if bool(end.isfinite().any())]
+    sizes = [float(t[t.isfinite()].abs().max()) for t in numbers if bool(t.isfinite().any())]
     return max([*norms, *sizes], default=0.0) < LARGE and min((n for n in norms if n), default=1.0) > 1.0 / LARGE
 
 
@@ -185,7 +185,8 @@ def _searched(
 
     nodes = [(k, node) for k, node in enumerate(network.nodes) if isinstance(node, AffineNode)]
     norms = {k: tuple(norm.value for norm in subject.facts.norms(k)) for k, _ in nodes}
-    moderate = _moderate([n for own in norms.values() for n in own], [end for ends in boxes for end in ends])
+    numbers = [*(end for ends in boxes for end in ends), *(tasks[i].rows for i in used)]
+    moderate = _moderate([n for own in norms.values() for n in own], numbers)
     settings = settings if moderate else replace(settings, dtype=torch.float64)
     try:
         found = ascend(
