@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e '.[dev,examples]'
+	$(BIN)/python -m pip install --quiet --no-deps neuralfoil==0.3.3  # only its weights, for an example
 	@touch $@
 
 demo: setup ## bound, breakdown, lower bound, certificate and its verification for two MNIST networks

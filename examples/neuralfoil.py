@@ -1,20 +1,21 @@
 """The smallest network of neuralfoil: an airfoil's lift, drag and moment as smooth functions of its state.
 
-Source: P. Sharpe, *NeuralFoil* 0.3.3 (MIT licence, in ``checkpoints/NEURALFOIL_LICENSE.txt``), model ``xxsmall``: two
-hidden layers of 48 swish units on 25 scaled inputs. Kept are the rows of its last layer for CL, CD and CM, and the mean
-of its training inputs, whose shape parameters are the airfoil here.
+Source: P. Sharpe, *NeuralFoil* 0.3.3 (MIT licence), model ``xxsmall``: two hidden layers of 48 swish units on 25 scaled
+inputs. Used are the rows of its last layer for CL, CD and CM, and the mean of its training inputs, whose shape parameters
+are the airfoil here. The weights are read from the package where it is installed, its code is not needed:
+``pip install --no-deps neuralfoil``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-WEIGHTS = Path(__file__).parent / "checkpoints" / "neuralfoil_xxsmall.safetensors"
 #: Names of the outputs, and the box of angles of attack (degrees) and log10 of Reynolds numbers.
 OUTPUTS = ("CL", "ln CD", "CM")
 LOW, HIGH = torch.tensor([-4.0, 5.7], dtype=torch.float64), torch.tensor([10.0, 6.7], dtype=torch.float64)
@@ -55,6 +56,27 @@ class Airfoil(nn.Module):
         return self.scale * both + self.shift
 
 
+def folder() -> Path | None:
+    """Where the package keeps its weights; None where it is not installed."""
+    found = importlib.util.find_spec("neuralfoil")
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(found.submodule_search_locations[0]) / "nn_weights_and_biases"
+
+
 def load_airfoil() -> Airfoil:
-    """With neuralfoil's weights, in eval mode."""
-    return Airfoil(load_file(WEIGHTS)).eval()
+    """With neuralfoil's weights, in eval mode.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    place = folder()
+    if place is None:
+        raise FileNotFoundError("the weights come with neuralfoil: pip install --no-deps neuralfoil")
+    with np.load(place / "nn-xxsmall.npz") as file:
+        weights = {name: torch.from_numpy(file[name]).float() for name in file.files}
+    with np.load(place / "scaled_input_distribution.npz") as file:
+        weights["mean_inputs"] = torch.from_numpy(file["mean_inputs_scaled"]).float()
+    for name in ("net.4.weight", "net.4.bias"):
+        weights[name] = weights[name][1:4]  # CL, ln CD and CM
+    return Airfoil(weights).eval()

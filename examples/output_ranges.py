@@ -29,6 +29,7 @@ import lipcert
 from examples.neuralfoil import HIGH as OPERATING_HIGH
 from examples.neuralfoil import LOW as OPERATING_LOW
 from examples.neuralfoil import OUTPUTS, load_airfoil
+from examples.neuralfoil import folder as neuralfoil_folder
 from examples.tanh_controller import HIGH, train
 
 #: Where the signs of slopes are asked for: angles (rad) and rates (rad/s) up to these.
@@ -203,6 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Tiling]:
     found["slopes"] = tile(slopes, lipcert.Box(-SMALL, SMALL), lambda b: bool((b.upper < 0.0).all()), boxes, budget)
     report("u falls with the angle and the rate near 0", found["slopes"], folder, "slopes", began)
 
+    if neuralfoil_folder() is None:
+        console.print("no airfoil: its weights come with pip install --no-deps neuralfoil", highlight=False)
+        return found
     began = time.perf_counter()
     operating = lipcert.Box(OPERATING_LOW, OPERATING_HIGH)
     found["airfoil"] = tile(

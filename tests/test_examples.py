@@ -105,6 +105,7 @@ def test_the_slopes_network_is_the_gradient():
         assert torch.allclose(output_ranges.Slopes(model)(states), gradient)
 
 
+@pytest.mark.skipif(neuralfoil.folder() is None, reason="neuralfoil is not installed")
 def test_the_airfoil_is_neuralfoils():
     """CL, ln CD and CM as neuralfoil 0.3.3 itself computes them for the mean airfoil, model xxsmall."""
     states = torch.tensor([[-4.0, 5.7], [0.0, 6.0], [3.3, 6.3], [10.0, 6.7]], dtype=torch.float64)
