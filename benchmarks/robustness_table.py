@@ -150,7 +150,8 @@ def _ball(row: Row) -> str:
 def _published(row: Row) -> str:
     _, _, _, radii = PUBLIC[row["net"]]
     figures = next((r.published for r in radii if r.label == row["label"] and r.p == float(row["p"])), {})
-    return " / ".join(f"{v:g}" for v in figures.values()) or "–"
+    named = tuple(figures) != TOOLS
+    return " / ".join(f"{tool}: {v:g}" if named else f"{v:g}" for tool, v in figures.items()) or "–"
 
 
 def _broken(row: Row) -> str:
