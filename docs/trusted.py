@@ -87,7 +87,7 @@ def parts() -> dict[str, list[Path]]:
         "problem": problem,
         "capture": sorted(model - set(problem)),
         "verify": sorted(set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)),
-        "outputs": sorted(set(closure(SOURCE / "certificates" / "outputs.py")) - proofs - set(problem)),
+        "outputs": sorted(set(closure(SOURCE / "certificates" / "verify_file.py")) - proofs - set(problem)),
         "rows": sorted(
             set(closure(SOURCE / "robustness" / "checks.py"))
             - proofs

@@ -1,8 +1,8 @@
 """The smallest network of neuralfoil: an airfoil's lift, drag and moment as smooth functions of its state.
 
 Source: P. Sharpe, *NeuralFoil* 0.3.3 (MIT licence), model ``xxsmall``: two hidden layers of 48 swish units on 25 scaled
-inputs. Used are the rows of its last layer for CL, CD and CM, and the mean of its training inputs, whose shape parameters
-are the airfoil here. The weights are read from the package where it is installed, its code is not needed:
+inputs. Used are the rows of its last layer for CL, CD and CM, and the mean of its training inputs, whose shape is the
+airfoil here. The weights are read from the package where that is installed, its code is not needed:
 ``pip install --no-deps neuralfoil``.
 """
 

@@ -104,7 +104,7 @@ def test_radii_of_every_size(p: float, radius: float) -> None:
     assert float(bound.upper - bound.lower) <= 30.0 * radius + 1e-9
 
 
-@pytest.mark.parametrize("scale", [1e-160, 1e-30, 1e-9, 1e6, 1e30, 1e100, 1e160])
+@pytest.mark.parametrize("scale", [1e-160, 1e-30, 1e-9, 1e6, 1e30, 1e100])
 def test_weights_of_every_size_without_an_alarm(scale: float) -> None:
     """The search works in float32; where that holds no such numbers it said that lipcert had a bug."""
     model = mlp([3, 4, 4, 2]).double()
