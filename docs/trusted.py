@@ -88,6 +88,13 @@ def parts() -> dict[str, list[Path]]:
         "capture": sorted(model - set(problem)),
         "verify": sorted(set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)),
         "outputs": sorted(set(closure(SOURCE / "certificates" / "outputs.py")) - proofs - set(problem)),
+        "rows": sorted(
+            set(closure(SOURCE / "robustness" / "checks.py"))
+            - proofs
+            - set(problem)
+            - model
+            - set(closure(SOURCE / "certificates" / "outputs.py"))
+        ),
         "lower_witness": sorted(set(closure(SOURCE / "certificates" / "lower_witness.py")) - set(problem)),
         "counter_example": sorted(set(closure(SOURCE / "certificates" / "counter_example.py")) - set(problem)),
     }
@@ -99,6 +106,7 @@ PARTS = {
     "capture": "how a model becomes a network, beyond that",
     "verify": "how a file is read and a Bound is made of a proof, beyond the checks and that",
     "outputs": "how bounds of outputs are proved, beyond the checks of norms and what f is",
+    "rows": "how the rows of a certification are proved, beyond bounds of outputs and what f is",
     "lower_witness": "how a lower bound is proved, beyond what f is",
     "counter_example": "how a low output at a point is proved, beyond what f is",
 }

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given
 
 import lipcert
-from lipcert.api import _generator
+from lipcert.arguments import generator_of
 from lipcert.attack import attack
 from lipcert.capture.torch_export import capture
 from lipcert.methods.base import Run
@@ -32,7 +32,7 @@ NORMS = [(2.0, 2.0), (1.0, 1.0), (INF, INF)]
 
 
 def autolip(problem: Problem) -> lipcert.Bound:
-    return lipcert.AutoLip().bound(problem, Run(_generator(0), torch.device("cpu")), Chance())
+    return lipcert.AutoLip().bound(problem, Run(generator_of(0), torch.device("cpu")), Chance())
 
 
 def refute(case: Case, norm: tuple[float, float], budget: float) -> str:

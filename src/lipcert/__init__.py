@@ -17,11 +17,13 @@ from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import (
     CaptureError,
     CertificateError,
+    EngineError,
     InputError,
     LipcertError,
     MethodError,
     NotLipschitzError,
     NumericsError,
+    StoreError,
     TrainModeError,
     UnsupportedNormError,
     UnsupportedOpError,
@@ -36,6 +38,9 @@ from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.methods.lipsdp_ipm import LipSDPInteriorPoint
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
 from lipcert.result import Bound, Comparison, Estimate, LowerBound, OutputBound
+from lipcert.robustness.certification import Certification
+from lipcert.robustness.certify import certify
+from lipcert.robustness.engines import LocalEngine, RayEngine
 from lipcert.version import __version__ as __version__
 
 __all__ = [
@@ -47,9 +52,11 @@ __all__ = [
     "BranchAndBound",
     "CaptureError",
     "CertificateError",
+    "Certification",
     "CertifiedPairs",
     "Comparison",
     "EclipseFast",
+    "EngineError",
     "Estimate",
     "ExactPairs",
     "ExecutionError",
@@ -60,17 +67,21 @@ __all__ = [
     "LipSDPInteriorPoint",
     "LipSDPLayer",
     "LipcertError",
+    "LocalEngine",
     "LowerBound",
     "MethodError",
     "NotLipschitzError",
     "NumericsError",
     "OutputBound",
     "RankKPairs",
+    "RayEngine",
     "SeqLip",
+    "StoreError",
     "TrainModeError",
     "UnsupportedNormError",
     "UnsupportedOpError",
     "bound",
+    "certify",
     "compare",
     "estimate",
     "execution_error",

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor
 
 import lipcert.methods.all  # noqa: F401  (registers every method)
-from lipcert.capture.model_file import what_a_file_is
-from lipcert.capture.torch_export import capture, capture_steps, quiet
+from lipcert.arguments import budget_of, device_of, generator_of
+from lipcert.capture.load import Model, load_model
+from lipcert.capture.torch_export import capture, capture_steps
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify_file import verify_file
 from lipcert.domain import Domain, exactly, require_real
-from lipcert.errors import CaptureError, InputError, NumericsError, named
+from lipcert.errors import InputError, NumericsError, named
 from lipcert.execution.error import ExecutionError
 from lipcert.execution.settings import require_float32
 from lipcert.execution.walk import errors
@@ -39,7 +37,6 @@ from lipcert.problem import Problem, as_norm, require_select
 from lipcert.ranges.build import Ranges
 from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound, OutputBound
 
-Model = nn.Module | ExportedProgram | str | Path
 Anchor = Tensor | Literal["center"] | None
 
 
@@ -131,7 +128,7 @@ def bound(
         problem = problems.pop(0)  # what it works out for itself goes with it
         chosen.require_norm(problem.norm)
         with ordinary(), _reporter(progress, _title(chosen.name, len(found), len(domains))) as report:
-            run = Run(_generator(seed), _device(device), _budget(budget), report, rigorous=_rigorous(guarantee))
+            run = Run(generator_of(seed), device_of(device), budget_of(budget), report, rigorous=_rigorous(guarantee))
             with torch.random.fork_rng(devices=[]):
                 one = chosen.bound(problem, run, Chance())
         found.append(replace(one, seconds=time.perf_counter() - started))
@@ -180,11 +177,11 @@ def compare(
     chance = Chance()  # one for all rows: whoever quotes the best of them may
     with ordinary(), _reporter(progress, "compare") as report, torch.random.fork_rng(devices=[]):
         for one in chosen:
-            run = Run(_generator(seed), _device(device), _budget(budget), report)
+            run = Run(generator_of(seed), device_of(device), budget_of(budget), report)
             trials = Trials(problem, run, chance)
             trials.attempt(one, run.budget)
             rows += trials.attempts
-        found = attack(problem, inputs, _budget(lower_budget), seed, _device(device), report)
+        found = attack(problem, inputs, budget_of(lower_budget), seed, device_of(device), report)
     lower = replace(found, input_shape=problem.model.in_shape[1:])
     return Comparison(tuple(sorted(rows, key=lambda r: math.inf if r.value is None else r.value)), lower)
 
@@ -217,12 +214,12 @@ def lower_bound(
         A ``LowerBound`` whose value re-evaluates from its witness in float64.
     """
     problem = _problem(model, example_input, norm, domain, select, anchor)
-    _generator(seed)  # refuses an unusable seed
+    generator_of(seed)  # refuses an unusable seed
     _require_data(inputs, problem)
     from lipcert.attack import attack
 
     with ordinary(), _reporter(progress, "attack") as report, torch.random.fork_rng(devices=[]):
-        found = attack(problem, inputs, _budget(budget), seed, _device(device), report)
+        found = attack(problem, inputs, budget_of(budget), seed, device_of(device), report)
     return replace(found, input_shape=problem.model.in_shape[1:])
 
 
@@ -249,7 +246,7 @@ def estimate(
     """
     problem = _problem(model, example_input, norm, None, select)
     with named(NumericsError, "the estimate"), ordinary(), torch.random.fork_rng(devices=[]):
-        return estimates.estimate(problem, method, k, steps, _generator(seed), pools)
+        return estimates.estimate(problem, method, k, steps, generator_of(seed), pools)
 
 
 def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound | OutputBound:
@@ -357,8 +354,8 @@ def _outputs(
 ) -> OutputBound:  # fmt: skip
     from lipcert.robustness.outputs import bound_outputs, margin_rows
 
-    _generator(seed)
-    seconds, place = _budget(budget), _device(device)
+    generator_of(seed)
+    seconds, place = budget_of(budget), device_of(device)
     if not isinstance(domain, get_args(Domain)[:-1]):
         raise InputError(
             f"domain must be a lipcert.Ball, a lipcert.Box or a lipcert.Intersection, not {type(domain).__name__}: "
@@ -462,22 +459,6 @@ def supported_ops() -> tuple[OpInfo, ...]:
     return registered_ops()
 
 
-@ordinary(dtype=None)
-def load_model(model: Model) -> nn.Module | ExportedProgram:
-    """A model as it is, or loaded from the path of a ``.pt2`` file.
-
-    Raises:
-        CaptureError: the file cannot be read as an exported program; says what it is and how to convert it.
-    """
-    if not isinstance(model, (str, Path)):
-        return model
-    try:
-        with quiet(), redirect_stderr(io.StringIO()):
-            return torch.export.load(str(model))
-    except Exception as problem:
-        raise CaptureError(f"cannot load {model}: {what_a_file_is(Path(model), problem)}") from problem
-
-
 def _problem(
     model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None, anchor: Anchor = None
 ) -> Problem:
@@ -539,27 +520,6 @@ def _require_data(inputs: Any, problem: Problem) -> None:
     require_real("inputs", inputs, "shape (B, *shape of one example)")
     if tuple(inputs.shape[1:]) != problem.model.in_shape[1:]:
         raise InputError(f"inputs has shape {tuple(inputs.shape)}, expected (B, *{problem.model.in_shape[1:]}).")
-
-
-def _generator(seed: int) -> torch.Generator:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63 - 1:
-        raise InputError(f"seed must be an integer from 0 to 2^63 − 2, not {seed!r}.")
-    return torch.Generator().manual_seed(seed)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        chosen = torch.device("cpu" if device is None else device)
-        torch.zeros(1, device=chosen).item()  # fails on a device that holds no numbers (meta), too
-    except Exception as problem:
-        raise InputError(f"device {device!r} cannot be used: {problem}") from problem
-    return chosen
-
-
-def _budget(budget: float) -> float:
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
-        raise InputError(f"budget must be a positive number of seconds, not {budget!r}.")
-    return float(min(budget, sys.float_info.max))  # a whole number may be larger
 
 
 def _rigorous(guarantee: str) -> bool:

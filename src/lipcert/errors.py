@@ -62,3 +62,11 @@ class NotProved(LipcertError):  # noqa: N818  (a result of an attempt, not a fau
 
 class CertificateError(LipcertError):
     """A certificate is missing, damaged, tampered with, of another model, or does not prove its claim."""
+
+
+class StoreError(LipcertError):
+    """The file of a run cannot be used or written: damaged, of another run, held by another process, no space left."""
+
+
+class EngineError(LipcertError):
+    """The workers of a run cannot be started, or one example ends each worker that tries it."""

@@ -1,4 +1,4 @@
-"""Command line: ``lipcert bound | lower | verify | methods | ops``. Exit code 0 ok, 1 bound above --max, 2 error."""
+"""Command line: ``lipcert bound | certify | lower | verify | …``. Exit code 0 ok, 1 not as good as asked, 2 error."""
 
 from lipcert.cli.main import main
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lipcert.api import load_model
+from lipcert.capture.load import load_model
 from lipcert.domain import Ball, Box, Domain, Intersection
 from lipcert.errors import CaptureError, InputError
 
@@ -87,18 +87,36 @@ def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgra
         CaptureError: the file cannot be read, or the factory fails.
     """
     shape = None if input_shape is None else parse_shape(input_shape)
+    _require_place(name)
+    if not _is_file(name) and shape is None:
+        raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
+    model = find_model(name)
+    if isinstance(model, ExportedProgram):
+        return model, _example_of(model, shape)
+    assert shape is not None
+    return model, _random(shape)
+
+
+def find_model(name: str) -> nn.Module | ExportedProgram:
+    """The model behind ``file.pt2`` or ``package.module:factory``; errors as ``load``."""
+    _require_place(name)
+    if not _is_file(name):
+        return _build(name)
+    program = load_model(name)
+    assert isinstance(program, ExportedProgram)
+    return program
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).is_file() or (":" not in name and Path(name).suffix in _SUFFIXES)
+
+
+def _require_place(name: str) -> None:
     if name.endswith(".pt2") and not Path(name).is_file():
         raise InputError(f"there is no file {name}.")
-    if Path(name).is_file() or (":" not in name and Path(name).suffix in _SUFFIXES):
-        program = load_model(name)
-        assert isinstance(program, ExportedProgram)
-        return program, _example_of(program, shape)
-    if ":" not in name:
+    if not _is_file(name) and ":" not in name:
         dotted = ":".join(name.rsplit(".", 1)) if "." in name else "package.module:factory"
         raise InputError(f"MODEL must be a .pt2 file or package.module:factory (here perhaps {dotted}), not {name!r}.")
-    if shape is None:
-        raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
-    return _build(name), _random(shape)
 
 
 def _build(name: str) -> nn.Module:

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import lipcert
+from lipcert.cli.certify import certify, is_run, verified_run
+from lipcert.cli.common import JsonOption, ModelArgument, SeedOption, console, errors, guard
 from lipcert.cli.load import load, parse_domain, parse_norm
 from lipcert.domain import Domain
-from lipcert.errors import InputError, LipcertError
+from lipcert.errors import InputError
 from lipcert.result import Bound, OutputBound
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 bound above --max, 2 error.",
+    help="Certified bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error.",
 )  # fmt: skip
-console = Console()
-errors = Console(stderr=True)
 
-ModelArgument = Annotated[str, typer.Argument(help="a .pt2 file, or package.module:factory")]
 ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
 NormOption = Annotated[str, typer.Option("--norm", help="p,q: norms of input and output, each 1, 2 or inf")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 BallOption = Annotated[str | None, typer.Option("--ball", help="bound on a ball: its centre, a number or .npy file")]
 RadiusOption = Annotated[float | None, typer.Option("--radius", help="of the ball")]
 PowerOption = Annotated[str | None, typer.Option("--p", help="the ball's norm: 1, 2 or inf (the default)")]
@@ -43,7 +36,6 @@ BoxOption = Annotated[
 AnchoredOption = Annotated[
     bool, typer.Option("--anchored", help="bound |f(x) - f(c)| / |x - c| for the ball's centre c alone")
 ]
-SeedOption = Annotated[int, typer.Option("--seed")]
 
 
 def main() -> None:
@@ -63,26 +55,10 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    """Certified Lipschitz bounds for trained networks. Exit code: 0 ok, 1 bound above --max, 2 error."""
+    """Certified bounds for trained networks. Exit code: 0 ok, 1 above --max or below --at-least, 2 error."""
 
 
-@contextmanager
-def _guard(as_json: bool) -> Iterator[None]:
-    """Turn any error into a message on stderr (and JSON on stdout) and exit code 2.
-
-    Exit code 1 means "bound above --max" and nothing else, so an error nobody foresaw must not end with it either.
-    What the user's own code prints while it is imported or run goes to stderr.
-    """
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except Exception as problem:
-        if as_json:
-            typer.echo(json.dumps({"error": type(problem).__name__, "message": str(problem)}))
-        if not isinstance(problem, LipcertError):
-            errors.print(escape(traceback.format_exc()), highlight=False)
-        errors.print(f"[red]{type(problem).__name__}[/red]: {escape(str(problem))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+app.command()(certify)
 
 
 @app.command()
@@ -104,7 +80,7 @@ def bound(
     as_json: JsonOption = False,
 ) -> None:
     """Certified upper bound of MODEL's Lipschitz constant."""
-    with _guard(as_json):
+    with guard(as_json):
         if maximum is not None and math.isnan(maximum):
             raise InputError("--max must be a number.")
         built, example = load(model, input_shape)
@@ -149,7 +125,7 @@ def lower(
     as_json: JsonOption = False,
 ) -> None:
     """Lower bound with a witness: the steepest point and direction, or pair of points, that an attack finds."""
-    with _guard(as_json):
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.lower_bound(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget, seed=seed,
@@ -182,7 +158,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Every applicable method side by side, with the lower bound."""
-    with _guard(as_json):
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.compare(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget,
@@ -214,7 +190,7 @@ def estimate(
     as_json: JsonOption = False,
 ) -> None:
     """A number of the 2018 paper that is no bound: it may lie below the constant or above."""
-    with _guard(as_json):
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.estimate(built, example, method=method, k=k, seed=seed, pools=pools)  # type: ignore[arg-type]
     if as_json:
@@ -226,13 +202,16 @@ def estimate(
 
 @app.command()
 def verify(
-    certificate: Annotated[Path, typer.Argument(help="a .lipcert file")],
+    certificate: Annotated[Path, typer.Argument(help="a .lipcert file, or what certify saved")],
     model: ModelArgument,
     input_shape: ShapeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Re-check a certificate against MODEL: its hash, and the check alone."""
-    with _guard(as_json):
+    """Re-check a certificate, or all of a certification, against MODEL: its hash, and the checks alone."""
+    if is_run(certificate):
+        verified_run(certificate, model, as_json)
+        return
+    with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.verify(certificate, built, example)
     if as_json:

@@ -1,0 +1,305 @@
+"""The cascade that decides a batch of examples: clean, constants, attack, then provers from cheap to strong."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lipcert.attack.adversarial import attack
+from lipcert.errors import NumericsError
+from lipcert.guarantee import Guarantee
+from lipcert.numerics.process_state import ordinary
+from lipcert.robustness.checks import Claim, Facts
+from lipcert.robustness.pair_constants import others
+from lipcert.robustness.provers import Asked, Proof, Prover, proved
+from lipcert.robustness.rows import Decision, Row, Status
+from lipcert.robustness.schedule import Bracket
+
+#: Doublings of the radius that is attacked where none is given.
+_OUTWARD = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples that are decided together.
+
+    Attributes:
+        indices: places among all inputs.
+        inputs: (B, *shape) float64; an array, which goes to other processes by value.
+        labels: (B,).
+        wanted: which of them are still to be decided; the others keep them company, so that random numbers and sums
+            are those of a run that was not interrupted.
+    """
+
+    indices: tuple[int, ...]
+    inputs: npt.NDArray[np.float64] = field(repr=False)
+    labels: tuple[int, ...]
+    wanted: frozenset[int]
+
+
+class Decider(Protocol):
+    """What engines run: data that can be sent to another process."""
+
+    def decide(self, batch: Batch) -> Iterator[Decision]:
+        """Each wanted example once, in any order, as soon as it is decided."""
+
+
+@dataclass(eq=False)
+class _Case:
+    """What is known of one example so far."""
+
+    index: int
+    claim: Claim
+    predicted: int
+    wanted: bool
+    bracket: Bracket
+    proof: Proof | None = None
+    counter: Tensor | None = None
+    starts: Tensor | None = None
+    seconds: float = 0.0
+
+    def at(self, radius: float) -> Claim:
+        return Claim(self.claim.x, self.claim.label, radius)
+
+    def keep(self, found: Proof | None) -> None:
+        if found is not None and found.radius > self.bracket.certified:
+            self.bracket.certify(found.radius)
+            self.proof = found
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """The steps, the cheapest first; an example leaves as soon as it is decided.
+
+    Attributes:
+        facts: the network, the threat and what is known of both.
+        provers: tried one after another on what constants and the attack leave open.
+        budget: seconds that the provers may take per example, on average over a batch.
+        effort: of the attack.
+        seed: of its random starts; an example's row depends on it, on the batch and on nothing else, unless the budget
+            ends.
+        device: where the attack runs.
+    """
+
+    facts: Facts
+    provers: tuple[Prover, ...]
+    budget: float = 60.0
+    effort: float = 1.0
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def decide(self, batch: Batch) -> Iterator[Decision]:
+        """See ``Decider``."""
+        clock = _Clock()
+        with ordinary():
+            cases, wrong = self._begin(batch)
+            clock.share(cases)
+        yield from (self._wrong(case, margin) for case, margin in wrong if case.wanted)
+        with ordinary():
+            for case in cases:
+                self._by_constants(case)
+            clock.share(cases)
+        left = []
+        for case in cases:
+            if case.bracket.done:
+                yield from self._finished(case)
+            else:
+                left.append(case)
+        if not left:
+            return
+        with ordinary(), torch.random.fork_rng(devices=[]):
+            self._attack(left, batch.indices[0])
+        clock.share(left)
+        until = time.perf_counter() + self.budget * sum(case.wanted for case in left)
+        while True:
+            done = [case for case in left if case.bracket.done or not case.wanted]
+            left = [case for case in left if not (case.bracket.done or not case.wanted)]
+            for case in done:
+                yield from self._finished(case)
+            if not left:
+                return
+            with ordinary(), torch.random.fork_rng(devices=[]):
+                self._prove(left, until)
+            clock.share(left)
+            if time.perf_counter() > until:
+                for case in left:
+                    case.bracket.stop()
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def _begin(self, batch: Batch) -> tuple[list[_Case], list[tuple[_Case, float]]]:
+        network = self.facts.network
+        x = torch.from_numpy(np.array(batch.inputs)).reshape(len(batch.inputs), *network.in_shape)
+        with torch.no_grad():
+            scores = network.forward(x).reshape(len(x), -1)
+        cases, wrong = [], []
+        for place, (index, label) in enumerate(zip(batch.indices, batch.labels, strict=True)):
+            claim = Claim(x[place], label, 0.0)
+            predicted = int(scores[place].argmax())
+            case = _Case(index, claim, predicted, index in batch.wanted, Bracket(self.facts.threat.radii))
+            if predicted == label:
+                cases.append(case)
+            else:
+                wrong.append((case, float(scores[place, label] - scores[place, predicted])))
+        return cases, wrong
+
+    def _by_constants(self, case: _Case) -> None:
+        known = self.facts.constants
+        if known is None:
+            return
+        radius = known.radius(case.claim.label, self.facts.at_centre(case.claim).least)
+        radius = min(radius * (1.0 - 1e-9), case.bracket.top)
+        if 0.0 < radius < math.inf:
+            case.keep(proved("pair_constants", self.facts, case.at(radius)))
+
+    def _attack(self, cases: Sequence[_Case], first: int) -> None:
+        """The nearest counter-example of each; where none is found, points of low margins for the provers."""
+        if self.facts.threat.radii is not None:
+            going = list(cases)
+            for number, radius in enumerate(reversed(self.facts.threat.radii)):
+                going = [c for c in going if c.bracket.certified < radius]
+                radii = [min(radius, c.bracket.attacked) for c in going]
+                broken = self._attacked(going, radii, (first, number))
+                going = [c for c, b in zip(going, broken, strict=True) if b]
+            return
+        reach = {c.index: self._first_radius(c) for c in cases}
+        for number in range(_OUTWARD):
+            going = [c for c in cases if math.isinf(c.bracket.attacked)]
+            broken = self._attacked(going, [reach[c.index] for c in going], (first, number))
+            for case, hit in zip(going, broken, strict=True):
+                reach[case.index] *= 1.0 if hit else 2.0
+
+    def _first_radius(self, case: _Case) -> float:
+        """About where a linear function with the margin and gradient at the example would change its class."""
+        network, label = self.facts.network, case.claim.label
+        x = case.claim.x[None].clone().requires_grad_(True)
+        with torch.enable_grad():
+            scores = network.forward(x).reshape(-1)
+            rest = scores.clone()
+            rest[label] = -math.inf
+            margin = scores[label] - rest.max()
+            (gradient,) = torch.autograd.grad(margin, x)
+        dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[self.facts.threat.norm]
+        guess = float(margin.detach()) / max(float(gradient.reshape(-1).norm(p=dual)), 1e-12)
+        return min(max(guess, case.bracket.certified, 1e-9), 1e12)
+
+    def _attacked(self, cases: Sequence[_Case], radii: Sequence[float], run: tuple[int, int]) -> list[bool]:
+        """Whether a counter-example was found within each radius; it and low points are kept."""
+        if not cases:
+            return []
+        facts = self.facts
+        claims = [c.at(r) for c, r in zip(cases, radii, strict=True)]
+        open_ = torch.ones(len(cases), facts.classes, dtype=torch.bool)
+        for place, claim in enumerate(claims):
+            open_[place, others(claim.label, facts.classes)] = ~(facts.by_constants(claim).sure > 0.0)
+        seed = int(np.random.default_rng((self.seed, *run)).integers(2**62))
+        labels = torch.tensor([c.label for c in claims])
+        found = attack(facts.network, [facts.domain(c) for c in claims], labels, open_, self.effort, seed, self.device)
+        for place, (case, broken) in enumerate(zip(cases, found.broken, strict=True)):
+            self._keep_points(case, found.example == place, found.other, found.points)
+            if broken is None:
+                continue
+            distance = radii[place] if broken.distance is None else broken.distance
+            if distance < case.bracket.attacked:
+                case.bracket.attack(distance)
+                case.counter = broken.point.reshape(-1)
+            if case.bracket.attacked <= case.bracket.certified:
+                raise NumericsError(
+                    f"example {case.index} is certified up to {case.bracket.certified:.9g}, and a counter-example was "
+                    f"found at {case.bracket.attacked:.9g}. This is a bug in lipcert: please report it."
+                )
+        return [broken is not None for broken in found.broken]
+
+    def _keep_points(self, case: _Case, mine: Tensor, other: Tensor, points: Tensor) -> None:
+        x = case.claim.x
+        if case.starts is None:
+            case.starts = x.expand(self.facts.classes - 1, *x.shape).clone()
+        for pair in mine.nonzero().reshape(-1).tolist():
+            k = int(other[pair])
+            point = points[pair].reshape(x.shape)
+            if bool(torch.isfinite(point).all()):
+                case.starts[k - (k > case.claim.label)] = point
+
+    def _prove(self, cases: Sequence[_Case], until: float) -> None:
+        """Each at the next radius of its bracket, by the first prover that can."""
+        left = tried = [(case, case.bracket.next()) for case in cases]
+        for prover in self.provers:
+            asked = [self._asked(case, radius) for case, radius in left]
+            for (case, _), proof in zip(left, prover.prove(self.facts, asked, until), strict=True):
+                case.keep(proof)
+            left = [(case, radius) for case, radius in left if case.bracket.certified < radius]
+            if not left:
+                break
+        for case, radius in left:
+            case.bracket.fail(radius)
+        for case, radius in tried:
+            case.bracket.tried(radius)
+
+    def _asked(self, case: _Case, radius: float) -> Asked:
+        known = case.bracket
+        between = None if known.radii is not None else (known.certified, min(known.attacked, known.failed))
+        return Asked(case.at(radius), self._starts(case, radius), between)
+
+    def _starts(self, case: _Case, radius: float) -> Tensor:
+        """The attack's points, drawn in to the radius."""
+        x = case.claim.x
+        if case.starts is None:
+            return x.expand(self.facts.classes - 1, *x.shape)
+        return self.facts.domain(case.at(radius)).project(case.starts.flatten(1).reshape(-1, *x.shape))
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    def _wrong(self, case: _Case, margin: float) -> Decision:
+        row = Row(case.index, case.claim.label, case.predicted, "wrong", 0.0, 0.0, margin, "clean", None, case.seconds)
+        return Decision(row)
+
+    def _finished(self, case: _Case) -> Iterator[Decision]:
+        if not case.wanted:
+            return
+        known, proof = case.bracket, case.proof
+        method = proof.method if proof is not None else "none" if case.counter is None else "attack"
+        guarantee: Guarantee | None = None if proof is None else proof.margins.guarantee
+        margin = self._centre_margin(case) if proof is None else proof.margin
+        row = Row(
+            case.index, case.claim.label, case.predicted, _status(known), known.certified, known.attacked, margin,
+            method, guarantee, case.seconds,
+        )  # fmt: skip
+        evidence = proof is not None or case.counter is not None
+        yield Decision(
+            row,
+            None if proof is None else proof.content,
+            case.claim.x.numpy().tobytes() if evidence else None,
+            None if case.counter is None else case.counter.numpy().tobytes(),
+        )
+
+    def _centre_margin(self, case: _Case) -> float:
+        least = float(self.facts.at_centre(case.claim).least.min())
+        return least if math.isfinite(least) else 0.0
+
+
+def _status(known: Bracket) -> Status:
+    top = known.top if math.isfinite(known.top) else min(known.certified, 1.0)
+    if known.certified >= top and known.certified > 0.0:
+        return "certified"
+    return "attacked" if known.attacked <= known.top and math.isfinite(known.attacked) else "open"
+
+
+class _Clock:
+    """Shares the time since it was last asked among cases."""
+
+    def __init__(self) -> None:
+        self.since = time.perf_counter()
+
+    def share(self, cases: Sequence[_Case]) -> None:
+        now = time.perf_counter()
+        for case in cases:
+            case.seconds += (now - self.since) / len(cases)
+        self.since = now

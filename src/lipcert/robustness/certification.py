@@ -1,0 +1,388 @@
+"""What a run says: a row per example, accuracies at every radius, one file with all certificates."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from lipcert.capture.load import Model, load_model
+from lipcert.capture.torch_export import capture
+from lipcert.certificates.verify import verify as verify_certificate
+from lipcert.errors import CertificateError, InputError, LipcertError, StoreError
+from lipcert.network.graph import Network
+from lipcert.robustness.checks import Claim, Facts, breaks, recheck
+from lipcert.robustness.examples import Examples
+from lipcert.robustness.pair_constants import PairConstants, body
+from lipcert.robustness.rows import Decision, Row
+from lipcert.robustness.store import Store
+from lipcert.robustness.threat import Threat, scaled
+
+#: Name of the shared certificate of the body's constant.
+CONSTANTS = "constants"
+
+
+class Certification(Sequence[Row]):
+    """One row per example, in order; made by ``lipcert.certify``, or read from its file by ``Certification.load``.
+
+    ``print`` it for the table. What is certified is a statement about the network in real arithmetic: within
+    ``certified_radius`` no input that the threat allows has another class.
+
+    Attributes:
+        threat: norm, radii, limits and units.
+        seconds: wall time of the run that made it; nan where it was read from a file.
+    """
+
+    def __init__(self, store: Store, seconds: float = math.nan) -> None:
+        self._store, self.seconds = store, seconds
+        try:
+            self._about = store.about
+            self.threat = Threat.from_json(json.loads(self._about["settings"])["threat"])
+            self._shape = tuple(int(n) for n in json.loads(self._about["shape"]))
+            count = int(self._about["count"])
+            self._rows = list(store.rows())
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"{store.where} is no file of a certification run: {error}") from error
+        finally:
+            store.rest()
+        if [row.index for row in self._rows] != list(range(count)):
+            raise StoreError(
+                f"{store.where} holds {len(self._rows)} of {count} examples: the run was not finished. Call "
+                f"lipcert.certify with the same arguments and resume={store.where!r}."
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certification:
+        """Read what ``save`` wrote, or the file of a finished run; nothing in it is executed.
+
+        Raises:
+            StoreError: missing, damaged, something else, or of a run that was not finished.
+        """
+        return cls(Store.read(path))
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the network that was certified, normalisation included."""
+        return self._about["model"]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the examples whose class is right."""
+        return self._share(row.status != "wrong" for row in self)
+
+    def certified_accuracy(self, radius: float | None = None) -> float:
+        """Share of the examples that keep their right class within ``radius``, proved.
+
+        With given radii it is 0 beyond the largest of them, as nothing was tried there.
+
+        Args:
+            radius: None: the largest asked for.
+        """
+        at = self._radius(radius)
+        return self._share(row.status_at(at) == "certified" for row in self)
+
+    def attacked_accuracy(self, radius: float | None = None) -> float:
+        """Share of the examples that the attack leaves: right, and no counter-example found within ``radius``.
+
+        The true share lies between ``certified_accuracy`` and this.
+        """
+        at = self._radius(radius)
+        return self._share(row.attacked_radius > at for row in self)
+
+    def _share(self, hits: Any) -> float:
+        return sum(bool(h) for h in hits) / len(self._rows)
+
+    def _radius(self, radius: float | None) -> float:
+        if radius is not None:
+            if not radius >= 0.0:
+                raise InputError(f"radius must be a number from 0, not {radius!r}.")
+            return float(radius)
+        if self.threat.radii is None:
+            raise InputError("this run looked for the largest radius of each example: say at which radius.")
+        return self.threat.radii[-1]
+
+    # -- reports ---------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self, rows: int = 0) -> str:
+        """Accuracies by radius, what decided, and as many rows of single examples as asked for.
+
+        Args:
+            rows: how many of the examples to list.
+        """
+        lines = [
+            f"{len(self)} examples of {'×'.join(map(str, self._shape))}; {self.threat.describe()}",
+            f"network {self.fingerprint[:12]}…, in real arithmetic; clean accuracy {100 * self.clean_accuracy:.1f} %",
+            "",
+            f"{'radius':>10}{'certified':>12}{'attacked':>11}{'open':>8}{'wrong':>8}{'attack leaves':>16}",
+        ]
+        for radius in self._shown_radii():
+            at = Counter(row.status_at(radius) for row in self)
+            parts = [100.0 * at[name] / len(self) for name in ("certified", "attacked", "open", "wrong")]
+            shown = [f"{p:.1f} %" for p in (*parts, 100.0 * self.attacked_accuracy(radius))]
+            widths = (12, 11, 8, 8, 16)
+            lines.append(f"{radius:>10.4g}" + "".join(f"{s:>{w}}" for s, w in zip(shown, widths, strict=True)))
+        lines += ["", *self._facts()]
+        if rows:
+            lines += ["", *self._listed(rows)]
+        return "\n".join(lines)
+
+    def _shown_radii(self) -> list[float]:
+        if self.threat.radii is not None:
+            return list(self.threat.radii)
+        found = sorted(row.certified_radius for row in self if row.certified_radius > 0)
+        if not found:
+            return []
+        marks = [float(f"{q:.2g}") for q in np.quantile(found, [0.1, 0.25, 0.5, 0.75, 0.9])]
+        return sorted(set(marks))
+
+    def _facts(self) -> list[str]:
+        proofs = Counter(row.method for row in self if row.certified_radius > 0)
+        kinds = Counter(row.guarantee for row in self if row.certified_radius > 0)
+        facts = []
+        if proofs:
+            facts.append("certified radii by " + _counted(proofs))
+            facts.append("guarantee: " + _counted(kinds))
+        radii = [row.certified_radius for row in self if row.status != "wrong"]
+        if self.threat.radii is None and radii:
+            facts.append(f"median certified radius of what is classified rightly: {np.median(radii):.4g}")
+        if not math.isnan(self.seconds):
+            facts.append(f"{self.seconds:.1f} s")
+        return facts
+
+    def _listed(self, count: int) -> list[str]:
+        head = (
+            f"{'index':>6} {'label':>5} {'class':>5} {'status':<10}{'certified':>10}{'attacked':>10}{'margin':>11} "
+            f"{'method':<15}{'guarantee':<13}{'s':>6}"
+        )
+        lines = [head]
+        for r in self._rows[:count]:
+            lines.append(
+                f"{r.index:>6} {r.label:>5} {r.predicted:>5} {r.status:<10}{r.certified_radius:>10.4g}"
+                f"{r.attacked_radius:>10.4g}{r.margin:>11.4g} {r.method:<15}{r.guarantee or '-':<13}{r.seconds:>6.2f}"
+            )
+        return lines
+
+    def curve(self) -> tuple[list[float], list[float], list[float]]:
+        """Radii, certified accuracies and attacked accuracies, at every radius where one of them changes."""
+        radii = {0.0, *(self.threat.radii or ())}
+        radii |= {row.certified_radius for row in self}
+        radii |= {row.attacked_radius for row in self if math.isfinite(row.attacked_radius)}
+        ordered = sorted(radii)
+        return (
+            ordered,
+            [self.certified_accuracy(r) if r > 0 else self.clean_accuracy for r in ordered],
+            [self.attacked_accuracy(r) for r in ordered],
+        )
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Both accuracies against the radius; the truth lies between them.
+
+        Args:
+            path: where to save the picture, if anywhere.
+
+        Returns:
+            The ``matplotlib`` figure.
+
+        Raises:
+            InputError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise InputError("plot() needs matplotlib: pip install 'lipcert[report]'.") from None
+        radii, certified, attacked = self.curve()
+        if self.threat.radii is not None and len(radii) > 1:  # nothing was tried beyond
+            kept = [i for i, r in enumerate(radii) if r <= self.threat.radii[-1]]
+            radii, certified, attacked = ([values[i] for i in kept] for values in (radii, certified, attacked))
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        steps: dict[str, Any] = {"drawstyle": "steps-pre"}
+        axes.plot(radii, [100 * a for a in attacked], color="tab:orange", label="left by the attack", **steps)
+        axes.plot(radii, [100 * a for a in certified], color="tab:blue", label="certified", **steps)
+        axes.fill_between(
+            radii, [100 * a for a in certified], [100 * a for a in attacked], step="pre", color="0.9", label="open"
+        )
+        axes.set(xlabel=f"radius (l{self.threat.norm:g})", ylabel="examples, %", ylim=(0, 100), xlim=(0, None))
+        axes.legend()
+        if path is not None:
+            try:
+                figure.savefig(path)
+            except (OSError, ValueError) as problem:
+                raise InputError(f"cannot write the picture {path}: {problem}") from problem
+        return figure
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but certificates, for machines."""
+        return {
+            "threat": self.threat.to_json(),
+            "network": self.fingerprint,
+            "arithmetic": "real",
+            "clean_accuracy": self.clean_accuracy,
+            "radii": [
+                {
+                    "radius": radius,
+                    "certified_accuracy": self.certified_accuracy(radius),
+                    "attacked_accuracy": self.attacked_accuracy(radius),
+                }
+                for radius in self._shown_radii()
+            ],
+            "rows": [row.to_json() for row in self],
+        }
+
+    # -- certificates ----------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write rows and all certificates into one file, which appears whole or not at all.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        try:
+            self._store.copy(path)
+        finally:
+            self._store.rest()
+
+    def verify(self, model: Model, inputs: Any = None, labels: Any = None) -> Certification:
+        """Prove every certified radius again, and look at every counter-example.
+
+        The file holds the examples that something is claimed of, so the data are not needed. Rows that claim nothing
+        (open, wrong) are not looked at.
+
+        Args:
+            model: the model, without the normalisation that was given as ``scale``.
+            inputs, labels: the data, to be told that the file is about them.
+
+        Returns:
+            This object.
+
+        Raises:
+            CertificateError: of another model or other data, or a row is not proved; it says which.
+        """
+        network = capture_in_units(model, self.threat, self._shape)
+        if network.fingerprint != self.fingerprint:
+            raise CertificateError(
+                f"these certificates are for another model: they name network {self.fingerprint[:12]}…, the model "
+                f"given is {network.fingerprint[:12]}…"
+            )
+        data = None if inputs is None else Examples.of(inputs, [r.label for r in self] if labels is None else labels)
+        if data is not None and data.sha256 != self._about["data"]:
+            raise CertificateError("these certificates are of other data than those given.")
+        try:
+            facts = Facts(network, self.threat, restored(self._store.shared(CONSTANTS), network, self.threat.norm))
+            for decision in self._store.decisions():
+                try:
+                    _verify_row(decision, facts, data)
+                except CertificateError as reason:
+                    raise CertificateError(f"row {decision.row.index}: {reason}") from reason
+        finally:
+            self._store.rest()
+        return self
+
+
+def capture_in_units(model: Model, threat: Threat, shape: Sequence[int]) -> Network:
+    """The network that is certified: the model after the threat's normalisation."""
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(1, *shape, generator=generator)
+    return capture(scaled(load_model(model), threat.scale, shape), example)
+
+
+def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:
+    """The constants that a stored certificate proves.
+
+    Raises:
+        CertificateError: it proves none.
+    """
+    front = body(network)
+    if content is None or front is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
+        path = Path(folder) / "constants.lipcert"
+        path.write_bytes(content)
+        bound = verify_certificate(path, front)
+    if bound.norm != (p, p) or bound.domain is not None or bound.select is not None or bound.anchor is not None:
+        raise CertificateError("the shared constant is of another question.")
+    return PairConstants.of(network, p, bound.value, bound.guarantee)
+
+
+def _verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
+    row, threat = decision.row, facts.threat
+    if not 0 <= row.label < facts.classes or (row.status == "wrong") != (row.predicted != row.label):
+        raise CertificateError("its classes do not fit its status.")
+    if row.status != _status_of(row, threat):
+        raise CertificateError(f"it is called {row.status}, its radii say {_status_of(row, threat)}.")
+    if row.status == "wrong":
+        return
+    if row.certified_radius == 0.0 and decision.counter is None:
+        if math.isfinite(row.attacked_radius):
+            raise CertificateError("it holds no counter-example.")
+        return
+    if decision.example is None:
+        raise CertificateError("it holds no example.")
+    x = _point(decision.example, facts)
+    if data is not None and not np.array_equal(data.batch([row.index]).reshape(-1), x.numpy().reshape(-1)):
+        raise CertificateError("its example is not the one of the data.")
+    try:
+        if row.certified_radius > 0.0:
+            claim = Claim(x, row.label, row.certified_radius)
+            if decision.proof is None or row.guarantee is None:
+                raise CertificateError("it holds no proof.")
+            recheck(row.method, facts, claim, decision.proof, row.margin, row.guarantee)
+        if math.isfinite(row.attacked_radius):
+            if decision.counter is None:
+                raise CertificateError("it holds no counter-example.")
+            claim = Claim(x, row.label, row.attacked_radius)
+            if not breaks(facts, claim, _point(decision.counter, facts)):
+                raise CertificateError("its counter-example is none.")
+    except CertificateError:
+        raise
+    except LipcertError as problem:
+        raise CertificateError(str(problem)) from problem
+
+
+def _status_of(row: Row, threat: Threat) -> str:
+    """What the radii of a row amount to."""
+    if threat.radii is not None or row.predicted != row.label:
+        return row.status_at(math.inf if threat.radii is None else threat.radii[-1])
+    if row.certified_radius > 0.0:
+        return "certified"
+    return "attacked" if math.isfinite(row.attacked_radius) else "open"
+
+
+def _point(content: bytes, facts: Facts) -> torch.Tensor:
+    values = np.frombuffer(content, dtype="<f8").astype(np.float64)
+    if values.size != math.prod(facts.network.in_shape) or not np.isfinite(values).all():
+        raise CertificateError("its example or counter-example does not fit the network.")
+    return torch.from_numpy(values).reshape(facts.network.in_shape)
+
+
+def _counted(counts: Counter[Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common())

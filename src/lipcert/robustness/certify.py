@@ -1,0 +1,271 @@
+"""``lipcert.certify``: which examples of a data set keep their class, with a certificate for each."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lipcert.methods.autolip
+import lipcert.methods.liplt  # noqa: F401  (both register their method)
+from lipcert.arguments import budget_of, device_of, generator_of
+from lipcert.capture.load import Model, load_model
+from lipcert.capture.torch_export import capture
+from lipcert.certificates import kinds  # noqa: F401  (registers every check)
+from lipcert.errors import InputError, LipcertError
+from lipcert.methods.base import Run, make
+from lipcert.network.graph import Network
+from lipcert.network.linear import size
+from lipcert.numerics.chance import Chance
+from lipcert.numerics.process_state import ordinary
+from lipcert.problem import Problem
+from lipcert.result import Bound
+from lipcert.robustness.cascade import Batch, Cascade
+from lipcert.robustness.certification import CONSTANTS, Certification, restored
+from lipcert.robustness.checks import Facts
+from lipcert.robustness.engines import Engine, engine_of
+from lipcert.robustness.examples import Examples
+from lipcert.robustness.pair_constants import PairConstants, body, classes_of
+from lipcert.robustness.progress import shown
+from lipcert.robustness.provers import CostToGo
+from lipcert.robustness.store import Store
+from lipcert.robustness.threat import Threat, scaled
+from lipcert.version import __version__
+
+#: Examples decided together at most, and numbers held per entry of a network's values and class.
+_BATCH, _HELD = 64, 16
+#: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first.
+_STEPS, _LEAST_STEPS, _SMALL = 300, 25, 4000
+#: Seconds that the shared Lipschitz constant may take.
+_CONSTANT_SECONDS = 30.0
+
+
+def certify(
+    model: Model,
+    inputs: Any,
+    labels: Any,
+    norm: float = 2,
+    radius: float | None = None,
+    radii: Sequence[float] | None = None,
+    clip: tuple[float, float] | None = None,
+    scale: tuple[Any, Any] | None = None,
+    budget: float = 60.0,
+    engine: str | Engine = "local",
+    workers: int = 1,
+    resume: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+    effort: float = 1.0,
+    memory: float = 2.0,
+) -> Certification:
+    """Certify that examples keep their class under every perturbation up to a radius.
+
+    For each example: its class; a Lipschitz constant for each pair of outputs; an attack; then the quadratic
+    cost-to-go, on ranges by intervals, then by linear bounds. The first that decides ends it, and its certificate is
+    kept. What is certified holds for the real-valued network (rounding in the model's own forward pass is outside).
+
+    Args:
+        model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
+            of a ``.pt2`` file. Never changed.
+        inputs: (N, *shape) tensor or array.
+        labels: (N,) whole numbers, the right classes.
+        norm: of the perturbation: 1, 2 or inf.
+        radius: one number; or ``radii``: several, ascending; or neither: the largest radius of each example is found
+            to 1 %. In the units of ``inputs``.
+        clip: (least, greatest): perturbed inputs count only within these limits, as (0, 1) for pixels.
+        scale: (mean, std): ``inputs`` are in pixel units and the model is to be given (x − mean)/std, one number each
+            or one per channel; radii and clip are those of the pixels. A model that normalises its input itself needs
+            none.
+        budget: seconds that the search may take per example; most take far less. Where it ends, rows stay open.
+        engine: ``local``; ``ray`` (extra ``ray``); or an engine, ``lipcert.RayEngine(address=…)``.
+        workers: processes of the local engine; 1: this one.
+        resume: file that keeps every finished example at once. A run that was killed goes on from it when called with
+            the same arguments; engine, workers, device and memory may be others.
+        seed: of attack and search. The same seed gives the same rows, on every engine.
+        device: where searches run; checks run on the CPU in float64.
+        progress: show a progress bar with the remaining time.
+        effort: multiplies the steps of the search and the random starts of the attack.
+        memory: GiB that one worker may use for what grows with the number of examples.
+
+    Returns:
+        A ``Certification``: a row per example; ``print`` it, ``.save`` it with all certificates in one file.
+
+    Raises:
+        InputError: unusable arguments or data, named; nothing was computed.
+        CaptureError: the model cannot be captured faithfully.
+        StoreError: the resume file is of another run, damaged, in use, or cannot be written.
+        EngineError: workers cannot be had, or one example ends every worker.
+    """
+    started = time.perf_counter()
+    threat = Threat.of(norm, radius, radii, clip, scale)
+    data = Examples.of(inputs, labels)
+    if threat.clip is not None:
+        data.require_within(threat.clip)
+    generator_of(seed)  # refuses an unusable seed
+    place, runner = device_of(device), engine_of(engine, workers)
+    seconds, times = budget_of(budget), _positive(effort, "effort")
+    settings = {"threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times}
+    network = _captured(model, threat, data)
+    _require_classes(network, data)
+    _warn_of_units(network, data)
+    size_of_batch = batch_size(network, _positive(memory, "memory"), len(data))
+    about = {
+        "model": network.fingerprint, "data": data.sha256, "settings": json.dumps(settings, sort_keys=True),
+        "version": __version__, "count": str(len(data)), "shape": json.dumps(list(data.shape)),
+        "batch": str(size_of_batch),
+    }  # fmt: skip
+    store = Store.open(resume, about)
+    try:
+        facts = _facts(network, threat, store)
+        provers = _provers(network, max(_LEAST_STEPS, round(_STEPS * times)), place, seed)
+        cascade = Cascade(facts, provers, seconds, times, seed, place)
+        pending = batches(data, int(store.about["batch"]), store.finished())
+        with shown(progress, len(data), len(store.finished())) as report:
+            for decision in runner.run(cascade, pending):
+                store.add(decision)
+                report(decision.row)
+    except BaseException:
+        store.close()
+        raise
+    if resume is not None:
+        store.close()  # others may have the file now
+        store = Store.read(resume)
+    return Certification(store, time.perf_counter() - started)
+
+
+def _captured(model: Model, threat: Threat, data: Examples) -> Network:
+    whole = scaled(load_model(model), threat.scale, data.shape)
+    try:
+        return capture(whole, data.example())
+    except InputError as problem:
+        raise InputError(str(problem).replace("example_input", "inputs")) from problem
+
+
+def batches(data: Examples, size_of_batch: int, finished: set[int]) -> Iterator[Batch]:
+    """Every batch with something left to decide; the same ones whatever is finished."""
+    for start in range(0, len(data), size_of_batch):
+        indices = tuple(range(start, min(start + size_of_batch, len(data))))
+        wanted = frozenset(indices) - finished
+        if wanted:
+            labels = tuple(int(data.labels[i]) for i in indices)
+            yield Batch(indices, data.batch(indices), labels, wanted)
+
+
+def batch_size(network: Network, gigabytes: float, count: int) -> int:
+    """How many examples fit in the memory, with every class of each."""
+    each = 8.0 * _HELD * sum(size(node.shape) for node in network.nodes) * classes_of(network)
+    return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
+
+
+def _provers(network: Network, steps: int, device: torch.device, seed: int) -> tuple[CostToGo, ...]:
+    """On ranges by intervals, then by linear bounds; at once by these where they cost little."""
+    small = sum(size(node.shape) for node in network.nodes) <= _SMALL
+    return tuple(
+        CostToGo(linear=linear, steps=steps, device=device, seed=seed)
+        for linear in ((True,) if small else (False, True))
+    )
+
+
+def _small(network: Network) -> bool:
+    return sum(size(node.shape) for node in network.nodes) <= _SMALL
+
+
+def _facts(network: Network, threat: Threat, store: Store) -> Facts:
+    """With a Lipschitz constant of the body, where it has one; a run that goes on uses the one it began with."""
+    content = store.shared(CONSTANTS)
+    if content is not None:
+        return Facts(network, threat, restored(content or None, network, threat.norm))
+    found = _constant(network, threat.norm)
+    store.share(CONSTANTS, b"" if found is None else _bytes_of(found))
+    constants = None if found is None else PairConstants.of(network, threat.norm, found.value, found.guarantee)
+    return Facts(network, threat, constants)
+
+
+def _constant(network: Network, p: float) -> Bound | None:
+    """A Lipschitz constant of the body, rigorous if it can be; None where there is none."""
+    front = body(network)
+    if front is None or front.refusal is not None:
+        return None
+    name = "liplt" if _small(network) else "autolip"  # paths of many layers are seldom written as matrices
+    for rigorous in (True, False):
+        run = Run(torch.Generator().manual_seed(0), torch.device("cpu"), _CONSTANT_SECONDS, rigorous=rigorous)
+        try:
+            with ordinary(), torch.random.fork_rng(devices=[]):
+                found = make(name).bound(Problem(front, (p, p)), run, Chance())
+        except LipcertError:
+            continue
+        if math.isfinite(found.value):
+            return found
+    return None
+
+
+def _bytes_of(found: Bound) -> bytes:
+    """The file of a certificate."""
+    with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
+        path = Path(folder) / "constants.lipcert"
+        found.save(path)
+        return path.read_bytes()
+
+
+def _require_classes(network: Network, data: Examples) -> None:
+    shape, count = network.out_shape, classes_of(network)
+    if count < 2:
+        raise InputError(
+            f"the model gives {count} output: a class needs one score each, two at least. For a binary classifier with "
+            "one score z, wrap it in a module that returns torch.cat([torch.zeros_like(z), z], 1)."
+        )
+    if sum(n > 1 for n in shape) > 1:
+        raise InputError(
+            f"the model's output has shape {shape} for one example; certify needs one score per class, (1, m)."
+        )
+    data.require_classes(count)
+
+
+def _warn_of_units(network: Network, data: Examples) -> None:
+    """Where another scale of the inputs makes the model right much more often, say so."""
+    first = range(min(len(data), 500))
+    accuracy = _accuracy(network, data, first, 1.0)
+    count = classes_of(network)
+    low, high = data.span
+    other = 1.0 / 255.0 if data.in_bytes else 255.0 if accuracy < 0.5 and 0.0 <= low < high <= 1.0 else 1.0
+    better = accuracy if other == 1.0 else _accuracy(network, data, first, other)
+    if (other < 1.0 and better >= accuracy) or better > 2.0 * accuracy:
+        what, units = ("inputs / 255", "0 to 1") if other < 1.0 else ("inputs * 255", "0 to 255")
+        warnings.warn(
+            f"the clean accuracy is {100 * accuracy:.1f} %; with {what} it is {100 * better:.1f} %: the model seems to "
+            f"have been trained on pixels from {units}. Give it {what}; radius and clip are in units of the inputs.",
+            stacklevel=3,
+        )
+    elif accuracy <= 1.5 / count and len(first) >= 20:
+        warnings.warn(
+            f"the clean accuracy is {100 * accuracy:.1f} %, no better than guessing one of {count} classes: are these "
+            "the inputs, in the scale, and the labels of this model?",
+            stacklevel=3,
+        )
+
+
+@ordinary()
+def _accuracy(network: Network, data: Examples, indices: Sequence[int], factor: float) -> float:
+    right = 0
+    step = max(1, (1 << 24) // max(1, sum(size(node.shape) for node in network.nodes)))
+    for start in range(0, len(indices), step):
+        part = list(indices[start : start + step])
+        x = torch.from_numpy(data.batch(part)).reshape(len(part), *network.in_shape) * factor
+        with torch.no_grad():
+            predicted = network.forward(x).reshape(len(part), -1).argmax(dim=1)
+        right += int((predicted == torch.from_numpy(data.labels[part])).sum())
+    return right / len(indices)
+
+
+def _positive(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InputError(f"{name} must be a positive number, not {value!r:.60}.")
+    return float(value)

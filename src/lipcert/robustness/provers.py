@@ -1,0 +1,185 @@
+"""Searches for what proves that examples keep their class; what they return was checked."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.errors import CertificateError, NotProved
+from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
+from lipcert.robustness.outputs import Answer, Task, prove_below
+from lipcert.search.cost_to_go.settings import Settings
+
+#: Checks that a proof is stretched by, and how close the ends of the interval of radii get.
+_SECANTS, _CLOSE = 6, 1.002
+#: Room for other machines' arithmetic, in units of the size of the outputs at the example.
+_SIZE = 64.0
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A claim to be proved.
+
+    Attributes:
+        claim: it.
+        starts: (m − 1, *in_shape) points of its domain where the margins are low, for the other classes in order.
+        between: None, or radii: what is proved at another radius between them is welcome, too.
+    """
+
+    claim: Claim
+    starts: Tensor
+    between: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What a prover found for a claim.
+
+    Attributes:
+        method: name of the check.
+        content: its bytes.
+        radius: of the claim that it proves.
+        margins: what the check said.
+    """
+
+    method: str
+    content: bytes
+    radius: float
+    margins: Margins
+
+    @property
+    def margin(self) -> float:
+        """The least of all classes, with room for other machines; positive."""
+        return float(self.margins.sure.min())
+
+
+class Prover(Protocol):
+    """One step of the cascade."""
+
+    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
+        """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter)."""
+
+
+def proved(method: str, facts: Facts, claim: Claim, content: bytes = b"") -> Proof | None:
+    """A proof, if the check says that it is one."""
+    found = _checked(method, facts, claim, content)
+    return found if found is not None and found.margin > 0.0 else None
+
+
+def _checked(method: str, facts: Facts, claim: Claim, content: bytes) -> Proof | None:
+    """What the check says, whatever the sign."""
+    try:
+        return Proof(method, content, claim.radius, margins(method, facts, claim, content))
+    except (NotProved, CertificateError):
+        return None
+
+
+def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof | None:
+    """A proof at the radius that is asked, or at about the largest between two radii at which the content is one.
+
+    What it proves falls as the radius grows: the root is bracketed, and found by secants.
+    """
+    first = _checked(method, facts, asked.claim, content)
+    if first is None:
+        return None
+    best = first if first.margin > 0.0 else None
+    if asked.between is None:
+        return best
+    low, high = asked.between
+    low, high = (first.radius, high) if best else (low, min(high, first.radius))
+    points = [(first.radius, first.margin)]
+    for _ in range(_SECANTS):
+        if not 0.0 < low * _CLOSE < high < math.inf:
+            break
+        radius = _root(points, low, high)
+        found = _checked(method, facts, Claim(asked.claim.x, asked.claim.label, radius), content)
+        if found is None or not found.margin > 0.0:
+            high = radius
+        else:
+            best, low = found, radius
+        if found is not None and math.isfinite(found.margin):
+            points = [*points[-1:], (radius, found.margin)]
+    return best
+
+
+def _root(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """Just below where the line through two points is 0; the middle where that is not between the ends."""
+    middle = math.sqrt(low * high)
+    if len(points) < 2 or points[0][1] == points[1][1]:
+        return middle
+    (a, at_a), (b, at_b) = points
+    guess = (b - at_b * (b - a) / (at_b - at_a)) * (1.0 - 5e-4)
+    return guess if low * 1.0005 < guess < high * 0.9999 else middle
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostToGo:
+    """The quadratic cost-to-go, on ranges by intervals and prefixes, or by linear bounds too.
+
+    Attributes:
+        linear: whether linear bounds tighten the ranges: slower, and tighter on networks of large norms.
+        steps: of the ascent.
+        device: where it runs.
+        seed: of its random starts.
+    """
+
+    name: ClassVar[str] = "cost_to_go"
+
+    linear: bool = False
+    steps: int = 300
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+
+    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
+        """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
+        if time.perf_counter() > until:
+            return [None] * len(asked)
+        open_ = [_open(facts, one.claim) for one in asked]
+        tasks = [
+            Task(facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes])
+            for one, classes in zip(asked, open_, strict=True)
+        ]
+        search = Settings(steps=self.steps, device=self.device, seed=self.seed)
+        answers = prove_below(facts.subject, tasks, search, self.linear)
+        return [
+            self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
+        ]
+
+    def _proof(self, facts: Facts, asked: Asked, classes: Sequence[int], answer: Answer) -> Proof | None:
+        """Of one claim, by what was found for the classes that were open."""
+        if not bool((answer.lower > (0.0 if asked.between is None else -math.inf)).all()):
+            return None
+        found = {k: m for k, m in zip(classes, answer.multipliers, strict=True) if m is not None}
+        if not found:
+            return stretched("linear_bounds" if self.linear else "ranges", facts, asked, b"")
+        parts = [
+            Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims}) for part in _joined(found)
+        ]
+        return stretched(self.name, facts, asked, write_proof(parts, self.linear))
+
+
+def _open(facts: Facts, claim: Claim) -> list[int]:
+    """Places of the classes that the constants leave open; all, where they leave none."""
+    left = (~(facts.by_constants(claim).sure > 0.0)).nonzero().reshape(-1).tolist()
+    return left or list(range(facts.classes - 1))
+
+
+def _joined(found: Mapping[int, Multipliers]) -> list[Part]:
+    """Classes whose multipliers are of the same kinds go together."""
+    groups: dict[tuple[str, ...], dict[int, dict[str, Tensor]]] = {}
+    for k, multipliers in sorted(found.items()):
+        arrays = multipliers.arrays()
+        kinds = tuple(f"{name}{tuple(t.shape)}" for name, t in sorted(arrays.items()))
+        groups.setdefault(kinds, {})[k] = arrays
+    return [
+        Part(list(group), {name: torch.cat([arrays[name] for arrays in group.values()]) for name in first})
+        for group in groups.values()
+        for first in [next(iter(group.values()))]
+    ]

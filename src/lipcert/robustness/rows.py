@@ -1,0 +1,85 @@
+"""One row per example: what was claimed of it, and what proves the claim."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from lipcert.guarantee import Guarantee
+
+Status = Literal["certified", "attacked", "open", "wrong"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example.
+
+    Attributes:
+        index: its place among the inputs.
+        label, predicted: its class, and the one the network gives it.
+        status: ``wrong``: the two differ. Else, at the radius asked (the largest of several): ``certified``, no
+            perturbed input of that radius changes the class; ``attacked``, one was found that does; ``open``, neither.
+            Where the largest radius was looked for: ``certified`` if there is any, else as before.
+        certified_radius: no input within it, nor in any smaller distance, changes the class; 0 where nothing is proved.
+        attacked_radius: the distance of the nearest counter-example found, rounded up; 0 for ``wrong``, inf for none.
+        margin: a lower bound of f_label − f_k over all other classes k and all inputs within the certified radius.
+            Positive where that is; where it is 0, the margin at the example itself, and negative for ``wrong``.
+        method: what proved the certified radius; where that is 0: ``attack`` if a counter-example was found, ``clean``
+            for ``wrong``, else ``none``.
+        guarantee: how sure the certified radius is; None where there is none.
+        seconds: spent on the example; of what a batch shares, its part.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    status: Status
+    certified_radius: float
+    attacked_radius: float
+    margin: float
+    method: str
+    guarantee: Guarantee | None
+    seconds: float
+
+    def status_at(self, radius: float) -> Status:
+        """The same question at another radius."""
+        if self.predicted != self.label:
+            return "wrong"
+        if self.certified_radius >= radius:
+            return "certified"
+        return "attacked" if self.attacked_radius <= radius else "open"
+
+    def to_json(self) -> dict[str, Any]:
+        """With numbers that JSON can hold."""
+        return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+ROW_FIELDS = tuple(f.name for f in fields(Row))
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """A row with its evidence.
+
+    Attributes:
+        row: the claim.
+        proof: what ``checks.recheck`` needs beside the example, as bytes; None where nothing is certified.
+        example: the input itself, float64 bytes; None where there is neither a certificate nor a counter-example.
+        counter: the counter-example, float64 bytes, or None.
+    """
+
+    row: Row
+    proof: bytes | None = field(default=None, repr=False)
+    example: bytes | None = field(default=None, repr=False)
+    counter: bytes | None = field(default=None, repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Over all of it."""
+        digest = hashlib.sha256(json.dumps(self.row.to_json(), sort_keys=True).encode())
+        for part in (self.proof, self.example, self.counter):
+            digest.update(b"-" if part is None else b"+" + len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()

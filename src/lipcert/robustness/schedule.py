@@ -1,0 +1,89 @@
+"""Which radius to try next: certified radii and failures bracket the answer, and so do counter-examples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: How close the largest certified radius is to be found, relatively, where no radius is given.
+PRECISION = 1.01
+#: Rounds at most.
+_MOST = 60
+
+
+@dataclass
+class Bracket:
+    """Of one example.
+
+    What is certified at a radius is so at all smaller ones; what failed at one is not tried at larger ones.
+
+    Attributes:
+        radii: those asked for, ascending; None: the largest to 1 %.
+        certified: the largest proved.
+        attacked: distance of the nearest counter-example.
+        failed: the least that was tried in vain.
+        rounds, streak: how many there were, and how many of the last ended well.
+        stopped: whether time is over.
+    """
+
+    radii: tuple[float, ...] | None
+    certified: float = 0.0
+    attacked: float = math.inf
+    failed: float = math.inf
+    rounds: int = 0
+    streak: int = 0
+    stopped: bool = False
+
+    @property
+    def top(self) -> float:
+        """The largest radius that is of interest."""
+        return math.inf if self.radii is None else self.radii[-1]
+
+    def certify(self, radius: float) -> None:
+        """It was proved at a radius."""
+        self.certified = max(self.certified, radius)
+
+    def attack(self, distance: float) -> None:
+        """A counter-example was found."""
+        self.attacked = min(self.attacked, distance)
+
+    def fail(self, radius: float) -> None:
+        """It was tried in vain."""
+        self.failed = min(self.failed, radius)
+
+    def tried(self, radius: float) -> None:
+        """A round at a radius is over, and what came of it was said."""
+        self.rounds += 1
+        self.streak = self.streak + 1 if self.certified >= radius else 0
+
+    def stop(self) -> None:
+        """No time is left."""
+        self.stopped = True
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to try."""
+        return self.stopped or self._next() is None
+
+    def next(self) -> float:
+        """The radius to try now: of given ones the largest first, then the middle of those undecided."""
+        radius = self._next()
+        assert radius is not None
+        return radius
+
+    def _next(self) -> float | None:
+        above = min(self.attacked, self.failed)
+        if self.radii is not None:
+            left = [r for r in self.radii if self.certified < r < above]
+            if not left:
+                return None
+            return left[-1] if math.isinf(self.failed) else left[len(left) // 2]
+        if self.rounds > _MOST or above <= self.certified * PRECISION:
+            return None
+        if math.isinf(above):
+            return 2.0 * self.certified if self.certified > 0 else 1.0
+        if math.isinf(self.failed):
+            return self.attacked  # where no proof can be, the search ends near the largest radius that has one
+        if self.certified == 0.0:
+            return above / 2.0 if above > 1e-300 else None
+        return min(self.certified * PRECISION ** (2**self.streak), math.sqrt(self.certified * above))
