@@ -29,11 +29,11 @@ class Settings:
         seed: of the start of the power method.
     """
 
-    steps: int = 300
+    steps: int = 500
     warm: int = 50
     small: int = 512
     rate: float = 0.04
-    decay: float = 0.99
+    decay: float = 0.994
     betas: tuple[float, float] = (0.6, 0.9)
     scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
     power: int = 2
