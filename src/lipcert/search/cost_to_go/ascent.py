@@ -34,8 +34,8 @@ class Found:
     Attributes:
         multipliers: float64 on the CPU, one row each; None where the search did not come to any.
         value: what the search takes them to prove.
-        proved: what was proved, −∞ where nothing was tried or shown.
-        steps: of the ascent.
+        proved: what they were proved to prove, −∞ where nothing was tried or shown.
+        steps: after which they were found.
     """
 
     multipliers: list[Multipliers | None]
@@ -48,6 +48,18 @@ class Found:
         """Nothing yet."""
         low = torch.full((count,), -torch.inf, dtype=torch.float64)
         return cls([None] * count, low, low.clone(), torch.zeros(count, dtype=torch.int64))
+
+    def improve(self, at: Tensor, multipliers: Multipliers, value: Tensor, proved: Tensor, step: int) -> None:
+        """Take over, for some functions, what proves more than what there was; without proofs, what seems to."""
+        open_ = self.proved[at] == -torch.inf
+        for place, function in enumerate(at.tolist()):
+            first = self.multipliers[function] is None
+            seems = bool(open_[place]) and (first or bool(value[place] > self.value[function]))
+            if seems or bool(proved[place] > self.proved[function]):
+                row = slice(place, place + 1)
+                self.multipliers[function] = multipliers.map(lambda t, row=row: t[row].clone())  # type: ignore[misc]
+                self.value[function], self.proved[function] = value[place], proved[place]
+                self.steps[function] = step
 
 
 def ascend(
@@ -133,15 +145,12 @@ def _settle(variables: Variables, index: Tensor, room: Tensor, step: int, prove:
     rows = everyone if last else everyone[ready]
     if len(rows):
         multipliers, value = variables.at(rows).provable(room[rows])
-        at = index[rows.cpu()]
-        found.value[at], found.steps[at] = value, step
-        for place, function in enumerate(at.tolist()):
-            found.multipliers[function] = multipliers.map(lambda t, place=place: t[place : place + 1].clone())  # type: ignore[misc]
+        at, proved = index[rows.cpu()], torch.full_like(value, -torch.inf)
         tried = (value > (-torch.inf if goal is None else goal)).nonzero().reshape(-1)
         if len(tried):
-            found.proved[at[tried]] = prove(at[tried], multipliers.map(lambda t: t[tried])).double().cpu()
-            refused = tried[found.proved[at[tried]] == -torch.inf]
-            room[rows[refused.to(rows.device)]] *= WIDER
+            proved[tried] = prove(at[tried], multipliers.map(lambda t: t[tried])).double().cpu()
+            room[rows[tried[proved[tried] == -torch.inf].to(rows.device)]] *= WIDER
+        found.improve(at, multipliers, value, proved, step)
     if goal is None:
         return everyone
     return everyone[(found.proved[index] <= goal).to(room.device)]

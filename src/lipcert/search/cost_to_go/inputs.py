@@ -43,9 +43,14 @@ class Domains:
         )  # fmt: skip
 
     @property
-    def boxed(self) -> bool:
-        """Whether the boxes are felt: a quadratic cost of its own for each coordinate then pays."""
-        return self.p == math.inf or bool(self.low.isfinite().any() or self.high.isfinite().any())
+    def plain(self) -> bool:
+        """Whether there are no boxes."""
+        return not bool(self.low.isfinite().any() or self.high.isfinite().any())
+
+    @property
+    def alike(self) -> bool:
+        """Whether all coordinates are: a quadratic cost of its own for each does not pay."""
+        return self.p == 2 and self.plain
 
     @property
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -70,14 +75,13 @@ class Domains:
         l2, or the point lies on the sphere anyhow.
         """
         none = torch.zeros_like(self.radius)
-        plain = not bool(self.low.isfinite().any() or self.high.isfinite().any())
         if self.p == math.inf:
             low, high = self.ends
             return _end(c, weight, middle, low, high), none
         a = c + weight * (middle - self.center)
         if self.p == 1:
             return self._vertex(a, weight, c, middle), none
-        if plain and weight.numel() == len(weight):
+        if self.plain and weight.numel() == len(weight):
             length = a.flatten(1).norm(dim=1).clamp(min=1e-30)
             return self.center - a * by_row(self.radius / length, a), none
         return self._through_ball(c, weight, middle, a, halvings)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 #: What a radius or a cost is taken for at least.
 SMALL = 1e-12
-#: How far a value is taken to move at least, relative to its length: less would drown in the rounding of the search.
+#: How far a value is taken to move at least, relative to its terms: less would drown in the rounding of the search.
 FINE = 1e-3
+#: Unit of slopes at least, relative to what norms allow: at the point the gradient may vanish.
+LEAST = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Start:
 
     Attributes:
         slope: position of an activation → g, (P, *shape): the gradient at the point, handed on.
-        slope_unit: (P, 1, …): root mean square of g.
+        slope_unit: (P, 1, …): root mean square of g, or a share of what it may be by norms.
         anchor: edge → values at the point.
         anchor_unit: (P, 1, …): how far a coordinate moves on the domain, by norms.
         curvature: position of an activation → log D, (P, 1, …), at which the quadratic cost on the domain is about as
@@ -55,27 +57,31 @@ def start_at(question: Question, points: Tensor) -> Start:
         start.anchor_unit[k, i] = by_row(unit.clamp(min=SMALL), values[parent])
     linear = {len(nodes) - 1: question.rows.reshape(-1, *plan.network.out_shape)}
     weight: dict[int, Tensor] = {}
+    size = {len(nodes) - 1: question.rows.norm(dim=1)}  # of a gradient, at most, by norms
     for k in range(len(nodes) - 1, 0, -1):
-        c, total = linear.pop(k, None), weight.pop(k, torch.zeros_like(reach[0]))
-        if c is None:
+        c, total, most = linear.pop(k, None), weight.pop(k, torch.zeros_like(reach[0])), size.pop(k, None)
+        if c is None or most is None:
             continue
         if k in plan.functions:
             function, parent = plan.functions[k], nodes[k].parents[0]
             slope = c * _derivative(function, values[parent])
-            length = slope.flatten(1).norm(dim=1) / math.sqrt(max(1, slope[0].numel()))
-            start.slope[k], start.slope_unit[k] = slope, by_row(length.clamp(min=1e-6), slope)
             steep = _steepness(function)
-            span = torch.maximum(reach[parent], FINE * values[parent].flatten(1).norm(dim=1)).clamp(min=SMALL)
+            most = most * steep
+            length = torch.maximum(slope.flatten(1).norm(dim=1), LEAST * most) / math.sqrt(max(1, slope[0].numel()))
+            start.slope[k], start.slope_unit[k] = slope, by_row(length, slope)
+            span = torch.maximum(reach[parent], FINE * _terms(question, parent, values)).clamp(min=SMALL)
             own = c.flatten(1).norm(dim=1) / span
             curvature = torch.where(total > 0, total * steep**2, own * steep).clamp(min=SMALL)
             start.curvature[k] = by_row(curvature.log(), slope)
             _add(linear, parent, slope)
             _add(weight, parent, curvature)
+            _add(size, parent, most)
         elif k in plan.maps:
             gains = plan.gains(k)
             for i, parent in enumerate(nodes[k].parents):
                 _add(linear, parent, plan.maps[k][i].plain_transpose(c))
                 _add(weight, parent, total * (gains[i] * sum(gains)))
+                _add(size, parent, most * gains[i])
     return start
 
 
@@ -95,6 +101,16 @@ def _reach(question: Question) -> list[Tensor]:
             found = torch.where(found.isfinite(), found, half.nan_to_num(1.0))
         reach.append(torch.where(found.isfinite(), found, torch.ones_like(found)))
     return reach
+
+
+def _terms(question: Question, k: int, values: dict[int, Tensor]) -> Tensor:
+    """Length of a node's value, or about that of what it is the sum of, where that is more: (P,)."""
+    plan, lengths = question.plan, {i: t.flatten(1).norm(dim=1) for i, t in values.items()}
+    if k not in plan.maps:
+        return lengths[k]
+    parents = zip(plan.gains(k), plan.network.nodes[k].parents, strict=True)
+    terms = [n * lengths[p] for n, p in parents if n < math.inf]
+    return torch.stack([lengths[k], *terms]).amax(0)
 
 
 def _steepness(function: Nonlinearity) -> float:

@@ -24,8 +24,9 @@ Name = tuple[str, Any]
 SETTLE, LANCZOS = 10, 40
 #: Halvings at the input in a step.
 HALVINGS = 25
-#: Of variables that are many and of which most hardly matter, the share of the root mean square of a tensor's gradient
-#: that is added to Adam's own size: if all moved alike, weights would have to follow those that do not matter.
+#: Kinds of which there are many variables that hardly matter: the share of the root mean square of a tensor's gradient
+#: that is added to Adam's own size. If all moved alike, weights would have to follow those that do not matter.
+GENTLE = ("curve", "weight")
 LEVEL = 0.3
 #: Adam: what a size is at least.
 SMALL = 1e-12
@@ -68,7 +69,7 @@ class Variables:
             tuple(
                 k for k in plan.bent
                 if plan.smaller_side(k) <= settings.small
-                or (question.domains.boxed and plan.reads_input(k))
+                or (question.domains.p == math.inf and plan.reads_input(k))
                 or not math.isfinite(sum(plan.gains(k)))
             )
         )  # fmt: skip
@@ -96,7 +97,7 @@ class Variables:
         """As by norms; one number where all coordinates of a ball are alike."""
         plan, (k, i) = self.question.plan, edge
         gains, shape = plan.gains(k), plan.parent_shape(edge)
-        alike = plan.network.nodes[k].parents[i] == 0 and not self.question.domains.boxed
+        alike = plan.network.nodes[k].parents[i] == 0 and self.question.domains.alike
         size = gains[i] * sum(gains)
         log = math.log(size) if 0.0 < size < math.inf else 0.0
         like = self.question.rows
@@ -152,16 +153,9 @@ class Variables:
         first = self.first[name].mul_(fast).add_(gradient, alpha=1 - fast)
         second = self.second[name].mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
         size = second.sqrt()
-        if self._gentle(name):
+        if name[0] in GENTLE and self.question.domains.p != math.inf:  # of a box every coordinate matters
             size += by_row(LEVEL * second.flatten(1).mean(1).sqrt(), size)
         return first / (1 - fast**age) / (size / math.sqrt(1 - slow**age) + SMALL)
-
-    def _gentle(self, name: Name) -> bool:
-        """Whether a variable is one of many of which most hardly matter; all coordinates of a box do."""
-        kind, place = name
-        if kind != "weight" or not self.question.domains.boxed:
-            return kind in ("curve", "weight")
-        return self.question.plan.network.nodes[place[0]].parents[place[1]] != 0
 
     def provable(self, room: Tensor) -> tuple[Multipliers, Tensor]:
         """Multipliers with weights that a check can prove, and their value: float64 on the CPU.
