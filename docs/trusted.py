@@ -86,8 +86,11 @@ def parts() -> dict[str, list[Path]]:
     return {
         "problem": problem,
         "capture": sorted(model - set(problem)),
-        "verify": sorted(set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)),
-        "outputs": sorted(set(closure(SOURCE / "certificates" / "verify_file.py")) - proofs - set(problem)),
+        "verify": sorted(
+            set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)
+            | {SOURCE / "certificates" / "verify_file.py"}
+        ),
+        "outputs": sorted(set(closure(SOURCE / "certificates" / "outputs.py")) - proofs - set(problem)),
         "rows": sorted(
             set(closure(SOURCE / "robustness" / "checks.py"))
             - proofs
