@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,14 @@ _FIXED = frozenset(
     "scalar_tensor new_zeros new_ones new_full tril triu diag maximum minimum clamp sign where masked_fill "
     "eq ne lt le gt ge logical_and logical_or logical_not".split()
 )
+
+
+class _Named(NamedTuple):
+    """An op of PyTorch."""
+
+    namespace: str
+    op: str
+    overload: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,19 @@ class Step:
     dtype: torch.dtype | None
     where: Origin
     computed: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: PyTorch's ops go by name, as they cannot be pickled."""
+        target = self.target
+        if isinstance(target, torch._ops.OpOverload):
+            target = _Named(target.namespace, target._opname, target._overloadname)
+        return {**self.__dict__, "target": target}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        target = state["target"]
+        if isinstance(target, _Named):
+            target = getattr(getattr(getattr(torch.ops, target.namespace), target.op), target.overload)
+        self.__dict__.update({**state, "target": target})
 
 
 @dataclass(frozen=True, eq=False)

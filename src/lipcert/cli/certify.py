@@ -39,6 +39,7 @@ def certify(
         float | None, typer.Option("--at-least", help="exit with 1 if the certified accuracy is below this share")
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="list so many of the examples")] = 0,
+    arithmetic: Annotated[str, typer.Option("--arithmetic", help="real, or float32: the network as it runs")] = "real",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,6 +54,7 @@ def certify(
             find_model(model), inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
             radii=None if radii is None else _numbers("--radii", radii), clip=clip, scale=_scale(mean, std),
             budget=budget, engine=engine, workers=workers, resume=resume, seed=seed, progress=not as_json,
+            arithmetic=arithmetic,  # type: ignore[arg-type]
         )  # fmt: skip
         if save is not None:
             result.save(save)

@@ -35,6 +35,7 @@ class Batch:
         indices: places among all inputs.
         inputs: (B, *shape) float64; an array, which goes to other processes by value.
         labels: (B,).
+        scores: (B, m), what the executed model gives, where claims are about that; else None.
         wanted: which of them are still to be decided; the others keep them company, so that random numbers and sums
             are those of a run that was not interrupted.
     """
@@ -43,6 +44,7 @@ class Batch:
     inputs: npt.NDArray[np.float64] = field(repr=False)
     labels: tuple[int, ...]
     wanted: frozenset[int]
+    scores: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
 
 class Decider(Protocol):
@@ -139,23 +141,30 @@ class Cascade:
         network = self.facts.network
         x = torch.from_numpy(np.array(batch.inputs)).reshape(len(batch.inputs), *network.in_shape)
         with torch.no_grad():
-            scores = network.forward(x).reshape(len(x), -1)
+            real = network.forward(x).reshape(len(x), -1)
+        scores = real if batch.scores is None else torch.from_numpy(batch.scores.astype(np.float64))
         cases, wrong = [], []
         for place, (index, label) in enumerate(zip(batch.indices, batch.labels, strict=True)):
             claim = Claim(x[place], label, 0.0)
             predicted = int(scores[place].argmax())
             case = _Case(index, claim, predicted, index in batch.wanted, Bracket(self.facts.threat.radii))
             if predicted == label:
+                if int(real[place].argmax()) != label:  # a tie but for rounding: nothing can be proved of it
+                    case.bracket.stop()
                 cases.append(case)
             else:
-                wrong.append((case, float(scores[place, label] - scores[place, predicted])))
+                behind = float(scores[place, label] - scores[place, predicted])
+                wrong.append((case, -math.inf if math.isnan(behind) else behind))
         return cases, wrong
 
     def _by_constants(self, case: _Case) -> None:
         known = self.facts.constants
         if known is None:
             return
-        radius = known.radius(case.claim.label, self.facts.at_centre(case.claim).least)
+        margins = self.facts.at_centre(case.claim).least
+        radius = min(known.radius(case.claim.label, margins), case.bracket.top)
+        if self.facts.rounding is not None and radius > 0.0:  # it grows with the radius, so a smaller one loses less
+            radius = known.radius(case.claim.label, margins - self.facts.lost(case.at(radius)))
         radius = min(radius * (1.0 - 1e-9), case.bracket.top)
         if 0.0 < radius < math.inf:
             case.keep(proved("pair_constants", self.facts, case.at(radius)))

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from lipcert.capture.load import Model, load_model
-from lipcert.capture.torch_export import capture
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, InputError, LipcertError, StoreError
 from lipcert.network.graph import Network
 from lipcert.robustness.checks import Claim, Facts, breaks, recheck
 from lipcert.robustness.examples import Examples
+from lipcert.robustness.executed import Arithmetic, Rounding, arithmetic_of, captured
 from lipcert.robustness.pair_constants import PairConstants, body
 from lipcert.robustness.rows import Decision, Row
 from lipcert.robustness.store import Store
@@ -27,16 +27,21 @@ from lipcert.robustness.threat import Threat, scaled
 
 #: Name of the shared certificate of the body's constant.
 CONSTANTS = "constants"
+#: How the table names the arithmetic.
+_IN = {"real": "in real arithmetic", "float32": "as torch runs it in float32 on a CPU"}
 
 
 class Certification(Sequence[Row]):
     """One row per example, in order; made by ``lipcert.certify``, or read from its file by ``Certification.load``.
 
     ``print`` it for the table. What is certified is a statement about the network in real arithmetic: within
-    ``certified_radius`` no input that the threat allows has another class.
+    ``certified_radius`` no input that the threat allows has another class; or, with ``arithmetic`` float32, about the
+    network that torch runs in float32 on a CPU, and the float32 tensors among these inputs. Counter-examples are of the
+    real-valued network in both.
 
     Attributes:
         threat: norm, radii, limits and units.
+        arithmetic: ``real`` or ``float32``.
         seconds: wall time of the run that made it; nan where it was read from a file.
     """
 
@@ -44,7 +49,9 @@ class Certification(Sequence[Row]):
         self._store, self.seconds = store, seconds
         try:
             self._about = store.about
-            self.threat = Threat.from_json(json.loads(self._about["settings"])["threat"])
+            settings = json.loads(self._about["settings"])
+            self.threat = Threat.from_json(settings["threat"])
+            self.arithmetic: Arithmetic = arithmetic_of(settings.get("arithmetic", "real"), self.threat)
             self._shape = tuple(int(n) for n in json.loads(self._about["shape"]))
             count = int(self._about["count"])
             self._rows = list(store.rows())
@@ -140,7 +147,8 @@ class Certification(Sequence[Row]):
         """
         lines = [
             f"{len(self)} examples of {'×'.join(map(str, self._shape))}; {self.threat.describe()}",
-            f"network {self.fingerprint[:12]}…, in real arithmetic; clean accuracy {100 * self.clean_accuracy:.1f} %",
+            f"network {self.fingerprint[:12]}…, {_IN[self.arithmetic]}; "
+            f"clean accuracy {100 * self.clean_accuracy:.1f} %",
             "",
             f"{'radius':>10}{'certified':>12}{'attacked':>11}{'open':>8}{'wrong':>8}{'attack leaves':>16}",
         ]
@@ -174,6 +182,8 @@ class Certification(Sequence[Row]):
         radii = [row.certified_radius for row in self if row.status != "wrong"]
         if self.threat.radii is None and radii:
             facts.append(f"median certified radius of what is classified rightly: {np.median(radii):.4g}")
+        if self.arithmetic != "real" and any(0.0 < row.attacked_radius < math.inf for row in self):
+            facts.append("counter-examples are of the network in real arithmetic")
         if not math.isnan(self.seconds):
             facts.append(f"{self.seconds:.1f} s")
         return facts
@@ -245,7 +255,7 @@ class Certification(Sequence[Row]):
         return {
             "threat": self.threat.to_json(),
             "network": self.fingerprint,
-            "arithmetic": "real",
+            "arithmetic": self.arithmetic,
             "clean_accuracy": self.clean_accuracy,
             "radii": [
                 {
@@ -287,7 +297,7 @@ class Certification(Sequence[Row]):
         Raises:
             CertificateError: of another model or other data, or a row is not proved; it says which.
         """
-        network = capture_in_units(model, self.threat, self._shape)
+        network, rounding = capture_in_units(model, self.threat, self._shape, self.arithmetic)
         if network.fingerprint != self.fingerprint:
             raise CertificateError(
                 f"these certificates are for another model: they name network {self.fingerprint[:12]}…, the model "
@@ -297,7 +307,8 @@ class Certification(Sequence[Row]):
         if data is not None and data.sha256 != self._about["data"]:
             raise CertificateError("these certificates are of other data than those given.")
         try:
-            facts = Facts(network, self.threat, restored(self._store.shared(CONSTANTS), network, self.threat.norm))
+            constants = restored(self._store.shared(CONSTANTS), network, self.threat.norm)
+            facts = Facts(network, self.threat, constants, rounding)
             for decision in self._store.decisions():
                 try:
                     _verify_row(decision, facts, data)
@@ -308,11 +319,13 @@ class Certification(Sequence[Row]):
         return self
 
 
-def capture_in_units(model: Model, threat: Threat, shape: Sequence[int]) -> Network:
-    """The network that is certified: the model after the threat's normalisation."""
+def capture_in_units(
+    model: Model, threat: Threat, shape: Sequence[int], arithmetic: Arithmetic
+) -> tuple[Network, Rounding | None]:
+    """The network that is certified, the model after the threat's normalisation, and what its execution adds."""
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(1, *shape, generator=generator)
-    return capture(scaled(load_model(model), threat.scale, shape), example)
+    return captured(scaled(load_model(model), threat.scale, shape), example, arithmetic)
 
 
 def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:

@@ -11,13 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
+from torch.export import ExportedProgram
 
 import lipcert.methods.autolip
 import lipcert.methods.liplt  # noqa: F401  (both register their method)
 from lipcert.arguments import budget_of, device_of, generator_of
 from lipcert.capture.load import Model, load_model
-from lipcert.capture.torch_export import capture
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.errors import InputError, LipcertError
 from lipcert.methods.base import Run, make
@@ -32,6 +35,7 @@ from lipcert.robustness.certification import CONSTANTS, Certification, restored
 from lipcert.robustness.checks import Facts
 from lipcert.robustness.engines import Engine, engine_of
 from lipcert.robustness.examples import Examples
+from lipcert.robustness.executed import Arithmetic, Rounding, arithmetic_of, captured, executed_scores, require_exact
 from lipcert.robustness.pair_constants import PairConstants, body, classes_of
 from lipcert.robustness.progress import shown
 from lipcert.robustness.provers import CostToGo
@@ -65,12 +69,14 @@ def certify(
     progress: bool = False,
     effort: float = 1.0,
     memory: float = 2.0,
+    arithmetic: Arithmetic = "real",
 ) -> Certification:
     """Certify that examples keep their class under every perturbation up to a radius.
 
     For each example: its class; a Lipschitz constant for each pair of outputs; an attack; then the quadratic
     cost-to-go, on ranges by intervals, then by linear bounds. The first that decides ends it, and its certificate is
-    kept. What is certified holds for the real-valued network (rounding in the model's own forward pass is outside).
+    kept. What is certified holds for the real-valued network (rounding in the model's own forward pass is outside), or
+    with ``arithmetic="float32"`` for the one that torch executes.
 
     Args:
         model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
@@ -94,6 +100,9 @@ def certify(
         progress: show a progress bar with the remaining time.
         effort: multiplies the steps of the search and the random starts of the attack.
         memory: GiB that one worker may use for what grows with the number of examples.
+        arithmetic: ``float32``: a row is certified where the model as torch runs it in float32 on a CPU (what that
+            covers: ``execution_error``) gives its class to every float32 tensor within the radius; ``wrong`` is what
+            the model run here says; counter-examples are still of the real-valued network.
 
     Returns:
         A ``Certification``: a row per example; ``print`` it, ``.save`` it with all certificates in one file.
@@ -101,6 +110,7 @@ def certify(
     Raises:
         InputError: unusable arguments or data, named; nothing was computed.
         CaptureError: the model cannot be captured faithfully.
+        UnsupportedOpError: with ``arithmetic="float32"``: an op whose execution is not known, by name.
         StoreError: the resume file is of another run, damaged, in use, or cannot be written.
         EngineError: workers cannot be had, or one example ends every worker.
     """
@@ -112,8 +122,15 @@ def certify(
     generator_of(seed)  # refuses an unusable seed
     place, runner = device_of(device), engine_of(engine, workers)
     seconds, times = budget_of(budget), _positive(effort, "effort")
-    settings = {"threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times}
-    network = _captured(model, threat, data)
+    kind = arithmetic_of(arithmetic, threat)
+    if kind == "float32":
+        require_exact(data)
+    settings = {
+        "threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times, "arithmetic": kind
+    }  # fmt: skip
+    whole = scaled(load_model(model), threat.scale, data.shape)
+    network, rounding = _captured(whole, data, kind)
+    scores = None if rounding is None else executed_scores(whole, data)
     _require_classes(network, data)
     _warn_of_units(network, data)
     size_of_batch = batch_size(network, _positive(memory, "memory"), len(data))
@@ -124,10 +141,10 @@ def certify(
     }  # fmt: skip
     store = Store.open(resume, about)
     try:
-        facts = _facts(network, threat, store)
+        facts = _facts(network, threat, store, rounding)
         provers = _provers(network, max(_LEAST_STEPS, round(_STEPS * times)), place, seed)
         cascade = Cascade(facts, provers, seconds, times, seed, place)
-        pending = batches(data, int(store.about["batch"]), store.finished())
+        pending = batches(data, int(store.about["batch"]), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:
             for decision in runner.run(cascade, pending):
                 store.add(decision)
@@ -141,22 +158,25 @@ def certify(
     return Certification(store, time.perf_counter() - started)
 
 
-def _captured(model: Model, threat: Threat, data: Examples) -> Network:
-    whole = scaled(load_model(model), threat.scale, data.shape)
+def _captured(
+    model: nn.Module | ExportedProgram, data: Examples, arithmetic: Arithmetic
+) -> tuple[Network, Rounding | None]:
     try:
-        return capture(whole, data.example())
+        return captured(model, data.example(), arithmetic)
     except InputError as problem:
         raise InputError(str(problem).replace("example_input", "inputs")) from problem
 
 
-def batches(data: Examples, size_of_batch: int, finished: set[int]) -> Iterator[Batch]:
+def batches(
+    data: Examples, size_of_batch: int, finished: set[int], scores: npt.NDArray[np.float32] | None = None
+) -> Iterator[Batch]:
     """Every batch with something left to decide; the same ones whatever is finished."""
     for start in range(0, len(data), size_of_batch):
         indices = tuple(range(start, min(start + size_of_batch, len(data))))
         wanted = frozenset(indices) - finished
         if wanted:
             labels = tuple(int(data.labels[i]) for i in indices)
-            yield Batch(indices, data.batch(indices), labels, wanted)
+            yield Batch(indices, data.batch(indices), labels, wanted, None if scores is None else scores[list(indices)])
 
 
 def batch_size(network: Network, gigabytes: float, count: int) -> int:
@@ -178,15 +198,15 @@ def _small(network: Network) -> bool:
     return sum(size(node.shape) for node in network.nodes) <= _SMALL
 
 
-def _facts(network: Network, threat: Threat, store: Store) -> Facts:
+def _facts(network: Network, threat: Threat, store: Store, rounding: Rounding | None) -> Facts:
     """With a Lipschitz constant of the body, where it has one; a run that goes on uses the one it began with."""
     content = store.shared(CONSTANTS)
     if content is not None:
-        return Facts(network, threat, restored(content or None, network, threat.norm))
+        return Facts(network, threat, restored(content or None, network, threat.norm), rounding)
     found = _constant(network, threat.norm)
     store.share(CONSTANTS, b"" if found is None else _bytes_of(found))
     constants = None if found is None else PairConstants.of(network, threat.norm, found.value, found.guarantee)
-    return Facts(network, threat, constants)
+    return Facts(network, threat, constants, rounding)
 
 
 def _constant(network: Network, p: float) -> Bound | None:

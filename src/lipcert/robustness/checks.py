@@ -23,6 +23,7 @@ from lipcert.errors import CertificateError, LipcertError, NotProved
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import Network
 from lipcert.numerics.process_state import ordinary
+from lipcert.robustness.executed import Rounding
 from lipcert.robustness.pair_constants import PairConstants, classes_of, rows_against
 from lipcert.robustness.threat import Threat
 
@@ -30,6 +31,8 @@ from lipcert.robustness.threat import Threat
 @dataclass(frozen=True, eq=False)
 class Claim:
     """f_label − f_k > 0 for every other class k, and all inputs that the threat allows within ``radius`` of ``x``.
+
+    Where the network that runs in float32 is meant, f is that, and the inputs are the float32 tensors among these.
 
     Attributes:
         x: the example, float64, of the network's ``in_shape``.
@@ -61,6 +64,11 @@ class Margins:
         """With room for the arithmetic of other machines."""
         return self.least - ROOM * self.size.nan_to_num(0.0, 0.0)
 
+    def less(self, lost: Tensor) -> Margins:
+        """What is left where each may be less by ``lost``, (m − 1,) from 0, inf included."""
+        least = torch.nextafter(self.least - lost, torch.tensor(-math.inf, dtype=torch.float64))
+        return Margins(least.nan_to_num(-math.inf, math.inf, -math.inf), self.size + lost, self.guarantee)
+
     def or_else(self, other: Margins) -> Margins:
         """The greater of two true bounds, class by class."""
         better = other.sure > self.sure
@@ -78,11 +86,13 @@ class Facts:
         network: the model as captured, in the units of the threat.
         threat: what an adversary may do.
         constants: Lipschitz constants of pairs of outputs; None where there are none.
+        rounding: what the execution in float32 may take from margins, where claims are about that; else None.
     """
 
     network: Network
     threat: Threat
     constants: PairConstants | None = None
+    rounding: Rounding | None = None
     _centres: dict[bytes, Margins] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -114,7 +124,7 @@ class Facts:
         return rows if classes is None else rows[list(classes)]
 
     def at_centre(self, claim: Claim) -> Margins:
-        """At the example itself: its values by intervals, rounding included."""
+        """At the example itself, of the real-valued network: its values by intervals, their own rounding included."""
         key = struct.pack("<q", claim.label) + claim.x.numpy().tobytes()
         if key not in self._centres:
             while len(self._centres) > 4096:
@@ -134,17 +144,36 @@ class Facts:
             return Margins(nothing, torch.zeros_like(nothing), "rigorous")
         centre = self.at_centre(claim)
         least, sure = known.margins(claim.label, centre.least, claim.radius)
-        return Margins(least, centre.size, sure)
+        return self._executed(claim, Margins(least, centre.size, sure))
 
     def by_outputs(self, claim: Claim, witness: Witness, classes: Sequence[int] | None = None) -> Margins:
         """What a witness proves of the outputs on the claim's domain; −∞ for classes that are not asked."""
         found = self._outputs(self.domain(claim), self.rows(claim, classes), witness)
         if classes is None:
-            return found
+            return self._executed(claim, found)
         least = torch.full((self.classes - 1,), -math.inf, dtype=torch.float64)
         size = torch.zeros_like(least)
         least[list(classes)], size[list(classes)] = found.least, found.size
-        return Margins(least, size, found.guarantee)
+        return self._executed(claim, Margins(least, size, found.guarantee))
+
+    def lost(self, claim: Claim, tight: bool = False) -> Tensor:
+        """What rounding may take from each margin of a claim, (m − 1,); 0 where real arithmetic is meant."""
+        if self.rounding is None:
+            return torch.zeros(self.classes - 1, dtype=torch.float64)
+        return self.rounding.lost(self.domain(claim), claim.label, "undecided" if tight else "none")
+
+    def _executed(self, claim: Claim, found: Margins) -> Margins:
+        """Margins of the network that is meant, from those of the real-valued one.
+
+        Why these are lower bounds: f̂_y − f̂_k ≥ (f_y − f_k) − E_k at every float32 tensor of the claim's domain. Of two
+        true E_k the less is taken; the second costs much more, so it is worked out where a sign depends on it.
+        """
+        if self.rounding is None:
+            return found
+        lost = self.lost(claim)
+        if bool(((found.sure > 0.0) & ~(found.less(lost).sure > 0.0)).any()):
+            lost = torch.minimum(lost, self.lost(claim, tight=True))
+        return found.less(lost)
 
     def _outputs(self, domain: Ball | Box | Intersection, rows: Tensor, witness: Witness) -> Margins:
         with torch.no_grad():

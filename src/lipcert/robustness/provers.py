@@ -19,6 +19,8 @@ from lipcert.search.cost_to_go.settings import Settings
 
 #: Checks that a proof is stretched by, and how close the ends of the interval of radii get.
 _SECANTS, _CLOSE = 6, 1.002
+#: Part of the margin at the example up to which rounding is aimed at in the search.
+_SMALL_PART = 0.25
 #: Room for other machines' arithmetic, in units of the size of the outputs at the example.
 _SIZE = 64.0
 
@@ -142,11 +144,12 @@ class CostToGo:
         if time.perf_counter() > until:
             return [None] * len(asked)
         open_ = [_open(facts, one.claim) for one in asked]
+        goal = max((_goal(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
         tasks = [
-            Task(facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes])
+            Task(facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes], goal)
             for one, classes in zip(asked, open_, strict=True)
         ]
-        search = Settings(steps=self.steps, device=self.device, seed=self.seed)
+        search = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
         answers = prove_below(facts.subject, tasks, search, self.linear)
         return [
             self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
@@ -169,6 +172,15 @@ def _open(facts: Facts, claim: Claim) -> list[int]:
     """Places of the classes that the constants leave open; all, where they leave none."""
     left = (~(facts.by_constants(claim).sure > 0.0)).nonzero().reshape(-1).tolist()
     return left or list(range(facts.classes - 1))
+
+
+def _goal(facts: Facts, claim: Claim, classes: Sequence[int]) -> float:
+    """What margins of the real-valued network are to exceed; 0 where rounding may take a large part of them."""
+    if facts.rounding is None:
+        return 0.0
+    lost = facts.lost(claim)[list(classes)]
+    within = lost < _SMALL_PART * facts.at_centre(claim).least[list(classes)]
+    return float(lost[within].max()) if bool(within.any()) else 0.0
 
 
 def _joined(found: Mapping[int, Multipliers]) -> list[Part]:

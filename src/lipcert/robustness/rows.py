@@ -19,14 +19,16 @@ class Row:
 
     Attributes:
         index: its place among the inputs.
-        label, predicted: its class, and the one the network gives it.
+        label, predicted: its class, and the one the network gives it; with ``arithmetic="float32"`` the model as run.
         status: ``wrong``: the two differ. Else, at the radius asked (the largest of several): ``certified``, no
             perturbed input of that radius changes the class; ``attacked``, one was found that does; ``open``, neither.
             Where the largest radius was looked for: ``certified`` if there is any, else as before.
         certified_radius: no input within it, nor in any smaller distance, changes the class; 0 where nothing is proved.
         attacked_radius: the distance of the nearest counter-example found, rounded up; 0 for ``wrong``, inf for none.
+            Counter-examples are of the network in real arithmetic.
         margin: a lower bound of f_label − f_k over all other classes k and all inputs within the certified radius.
-            Positive where that is; where it is 0, the margin at the example itself, and negative for ``wrong``.
+            Positive where that is; where it is 0, the margin at the example itself in real arithmetic, and negative for
+            ``wrong``.
         method: what proved the certified radius; where that is 0: ``attack`` if a counter-example was found, ``clean``
             for ``wrong``, else ``none``.
         guarantee: how sure the certified radius is; None where there is none.
