@@ -93,6 +93,13 @@ def test_radii_of_a_linear_classifier_lose_the_rounding_and_no_more(norm: float)
     executed.verify(model)
 
 
+def test_the_constants_decide_a_given_radius_in_both() -> None:
+    model, x = linear(), points(4)
+    for rows in both(model, x, radius=1e-3):
+        assert {(r.method, r.certified_radius) for r in rows} == {("pair_constants", 1e-3)}
+        rows.verify(model)
+
+
 @pytest.mark.parametrize("settings", [{"radius": 0.35}, {"radii": (0.1, 0.3), "clip": (0, 1), "norm": math.inf}])
 def test_float32_certifies_no_more_than_real_arithmetic_and_nearly_all(settings: dict[str, object]) -> None:
     model, x = mlp(0), points(12, 0, (6,))

@@ -162,9 +162,10 @@ class Cascade:
         if known is None:
             return
         margins = self.facts.at_centre(case.claim).least
-        radius = min(known.radius(case.claim.label, margins), case.bracket.top)
+        radius = known.radius(case.claim.label, margins)
         if self.facts.rounding is not None and radius > 0.0:  # it grows with the radius, so a smaller one loses less
-            radius = known.radius(case.claim.label, margins - self.facts.lost(case.at(radius)))
+            largest = case.at(min(radius, case.bracket.top))
+            radius = known.radius(case.claim.label, margins - self.facts.lost(largest))
         radius = min(radius * (1.0 - 1e-9), case.bracket.top)
         if 0.0 < radius < math.inf:
             case.keep(proved("pair_constants", self.facts, case.at(radius)))
