@@ -25,7 +25,7 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "lenet5": ("LeNet-5, max-pooling (test accuracy 96.6 %)", load_lenet5),
     "paper_cnn": ("MNIST CNN of Scaman & Virmaux 2018 (test accuracy 95.9 %)", load_paper_cnn),
 }
-RADII = (0.025, 0.05, 0.1)
+RADII = (0.02, 0.04, 0.06)
 console = Console()
 
 

@@ -262,6 +262,7 @@ def test_a_model_without_outputs() -> None:
         lipcert.output_bounds(Function(lambda x: x[:, :0]).eval(), torch.zeros(1, 3), ONE)
 
 
+@pytest.mark.slow
 def test_many_outputs() -> None:
     model = mlp([3, 6, 1000]).double()
     bound = lipcert.output_bounds(model, torch.zeros(1, 3, dtype=DOUBLE), ONE, budget=0.1)

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, overload
 
 import numpy as np
@@ -146,7 +147,7 @@ class Certification(Sequence[Row]):
             rows: how many of the examples to list.
         """
         lines = [
-            f"{len(self)} examples of {'×'.join(map(str, self._shape))}; {self.threat.describe()}",
+            *wrap(f"{len(self)} examples of {'×'.join(map(str, self._shape))}; {self.threat.describe()}", 96),
             f"network {self.fingerprint[:12]}…, {_IN[self.arithmetic]}; "
             f"clean accuracy {100 * self.clean_accuracy:.1f} %",
             "",

@@ -14,7 +14,7 @@ from lipcert.numerics.midrad import UNIT, UP, Range
 from lipcert.ranges.functions import Samples
 
 #: Multiples, of the best pull of the ball alone, that are tried where a box cuts the ball.
-PULLS = torch.logspace(-3, 1, 25, base=10.0, dtype=torch.float64)
+PULLS = torch.logspace(-3, 1, 49, base=10.0, dtype=torch.float64)
 #: Pulls below it are none.
 LEAST = 1e-300
 
@@ -48,7 +48,7 @@ def least_on(domain: Domain, box: Interval, cost: Tensor, weight: Tensor, anchor
             heaviest = weight.flatten(1).amax(dim=1)
             cut = bool(((box.low > centre - radius) | (box.high < centre + radius)).any())
             for share in PULLS if cut else PULLS.new_ones(1):
-                pull = (heaviest + share * length).clamp(max=LARGEST)
+                pull = (share * (heaviest + length)).clamp(max=LARGEST)
                 pull = torch.where(pull < LEAST, 0.0, pull)  # half of a subnormal number is rounded
                 spent = 0.5 * pull * radius * radius * (1.0 + 8.0 * UNIT) + FLOOR
                 best = torch.maximum(best, _less(pulled(pull, centre), spent))

@@ -21,7 +21,7 @@ Key = TypeVar("Key")
 #: Kind and place of a variable: ("slope", k), ("anchor", (k, i)), ("scale", k), ("curve", k), ("weight", (k, i)).
 Name = tuple[str, Any]
 #: Steps of the power method when its nodes are new, and of Lanczos before a proof.
-SETTLE, LANCZOS = 10, 40
+SETTLE, LANCZOS = 10, 80
 #: Halvings at the input in a step.
 HALVINGS = 25
 #: Kinds of which there are many variables that hardly matter: the share of the root mean square of a tensor's gradient
