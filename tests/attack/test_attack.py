@@ -249,6 +249,7 @@ def test_degenerate_networks():
     assert attack(problem(random_chain(3, 8, 2), (3,)), budget=0.0).value > 0
 
 
+@pytest.mark.slow
 def test_seed_repeats_and_progress_is_told(monkeypatch):
     monkeypatch.setattr(search, "_PATIENCE", 1)
     p = problem(random_chain(3, 10, 2, seed=1), (3,))
