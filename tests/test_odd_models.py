@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import importlib.util
 import math
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import lipcert
-from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError
+from lipcert.errors import CaptureError, InputError, LipcertError, NotLipschitzError, TrainModeError
 from tests.zoo import Apply
 
 X = torch.zeros(1, 3)
@@ -314,6 +315,29 @@ def branch_on_parameter(s: Any, x: Tensor) -> Tensor:
 
 def through_data(s: Any, x: Tensor) -> Tensor:
     return x @ s.l.weight.data
+
+
+@pytest.mark.parametrize("folder", ["lipcert", "torch", "site-packages"])
+def test_code_in_a_folder_of_any_name_is_the_users(tmp_path: Path, folder: str) -> None:
+    """A clone of lipcert is a folder ``lipcert``: what lies in it was taken for the library itself."""
+    place = tmp_path / folder / "models.py"
+    place.parent.mkdir()
+    place.write_text(
+        "import torch\n"
+        "class Branch(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x if x.sum() > 0 else -x\n"
+        "class Power(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.exp(x)\n"
+    )
+    spec = importlib.util.spec_from_file_location("models_of_a_user", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(CaptureError, match=rf"{folder}/models.py:4 in forward"):
+        bound(module.Branch().eval())
+    with pytest.raises(NotLipschitzError, match=rf"{folder}/models.py:7 in forward"):
+        bound(module.Power().eval())
 
 
 @pytest.mark.parametrize(

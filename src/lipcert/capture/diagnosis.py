@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,10 @@ from torch.utils._pytree import tree_leaves
 from lipcert.capture.model import one_tensor, require_numbers
 from lipcert.errors import CaptureError, InputError, LipcertError, TrainModeError
 
-_HERE = ("/torch/", "/lipcert/", "<frozen", "<__array_function__")
+#: Where code lies that is not the user's: the packages themselves, not folders that are called as they are.
+_HERE = (
+    f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<frozen", "<__array_function__",
+)  # fmt: skip
 
 
 class _Watch(TorchDispatchMode):
@@ -52,7 +57,7 @@ def _key(tensor: Tensor) -> int:
 def _place() -> str:
     """``file:line in function`` of the innermost frame outside torch and lipcert."""
     for frame in reversed(traceback.extract_stack()):
-        if not any(part in frame.filename for part in _HERE):
+        if not frame.filename.startswith(_HERE):
             return f"{frame.filename}:{frame.lineno} in {frame.name}"
     return "an unknown line"
 

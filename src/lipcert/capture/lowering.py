@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ _SCALAR_OPS: dict[Any, Any] = {
 }  # fmt: skip
 
 
+#: Where torch's own code lies, here and where a program was exported; a user's folder may be called ``torch``, too.
+_TORCH = re.compile(rf"[/\\](site|dist)-packages[/\\]torch[/\\]|^{re.escape(str(Path(torch.__file__).parent))}[/\\]")
+
+
 def op_name(target: Any) -> tuple[str, str]:
     """(name, overload) of an op; one that is not ATen's keeps its namespace, so that no rule of ATen's is its rule."""
     if isinstance(target, torch._ops.OpOverload):
@@ -64,7 +69,7 @@ def op_name(target: Any) -> tuple[str, str]:
 def place_in_code(node: FxNode) -> Origin:
     """The line of the user's own code and the module of a call, as far as the trace knows them."""
     frames = re.findall(r'File "(.+?)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/" not in f[0]]
+    own = [f for f in frames if not _TORCH.search(f[0])]
     path, kind = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1]
     kind = (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
     shown = own or ([] if path else frames)
