@@ -127,30 +127,27 @@ class Geometry:
     def _clamped(self, u: Tensor) -> Tensor:
         return u if self.low is None or self.high is None else u.clamp(self.low, self.high)
 
+    def _stretch(self, t: Tensor, u: Tensor) -> Tensor:
+        """The factor for which ‖clamp(t u)‖₂ = 1 if no further coordinate reaches an end; t where all have."""
+        moved = t * u
+        held = self._clamped(moved)
+        free = held == moved
+        fixed = torch.where(free, 0.0, held.square()).sum(1, keepdim=True)
+        rest = torch.where(free, u.square(), 0.0).sum(1, keepdim=True)
+        return torch.where(rest > 0, ((1.0 - fixed).clamp(min=0.0) / rest.clamp(min=_LITTLE)).sqrt(), t)
+
     def _scaled(self, u: Tensor) -> Tensor:
         """clamp(t u) with ‖·‖₂ = 1: the fewer coordinates are at an end the smaller t, so t only falls."""
         t = torch.ones_like(u[:, :1])
         for _ in range(_NEWTON[2.0]):
-            moved = t * u
-            held = self._clamped(moved)
-            free = held == moved
-            fixed = torch.where(free, 0.0, held.square()).sum(1, keepdim=True)
-            rest = torch.where(free, u.square(), 0.0).sum(1, keepdim=True)
-            wanted = ((1.0 - fixed).clamp(min=0.0) / rest.clamp(min=_LITTLE)).sqrt()
-            t = torch.minimum(t, wanted)
+            t = torch.minimum(t, self._stretch(t, u))
         return self._clamped(t * u)
 
     def _longest(self, direction: Tensor) -> Tensor:
         """clamp(t d) with ‖·‖₂ = 1, or as long as the box allows: from t = 1 up, as more coordinates reach an end."""
         t = torch.ones_like(direction[:, :1])
         for _ in range(_GROWING):
-            moved = t * direction
-            held = self._clamped(moved)
-            free = held == moved
-            fixed = torch.where(free, 0.0, held.square()).sum(1, keepdim=True)
-            rest = torch.where(free, direction.square(), 0.0).sum(1, keepdim=True)
-            wanted = ((1.0 - fixed).clamp(min=0.0) / rest.clamp(min=_LITTLE)).sqrt()
-            t = torch.maximum(t, torch.where(rest > 0, wanted, t))
+            t = torch.maximum(t, self._stretch(t, direction))
         return self._clamped(t * direction)
 
     def _soft(self, u: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -70,12 +71,21 @@ def _numbers(option: str, text: str) -> Any:
         pass
     if not Path(text).is_file():
         raise InputError(f"{option} takes numbers and .npy files; {text!r} is no number, and there is no such file.")
+    return read_array(option, text)
+
+
+def read_array(option: str, path: str) -> npt.NDArray[Any]:
+    """The one array of a .npy file; reading never unpickles.
+
+    Raises:
+        InputError: it holds something else.
+    """
     try:
-        found = np.load(text, allow_pickle=False)
+        found = np.load(path, allow_pickle=False)
     except Exception as problem:
-        raise InputError(f"{option}: cannot read {text} as a .npy file: {problem}") from problem
+        raise InputError(f"{option}: cannot read {path} as a .npy file: {problem}") from problem
     if not isinstance(found, np.ndarray):
-        raise InputError(f"{option}: {text} holds several arrays; save one with numpy.save.")
+        raise InputError(f"{option}: {path} holds several arrays; save one with numpy.save.")
     return found
 
 

@@ -31,7 +31,7 @@ from lipcert.cli.common import (
     finite,
     guard,
 )
-from lipcert.cli.load import load, parse_domain
+from lipcert.cli.load import load, parse_domain, read_array
 from lipcert.errors import InputError
 from lipcert.result import OutputBound
 
@@ -114,12 +114,7 @@ def _matrix(path: str) -> Tensor:
     """
     if not Path(path).is_file():
         raise InputError(f"--select takes a .npy file; there is no file {path!r}.")
-    try:
-        found = np.load(path, allow_pickle=False)
-    except Exception as problem:
-        raise InputError(f"--select: cannot read {path} as a .npy file: {problem}") from problem
-    if not isinstance(found, np.ndarray):
-        raise InputError(f"--select: {path} holds several arrays; save one with numpy.save.")
+    found = read_array("--select", path)
     exact = found.astype(np.float64) if found.dtype.kind in "fiub" else found
     if exact.dtype != np.float64 or not np.array_equal(exact.astype(found.dtype), found, equal_nan=True):
         raise InputError(f"--select: {path} must hold real numbers that float64 can hold, not {found.dtype}.")

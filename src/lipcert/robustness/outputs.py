@@ -95,9 +95,7 @@ def joined(parts: Sequence[Multipliers]) -> Multipliers:
 
 
 @ordinary()
-def prove_below(
-    subject: Subject, tasks: Sequence[Task], settings: Settings, linear: bool, multipliers: bool = True
-) -> list[Answer]:
+def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, linear: bool) -> list[Answer]:
     """Answers to tasks, all searched in one batch.
 
     Args:
@@ -105,7 +103,6 @@ def prove_below(
         tasks: domains of one kind (balls of one p, within boxes or not; boxes).
         settings: of the search.
         linear: whether ranges are tightened by linear bounds.
-        multipliers: whether to search at all where ranges do not reach the goal.
     """
     with torch.no_grad():
         places = [Setting(subject.facts, task.domain, linear) for task in tasks]
@@ -120,7 +117,7 @@ def prove_below(
     ]
     usable = [i for i, place in enumerate(places) if bool(place.boxes[0].finite.all())]
     pairs = [(i, r) for i, r in pairs if i in usable]
-    if not pairs or not multipliers:
+    if not pairs:
         return answers
     if _deep(subject.network):
         found = _searched(subject, tasks, places, answers, pairs, settings)

@@ -79,7 +79,7 @@ def start_at(question: Question, points: Tensor) -> Start:
         elif k in plan.maps:
             gains = plan.gains(k)
             for i, parent in enumerate(nodes[k].parents):
-                _add(linear, parent, plan.maps[k][i].plain_transpose(c))
+                _add(linear, parent, plan.maps[k][i].plain(c, back=True))
                 _add(weight, parent, total * (gains[i] * sum(gains)))
                 _add(size, parent, most * gains[i])
     return start

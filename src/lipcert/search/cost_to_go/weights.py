@@ -46,7 +46,7 @@ def scaled_weights(
         roots = {i: (-0.5 * t).exp() for i, t in logs.items()}
         for _ in range(steps):
             image = total * _image(plan, k, roots, directions)
-            pulled = {i: r * plan.maps[k][i].plain_transpose(image) for i, r in roots.items()}
+            pulled = {i: r * plan.maps[k][i].plain(image, back=True) for i, r in roots.items()}
             squares = torch.stack([p.flatten(1).square().sum(1) for p in pulled.values()])
             length = squares.sum(0).sqrt().clamp(min=SMALL)
             for i, p in pulled.items():
@@ -76,7 +76,7 @@ def excess(
     def gram(x: Tensor) -> Tensor:
         parts = zip(weights, x.split(sizes, dim=1), strict=True)
         image = total * _image(plan, k, roots, {(k, i): part.reshape(-1, *shapes[i]) for i, part in parts})
-        return torch.cat([(r * plan.maps[k][i].plain_transpose(image)).flatten(1) for i, r in roots.items()], dim=1)
+        return torch.cat([(r * plan.maps[k][i].plain(image, back=True)).flatten(1) for i, r in roots.items()], dim=1)
 
     first = torch.cat([directions[k, i].flatten(1) for i in weights], dim=1)
     noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
