@@ -63,6 +63,7 @@ def test_a_wrong_label_is_wrong_and_counts() -> None:
     assert rows.clean_accuracy == rows.certified_accuracy() == rows.attacked_accuracy() == pytest.approx(5 / 6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
 def test_no_point_of_a_certified_ball_has_another_class(norm: float, seed: int) -> None:
@@ -402,3 +403,19 @@ def test_accuracies_are_between_each_other_at_every_radius() -> None:
     for values in (certified, attacked):
         assert all(one >= other for one, other in itertools.pairwise(values))
     assert all(c <= a for c, a in zip(certified, attacked, strict=True))
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("radii", [{"radius": 0.1}, {"radii": (0.1, 0.9)}, {"radius": None}])
+def test_a_tie_at_the_example_itself_is_attacked_at_distance_0(p: float, radii: dict) -> None:
+    """Nothing is certified there, which is no contradiction to a counter-example at radius 0."""
+    model = nn.Linear(2, 3).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]))
+        model.bias.zero_()
+    inputs = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]])
+    rows = list(lipcert.certify(model, inputs, torch.zeros(3, dtype=torch.int64), norm=p, progress=False, **radii))
+    assert [(rows[i].status, rows[i].certified_radius, rows[i].attacked_radius) for i in (0, 2)] == [
+        ("attacked", 0.0, 0.0)
+    ] * 2
+    assert rows[1].certified_radius >= 0.1

@@ -221,7 +221,7 @@ class Cascade:
             if distance < case.bracket.attacked:
                 case.bracket.attack(distance)
                 case.counter = broken.point.reshape(-1)
-            if case.bracket.attacked <= case.bracket.certified:
+            if case.bracket.attacked <= case.bracket.certified and case.bracket.certified > 0.0:
                 raise NumericsError(
                     f"example {case.index} is certified up to {case.bracket.certified:.9g}, and a counter-example was "
                     f"found at {case.bracket.attacked:.9g}. This is a bug in lipcert: please report it."
