@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml
 demo: setup ## bound, breakdown, lower bound, certificate and its verification for two MNIST networks
 	$(BIN)/python examples/demo.py
 
-test: setup ## the fast tests, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=15 --cov=lipcert --cov-report=term
+test: setup ## the fast tests; COVERAGE=1 reports how much of the sources they run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(if $(COVERAGE),--cov=lipcert --cov-report=term)
 
 test-slow: setup ## the tests marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow

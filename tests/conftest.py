@@ -4,9 +4,26 @@
 """
 
 import os
+from collections import defaultdict
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``few(n)``: of a test's many cases about n, spread evenly, are fast ones; the others are marked slow."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("few"):
+            cases[item.nodeid.split("[")[0]].append(item)
+    for same in cases.values():
+        marker = same[0].get_closest_marker("few")
+        step = max(1, round(len(same) / marker.args[0])) if marker else 1
+        for number, item in enumerate(same):
+            if number % step:
+                item.add_marker(pytest.mark.slow)

@@ -126,6 +126,7 @@ def test_maxcut(name):
     assert math.sqrt(cut) * (1 - 1e-9) <= lower.value <= math.sqrt(cut)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("norm", [(2.0, 2.0), (1.0, 1.0), (math.inf, math.inf), (1.0, 2.0), (2.0, math.inf)])
 def test_between_nothing_and_the_vertex_maximum(norm):
     for seed in range(2):
@@ -195,6 +196,7 @@ def known(name: str) -> tuple[nn.Module, int, float]:
     }[name]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["gelu", "silu", "hardtanh", "tanh", "abs", "softmax", "maxpool"])
 def test_known_constants(name):
     model, n, constant = known(name)

@@ -24,6 +24,7 @@ def test_every_kind_of_certificate_has_a_limit_near_its_length() -> None:
         assert count <= trusted.limits()[kind] < 1.15 * count, kind
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", list(trusted.kinds()))
 def test_the_list_is_what_a_check_really_imports(kind: str) -> None:
     """In a process of its own; ``lipcert`` itself is an empty package there, as it would import everything."""

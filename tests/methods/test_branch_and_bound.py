@@ -263,6 +263,7 @@ def test_slopes_of_a_smooth_activation() -> None:
     assert low <= bound.value == pytest.approx(enumerated(model, 3), rel=2e-4)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("seed", range(12))
 def test_never_below_an_attack(seed: int) -> None:
     case = random_network(seed)

@@ -171,6 +171,7 @@ CASES = [
 ]
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(("place", "kind", "seed"), CASES)
 def test_the_local_constant_in_the_plane(place: str, kind: str, seed: int) -> None:
     """Never below; equal where every neuron has two pieces (a clamp's three are not told apart)."""

@@ -117,6 +117,7 @@ PLANE = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("widths", "kind", "seed"), PLANE)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_constant_in_the_plane(widths: list[int], kind: str, seed: int, bias: bool) -> None:
@@ -261,6 +262,7 @@ CASES = [*(name for name, _, _ in ZOO), *range(6)]
 CASES += [f"{m} {s}" for m in ("twins", "homogeneous", "whole", "sizes", "huge", "plain") for s in range(4)]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("case", CASES)
 def test_no_region_of_a_point_is_said_to_be_empty(case: str | int) -> None:
     """Whatever coefficients are offered: random ones, and those that are proofs for neighbouring regions."""

@@ -91,6 +91,7 @@ def test_the_zoo(name):
     assert expanded or low <= solved(case.model, case.example, "liplt").value * (1 + 1e-5)
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("seed", range(2000, 2020))
 def test_random_networks_are_never_below_what_is_observed(seed):
     case = random_network(seed)

@@ -249,6 +249,7 @@ def awkward(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return model.eval(), (4,)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("write", [True, False])
 @pytest.mark.parametrize(
     "name", ["dead neurons", "alpha = beta", "zero layer", "flat, then nothing", "small float32", "odd stride"]

@@ -171,6 +171,7 @@ def check(expression: Expression, low: float, high: float) -> tuple[float, float
     return least, greatest
 
 
+@pytest.mark.few(22)
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize(
     "interval", [i if not k % 3 else pytest.param(i, marks=pytest.mark.slow) for k, i in enumerate(INTERVALS)], ids=str

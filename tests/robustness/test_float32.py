@@ -100,6 +100,7 @@ def test_the_constants_decide_a_given_radius_in_both() -> None:
         rows.verify(model)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", [{"radius": 0.35}, {"radii": (0.1, 0.3), "clip": (0, 1), "norm": math.inf}])
 def test_float32_certifies_no_more_than_real_arithmetic_and_nearly_all(settings: dict[str, object]) -> None:
     model, x = mlp(0), points(12, 0, (6,))

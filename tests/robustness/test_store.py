@@ -233,6 +233,7 @@ def certified(path: Path | None, workers: int = 1) -> lipcert.Certification:
     return lipcert.certify(model, x, y, radius=0.15, effort=0.1, memory=1e-5, resume=path, workers=workers)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_is_killed_goes_on(tmp_path: Path, workers: int) -> None:
     """SIGKILL after a random number of rows, again and again: the rows of an uninterrupted run, each decided once."""
