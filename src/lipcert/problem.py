@@ -16,6 +16,7 @@ from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
+from lipcert.network.parts import split
 from lipcert.network.transform import expand, fuse, then
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
@@ -95,8 +96,11 @@ class Problem:
 
     @cached_property
     def unfused(self) -> Network:
-        """The network op by op, each expression in one variable as one activation, with the selection appended."""
-        model = collapse(self.model)
+        """The network op by op, with the selection appended.
+
+        Each expression in one variable is one activation there, each product of two variables a sum of parts.
+        """
+        model = split(collapse(self.model))
         if self.select is None:
             return model
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode

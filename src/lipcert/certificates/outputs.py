@@ -22,6 +22,7 @@ from lipcert.errors import CertificateError, NotProved
 from lipcert.guarantee import STRENGTH, Guarantee
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
+from lipcert.network.parts import joined
 from lipcert.network.transform import expand, fuse
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
@@ -52,7 +53,7 @@ class Subject:
     @cached_property
     def network(self) -> Network:
         """Fused, expressions in one variable as activations, selections as linear maps and ReLUs."""
-        return fuse(expand(fuse(collapse(self.model))))
+        return fuse(expand(fuse(joined(collapse(self.model)))))
 
     @cached_property
     def facts(self) -> Facts:

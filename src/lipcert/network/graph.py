@@ -12,9 +12,20 @@ from torch import Tensor
 
 from lipcert.errors import CaptureError
 from lipcert.network.linear import Shape
-from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, OpenNode, SelectionNode
+from lipcert.network.nodes import (
+    ActivationNode,
+    AffineNode,
+    GainNode,
+    InputNode,
+    Node,
+    OpenNode,
+    PartNode,
+    SelectionNode,
+)
 
-__all__ = ["ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "OpenNode", "SelectionNode"]
+__all__ = [
+    "ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "OpenNode", "PartNode", "SelectionNode",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import Box, Domain
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode, PartNode
+from lipcert.network.joint import Planes
 from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.radial import Radial
@@ -70,6 +71,9 @@ class Ranges:
             anchored = boxes_of(network, Box(point, point), "none")
         local: dict[int, Local] = dict(_gains(bounds))
         for k, node in enumerate(network.nodes):
+            if isinstance(node, PartNode):
+                at = None if anchored is None else [anchored[p] for p in node.parents]
+                local[k] = node.function.obeyed([boxes[p] for p in node.parents], at)[node.which]
             function = applied(node)
             if function is None:
                 continue
@@ -95,7 +99,8 @@ def bounds_of(
     """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
     boxes: list[Interval] = []
     lines: dict[int, Lines] = {}
-    back = LinearBounds(network, domain, boxes, lines)
+    planes: dict[int, Planes] = {}
+    back = LinearBounds(network, domain, boxes, lines, planes)
     work = 0.0
     bounded = False
     with torch.no_grad():
@@ -112,12 +117,26 @@ def bounds_of(
                 work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
                 if len(entries) and work <= MOST_WORK:
                     boxes[k] = _tightened(boxes[k], entries, *back.box(k, entries))
+            own = around(node, boxes, boxes[k]) if linear and isinstance(node, PartNode) else None
+            if own is not None:
+                planes[k] = own
             function = applied(node)
             if linear and function is not None:
                 parent = boxes[node.parents[0]]
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
     return back
+
+
+def around(node: PartNode, boxes: Sequence[Interval], own: Interval) -> Planes | None:
+    """Linear bounds of a part from the boxes of its arguments; constants where there are no planes, by its own box."""
+    planes = None if node.which else node.function.planes([boxes[p] for p in node.parents])
+    if planes is None:
+        return None
+    unknown = ~(planes.least.isfinite() & planes.greatest.isfinite())
+    return Planes(
+        planes.slopes, torch.where(unknown, own.low, planes.least), torch.where(unknown, own.high, planes.greatest)
+    )
 
 
 def _gains(bounds: LinearBounds) -> dict[int, LocalGains]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, SelectionNode
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, PartNode, SelectionNode
 from lipcert.network.images import image, touched
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import GainFunction, MaxSelection
@@ -33,6 +33,9 @@ def through(node: Node, inputs: Sequence[Interval]) -> Interval:
         return _selected(node, inputs[0])
     if isinstance(node, GainNode):
         return _block(node.function, inputs[0], node.shape)
+    if isinstance(node, PartNode):
+        zero = torch.zeros(node.shape, dtype=torch.float64)
+        return Interval.point(zero) if node.which else node.function.image(inputs)
     assert isinstance(node, OpenNode)
     if node.block is not None:
         return _block(node.block, inputs[0], node.shape)

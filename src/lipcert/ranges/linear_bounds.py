@@ -19,6 +19,7 @@ from torch import Tensor
 from lipcert.domain import Domain
 from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
 from lipcert.network.images import touched
+from lipcert.network.joint import Planes
 from lipcert.network.linear import Identity, LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
@@ -92,18 +93,26 @@ Term = tuple[int, Tensor, Tensor | None]
 class LinearBounds:
     """Upper bounds of linear functions of nodes, by going back to the input.
 
-    ``boxes`` and ``lines`` are those of the nodes so far; they may grow between calls. Lines may be other ones for each
-    row, with a leading axis.
+    ``boxes``, ``lines`` and ``planes``, of functions of several values, are those of the nodes so far; they may grow
+    between calls. Lines may be other ones for each row, with a leading axis.
     """
 
-    def __init__(self, network: Network, domain: Domain, boxes: Sequence[Interval], lines: Mapping[int, Lines]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        domain: Domain,
+        boxes: Sequence[Interval],
+        lines: Mapping[int, Lines],
+        planes: Mapping[int, Planes] | None = None,
+    ) -> None:
         self.network, self.domain, self.boxes, self.lines = network, domain, boxes, lines
+        self.planes = {} if planes is None else planes
         self._entries = float(sum(size(node.shape) for node in network.nodes))
         self._reaches: dict[tuple[int, int], tuple[Tensor, float]] = {}
 
     def along(self, lines: Mapping[int, Lines]) -> LinearBounds:
         """With other lines."""
-        other = LinearBounds(self.network, self.domain, self.boxes, lines)
+        other = LinearBounds(self.network, self.domain, self.boxes, lines, self.planes)
         other._reaches = self._reaches
         return other
 
@@ -190,6 +199,16 @@ class LinearBounds:
             constant = constant + total
             error = error + ((n + 2.0) * UNIT * sizes * UP + UNIT * constant.abs() + (n + 1.0) * TINY)
 
+        def hand_through(parent: int, coefficients: Tensor) -> None:
+            """Hand on products of coefficients and slopes, which are rounded."""
+            nonlocal error
+            shape = self.network.nodes[parent].shape
+            greatest = self.boxes[parent].greatest.expand(shape)
+            # where it is infinite, slopes are 0
+            lost = float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * 2.0 * TINY
+            error = error + (2.0 * UNIT * weigh(coefficients.abs(), greatest) + lost) * UP
+            hand(parent, coefficients.reshape(count, *shape))
+
         def hand(parent: int, coefficients: Tensor) -> None:
             nonlocal error
             if parent in pending:
@@ -221,17 +240,16 @@ class LinearBounds:
                     hand(parent, linear.transpose(coefficients).detach())
             elif isinstance(node, (ActivationNode, OpenNode)) and k in self.lines:
                 lines, parent = self.lines[k], node.parents[0]  # a product with itself names it twice
-                shape = self.network.nodes[parent].shape
                 positive, negative = coefficients.clamp(min=0.0), coefficients.clamp(max=0.0)
                 spend(positive, lines.upper_offset, 1.0)
                 spend(negative, lines.lower_offset, -1.0)
-                back = positive * lines.upper_slope + negative * lines.lower_slope
-                greatest = self.boxes[parent].greatest.expand(shape)
-                lost = (
-                    float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * 2.0 * TINY
-                )  # slopes are 0 elsewhere
-                error = error + (2.0 * UNIT * weigh(back.abs(), greatest) + lost) * UP
-                hand(parent, back.reshape(count, *shape))
+                hand_through(parent, positive * lines.upper_slope + negative * lines.lower_slope)
+            elif k in self.planes:
+                planes = self.planes[k]
+                spend(coefficients.clamp(min=0.0), planes.greatest, 1.0)
+                spend(coefficients.clamp(max=0.0), planes.least, -1.0)
+                for parent, slope in zip(node.parents, planes.slopes, strict=True):
+                    hand_through(parent, coefficients * slope)
             else:
                 box = self.boxes[k]
                 spend(coefficients.clamp(min=0.0), box.high, 1.0)

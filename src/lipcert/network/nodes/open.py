@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import CaptureError, NotLipschitzError
+from lipcert.network.activations.steep import Power
 from lipcert.network.hashing import update_hash_with_tensor
 from lipcert.network.nodes.base import Node
 from lipcert.network.nonlinearity import Nonlinearity
@@ -76,9 +77,15 @@ class OpenNode(Node):
         if not bool((box.low[steep].isfinite() & box.high[steep].isfinite()).any()):
             raise self.error
         low, high = float(box.low[steep].min()), float(box.high[steep].max())
+        place, at = f" (in {self.where})" if self.where else "", f"[{low:.4g}, {high:.4g}]"
+        if isinstance(self.steep, Power) and self.steep.exponent < 0:
+            raise NotLipschitzError(
+                f"{self.name}{place} has no Lipschitz constant on this domain: the denominator may vanish, as it "
+                f"ranges over {at}. Choose a smaller domain, or bound the denominator away from 0."
+            )
         raise NotLipschitzError(
-            f"{self.name} has no Lipschitz constant on this domain{f' (in {self.where})' if self.where else ''}: its "
-            f"argument ranges over [{low:.4g}, {high:.4g}], where its slope is not bounded. Choose a smaller domain."
+            f"{self.name} has no Lipschitz constant on this domain{place}: its argument ranges over {at}, where its "
+            "slope is not bounded. Choose a smaller domain."
         )
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
