@@ -130,6 +130,51 @@ class Product(Joint):
         )  # fmt: skip
 
 
+class Blend(Joint):
+    """n + z ⊙ d, given z, d, n and h = n + d: between n and h where z lies in [0, 1].
+
+    Its increment is δn + z̄ δd + d̄ δz, as for a product.
+    """
+
+    name = "blend"
+    reads = (0, 1, 2)
+
+    def value(self, inputs: Sequence[Any]) -> Any:
+        """Entry by entry."""
+        return inputs[2] + inputs[0] * inputs[1]
+
+    def image(self, boxes: Sequence[Interval]) -> Interval:
+        """That of the sum, and where z lies in [0, 1] the hull of those of n and h."""
+        z, d, n, h = boxes
+        moved = Product().image([z, d])
+        low, high = (
+            torch.nextafter(a + b, torch.full_like(a, direction)).nan_to_num(direction, math.inf, -math.inf)
+            for a, b, direction in ((moved.low, n.low, -math.inf), (moved.high, n.high, math.inf))
+        )
+        between = (z.low >= 0) & (z.high <= 1)
+        return Interval(
+            torch.where(between, torch.maximum(low, torch.minimum(n.low, h.low)), low),
+            torch.where(between, torch.minimum(high, torch.maximum(n.high, h.high)), high),
+        )
+
+    def obeyed(self, boxes: Sequence[Interval], anchored: Sequence[Interval] | None = None) -> tuple[Local, ...]:
+        """Those of the product z ⊙ d, and δn itself."""
+        product = Product().obeyed(boxes[:2], None if anchored is None else anchored[:2])
+        one = torch.ones_like(boxes[2].low)
+        return (*product, LocalSlopes(one, one, boxes[2]))
+
+    def planes(self, boxes: Sequence[Interval]) -> Planes:
+        """Those of the product, and n itself."""
+        z, d, n, _ = boxes
+        own = Product().planes([z, d])
+        known = n.finite & own.least.isfinite() & own.greatest.isfinite()
+        one = torch.where(known, torch.ones_like(n.low), 0.0)
+        return Planes(
+            (*(torch.where(known, slope, 0.0) for slope in own.slopes), one, torch.zeros_like(one)),
+            torch.where(known, own.least, -math.inf), torch.where(known, own.greatest, math.inf),
+        )  # fmt: skip
+
+
 def _end(a: Tensor, b: Tensor, direction: float) -> Tensor:
     """a·b, rounded towards ``direction``."""
     product = a * b

@@ -1,4 +1,4 @@
-"""Networks whose products and quotients of two values have relations: as sums of parts, see ``network/joint.py``."""
+"""Networks whose products, quotients and gates are sums of parts, which have relations: see ``network/joint.py``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from lipcert.network.activations.steep import power
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
-from lipcert.network.joint import Joint, Product
+from lipcert.network.joint import Blend, Joint, Product
 from lipcert.network.linear import Identity, Shape, size
 from lipcert.network.moves import gather
 from lipcert.network.nodes import Node, OpenNode
 
 
 def split(network: Network) -> Network:
-    """The same function with every open node of two values as the sum of the parts of its increment.
+    """The same function with every open node of several values as the sum of the parts of its increment.
 
     x/y is x·(1/y). The sum's increments are those of the parts, whatever the parts' values are (``PartNode``).
     """
@@ -30,8 +30,8 @@ def joined(network: Network) -> Network:
 
 
 def combined(node: Node) -> OpenNode | None:
-    """The node, if it is an open one that combines two values entry by entry and is no function of one of them."""
-    return node if isinstance(node, OpenNode) and node.steep is None and node.combines in ("mul", "div") else None
+    """The node, if it is an open one that combines values entry by entry and is no function of one of them."""
+    return node if isinstance(node, OpenNode) and node.steep is None and node.combines else None
 
 
 def _rebuilt(network: Network, every: bool) -> Network:
@@ -42,11 +42,17 @@ def _rebuilt(network: Network, every: bool) -> Network:
     for node in network.nodes:
         parents = [new[p] for p in node.parents]
         open_ = combined(node)
-        new.append(builder.again(node, parents) if open_ is None else _product(builder, open_, parents, every))
+        new.append(builder.again(node, parents) if open_ is None else _made(builder, open_, parents, every))
     return builder.finish(new[-1])
 
 
-def _product(builder: NetworkBuilder, node: OpenNode, parents: Sequence[Var], every: bool) -> Var:
+def _made(builder: NetworkBuilder, node: OpenNode, parents: Sequence[Var], every: bool) -> Var:
+    if node.combines == "blend":
+        z, h, n = parents
+        d = builder.affine(
+            [(h, Identity(h.shape)), (n, Identity(n.shape, -1.0))], n.shape, None, node.name, node.origin
+        )
+        return parts(builder, node, [z, d, n, h], Blend(), every)
     x, y = parents
     if node.combines == "div":
         y = _reciprocal(builder, node, y)

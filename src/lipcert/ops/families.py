@@ -17,6 +17,7 @@ from lipcert.ops import (  # noqa: F401
     pooling,
     powers,
     recognise,
+    recurrent,
     resize,
     selections,
     softmax,

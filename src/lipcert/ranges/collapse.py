@@ -89,7 +89,7 @@ def _fits(network: Network, position: int) -> bool:
         return False
     if isinstance(node, AffineNode):
         return all(factor_of(linear) is not None for linear in node.maps)
-    return function_of(node) is not None or (isinstance(node, OpenNode) and bool(node.combines))
+    return function_of(node) is not None or (isinstance(node, OpenNode) and node.combines in ("mul", "div"))
 
 
 def _straight(node: Node) -> bool:
