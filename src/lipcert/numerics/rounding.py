@@ -92,12 +92,11 @@ def add_up(*xs: float) -> float:
 def mul_up(*xs: float) -> float:
     """Double >= the exact product of nonnegative doubles, rounded up after each factor."""
     product = 1.0
-    for x in map(_checked, xs):
+    for x in [_checked(x) for x in xs]:
         c = product * x
-        if math.isnan(c) or math.isinf(c):
-            product = math.inf
-        else:
-            product = up(c) if _exceeds(product, x, c) else c
+        if not math.isfinite(c):
+            return math.inf
+        product = up(c) if _exceeds(product, x, c) else c
     return product
 
 

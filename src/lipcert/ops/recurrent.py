@@ -159,7 +159,7 @@ def _at(ctx: Context, x: Var, axis: int, step: int) -> Var:
     return moved(ctx, x, lambda v: v.select(axis, step))
 
 
-@rule("lstm.input", kind="recurrent")
+@rule("lstm.input", kind="product")
 def lstm(
     ctx: Context, x: Any, first: Any, parameters: Any, has_biases: bool, layers: int, dropout: float, train: bool,
     bidirectional: bool, batch_first: bool,
@@ -172,7 +172,7 @@ def lstm(
 
 
 def _sequence(name: str, cell: Cell, summary: str) -> None:
-    @rule(f"{name}.input", kind="recurrent")
+    @rule(f"{name}.input", kind="activation" if name.startswith("rnn") else "product")
     def layers_of(
         ctx: Context, x: Any, first: Any, parameters: Any, has_biases: bool, layers: int, dropout: float, train: bool,
         bidirectional: bool, batch_first: bool,
@@ -184,7 +184,7 @@ def _sequence(name: str, cell: Cell, summary: str) -> None:
 
 
 def _step(name: str, cell: Cell, summary: str) -> None:
-    @rule(f"{name}_cell", kind="recurrent")
+    @rule(f"{name}_cell", kind="activation" if name.startswith("rnn") else "product")
     def one(ctx: Context, x: Any, first: Any, *parameters: Any) -> Any:
         several = isinstance(first, (list, tuple))
         given = tuple(_state(ctx, value) for value in (first if several else (first,)))

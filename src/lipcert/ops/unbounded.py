@@ -10,12 +10,13 @@ import torch
 from lipcert.network.activations import steep
 from lipcert.network.builder import Var
 from lipcert.network.source import Fixed
-from lipcert.ops.arithmetic import quotient
+from lipcert.ops.arithmetic import mul, quotient
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
-from lipcert.ops.nonlinearities import COS, SIN
+from lipcert.ops.nonlinearities import COS, SIGMOID, SIN
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
+from lipcert.ops.terms import moved
 
 _DISCONTINUOUS = (
     "it is discontinuous, so no Lipschitz constant exists. Replace it by a continuous activation "
@@ -154,17 +155,13 @@ def tangent(ctx: Context, x: Any) -> Var:
     return ctx.without_constant(parts, advised(_POLE, True), function=torch.div, combines="div")
 
 
-@rule("glu", kind="pattern")
+@rule("glu", kind="product")
 def glu(ctx: Context, x: Any, dim: int = -1) -> Var:
-    """GLU, a·sigmoid(b): rejected, a product of two variables."""
+    """Gated linear unit a·sigmoid(b): on a domain, or where a is bounded, by the ranges of both."""
     x = ctx.variable(x)
-    shape = list(x.shape)
-    shape[dim] //= 2
-    error = ctx.not_lipschitz(
-        "a gated linear unit multiplies two values that depend on the input: no global Lipschitz constant. "
-        "Replace it by an ungated activation."
-    )
-    return ctx.unresolved((x,), tuple(shape), error)
+    half = x.shape[dim] // 2
+    a, b = (moved(ctx, x, lambda v, k=k: v.narrow(dim, k * half, half)) for k in range(2))
+    return mul(ctx, a, ctx.activation(b, SIGMOID))
 
 
 # -- constants of the shape of a value ---------------------------------------------------------------------

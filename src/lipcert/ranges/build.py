@@ -103,20 +103,29 @@ def bounds_of(
     back = LinearBounds(network, domain, boxes, lines, planes)
     work = 0.0
     bounded = False
+    together: dict[int, Interval] = {}  # of affine nodes that were bounded with an earlier one
+
+    def met(k: int) -> Interval:
+        box = through(network.nodes[k], [boxes[p] for p in network.nodes[k].parents])
+        return box.meet(known[k]) if known and k in known else box
+
     with torch.no_grad():
         for k, node in enumerate(network.nodes):
             if isinstance(node, InputNode):
                 boxes.append(input_box(domain, node.shape))
                 bounded = bool(boxes[0].finite.all())
                 continue
-            box = through(node, [boxes[p] for p in node.parents])
-            boxes.append(box.meet(known[k]) if known and k in known else box)
             linear = bounded and tighten != "none"
-            if linear and isinstance(node, AffineNode):
-                entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
-                work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
-                if len(entries) and work <= MOST_WORK:
-                    boxes[k] = _tightened(boxes[k], entries, *back.box(k, entries))
+            if linear and isinstance(node, AffineNode) and k not in together:
+                asked: list[tuple[int, Tensor]] = []
+                for j in (j for j in _siblings(network, k) if j not in together):
+                    together[j] = met(j)
+                    entries = _undecided(network, j, together[j]) if tighten == "undecided" else _all(together[j])
+                    work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: j + 1])
+                    asked += [(j, entries)] if len(entries) and work <= MOST_WORK else []
+                for (j, entries), ends in zip(asked, back.boxes_of(asked), strict=True):
+                    together[j] = _tightened(together[j], entries, *ends)
+            boxes.append(together.pop(k) if k in together else met(k))
             own = around(node, boxes, boxes[k]) if linear and isinstance(node, PartNode) else None
             if own is not None:
                 planes[k] = own
@@ -126,6 +135,16 @@ def bounds_of(
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
     return back
+
+
+def _siblings(network: Network, k: int) -> list[int]:
+    """Affine node k, and later ones that read one of its parents and nothing that comes after these.
+
+    Such are the gates of one step of a recurrent layer: one pass back to the input is enough for all of them.
+    """
+    nodes = network.nodes
+    readers = {j for p in nodes[k].parents for j in network.consumers[p] if j > k}
+    return [k, *(j for j in sorted(readers) if isinstance(nodes[j], AffineNode) and max(nodes[j].parents) < k)]
 
 
 def around(node: PartNode, boxes: Sequence[Interval], own: Interval) -> Planes | None:

@@ -118,22 +118,36 @@ class LinearBounds:
 
     def box(self, position: int, entries: Tensor) -> tuple[Tensor, Tensor]:
         """(low, high) of some entries (flat indices) of a node."""
-        shape = self.network.nodes[position].shape
-        n = size(shape)
-        first = self._first(position)
-        if first is not None:
-            return first.box(entries)
-        width = max(size(node.shape) for node in self.network.nodes[: position + 1])
-        chunk = max(1, CHUNK // (2 * width), min(ROWS, MOST // (2 * width))) if width else len(entries) + 1
-        lows, highs = [], []
-        for part in entries.split(chunk):
-            rows = torch.zeros(2 * len(part), n, dtype=torch.float64)
-            rows[torch.arange(len(part)), part] = 1.0
-            rows[torch.arange(len(part), 2 * len(part)), part] = -1.0
-            top = self.upper(position, rows.reshape(-1, *shape))
-            highs.append(top[: len(part)])
-            lows.append(-top[len(part) :])
-        return torch.cat(lows), torch.cat(highs)
+        return self.boxes_of([(position, entries)])[0]
+
+    def boxes_of(self, asked: Sequence[tuple[int, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """(low, high) of some entries (flat indices) of each of some nodes, which go back to the input together."""
+        found = {position: first.box(entries) for position, entries in asked if (first := self._first(position))}
+        rest = [(position, entries) for position, entries in asked if position not in found]
+        if rest:
+            places = torch.cat([torch.full_like(entries, position) for position, entries in rest])
+            flat = torch.cat([entries for _, entries in rest])
+            width = max(size(node.shape) for node in self.network.nodes[: int(places.max()) + 1])
+            chunk = max(1, CHUNK // (2 * width), min(ROWS, MOST // (2 * width))) if width else len(flat) + 1
+            pairs = zip(places.split(chunk), flat.split(chunk), strict=True)
+            lows, highs = zip(*(self._ends(*pair) for pair in pairs), strict=True)
+            counts = [len(entries) for _, entries in rest]
+            ends = (torch.cat(side).split(counts) for side in (lows, highs))
+            found |= dict(zip([position for position, _ in rest], zip(*ends, strict=True), strict=True))
+        return [found[position] for position, _ in asked]
+
+    def _ends(self, places: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """(low, high) of one entry of each of these nodes."""
+        count, terms = len(entries), []
+        for position in places.unique().tolist():
+            shape = self.network.nodes[position].shape
+            own = torch.nonzero(places == position).reshape(-1)
+            rows = torch.zeros(2 * count, size(shape), dtype=torch.float64)
+            rows[own, entries[own]] = 1.0
+            rows[count + own, entries[own]] = -1.0
+            terms.append((position, rows.reshape(-1, *shape), None))
+        top = self.upper_of_sum(terms)
+        return -top[count:], top[:count]
 
     def most(self, position: int, rows: Tensor) -> Tensor:
         """``upper`` in chunks of rows."""
