@@ -13,7 +13,7 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.errors import NotLipschitzError
 from lipcert.network.graph import Network, OpenNode, PartNode
-from lipcert.network.joint import Product
+from lipcert.network.joint import Blend, Product
 from lipcert.network.parts import joined, split
 from lipcert.network.relations import EntryCell, LocalSlopes
 from lipcert.numerics.interval import Interval
@@ -72,6 +72,37 @@ def test_parts_add_up_to_increments_of_products(seed: int, anchored: bool) -> No
     low, high = (sum(f(*pair) for pair in ends) for f in (torch.minimum, torch.maximum))
     slack = 1e-12 * (x.abs() + a.abs()) * (y.abs() + b.abs())
     assert bool(((low - slack <= x * y - a * b) & (x * y - a * b <= high + slack)).all())
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_blends_lie_between_and_their_parts_add_up(anchored: bool) -> None:
+    generator = torch.Generator().manual_seed(9)
+    n_box, h_box = boxes(generator)
+    ends = torch.rand(2, 200, generator=generator, dtype=D).sort(0).values * torch.tensor([[1.0], [1.2]])
+    z_box = Interval(ends[0], ends[1])
+    d_box = Interval(h_box.low - n_box.high, h_box.high - n_box.low)
+    own = [z_box, d_box, n_box, h_box]
+    z, n, h = (inside(box, generator, 2) for box in (z_box, n_box, h_box))
+    values, at = [z, h - n, n, h], None
+    if anchored:
+        at = [Interval.point(v[1]) for v in values]
+    image = Blend().image(own)
+    blend, slack = n + z * (h - n), 1e-12 * (n.abs() + h.abs())
+    assert bool(((image.low <= blend + slack) & (blend - slack <= image.high)).all())
+    certain = z_box.high <= 1
+    assert bool((image.high <= torch.maximum(n_box.high, h_box.high))[certain].all())
+    low = high = torch.zeros(200, dtype=D)
+    for place, local in zip(Blend.reads, Blend().obeyed(own, at), strict=True):
+        assert isinstance(local, LocalSlopes)
+        moved = [s * (values[place][0] - values[place][1]) for s in (local.lower, local.upper)]
+        low, high = low + torch.minimum(*moved), high + torch.maximum(*moved)
+    slack = 1e-12 * (values[1].abs().sum(0) + n.abs().sum(0))
+    rise = blend[0] - blend[1]
+    assert bool(((low - slack <= rise) & (rise <= high + slack)).all())
+    planes = Blend().planes(own)
+    rest = blend - sum(s * v for s, v in zip(planes.slopes, values, strict=True))
+    slack = 1e-11 * (d_box.greatest + n_box.greatest)
+    assert bool(((planes.least - slack <= rest) & (rest <= planes.greatest + slack)).all())
 
 
 def test_an_infinite_factor_times_zero_is_zero() -> None:

@@ -165,6 +165,24 @@ def test_the_bound_of_an_lstm_is_below_the_recursion_of_norms() -> None:
     assert lipcert.lower_bound(model, x, budget=0.3).value <= lipcert.bound(model, x, method="lipsdp").value <= found
 
 
+def test_the_bound_of_a_gru_is_below_the_recursion_of_norms() -> None:
+    """δh' = z δh + (1 − z) δn + (h − n) δz with gates in [0, 1], states in [−1, 1]; δn by r (U h + d) likewise."""
+    model, x = case("gru", length=4)
+    layer = model.layer
+    enter, again = (
+        [float(torch.linalg.matrix_norm(w.detach(), 2)) for w in m.chunk(3)]
+        for m in (layer.weight_ih_l0, layer.weight_hh_l0)
+    )
+    inner = layer.weight_hh_l0.detach().chunk(3)[2].abs().sum(1) + layer.bias_hh_l0.detach().chunk(3)[2].abs()
+    most = float(inner.max())
+    h = 0.0
+    for step in range(x.shape[1]):
+        r, z = (w + u * h for w, u in zip(enter[:2], again[:2], strict=True))
+        n = enter[2] + again[2] * h + most * r / 4
+        h = h + n + (2.0 if step else 1.0) * z / 4
+    assert lipcert.bound(model, x, method="autolip").value <= h * (1 + 1e-9)
+
+
 def test_a_gru_keeps_to_the_unit_box_and_a_cell_state_to_its_steps() -> None:
     for name, length, most in (("gru", 6, 1.0), ("lstm cell", 4, 4.0)):
         model, x = case(name, length)

@@ -133,11 +133,12 @@ class Product(Joint):
 class Blend(Joint):
     """n + z ⊙ d, given z, d, n and h = n + d: between n and h where z lies in [0, 1].
 
-    Its increment is δn + z̄ δd + d̄ δz, as for a product.
+    For any numbers c its increment is c δh + (1 − c) δn + (z̄ − c) δd + d̄ δz, as for a product; c is the middle of z, so
+    that for a gate that is hardly known no more than the sizes of δh and δn enters.
     """
 
     name = "blend"
-    reads = (0, 1, 2)
+    reads = (0, 1, 2, 3)
 
     def value(self, inputs: Sequence[Any]) -> Any:
         """Entry by entry."""
@@ -147,10 +148,7 @@ class Blend(Joint):
         """That of the sum, and where z lies in [0, 1] the hull of those of n and h."""
         z, d, n, h = boxes
         moved = Product().image([z, d])
-        low, high = (
-            torch.nextafter(a + b, torch.full_like(a, direction)).nan_to_num(direction, math.inf, -math.inf)
-            for a, b, direction in ((moved.low, n.low, -math.inf), (moved.high, n.high, math.inf))
-        )
+        low, high = _sum(moved.low, n.low, -math.inf), _sum(moved.high, n.high, math.inf)
         between = (z.low >= 0) & (z.high <= 1)
         return Interval(
             torch.where(between, torch.maximum(low, torch.minimum(n.low, h.low)), low),
@@ -158,10 +156,13 @@ class Blend(Joint):
         )
 
     def obeyed(self, boxes: Sequence[Interval], anchored: Sequence[Interval] | None = None) -> tuple[Local, ...]:
-        """Those of the product z ⊙ d, and δn itself."""
-        product = Product().obeyed(boxes[:2], None if anchored is None else anchored[:2])
-        one = torch.ones_like(boxes[2].low)
-        return (*product, LocalSlopes(one, one, boxes[2]))
+        """Those of the product z ⊙ d with c taken off the slopes of δd, and δn and δh times 1 − c and c."""
+        of_z, of_d = Product().obeyed(boxes[:2], None if anchored is None else anchored[:2])
+        assert isinstance(of_d, LocalSlopes)
+        middle = (0.5 * of_d.lower + 0.5 * of_d.upper).nan_to_num(0.0, 0.0, 0.0).clamp(0.0, 1.0)
+        c = (middle * 2.0**20).round() / 2.0**20  # 1 − c is a double, too
+        away = LocalSlopes(_sum(of_d.lower, -c, -math.inf), _sum(of_d.upper, -c, math.inf), of_d.box)
+        return of_z, away, LocalSlopes(1.0 - c, 1.0 - c, boxes[2]), LocalSlopes(c, c, boxes[3])
 
     def planes(self, boxes: Sequence[Interval]) -> Planes:
         """Those of the product, and n itself."""
@@ -173,6 +174,13 @@ class Blend(Joint):
             (*(torch.where(known, slope, 0.0) for slope in own.slopes), one, torch.zeros_like(one)),
             torch.where(known, own.least, -math.inf), torch.where(known, own.greatest, math.inf),
         )  # fmt: skip
+
+
+def _sum(a: Tensor, b: Tensor, direction: float) -> Tensor:
+    """a + b, rounded towards ``direction``, exact where b is 0; nothing is known where it is no number."""
+    total = a + b
+    total = torch.where(b == 0, total, torch.nextafter(total, torch.full_like(total, direction)))
+    return torch.where(total.isnan(), direction, total)
 
 
 def _end(a: Tensor, b: Tensor, direction: float) -> Tensor:
