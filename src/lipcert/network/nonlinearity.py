@@ -17,7 +17,9 @@ from lipcert.network.linear import LinearMap, Shape
 
 if TYPE_CHECKING:
     from lipcert.network.activations.profiles import Profile
+    from lipcert.network.expansion import Expansion
     from lipcert.network.source import Source
+    from lipcert.numerics.interval import Interval
     from lipcert.numerics.midrad import Range
 
 Slope = float | Tensor
@@ -228,8 +230,20 @@ class GainFunction(Fact):
 
     stated: ClassVar[tuple[str, ...]] = ("name", "gains", "source")
 
+    #: Whether ``expansion`` may give more than the gains.
+    smooth: ClassVar[bool] = False
+
     gains: Mapping[float, float]
     source: str
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """What f is near the middle of a box; None where nothing better than the gains is known.
+
+        Args:
+            box: of the argument.
+            least: what is known of the lengths of the groups of a normalisation; None: nothing.
+        """
+        return None
 
     @property
     def image(self) -> tuple[Slope, Slope]:

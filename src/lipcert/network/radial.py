@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipcert.network.nonlinearity import GainFunction
-from lipcert.numerics.midrad import UNIT
+from lipcert.numerics.midrad import UNIT, Range
 
 #: Divisors below say nothing: near underflow roundings are not relative. None is taken for more than the other number,
 #: which is less than what overflows when it is squared, for up to 2^60 entries.
@@ -30,6 +30,10 @@ class Radial(GainFunction):
     def divisor(self, length: Tensor) -> Tensor:
         """r(length) but for a relative error of 16 units of roundoff; lengths are ≥ 0."""
         raise NotImplementedError
+
+    def root_form(self, least: float) -> tuple[Range, Range, float] | None:
+        """(k, ε, s) if r² is Σ w_j x_j² + ε where ‖x‖ ≥ least, all w_j in k and √(greatest / least of them) ≤ s."""
+        return None
 
     @property
     def distortion(self) -> float:

@@ -15,6 +15,7 @@ from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, number
 from lipcert.ops.enclosure import Ball, exact, over, plus, rounded
 from lipcert.ops.enclosure import times as product
+from lipcert.ops.left_out import finite_part, infinite, leave_out
 from lipcert.ops.recognise.registry import forms, recognise
 from lipcert.ops.recognise.scalings import number_of, times
 from lipcert.ops.registry import rule
@@ -38,6 +39,11 @@ def broadcast(ctx: Context, x: Var, shape: Shape, scale: float = 1.0) -> LinearM
 
 def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     shape = tuple(torch.broadcast_shapes(*(_shape(x) for x, _ in terms)))
+    masks = [infinite(x) if scale > 0 else None for x, scale in terms]
+    if any(mask is not None for mask in masks):
+        kept = [(x if mask is None else finite_part(x), s) for (x, s), mask in zip(terms, masks, strict=True)]
+        places = [mask.expand(shape) for mask in masks if mask is not None]
+        return leave_out(ctx, _sum(ctx, kept), torch.stack(places).any(dim=0))
     offset: Ball | None = None
     source: Source | None = None
     parts = []

@@ -6,6 +6,7 @@ import pkgutil
 from lipcert.ops import (  # noqa: F401
     activations,
     arithmetic,
+    attention,
     branches,
     convolution,
     linear,

@@ -15,6 +15,7 @@ from lipcert.network.builder import Var
 from lipcert.network.nonlinearity import GainFunction, Slope
 from lipcert.network.radial import Radial, along
 from lipcert.network.source import Fixed, derived
+from lipcert.numerics.midrad import Range, known
 from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
@@ -92,6 +93,10 @@ class LayerNorm(Radial):
         """√(‖x − mean‖²/n + ε)."""
         return _deviation(length, math.prod(self.shape), self.eps)
 
+    def root_form(self, least: float) -> tuple[Range, Range, float]:
+        """1/n and ε."""
+        return _mean_form(math.prod(self.shape), self.eps)
+
     def value(self, x: Tensor) -> Tensor:
         """The normal values."""
         return torch.nn.functional.layer_norm(x, list(self.shape), None, None, self.eps)
@@ -120,6 +125,10 @@ class GroupNorm(Radial):
     def divisor(self, length: Tensor) -> Tensor:
         """√(‖x − mean‖²/n + ε)."""
         return _deviation(length, self.entries, self.eps)
+
+    def root_form(self, least: float) -> tuple[Range, Range, float]:
+        """1/n and ε."""
+        return _mean_form(self.entries, self.eps)
 
     def value(self, x: Tensor) -> Tensor:
         """The normal values."""
@@ -151,6 +160,10 @@ class RMSNorm(Radial):
         """√(‖x‖²/n + ε)."""
         return _deviation(length, self.entries, self.eps)
 
+    def root_form(self, least: float) -> tuple[Range, Range, float]:
+        """1/n and ε."""
+        return _mean_form(self.entries, self.eps)
+
     def value(self, x: Tensor) -> Tensor:
         """The values of size 1."""
         axes = tuple(range(-self.count, 0))
@@ -164,6 +177,11 @@ class RMSNorm(Radial):
 
 def _deviation(length: Tensor, n: int, eps: float) -> Tensor:
     return (length * length / n + eps).sqrt()
+
+
+def _mean_form(n: int, eps: float) -> tuple[Range, Range, float]:
+    one, count = (torch.tensor(float(v), dtype=torch.float64) for v in (1.0, n))
+    return Range.exact(one) * Range.exact(count).reciprocal(), known(eps), 1.0
 
 
 def _around_zero(square: int) -> tuple[Slope, Slope]:

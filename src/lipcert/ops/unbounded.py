@@ -13,6 +13,7 @@ from lipcert.network.source import Fixed
 from lipcert.ops.arithmetic import mul, quotient
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
+from lipcert.ops.left_out import is_infinite, left_out
 from lipcert.ops.nonlinearities import COS, SIGMOID, SIN
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
@@ -38,7 +39,23 @@ _jumps("floor_divide", "remainder", "fmod", summary="Remainder: rejected, discon
 _jumps("div.Tensor_mode", "div.Scalar_mode", summary="Rounded division: rejected, discontinuous.")
 _jumps("hardshrink", summary="Hardshrink: rejected, it jumps at ±λ.")
 _jumps("heaviside", summary="Heaviside step: rejected, discontinuous.")
-_jumps("signbit", "logical_not", "eq", "ne", "not_equal", summary="Test of a value: rejected, discontinuous.")
+_jumps("signbit", "logical_not", summary="Test of a value: rejected, discontinuous.")
+
+
+def _equality(name: str, *others: str, equal: bool) -> None:
+    @rule(name, *others, kind="pattern")
+    def test(ctx: Context, x: Any, other: Any) -> Any:
+        if isinstance(x, Var) and is_infinite(other):
+            _, places = left_out(ctx, x)
+            same = torch.zeros(x.shape, dtype=torch.bool) if places is None or number(other) > 0 else places
+            return Constant.exactly(same if equal else ~same)
+        return ctx.without_constant((x, other), _DISCONTINUOUS, (other,))
+
+    test.__doc__ = "Test of a value: rejected, discontinuous; whether it is ∞ is a constant."
+
+
+_equality("eq", equal=True)
+_equality("ne", "not_equal", equal=False)
 
 
 #: What ops compute that have slopes on intervals.

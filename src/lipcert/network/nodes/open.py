@@ -35,7 +35,7 @@ class OpenNode(Node):
         steep: what the node computes, where that is one function of each entry of its one parent (which x·x names
             twice): on an interval it has slopes.
         combines: ``mul`` or ``div`` where the node is just that of two parents, entry by entry; ``blend`` where it is
-            n + z(h − n) of parents z, h and n.
+            n + z(h − n) of parents z, h and n; ``matmul`` where it is the matrix product of two, batches of one shape.
         block: what the node computes of its one parent, where that is a block that has gains away from 0.
     """
 
