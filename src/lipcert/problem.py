@@ -85,8 +85,9 @@ class Problem:
     def on(self, domain: Domain, anchor: Tensor | None = None) -> Problem:
         """The same on another domain, with what does not depend on it."""
         other = replace(self, domain=domain, anchor=anchor)
-        for name in ("unfused", "network", "expanded"):
-            other.__dict__[name] = getattr(self, name)
+        if (self.domain is None) == (domain is None):
+            for name in ("unfused", "network", "expanded"):
+                other.__dict__[name] = getattr(self, name)
         return other
 
     @cached_property
@@ -98,9 +99,10 @@ class Problem:
     def unfused(self) -> Network:
         """The network op by op, with the selection appended.
 
-        Each expression in one variable is one activation there, each product of two variables a sum of parts.
+        Each expression in one variable is one activation there, each product of two variables a sum of parts, and so is
+        on a domain each block that may be nearly linear there.
         """
-        model = split(collapse(self.model))
+        model = split(collapse(self.model), smooth=self.domain is not None)
         if self.select is None:
             return model
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode

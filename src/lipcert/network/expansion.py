@@ -119,6 +119,21 @@ def product_of_matrices(x: Interval, y: Interval) -> Expansion | None:
     return Expansion(maps, Range(-middle, spread), tuple(scales), tuple(gains))
 
 
+def image_of_product(x: Interval, y: Interval) -> Interval:
+    """X Y on boxes: |XY − CD| ≤ |C|S + R|D| + RS, with middles and radii; nothing where a box is not finite."""
+    whole = Interval.whole((*x.low.shape[:-1], y.low.shape[-1]))
+    if not bool(x.finite.all() & y.finite.all()):
+        return whole
+    a, b = Range.between(x.low, x.high), Range.between(y.low, y.high)
+    k = a.mid.shape[-1]
+    gamma = (k + 4.0) * UNIT * UP
+    first, second = a.mid.abs(), b.mid.abs()
+    spread = torch.matmul(first + a.rad, b.rad) + torch.matmul(a.rad, second) + gamma * torch.matmul(first, second)
+    result = Range(torch.matmul(a.mid, b.mid), spread * (1.0 + 4.0 * gamma) + 4.0 * (k + 1.0) * TINY)
+    known = result.mid.isfinite() & result.rad.isfinite()
+    return Interval(torch.where(known, result.low, whole.low), torch.where(known, result.high, whole.high))
+
+
 def _most(values: Tensor, over: Tensor) -> float:
     """The greatest quotient, rounded up; 0/0 is 0."""
     if not values.numel():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -36,10 +36,12 @@ class Joint(ABC):
     Attributes:
         name: short, for reports.
         reads: for every part of the increment, which argument its relation reads.
+        chain: part → a part before it that it reads as another argument, after all others; that one is not of the sum.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[int, ...]]
+    chain: ClassVar[Mapping[int, int]] = {}
 
     @abstractmethod
     def value(self, inputs: Sequence[Any]) -> Any:

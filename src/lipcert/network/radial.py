@@ -9,7 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lipcert.network.expansion import Expansion
 from lipcert.network.nonlinearity import GainFunction
+from lipcert.network.radial_expansion import radial_expansion
+from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UNIT, Range
 
 #: Divisors below say nothing: near underflow roundings are not relative. None is taken for more than the other number,
@@ -22,6 +25,11 @@ class Radial(GainFunction):
     """x / r(‖x‖₂) over each of some groups of entries, x less its mean in it where ``centred``; r does not fall."""
 
     centred: ClassVar[bool] = False
+    smooth: ClassVar[bool] = True
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """Group by group, where r² is k‖x‖² + ε."""
+        return radial_expansion(self, box, least)
 
     def grouped(self, x: Tensor) -> Tensor:
         """One example's entries as (groups, n)."""

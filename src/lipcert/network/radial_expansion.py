@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lipcert.network.expansion import Expansion, diagonal, rank_one, total
 from lipcert.network.images import image
-from lipcert.network.radial import Radial
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, Range
 from lipcert.numerics.rows import length_up, placed
+
+if TYPE_CHECKING:
+    from lipcert.network.radial import Radial
 
 #: Share of the greatest norm of the derivative in a group up to which its distance from that at the middle is of use.
 WORTH = 0.25

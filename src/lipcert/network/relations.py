@@ -49,7 +49,14 @@ class LocalGains:
     gains: Mapping[float, float]
 
 
-Local = LocalSlopes | LocalGains
+@dataclass(frozen=True, eq=False)
+class LocalMap:
+    """The map of a part of an increment that is linear; None for 0."""
+
+    map: LinearMap | None
+
+
+Local = LocalSlopes | LocalGains | LocalMap
 
 
 @dataclass(frozen=True, eq=False)

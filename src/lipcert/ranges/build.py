@@ -12,13 +12,16 @@ from torch import Tensor
 
 from lipcert.domain import Box, Domain
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode, PartNode
+from lipcert.network.expanded import Expanded, SmoothBlock
+from lipcert.network.expansion import Expansion
 from lipcert.network.joint import Planes
-from lipcert.network.linear import Shape, size
+from lipcert.network.linear import LinearMap, Shape, add, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.radial import Radial
 from lipcert.network.relations import Local, LocalGains, LocalSlopes
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
+from lipcert.numerics.midrad import Range
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
 from lipcert.ranges.lengths import groups_of, least_lengths
@@ -69,11 +72,16 @@ class Ranges:
         if anchor is not None:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
             anchored = boxes_of(network, Box(point, point), "none")
-        local: dict[int, Local] = dict(_gains(bounds))
+        least = _least_lengths(bounds)
+        local: dict[int, Local] = dict(_gains(network, least))
+        parts: dict[tuple[int, ...], tuple[Local, ...]] = {}
         for k, node in enumerate(network.nodes):
             if isinstance(node, PartNode):
-                at = None if anchored is None else [anchored[p] for p in node.parents]
-                local[k] = node.function.obeyed([boxes[p] for p in node.parents], at)[node.which]
+                key = (id(node.function), *node.arguments)
+                if key not in parts:
+                    at = None if anchored is None else [anchored[p] for p in node.arguments]
+                    parts[key] = _obeyed(node, [boxes[p] for p in node.arguments], at, least.get(k))
+                local[k] = parts[key][node.which]
             function = applied(node)
             if function is None:
                 continue
@@ -99,7 +107,7 @@ def bounds_of(
     """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
     boxes: list[Interval] = []
     lines: dict[int, Lines] = {}
-    planes: dict[int, Planes] = {}
+    planes: dict[int, Planes | AffineNode] = {}
     back = LinearBounds(network, domain, boxes, lines, planes)
     work = 0.0
     bounded = False
@@ -129,6 +137,11 @@ def bounds_of(
             own = around(node, boxes, boxes[k]) if linear and isinstance(node, PartNode) else None
             if own is not None:
                 planes[k] = own
+            if own is not None and not _only_summed(network, k):
+                entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
+                work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
+                if len(entries) and work <= MOST_WORK:
+                    boxes[k] = _tightened(boxes[k], entries, *back.box(k, entries))
             function = applied(node)
             if linear and function is not None:
                 parent = boxes[node.parents[0]]
@@ -147,9 +160,20 @@ def _siblings(network: Network, k: int) -> list[int]:
     return [k, *(j for j in sorted(readers) if isinstance(nodes[j], AffineNode) and max(nodes[j].parents) < k)]
 
 
-def around(node: PartNode, boxes: Sequence[Interval], own: Interval) -> Planes | None:
+def _only_summed(network: Network, position: int) -> bool:
+    """Whether a part is read by linear maps alone, whose own bounds are then worked out."""
+    return all(isinstance(network.nodes[reader], AffineNode) for reader in network.consumers[position])
+
+
+def around(node: PartNode, boxes: Sequence[Interval], own: Interval) -> Planes | AffineNode | None:
     """Linear bounds of a part from the boxes of its arguments; constants where there are no planes, by its own box."""
-    planes = None if node.which else node.function.planes([boxes[p] for p in node.parents])
+    if node.which:
+        return None
+    arguments = [boxes[p] for p in node.arguments]
+    if isinstance(node.function, Expanded):
+        found = node.function.expansion(arguments)
+        return None if found is None else _as_affine(node, found, own)
+    planes = node.function.planes(arguments)
     if planes is None:
         return None
     unknown = ~(planes.least.isfinite() & planes.greatest.isfinite())
@@ -158,9 +182,51 @@ def around(node: PartNode, boxes: Sequence[Interval], own: Interval) -> Planes |
     )
 
 
-def _gains(bounds: LinearBounds) -> dict[int, LocalGains]:
+def _as_affine(node: PartNode, found: Expansion, own: Interval) -> AffineNode | None:
+    """The maps of an expansion, and its offset with what is not linear as an error."""
+    terms: dict[int, LinearMap] = {}
+    for parent, linear in zip(node.arguments, found.maps, strict=True):
+        if linear is not None:
+            terms[parent] = add(terms[parent], linear) if parent in terms else linear
+    if not terms:
+        return None
+    known, box = found.offset.rad.isfinite(), Range.between(own.low, own.high)
+    offset, error = torch.where(known, found.offset.mid, box.mid), torch.where(known, found.offset.rad, box.rad)
+    return AffineNode(
+        parents=tuple(terms), shape=node.shape, name=node.name, maps=tuple(terms.values()), offset=offset,
+        offset_error=error,
+    )  # fmt: skip
+
+
+def _obeyed(
+    node: PartNode, boxes: Sequence[Interval], anchored: Sequence[Interval] | None, least: Tensor | None
+) -> tuple[Local, ...]:
+    """What the parts of a node's function obey; of a normalisation also by the least lengths of its groups."""
+    function = node.function
+    if not isinstance(function, SmoothBlock) or not isinstance(function.block, Radial) or least is None:
+        return function.obeyed(boxes, anchored)
+    found = function.expansion(boxes, least)
+    if found is not None:
+        return function.by(found)
+    n = groups_of(function.block, boxes[0].low.shape).shape[1]
+    return function.bounded(function.block.gains_beyond(least, n), tuple(boxes[0].low.shape))
+
+
+def _gains(network: Network, least: Mapping[int, Tensor]) -> dict[int, LocalGains]:
     """What is known of normalisations: gains that follow from how long their groups are at least."""
     gains: dict[int, LocalGains] = {}
+    for k, length in least.items():
+        block, node = normalising(network.nodes[k]), network.nodes[k]
+        assert block is not None
+        if not isinstance(node, PartNode):
+            n = groups_of(block, torch.Size(network.nodes[node.parents[0]].shape)).shape[1]
+            gains[k] = LocalGains(block.gains_beyond(length, n))
+    return gains
+
+
+def _least_lengths(bounds: LinearBounds) -> dict[int, Tensor]:
+    """How long the groups of normalisations are at least."""
+    found: dict[int, Tensor] = {}
     nodes, work = bounds.network.nodes, 0.0
     with torch.no_grad():
         for k, node in enumerate(nodes):
@@ -173,14 +239,15 @@ def _gains(bounds: LinearBounds) -> dict[int, LocalGains]:
             cost = 4.0 * rows * sum(size(other.shape) for other in nodes[: parent + 1])
             affordable = bool(bounds.boxes[0].finite.all()) and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
             work += cost if affordable else 0.0
-            length = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
-            gains[k] = LocalGains(block.gains_beyond(length, n))
-    return gains
+            found[k] = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
+    return found
 
 
 def normalising(node: object) -> Radial | None:
     """The block of a node whose gains depend on how long its argument is."""
-    block = node.function if isinstance(node, GainNode) else node.block if isinstance(node, OpenNode) else None
+    block: object = node.function if isinstance(node, GainNode) else node.block if isinstance(node, OpenNode) else None
+    if isinstance(node, PartNode) and not node.which and isinstance(node.function, SmoothBlock):
+        block = node.function.block
     return block if isinstance(block, Radial) else None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
+from lipcert.network.expanded import SmoothBlock
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, PartNode, SelectionNode
 from lipcert.network.images import image, touched
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
@@ -34,8 +35,11 @@ def through(node: Node, inputs: Sequence[Interval]) -> Interval:
     if isinstance(node, GainNode):
         return _block(node.function, inputs[0], node.shape)
     if isinstance(node, PartNode):
-        zero = torch.zeros(node.shape, dtype=torch.float64)
-        return Interval.point(zero) if node.which else node.function.image(inputs)
+        if node.which:
+            return Interval.point(torch.zeros(node.shape, dtype=torch.float64))
+        if isinstance(node.function, SmoothBlock):
+            return _block(node.function.block, inputs[0], node.shape)
+        return node.function.image(inputs)
     assert isinstance(node, OpenNode)
     if node.block is not None:
         return _block(node.block, inputs[0], node.shape)

@@ -94,7 +94,7 @@ class LinearBounds:
     """Upper bounds of linear functions of nodes, by going back to the input.
 
     ``boxes``, ``lines`` and ``planes``, of functions of several values, are those of the nodes so far; they may grow
-    between calls. Lines may be other ones for each row, with a leading axis.
+    between calls. A function may also be a sum of maps with an offset that has an error. Lines may be other ones for each row, with a leading axis.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LinearBounds:
         domain: Domain,
         boxes: Sequence[Interval],
         lines: Mapping[int, Lines],
-        planes: Mapping[int, Planes] | None = None,
+        planes: Mapping[int, Planes | AffineNode] | None = None,
     ) -> None:
         self.network, self.domain, self.boxes, self.lines = network, domain, boxes, lines
         self.planes = {} if planes is None else planes
@@ -238,7 +238,8 @@ class LinearBounds:
             coefficients = pending.pop(k, None)
             if coefficients is None:
                 continue
-            node = self.network.nodes[k]
+            planes = self.planes.get(k)
+            node = planes if isinstance(planes, AffineNode) else self.network.nodes[k]
             if isinstance(node, AffineNode):
                 offset = node.known_offset
                 if offset is not None:
@@ -258,8 +259,7 @@ class LinearBounds:
                 spend(positive, lines.upper_offset, 1.0)
                 spend(negative, lines.lower_offset, -1.0)
                 hand_through(parent, positive * lines.upper_slope + negative * lines.lower_slope)
-            elif k in self.planes:
-                planes = self.planes[k]
+            elif isinstance(planes, Planes):
                 spend(coefficients.clamp(min=0.0), planes.greatest, 1.0)
                 spend(coefficients.clamp(max=0.0), planes.least, -1.0)
                 for parent, slope in zip(node.parents, planes.slopes, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 from lipcert.errors import CaptureError
 from lipcert.network.joint import Joint
 from lipcert.network.nodes.base import Node
-from lipcert.network.relations import BlockCell, EntryCell, Local, LocalGains, LocalSlopes, Relation
+from lipcert.network.relations import BlockCell, EntryCell, Linear, Local, LocalGains, LocalMap, LocalSlopes, Relation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,6 +33,11 @@ class PartNode(Node):
     which: int = 0
     error: CaptureError
 
+    @property
+    def arguments(self) -> tuple[int, ...]:
+        """The parents that the function reads: all but a part before this one that its relation reads."""
+        return self.parents[:-1] if self.which in self.function.chain else self.parents
+
     def value(self, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
         """f of the parents' values, or 0."""
         if self.which:
@@ -51,6 +56,9 @@ class PartNode(Node):
             return EntryCell(parents, self.shape, self.name, self.origin, position, local.lower, local.upper)
         if isinstance(local, LocalGains) and local.gains:
             return BlockCell(parents, self.shape, self.name, self.origin, position, local.gains, "gain")
+        if isinstance(local, LocalMap):
+            own, maps = ((), ()) if local.map is None else (parents, (local.map,))
+            return Linear(own, self.shape, self.name, self.origin, maps)
         raise self.error
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
