@@ -175,7 +175,8 @@ def log_sum_exp_expansion(box: Interval, axes: tuple[int, ...], out_shape: Shape
     """Of log-sum-exp over ``axes``; None where the box is not finite.
 
     The derivative is p, the map q as for softmax. What is left, q − p, has norm ‖q − p‖ in l2, Σ|q − p| in l∞ and
-    max|q − p| in l1; where that is more than a share of ‖p‖, a row's map is 0. The value is lse(c) + q(x − c) + (p(c) − q)(x − c) and a remainder ½ Var h, see ``_bend``.
+    max|q − p| in l1; where that is more than a share of ‖p‖, a row's map is 0. The value is lse(c) + q(x − c) + (p(c) −
+    q)(x − c) and a remainder ½ Var h, see ``_bend``.
     """
     if not bool(box.finite.all()):
         return None
