@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import Box, Domain
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode, PartNode
 from lipcert.network.expanded import Expanded, SmoothBlock
 from lipcert.network.expansion import Expansion
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode, PartNode
 from lipcert.network.joint import Planes
 from lipcert.network.linear import LinearMap, Shape, add, size
 from lipcert.network.nonlinearity import Nonlinearity
