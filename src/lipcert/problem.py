@@ -16,14 +16,18 @@ from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
-from lipcert.network.parts import split
+from lipcert.network.parts import block_of, split
 from lipcert.network.transform import expand, fuse, then
+from lipcert.ranges.away import any_away
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
 from lipcert.ranges.regions import Neurons, Regions
 from lipcert.ranges.space import SpaceRegions
 
 Norm = tuple[float, float]
+
+#: Entries of all nodes above which ranges of blocks as blocks are intervals: of their parts there are better ones.
+WIDE = 5_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +89,10 @@ class Problem:
     def on(self, domain: Domain, anchor: Tensor | None = None) -> Problem:
         """The same on another domain, with what does not depend on it."""
         other = replace(self, domain=domain, anchor=anchor)
+        for name in ("unfused", "network"):
+            other.__dict__[name] = getattr(self, name)
         if (self.domain is None) == (domain is None):
-            for name in ("unfused", "network", "expanded"):
-                other.__dict__[name] = getattr(self, name)
+            other.__dict__["expanded"] = self.expanded
         return other
 
     @cached_property
@@ -99,10 +104,13 @@ class Problem:
     def unfused(self) -> Network:
         """The network op by op, with the selection appended.
 
-        Each expression in one variable is one activation there, each product of two variables a sum of parts, and so is
-        on a domain each block that may be nearly linear there.
+        Each expression in one variable is one activation there, each product of two variables a sum of parts.
         """
-        model = split(collapse(self.model), smooth=self.domain is not None)
+        return self._selected(smooth=False)
+
+    def _selected(self, smooth: bool) -> Network:
+        """With ``smooth``, blocks that may be nearly linear on small domains are sums of parts, too."""
+        model = split(collapse(self.model), smooth)
         if self.select is None:
             return model
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
@@ -113,8 +121,11 @@ class Problem:
 
     @cached_property
     def expanded(self) -> Network:
-        """The fused network with every selection replaced by linear maps and ReLUs."""
-        return fuse(expand(self.unfused))
+        """The fused network with every selection replaced by linear maps and ReLUs.
+
+        On a domain also with every block that may be nearly linear there as a sum of parts.
+        """
+        return fuse(expand(self._selected(smooth=True) if self.nearly_linear else self.unfused))
 
     @cached_property
     def increments(self) -> Increments:
@@ -162,28 +173,40 @@ class Problem:
 
     @cached_property
     def _whole_increments(self) -> Increments:
-        return Increments.of(*self._expanded_ranges) if self.has_selections else self.increments
+        return Increments.of(*self._expanded_ranges) if self.is_expanded else self.increments
 
     @cached_property
     def _expanded_ranges(self) -> tuple[Network, Ranges | None]:
-        if self.has_selections:
+        if self.is_expanded:
             return self.expanded, self._ranges(self.expanded, "undecided")
         return self.network, self._network_ranges
 
     @cached_property
     def _network_ranges(self) -> Ranges | None:
-        return self._ranges(self.network, "none" if self.has_selections else "undecided")
+        wide = self.nearly_linear and sum(size(node.shape) for node in self.network.nodes) > WIDE
+        return self._ranges(self.network, "none" if self.has_selections or wide else "undecided")
 
     def _ranges(self, network: Network, tighten: Tighten) -> Ranges | None:
         """On the domain: values lie in ranges, and on these slopes are what they are there."""
-        if self.domain is None and self.anchor is None and self.model.refusal is None:
+        plain = self.domain is None and self.anchor is None and self.model.refusal is None
+        if plain and not any_away(network):
             return None
         return Ranges.of(network, self.domain, self.anchor, tighten)
 
     @cached_property
     def has_selections(self) -> bool:
-        """Whether ``expanded`` is another network than ``network``."""
+        """Whether a node is a maximum or a sort."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+    @cached_property
+    def nearly_linear(self) -> bool:
+        """Whether a block is more than its gains on the domain; products of norms are better off with the gains."""
+        return self.domain is not None and any(block_of(node) is not None for node in self.network.nodes)
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether ``expanded`` is another network than ``network``."""
+        return self.has_selections or self.nearly_linear
 
 
 def require_select(select: Tensor, m: int) -> None:

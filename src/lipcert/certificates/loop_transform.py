@@ -54,7 +54,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     Σ_i ‖A_i‖ ℓ_i is taken. Dense: the A_{j←i} are computed with a running bound of their error in the p-norm
     (``written_map``). Of larger networks ``settings["sparse"]`` asks for the same by passes through the maps, most of
     whose entries are 0 in attention and normalisations; otherwise they are bounded by Lanczos, probabilistic. A network
-    with selections is done twice, with selections as blocks and expanded into ReLUs, and the smaller value counts.
+    with selections is done twice, with selections as blocks and expanded into ReLUs, and the smaller value counts; and
+    so is on a domain one with softmax or normalisations, as blocks and as a linear part and a rest.
     """
     p, q = problem.norm
     if p != q:
@@ -64,7 +65,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         raise CertificateError(f"the certificate's window must be a positive integer, not {window!r}.")
     sparse = witness.settings.get("sparse", False) is True
     best: list[Step] = []
-    shown = problem.increments
+    shown = views(problem)[0]
     for increments in views(problem):
         wide = SparseRecursion if sparse and is_sparse(increments) else FreeRecursion
         steps = (DenseRecursion if is_dense(increments) else wide)(increments, p, chance, window).run()
@@ -75,8 +76,11 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
 
 
 def views(problem: Problem) -> list[Increments]:
-    """What the recursion runs on: selections as blocks and, where there are any, expanded."""
-    return [problem.increments, *([problem.expanded_increments] if problem.has_selections else [])]
+    """What the recursion runs on: selections and normalisations as blocks and, where there are any, expanded."""
+    if not problem.is_expanded:
+        return [problem.increments]
+    plain = not problem.nearly_linear or is_dense(problem.increments)
+    return [*([problem.increments] if plain else []), problem.expanded_increments]
 
 
 def is_dense(increments: Increments) -> bool:

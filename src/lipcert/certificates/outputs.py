@@ -53,7 +53,7 @@ class Subject:
     @cached_property
     def network(self) -> Network:
         """Fused, expressions in one variable as activations, selections as linear maps and ReLUs."""
-        return fuse(expand(fuse(joined(collapse(self.model), smooth=True))))
+        return fuse(expand(fuse(joined(collapse(self.model)))))
 
     @cached_property
     def facts(self) -> Facts:

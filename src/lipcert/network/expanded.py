@@ -106,11 +106,11 @@ class SmoothBlock(Expanded):
     def obeyed(self, boxes: Sequence[Interval], anchored: Sequence[Interval] | None = None) -> tuple[Local, ...]:
         """By the expansion, or by the gains of the whole space."""
         found = self.expansion(boxes)
-        return self.bounded(self.block.gains, boxes[0].low.shape) if found is None else self.by(found)
+        return self.bounded(LocalGains(self.block.gains), boxes[0].low.shape) if found is None else self.by(found)
 
-    def bounded(self, gains: Mapping[float, float], shape: Shape) -> tuple[Local, ...]:
+    def bounded(self, gains: LocalGains, shape: Shape) -> tuple[Local, ...]:
         """No map, and nothing but gains."""
-        return LocalMap(None), LocalMap(Identity(tuple(shape))), LocalGains(gains)
+        return LocalMap(None), LocalMap(Identity(tuple(shape))), gains
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
         """With the block moved."""

@@ -31,9 +31,9 @@ def split(network: Network, smooth: bool = False) -> Network:
     return _rebuilt(network, every=True, smooth=smooth)
 
 
-def joined(network: Network, smooth: bool = False) -> Network:
+def joined(network: Network) -> Network:
     """The same with the first part only, which has the value: for what is about values and not about increments."""
-    return _rebuilt(network, every=False, smooth=smooth)
+    return _rebuilt(network, every=False, smooth=False)
 
 
 def combined(node: Node) -> OpenNode | None:
@@ -43,7 +43,8 @@ def combined(node: Node) -> OpenNode | None:
 
 def block_of(node: Node) -> GainFunction | None:
     """The block of one value that the node is, if it may be nearly linear on small domains."""
-    block = node.function if isinstance(node, GainNode) else node.block if isinstance(node, OpenNode) else None
+    own = node.function if isinstance(node, GainNode) else None
+    block: GainFunction | None = node.block if isinstance(node, OpenNode) else own
     return block if block is not None and block.smooth else None
 
 

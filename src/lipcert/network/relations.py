@@ -44,9 +44,11 @@ class LocalGains:
 
     Attributes:
         gains: p → g_p for the p for which one is known.
+        remark: where there is none, why.
     """
 
     gains: Mapping[float, float]
+    remark: str = ""
 
 
 @dataclass(frozen=True, eq=False)

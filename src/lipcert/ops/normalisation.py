@@ -193,15 +193,23 @@ def _around_zero(square: int) -> tuple[Slope, Slope]:
 def _gain(ctx: Context, x: Var, kind: Callable[..., GainFunction], name: str, n: int, eps: Any, setting: Any) -> Var:
     """x ↦ (x − mean)/√(var + ε) over independent groups of n entries, or x/√(mean x² + ε) for the RMS norm."""
     centred = kind is not RMSNorm
-    if eps is None or not eps > 0:
+    if eps is None or not eps >= 0:
         raise ctx.not_lipschitz(f"{name} with eps = {eps} is not Lipschitz at constant inputs; set eps > 0.")
+    entries = () if kind is LayerNorm else (n,)
+    if eps == 0:
+        block = kind(name, {}, f"{name} over {n} entries: 1/deviation where that is least", setting, 0.0, *entries)
+        assert isinstance(block, Radial)
+        error = ctx.not_lipschitz(
+            f"{name} with eps = 0 is not Lipschitz near {'constant inputs' if centred else 'the origin'}. Set eps > 0, "
+            "or give a domain that stays away from there."
+        )
+        return ctx.unresolved((x,), x.shape, error, function=block.value, block=block)
     if centred and n == 1:
         gains = dict.fromkeys((1.0, 2.0, math.inf), 0.0)
     else:
         gains = radial_gains(n, math.sqrt(eps), "root", 2.0 * (n - 1) / n if centred else 1.0)
     where = "a constant input" if centred else "the origin"
     source = f"{name} over {n} entries: 1/√ε in l2, attained at {where} only; loose elsewhere"
-    entries = () if kind is LayerNorm else (n,)
     return ctx.gain(x, kind(name, gains, source, setting, eps, *entries))
 
 

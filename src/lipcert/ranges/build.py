@@ -13,18 +13,20 @@ from torch import Tensor
 from lipcert.domain import Box, Domain
 from lipcert.network.expanded import Expanded, SmoothBlock
 from lipcert.network.expansion import Expansion
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode, PartNode
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, OpenNode, PartNode
 from lipcert.network.joint import Planes
 from lipcert.network.linear import LinearMap, Shape, add, size
 from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.parts import block_of
 from lipcert.network.radial import Radial
 from lipcert.network.relations import Local, LocalGains, LocalSlopes
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import Range
+from lipcert.ranges.away import distances
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
-from lipcert.ranges.lengths import groups_of, least_lengths
+from lipcert.ranges.lengths import gains_beyond, groups_of, least_lengths
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
 
 Tighten = Literal["none", "undecided", "all"]
@@ -134,7 +136,7 @@ def bounds_of(
                 for (j, entries), ends in zip(asked, back.boxes_of(asked), strict=True):
                     together[j] = _tightened(together[j], entries, *ends)
             boxes.append(together.pop(k) if k in together else met(k))
-            own = around(node, boxes, boxes[k]) if linear and isinstance(node, PartNode) else None
+            own = around(node, boxes, boxes[k]) if linear else None
             if own is not None:
                 planes[k] = own
             if own is not None and not _only_summed(network, k):
@@ -165,14 +167,18 @@ def _only_summed(network: Network, position: int) -> bool:
     return all(isinstance(network.nodes[reader], AffineNode) for reader in network.consumers[position])
 
 
-def around(node: PartNode, boxes: Sequence[Interval], own: Interval) -> Planes | AffineNode | None:
-    """Linear bounds of a part from the boxes of its arguments; constants where there are no planes, by its own box."""
-    if node.which:
+def around(node: Node, boxes: Sequence[Interval], own: Interval) -> Planes | AffineNode | None:
+    """Linear bounds of a part or a block from boxes of its arguments; constants by its own box where there are none."""
+    block = block_of(node)
+    if block is not None:
+        found = block.expansion(boxes[node.parents[0]])
+        return None if found is None else _as_affine(node, node.parents[:1], found, own)
+    if not isinstance(node, PartNode) or node.which:
         return None
     arguments = [boxes[p] for p in node.arguments]
     if isinstance(node.function, Expanded):
         found = node.function.expansion(arguments)
-        return None if found is None else _as_affine(node, found, own)
+        return None if found is None else _as_affine(node, node.arguments, found, own)
     planes = node.function.planes(arguments)
     if planes is None:
         return None
@@ -182,10 +188,10 @@ def around(node: PartNode, boxes: Sequence[Interval], own: Interval) -> Planes |
     )
 
 
-def _as_affine(node: PartNode, found: Expansion, own: Interval) -> AffineNode | None:
+def _as_affine(node: Node, arguments: Sequence[int], found: Expansion, own: Interval) -> AffineNode | None:
     """The maps of an expansion, and its offset with what is not linear as an error."""
     terms: dict[int, LinearMap] = {}
-    for parent, linear in zip(node.arguments, found.maps, strict=True):
+    for parent, linear in zip(arguments, found.maps, strict=True):
         if linear is not None:
             terms[parent] = add(terms[parent], linear) if parent in terms else linear
     if not terms:
@@ -208,8 +214,7 @@ def _obeyed(
     found = function.expansion(boxes, least)
     if found is not None:
         return function.by(found)
-    n = groups_of(function.block, boxes[0].low.shape).shape[1]
-    return function.bounded(function.block.gains_beyond(least, n), tuple(boxes[0].low.shape))
+    return function.bounded(gains_beyond(function.block, boxes[0].low.shape, least), tuple(boxes[0].low.shape))
 
 
 def _gains(network: Network, least: Mapping[int, Tensor]) -> dict[int, LocalGains]:
@@ -219,8 +224,7 @@ def _gains(network: Network, least: Mapping[int, Tensor]) -> dict[int, LocalGain
         block, node = normalising(network.nodes[k]), network.nodes[k]
         assert block is not None
         if not isinstance(node, PartNode):
-            n = groups_of(block, torch.Size(network.nodes[node.parents[0]].shape)).shape[1]
-            gains[k] = LocalGains(block.gains_beyond(length, n))
+            gains[k] = gains_beyond(block, torch.Size(network.nodes[node.parents[0]].shape), length)
     return gains
 
 
@@ -240,6 +244,9 @@ def _least_lengths(bounds: LinearBounds) -> dict[int, Tensor]:
             affordable = bool(bounds.boxes[0].finite.all()) and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
             work += cost if affordable else 0.0
             found[k] = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
+            away = distances(bounds.network, parent, block)
+            if away is not None:
+                found[k] = torch.maximum(found[k], away)
     return found
 
 

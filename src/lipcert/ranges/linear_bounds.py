@@ -94,7 +94,8 @@ class LinearBounds:
     """Upper bounds of linear functions of nodes, by going back to the input.
 
     ``boxes``, ``lines`` and ``planes``, of functions of several values, are those of the nodes so far; they may grow
-    between calls. A function may also be a sum of maps with an offset that has an error. Lines may be other ones for each row, with a leading axis.
+    between calls. Planes may also be a sum of maps with an offset that is known to an error. Lines may be other ones
+    for each row, with a leading axis.
     """
 
     def __init__(

@@ -13,8 +13,7 @@ from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writab
 from lipcert.certificates.norms.scaling import absolute_sums, scaled, terms
 from lipcert.domain import Ball, Box, Domain
 from lipcert.errors import CertificateError
-from lipcert.network.expanded import SmoothBlock
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network, PartNode
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UP, lengths
@@ -128,8 +127,6 @@ class Facts:
                 rate = mul_up(before[0], float(steepest.max()) if steepest.numel() else 0.0)
             elif isinstance(node, GainNode):
                 rate = mul_up(before[0], node.function.gains.get(2.0, math.inf))
-            elif isinstance(node, PartNode) and isinstance(node.function, SmoothBlock) and not node.which:
-                rate = mul_up(before[0], node.function.block.gains.get(2.0, math.inf))
             rates.append(rate if rate == rate else math.inf)
         return {k: rows for k, rows in found.items() if bool(rows.isfinite().any())}
 

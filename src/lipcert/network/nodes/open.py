@@ -12,7 +12,7 @@ from torch import Tensor
 from lipcert.errors import CaptureError, NotLipschitzError
 from lipcert.network.activations.steep import Power
 from lipcert.network.hashing import update_hash_with_tensor
-from lipcert.network.nodes.base import Node
+from lipcert.network.nodes.base import Node, explained
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.radial import Radial
 from lipcert.network.relations import BlockCell, EntryCell, Local, LocalGains, Relation
@@ -67,7 +67,7 @@ class OpenNode(Node):
             raise self.error
         if isinstance(local, LocalGains):
             if not local.gains:
-                raise self.error
+                raise explained(self.error, local)
             source = self.block.source if self.block is not None else ""
             return BlockCell(self.parents, self.shape, self.name, self.origin, position, local.gains, "gain", source)
         steep = ~(local.lower.isfinite() & local.upper.isfinite())

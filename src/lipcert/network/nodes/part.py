@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.errors import CaptureError
 from lipcert.network.joint import Joint
-from lipcert.network.nodes.base import Node
+from lipcert.network.nodes.base import Node, explained
 from lipcert.network.relations import BlockCell, EntryCell, Linear, Local, LocalGains, LocalMap, LocalSlopes, Relation
 
 
@@ -59,7 +59,7 @@ class PartNode(Node):
         if isinstance(local, LocalMap):
             own, maps = ((), ()) if local.map is None else (parents, (local.map,))
             return Linear(own, self.shape, self.name, self.origin, maps)
-        raise self.error
+        raise explained(self.error, local)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
         """With the function's tensors moved."""
