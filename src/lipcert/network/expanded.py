@@ -38,7 +38,7 @@ class Expanded(Joint):
         return (*range(n), *(place for i in range(n) for place in (i, n)))
 
     @property
-    def chain(self) -> Mapping[int, int]:
+    def chain(self) -> Mapping[int, int]:  # type: ignore[override]
         """Rests read what is scaled."""
         return {self.count + 2 * i + 1: self.count + 2 * i for i in range(self.count)}
 

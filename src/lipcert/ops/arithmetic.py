@@ -41,9 +41,9 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     shape = tuple(torch.broadcast_shapes(*(_shape(x) for x, _ in terms)))
     masks = [infinite(x) if scale > 0 else None for x, scale in terms]
     if any(mask is not None for mask in masks):
-        kept = [(x if mask is None else finite_part(x), s) for (x, s), mask in zip(terms, masks, strict=True)]
+        finite = [(x if mask is None else finite_part(x), s) for (x, s), mask in zip(terms, masks, strict=True)]
         places = [mask.expand(shape) for mask in masks if mask is not None]
-        return leave_out(ctx, _sum(ctx, kept), torch.stack(places).any(dim=0))
+        return leave_out(ctx, _sum(ctx, finite), torch.stack(places).any(dim=0))
     offset: Ball | None = None
     source: Source | None = None
     parts = []

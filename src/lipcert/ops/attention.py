@@ -24,7 +24,7 @@ from lipcert.ops.terms import moved
 _ATEN = torch.ops.aten
 
 
-@rule("scaled_dot_product_attention", kind="pattern")
+@rule("scaled_dot_product_attention", kind="product")
 def attention(
     ctx: Context,
     query: Any,
@@ -60,7 +60,7 @@ def attention(
     return _product(ctx, weights, value)
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", kind="pattern")
+@rule("_scaled_dot_product_flash_attention_for_cpu", kind="product")
 def flash_attention(
     ctx: Context,
     query: Any,

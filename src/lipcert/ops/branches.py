@@ -69,8 +69,8 @@ def _constant_mask(ctx: Context, mask: Constant, a: Any, b: Any) -> Var:
     shape = tuple(torch.broadcast_shapes(mask.shape, *shapes))
     sides = [infinite(x) for x in (a, b)]
     if any(side is not None for side in sides):
-        chosen = zip((mask.value, ~mask.value), sides, strict=True)
-        places = [(where & side).expand(shape) for where, side in chosen if side is not None]
+        pairs = zip((mask.value, ~mask.value), sides, strict=True)
+        places = [(taken & side).expand(shape) for taken, side in pairs if side is not None]
         a, b = (x if side is None else finite_part(x) for x, side in zip((a, b), sides, strict=True))
         return leave_out(ctx, _constant_mask(ctx, mask, a, b), torch.stack(places).any(dim=0))
     source: Source | None = Fixed(torch.zeros(shape, dtype=torch.float64))

@@ -15,7 +15,7 @@ from lipcert.network.hashing import update_hash_with_tensor
 from lipcert.network.nodes.base import Node, explained
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.radial import Radial
-from lipcert.network.relations import BlockCell, EntryCell, Local, LocalGains, Relation
+from lipcert.network.relations import BlockCell, EntryCell, Local, LocalGains, LocalSlopes, Relation
 
 #: (the parents' values for one example, the call's constants) → the node's value for that example.
 Evaluation = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
@@ -70,6 +70,7 @@ class OpenNode(Node):
                 raise explained(self.error, local)
             source = self.block.source if self.block is not None else ""
             return BlockCell(self.parents, self.shape, self.name, self.origin, position, local.gains, "gain", source)
+        assert isinstance(local, LocalSlopes)
         steep = ~(local.lower.isfinite() & local.upper.isfinite())
         if not bool(steep.any()):
             own = self.parents[:1]  # x·x names its one parent twice
