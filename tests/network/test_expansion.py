@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipcert.network.expanded import MatrixProduct
-from lipcert.network.expansion import Expansion, image_of_product, norms_of, product_of_matrices
+from lipcert.network.expansion import Expansion, image_of_product, product_of_matrices
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.network.radial import Radial
 from lipcert.network.relations import LocalGains, LocalMap
 from lipcert.numerics.interval import Interval
+from lipcert.numerics.matrices import norms_of
 from lipcert.numerics.softmax_rows import greatest_norms, growth, probabilities, swings
 from lipcert.ops.normalisation import GroupNorm, LayerNorm, RMSNorm
 from lipcert.ops.recognise.normalisations import OverClampedNorm, OverShiftedNorm

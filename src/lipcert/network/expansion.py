@@ -13,10 +13,8 @@ from torch import Tensor
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.moves import DIAGONAL, times
 from lipcert.numerics.interval import Interval
+from lipcert.numerics.matrices import norms_of, product_of_ranges
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
-
-#: Steps of the power method that finds weights for a bound of the norm of a non-negative matrix.
-_STEPS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,16 +118,11 @@ def product_of_matrices(x: Interval, y: Interval) -> Expansion | None:
 
 
 def image_of_product(x: Interval, y: Interval) -> Interval:
-    """X Y on boxes: |XY − CD| ≤ |C|S + R|D| + RS, with middles and radii; nothing where a box is not finite."""
+    """X Y on boxes; nothing where a box is not finite."""
     whole = Interval.whole((*x.low.shape[:-1], y.low.shape[-1]))
     if not bool(x.finite.all() & y.finite.all()):
         return whole
-    a, b = Range.between(x.low, x.high), Range.between(y.low, y.high)
-    k = a.mid.shape[-1]
-    gamma = (k + 4.0) * UNIT * UP
-    first, second = a.mid.abs(), b.mid.abs()
-    spread = torch.matmul(first + a.rad, b.rad) + torch.matmul(a.rad, second) + gamma * torch.matmul(first, second)
-    result = Range(torch.matmul(a.mid, b.mid), spread * (1.0 + 4.0 * gamma) + 4.0 * (k + 1.0) * TINY)
+    result = product_of_ranges(Range.between(x.low, x.high), Range.between(y.low, y.high))
     known = result.mid.isfinite() & result.rad.isfinite()
     return Interval(torch.where(known, result.low, whole.low), torch.where(known, result.high, whole.high))
 
@@ -154,23 +147,3 @@ def _times_matrix(shape: Any, constant: Tensor, right: bool) -> LinearMap:
     terms = float(max(n, m, 1))
     key = f"matmul from the {'right' if right else 'left'}"
     return OpMap("matmul", function, own, out, (constant.contiguous(),), key, terms, stored=True, transposed=transposed)
-
-
-def norms_of(matrices: Tensor) -> Tensor:
-    """Upper bounds of the 2-norms of non-negative matrices (..., n, m) → (...).
-
-    Why: ‖R‖₂² is the greatest eigenvalue of RᵀR, for a non-negative matrix at most max_i (RᵀRx)_i/x_i for any x > 0
-    (Collatz–Wielandt). x comes from a few steps of the power method.
-    """
-    n, m = matrices.shape[-2:]
-    if not matrices.numel():
-        return torch.zeros(matrices.shape[:-2], dtype=torch.float64)
-    unit = matrices.amax((-2, -1), keepdim=True)
-    scaled = torch.where(unit > 0, matrices / unit, 0.0)
-    x = torch.ones(*matrices.shape[:-2], m, 1, dtype=torch.float64)
-    for _ in range(_STEPS):
-        x = torch.matmul(scaled.transpose(-1, -2), torch.matmul(scaled, x))
-        x = x / x.amax(-2, keepdim=True).clamp(min=1e-300) + 1e-9
-    image = torch.matmul(scaled.transpose(-1, -2), torch.matmul(scaled, x))
-    square = (image / x).amax((-2, -1)) * (1.0 + 4.0 * (n + m + 8.0) * UNIT) + (n + m) * TINY
-    return torch.sqrt(square) * unit[..., 0, 0] * (1.0 + 16.0 * UNIT)

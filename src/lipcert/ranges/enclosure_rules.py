@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipcert.errors import NumericsError
 from lipcert.numerics import derivatives
+from lipcert.numerics.matrices import product_of_ranges
 from lipcert.numerics.midrad import TINY, ULPS, UNIT, Range, choose, hull
 from lipcert.ranges.enclosure import (
     Enclosure,
@@ -270,6 +271,16 @@ def sum_(x: Enclosure, dim: Any = None, keepdim: bool = False, dtype: Any = None
 def mean(x: Enclosure, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Enclosure:
     """Mean over axes."""
     return div(sum_(x, dim, keepdim), math.prod(x.shape[a] for a in _axes(x, dim)))
+
+
+@rule("matmul", "bmm", "mm", "__matmul__")
+def matmul(x: Any, y: Any) -> Enclosure:
+    """Products of matrices, by the product rule."""
+    x, y = of(x), of(y)
+    return Enclosure(
+        product_of_ranges(x.value, y.value),
+        product_of_ranges(x.value, y.tangent) + product_of_ranges(x.tangent, y.value),
+    )
 
 
 def _peak(x: Enclosure, axes: tuple[int, ...]) -> Tensor:
