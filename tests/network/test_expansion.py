@@ -101,6 +101,11 @@ def test_softmax_is_its_map_and_a_rest(seed: int) -> None:
     found = function.expansion(around)
     assert found is not None
     holds(function, found, around, generator)
+    gain = function.gains_on(around)
+    for x in points(around, generator, 8):
+        jacobian = torch.autograd.functional.jacobian(function.value, x).reshape(-1, x.numel())
+        for p, order in ((1.0, 1), (2.0, 2), (math.inf, math.inf)):
+            assert float(torch.linalg.matrix_norm(jacobian, order)) <= gain[p] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -106,7 +106,11 @@ class SmoothBlock(Expanded):
     def obeyed(self, boxes: Sequence[Interval], anchored: Sequence[Interval] | None = None) -> tuple[Local, ...]:
         """By the expansion, or by the gains of the whole space."""
         found = self.expansion(boxes)
-        return self.bounded(LocalGains(self.block.gains), boxes[0].low.shape) if found is None else self.by(found)
+        return (
+            self.bounded(LocalGains(self.block.gains_on(boxes[0])), boxes[0].low.shape)
+            if found is None
+            else self.by(found)
+        )
 
     def bounded(self, gains: LocalGains, shape: Shape) -> tuple[Local, ...]:
         """No map, and nothing but gains."""

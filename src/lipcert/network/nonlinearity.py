@@ -245,6 +245,10 @@ class GainFunction(Fact):
         """
         return None
 
+    def gains_on(self, box: Interval) -> Mapping[float, float]:
+        """Gains between points of a box; any of the whole space will do."""
+        return self.gains
+
     @property
     def image(self) -> tuple[Slope, Slope]:
         """(least, greatest) entry of any value, rounded outward; infinite where unbounded or not known."""

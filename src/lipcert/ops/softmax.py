@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,12 @@ from torch import Tensor
 from lipcert.network.builder import Var
 from lipcert.network.expansion import Expansion
 from lipcert.network.nonlinearity import GainFunction
-from lipcert.network.softmax_expansion import log_softmax_expansion, log_sum_exp_expansion, softmax_expansion
+from lipcert.network.softmax_expansion import (
+    log_softmax_expansion,
+    log_sum_exp_expansion,
+    softmax_expansion,
+    softmax_gains,
+)
 from lipcert.numerics.interval import Interval
 from lipcert.ops.context import Context
 from lipcert.ops.left_out import left_out
@@ -59,6 +65,10 @@ class Softmax(GainFunction):
         """Row by row."""
         return softmax_expansion(box, self.axis)
 
+    def gains_on(self, box: Interval) -> Mapping[float, float]:
+        """From bounds of the probabilities."""
+        return softmax_gains(box, self.axis)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MaskedSoftmax(Softmax):
@@ -69,6 +79,10 @@ class MaskedSoftmax(Softmax):
     def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
         """Row by row."""
         return softmax_expansion(box, self.axis, self.kept)
+
+    def gains_on(self, box: Interval) -> Mapping[float, float]:
+        """From bounds of the probabilities."""
+        return softmax_gains(box, self.axis, self.kept)
 
     def value(self, x: Tensor) -> Tensor:
         """The probabilities."""

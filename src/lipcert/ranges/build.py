@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,7 +76,7 @@ class Ranges:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
             anchored = boxes_of(network, Box(point, point), "none")
         least = _least_lengths(bounds)
-        local: dict[int, Local] = dict(_gains(network, least))
+        local: dict[int, Local] = dict(_gains(network, boxes, least))
         parts: dict[tuple[int, ...], tuple[Local, ...]] = {}
         for k, node in enumerate(network.nodes):
             if isinstance(node, PartNode):
@@ -217,14 +218,17 @@ def _obeyed(
     return function.bounded(gains_beyond(function.block, boxes[0].low.shape, least), tuple(boxes[0].low.shape))
 
 
-def _gains(network: Network, least: Mapping[int, Tensor]) -> dict[int, LocalGains]:
-    """What is known of normalisations: gains that follow from how long their groups are at least."""
+def _gains(network: Network, boxes: Sequence[Interval], least: Mapping[int, Tensor]) -> dict[int, LocalGains]:
+    """What is known of blocks: of normalisations gains that follow from how long their groups are at least."""
     gains: dict[int, LocalGains] = {}
-    for k, length in least.items():
-        block, node = normalising(network.nodes[k]), network.nodes[k]
-        assert block is not None
-        if not isinstance(node, PartNode):
-            gains[k] = gains_beyond(block, torch.Size(network.nodes[node.parents[0]].shape), length)
+    for k, node in enumerate(network.nodes):
+        block, box = normalising(node), boxes[node.parents[0]] if node.parents else None
+        if block is not None and not isinstance(node, PartNode):
+            gains[k] = gains_beyond(block, torch.Size(network.nodes[node.parents[0]].shape), least[k])
+        elif isinstance(node, GainNode) and box is not None:
+            own = node.function.gains_on(box)
+            if own is not node.function.gains:
+                gains[k] = LocalGains({p: min(own.get(p, math.inf), g) for p, g in node.function.gains.items()})
     return gains
 
 

@@ -23,6 +23,7 @@ from lipcert.ranges.enclosure import (
     exact,
     greater,
     mul,
+    of,
     rule,
     square,
     where,
