@@ -121,20 +121,20 @@ def steepest(model: nn.Module, domain: lipcert.Ball, p: float, seed: int, count:
     return found
 
 
-@pytest.mark.few(6)
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("seed", range(45))
 def test_bounds_on_balls_hold(seed: int) -> None:
     model, x = network(seed)
     radius = 10.0 ** random.Random(seed).uniform(-4.0, 0.0)
-    p = (2.0, math.inf, 1.0)[seed % 3]
-    ball = lipcert.Ball(x[0], radius, p=p)
-    for norm in (2.0, math.inf, 1.0):
+    ball = lipcert.Ball(x[0], radius, p=(2.0, math.inf, 1.0)[seed % 3])
+    for norm in (2.0, (math.inf, 1.0)[seed % 2]):
         truth = steepest(model, ball, norm, seed)
-        for method in ("autolip", "liplt", *(("lipsdp",) if norm == 2.0 else ())):
-            value = lipcert.bound(model, x, method, (norm, norm), domain=ball, budget=2).value
+        for method in ("autolip", "liplt", *(("lipsdp",) if norm == 2.0 and seed % 3 == 0 else ())):
+            value = lipcert.bound(model, x, method, (norm, norm), domain=ball, budget=1).value
             assert value >= truth * (1 - 1e-9), (method, norm)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_small_ball_gives_the_norm_of_the_jacobian(kind: str) -> None:
     torch.manual_seed(KINDS.index(kind))
@@ -280,6 +280,11 @@ def test_a_normalisation_after_a_map_that_stays_away(make: Callable[[], nn.Modul
         linear.bias.copy_(1.0 + linear.weight @ torch.ones(3, dtype=D))
     if not isinstance(model[1], nn.RMSNorm):
         assert lipcert.bound(model, torch.zeros(1, 3, dtype=D), "autolip").value > 100.0
+    with torch.no_grad():  # and now it holds one far away, by a column of which little is left in floats
+        linear.weight[:, 0] = 1e-308 * linear.bias
+        linear.bias.copy_(torch.randn(16, dtype=D))
+        linear.weight[:, 0] = 1e-308 * linear.bias
+    assert lipcert.bound(model, torch.zeros(1, 3, dtype=D), "autolip").value > 100.0
 
 
 def test_margins_of_a_transformer() -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lipcert.network.graph import AffineNode, Network
+from lipcert.network.images import touched
+from lipcert.network.linear import LinearMap
 from lipcert.network.radial import Radial
 from lipcert.numerics.midrad import TINY, UNIT, UP
 from lipcert.numerics.psd import is_positive_definite_scaled
@@ -47,15 +49,21 @@ def distances(network: Network, position: int, function: Radial) -> Tensor | Non
     error = torch.cat([m.absolute().matrix() * g for m, g in zip(node.maps, gamma, strict=True)], dim=1) + TINY
     whole = torch.cat([matrix, offset.mid.reshape(-1, 1)], dim=1)
     wrong = torch.cat([error, offset.rad.reshape(-1, 1)], dim=1)
+    read = torch.cat([_reads(linear) for linear in node.maps], dim=1)
     found = torch.zeros(len(places), dtype=torch.float64)
     for group, rows in enumerate(places):
-        found[group] = _distance(whole[rows], wrong[rows], function.centred)
+        found[group] = _distance(whole[rows], wrong[rows], read[rows].any(dim=0), function.centred)
     return found if bool(found.any()) else None
 
 
-def _distance(rows: Tensor, wrong: Tensor, centred: bool) -> float:
-    """For one group: rows [A b] and what their entries may be off by."""
-    read = (rows[:, :-1].abs() + wrong[:, :-1] > 2.0 * TINY).any(dim=0)
+def _reads(linear: LinearMap) -> Tensor:
+    """Which entries of the matrix are not exactly 0, as truth values; however small a number is, u may be large."""
+    units = torch.eye(linear.in_size, dtype=torch.bool).reshape(-1, *linear.in_shape)
+    return touched(linear, units).reshape(linear.in_size, linear.out_size).T
+
+
+def _distance(rows: Tensor, wrong: Tensor, read: Tensor, centred: bool) -> float:
+    """For one group: rows [A b], what their entries may be off by, and which columns of A are not 0."""
     n, k = len(rows), int(read.sum())
     if k >= n - int(centred) or k > MOST_COLUMNS:
         return 0.0
