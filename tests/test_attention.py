@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.errors import NotLipschitzError, TrainModeError
+from lipcert.errors import NotLipschitzError, TrainModeError, UnsupportedOpError
 from lipcert.network.graph import GainNode, OpenNode
 from lipcert.ops.softmax import MaskedSoftmax
 from tests.zoo import Apply
@@ -121,7 +121,7 @@ def steepest(model: nn.Module, domain: lipcert.Ball, p: float, seed: int, count:
     return found
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(45))
 def test_bounds_on_balls_hold(seed: int) -> None:
     model, x = network(seed)
@@ -147,8 +147,10 @@ def test_a_small_ball_gives_the_norm_of_the_jacobian(kind: str) -> None:
 
 
 def test_a_smaller_ball_has_no_greater_bound() -> None:
-    model, x = network(7)
-    values = [lipcert.bound(model, x, "liplt", domain=lipcert.Ball(x[0], r)).value for r in (1e-5, 1e-3, 1e-1, 1.0)]
+    torch.manual_seed(0)
+    model, x = Attention("fused", 2).to(D).eval(), torch.randn(1, 3, 4, dtype=D)
+    balls = [lipcert.Ball(x[0], r) for r in (1e-5, 1e-2, 1.0)]
+    values = [bound.value for bound in lipcert.bound(model, x, "liplt", domain=balls)]
     assert values == sorted(values)
 
 
@@ -210,7 +212,7 @@ def test_masks_are_left_out_exactly() -> None:
         assert torch.equal(node.function.kept, (~hidden).to(D).expand(1, 3, 3))
         assert torch.allclose(found.forward(x[None])[0], way(x), atol=1e-12)
     model = Apply(lambda _, z: (z @ z.transpose(1, 2)).masked_fill(hidden, -math.inf).softmax(-1)).eval()
-    with pytest.raises(NotLipschitzError, match="all entries of a row"):
+    with pytest.raises(UnsupportedOpError, match="all entries of a row"):
         lipcert.bound(model, x, domain=lipcert.Ball(x[0], 0.1))
 
 

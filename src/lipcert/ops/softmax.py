@@ -164,7 +164,7 @@ def probabilities(ctx: Context, x: Any, dim: int, dtype: Any = None, empty: bool
     kept = None if places is None else (~places).to(torch.float64)
     most = _length(x, dim) if kept is None else int(kept.sum(axis).max()) if kept.numel() else 0
     if places is not None and not empty and bool(places.all(axis).any()):
-        raise ctx.not_lipschitz("all entries of a row are −∞, so that its softmax is no number. Mask no row entirely.")
+        raise ctx.unsupported("all entries of a row are −∞, so that its softmax is no number; mask no row entirely.")
     gain = 0.0 if most <= 1 else 0.5
     gains = {1.0: gain, 2.0: gain, math.inf: gain}
     source = "softmax: |J| row sums 2p(1−p) ≤ 1/2 (Nair 2025)"
