@@ -5,7 +5,7 @@ from cases import CASES
 
 from lipcert.ops.registry import find_rule, rule, supported_ops
 
-#: Families tested by test_activations.py, test_patterns.py and test_attention.py, recurrent layers by test_recurrent.py.
+#: Families tested by test_activations.py and test_patterns.py, test_attention.py and test_recurrent.py.
 ELSEWHERE = {"activations", "patterns", "branches", "unbounded", "powers", "pairs", "recurrent", "attention"}
 
 
