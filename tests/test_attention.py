@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import lipcert
 from lipcert.capture.torch_export import capture
+from lipcert.certificates import loop_transform
 from lipcert.errors import NotLipschitzError, TrainModeError, UnsupportedOpError
 from lipcert.network.graph import GainNode, OpenNode
 from lipcert.ops.softmax import MaskedSoftmax
@@ -168,6 +169,26 @@ def test_encoder_layers_of_pytorch(tmp_path: Path) -> None:
         assert bound.certificate is not None
         bound.certificate.save(tmp_path / "encoder.lipcert")
         assert lipcert.verify(tmp_path / "encoder.lipcert", model, x).value == pytest.approx(bound.value, rel=1e-9)
+
+
+def test_passes_through_maps_agree_with_matrices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What networks too wide for matrices get, on one that is not: no less than what holds, and hardly more."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(4), Attention("causal", 2), nn.LayerNorm(4), nn.GELU()).to(D).eval()
+    x = torch.randn(1, 3, 4, dtype=D)
+    ball = lipcert.Ball(x[0], 1e-4)
+    for p in (2.0, math.inf):
+        dense = lipcert.bound(model, x, "liplt", (p, p), domain=ball)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop_transform, "MAX_WORK", 0.0)
+            passes = lipcert.bound(model, x, "liplt", (p, p), domain=ball)
+            assert passes.certificate is not None
+            assert passes.guarantee == "rigorous"
+            assert passes.certificate.witness.settings == {"sparse": True}
+            passes.certificate.save(tmp_path / "passes.lipcert")
+            assert lipcert.verify(tmp_path / "passes.lipcert", model, x).value <= passes.value * (1 + 1e-9)
+        assert steepest(model, ball, p, 0) <= passes.value
+        assert dense.value * (1 - 1e-9) <= passes.value <= dense.value * 1.01
 
 
 def test_a_decoder_layer_with_a_causal_mask() -> None:
