@@ -12,6 +12,7 @@ from torch import Tensor
 from lipcert.domain import NORMS, Domain, require_real
 from lipcert.errors import InputError
 from lipcert.increments import Increments
+from lipcert.increments.adjoint import DUAL, adjoint
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, SelectionNode
@@ -58,8 +59,6 @@ class Problem:
             object.__setattr__(self, "domain", self.domain.fitted(self.model.in_shape))
         if self.select is not None:
             require_select(self.select, m)
-        if m == 0 and self.norm[0] != self.norm[1]:
-            raise InputError("the model's output has no entries: its constant is 0 in every norm.")
         if self.anchor is not None:
             object.__setattr__(self, "anchor", self._fitted_anchor(self.anchor))
         if self.model.refusal is not None:
@@ -80,6 +79,32 @@ class Problem:
         if self.domain is not None and not self.domain.contains(point):
             raise InputError(f"the anchor lies outside the {self.domain.describe()}.")
         return point
+
+    def between(self, norm: Norm) -> Problem:
+        """The same for other norms, with all that does not depend on them."""
+        if norm == self.norm:
+            return self
+        if len(norm) != 2 or any(p not in NORMS for p in norm):
+            raise InputError(f"norm must be a pair (p, q) of 1, 2 and inf, not {norm!r}.")
+        _ = self.merged_increments  # worked out once for all norms
+        other = object.__new__(Problem)
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name != "expanded_increments"})
+        other.__dict__["norm"] = norm
+        return other
+
+    def transposed(self) -> Problem:
+        """What bounds the same constant: (p, q) → (q*, p*) and the transposed of all that the increments allow.
+
+        Only its increments are another network's; model and domain are those of this problem.
+        """
+        relations = adjoint(self.reduced_increments)
+        other = object.__new__(Problem)
+        kept = ("model", "domain", "select", "anchor", "unfused", "network")
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name in kept})
+        other.__dict__.update(norm=(DUAL[self.norm[1]], DUAL[self.norm[0]]), slopes_only=True, has_selections=False)
+        for name in ("increments", "merged_increments", "unfused_increments", "reduced_increments"):
+            other.__dict__[name] = relations
+        return other
 
     def on(self, domain: Domain, anchor: Tensor | None = None) -> Problem:
         """The same on another domain, with what does not depend on it."""
@@ -130,12 +155,14 @@ class Problem:
         return Increments.of(self.unfused, self._ranges(self.unfused, "none"))
 
     @cached_property
-    def expanded_increments(self) -> Increments:
-        """Those of the fused network with every selection as linear relations and cells of ReLUs, fixed slopes merged.
+    def reduced_increments(self) -> Increments:
+        """Those of the fused network, every selection as linear relations and cells of ReLUs, fixed slopes merged."""
+        return reduced(self._whole_increments)
 
-        On a domain an l2 input is narrowed to what is read of it: its shape may then be another.
-        """
-        whole = reduced(self._whole_increments)
+    @cached_property
+    def expanded_increments(self) -> Increments:
+        """The same; on a domain an l2 input is narrowed to what is read of it: its shape may then be another."""
+        whole = self.reduced_increments
         return narrowed(whole) if self.domain is not None and self.norm[0] == 2 else whole
 
     @cached_property

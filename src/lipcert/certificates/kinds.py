@@ -2,9 +2,12 @@
 
 from lipcert.certificates import (  # noqa: F401
     branch_tree,
+    converted,
+    interval_jacobian,
     layer_pairs,
     layer_product,
     loop_transform,
+    mixed_product,
     quadratic,
     vertex_enumeration,
 )

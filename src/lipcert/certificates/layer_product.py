@@ -64,7 +64,7 @@ def recursion(increments: Increments, p: float, witness: Witness, chance: Chance
     """
     slots = claim_slots(increments, p)
     claims = read_claims(witness, slots)
-    norms = _Norms(p, claims, read_routes(witness, slots), _read_target(witness), chance.group(2 * len(slots)))
+    norms = _Norms(p, claims, read_routes(witness, slots), read_target(witness), chance.group(2 * len(slots)))
 
     def linear(position: int, relation: Linear, before: list[Step]) -> Step:
         def norm(map_: LinearMap, term: int) -> NormBound | None:
@@ -102,7 +102,8 @@ def read_routes(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[in
     return dict(zip(slots, routes, strict=True))
 
 
-def _read_target(witness: Witness) -> float:
+def read_target(witness: Witness) -> float:
+    """The inflation that passes aim at."""
     target = witness.settings.get("target", TARGET)
     if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0.0 < target <= 10.0:
         raise CertificateError("the certificate's target must be a number between 0 and 10.")
