@@ -52,8 +52,8 @@ def jacobian(increments: Increments) -> Interval:
 
     Why this encloses: by induction over the nodes the column of node k that belongs to x_j lies in a box; images of
     boxes under maps, sums and products with slopes are enclosed. A block's mean derivative S between two points takes a
-    column u to one of norm at most g_p‖u‖_p for every p in which it has a gain, so of entries no larger. From the output
-    the same is done with the relations of Jᵀ (``adjoint``).
+    column u to one of norm at most g_p‖u‖_p for every p in which it has a gain, so of entries no larger. From the
+    output the same is done with the relations of Jᵀ (``adjoint``).
     """
     n, m = increments.relations[0].size, increments.relations[-1].size
     both = _each(increments) * (n + m) <= BOTH
