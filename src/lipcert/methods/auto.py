@@ -154,7 +154,7 @@ class Trials:
         self.run.report(0.0, one.name)
         own = replace(fork(self.run), budget=max(0.0, min(seconds, self.run.left)))
         own = replace(own, rigorous=own.rigorous or rigorous, spare=self.best is not None)
-        obstacle = one.obstacle(route.problem(self.problem), own) if self.best is not None else None
+        obstacle = route.obstacle(one, self.problem, own) if self.best is not None else None
         if obstacle is not None:
             self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))
             return

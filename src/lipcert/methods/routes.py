@@ -10,11 +10,14 @@ from lipcert.methods.base import Method, Run
 from lipcert.methods.branch_and_bound import BranchAndBound
 from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP
+from lipcert.network.linear import size
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Bound
 
 INF = math.inf
+#: Forms that LipSDP is given on a transposed network, which has one for each input.
+MOST_INPUTS = 100
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Route:
             found = restated(found, problem if self.via is None else problem.between(self.via), None)
         return found if self.via is None else restated(found, problem, self.via)
 
+    def obstacle(self, one: Method, problem: Problem, run: Run) -> str | None:
+        """Why the method would not fit the budget; None if it may."""
+        if self.transposed and size(problem.model.in_shape) > MOST_INPUTS:
+            return f"the transposed network takes a form for each input, which is worth it for up to {MOST_INPUTS}"
+        return one.obstacle(self.problem(problem), run)
+
     @property
     def remark(self) -> str:
         """For tables."""
@@ -49,8 +58,8 @@ DIRECT = Route()
 def routes(one: type[Method], norm: Norm, others: bool = False) -> tuple[Route, ...]:
     """The routes of a method to a pair of norms, those first that lose least; none where another method is better.
 
-    LipSDP bounds p = 1 by the transposed network, whose optimum is the same; 1 → ∞ by 1 → 2 and by 2 → ∞, each at no
-    cost. Its relaxation obeys the order between norms, so that no further pair can serve. LipLT and branch and bound
+    LipSDP bounds p = 1 by p = 2, at no cost, and by the transposed network, a form for every input; 1 → ∞ by that of
+    1 → 2. Its relaxation obeys the order between norms, so that no further pair can serve. LipLT and branch and bound
     have equal norms only.
 
     Args:
@@ -64,7 +73,7 @@ def routes(one: type[Method], norm: Norm, others: bool = False) -> tuple[Route, 
     if norm in one.norms:
         return (DIRECT,)
     if issubclass(one, LipSDP):
-        return (Route((1.0, 2.0), True), Route((2.0, INF))) if q == INF else (Route(None, True),)
+        return Route((2.0, q)), Route((1.0, 2.0) if q == INF else None, True)
     if issubclass(one, LipLT):
         return tuple(Route((r, r)) for r in sorted({p, q, 2.0}))
     if issubclass(one, BranchAndBound):
