@@ -1,4 +1,4 @@
-"""Certificates of a constant between norms from one of another kind between others, or of the transposed network."""
+"""The certificate of a constant between norms by one of another kind between others."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from lipcert.certificates.base import Proof, Witness, certificate, prove
 from lipcert.certificates.norms.conversion import NORMS, cost
-from lipcert.errors import CertificateError, LipcertError, NotProved
+from lipcert.errors import CertificateError
 from lipcert.guarantee import BreakdownRow
 from lipcert.network.linear import size
 
 if TYPE_CHECKING:
     from lipcert.numerics.chance import Chance
     from lipcert.problem import Norm, Problem
-
-#: Kinds that speak of increments alone, and so of those of the transposed network as well.
-TRANSPOSABLE = ("quadratic", "loop_transform", "layer_product")
 
 
 @certificate("converted")
@@ -25,7 +22,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     Why this is an upper bound: the inside is proved of the same network on the same domain between p' and q', and
     ‖δy‖_q ≤ c_m ‖δy‖_q' ≤ c_m L ‖δx‖_p' ≤ c_m L c_n ‖δx‖_p (``norms/conversion``), c worked out here and rounded up.
     """
-    inner, via = _inside(witness), _pair(witness.settings.get("via"))
+    inner, via = inside(witness), _pair(witness.settings.get("via"))
     if inner.kind == "converted":
         raise CertificateError("a conversion of norms holds no conversion.")
     proof = prove(problem.between(via), inner, chance)
@@ -38,24 +35,6 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     return Proof(value, proof.guarantee, (*proof.rows, row), proof.computed, via if via != problem.norm else None)
 
 
-@certificate("transposed")
-def check_transposed(problem: Problem, witness: Witness, chance: Chance) -> Proof:
-    """L_{p,q} ≤ the bound of the transposed increments from q* to p*; ``settings``: ``kind``, ``settings`` inside.
-
-    Why this is an upper bound: every J with δy = J δx that the increments allow is the transposed of one that the
-    transposed increments allow, and ‖J‖_{p→q} = ‖Jᵀ‖_{q*→p*} (``increments/adjoint``). Kinds of witness that look at
-    nothing but increments prove that all of those are bounded.
-    """
-    inner = _inside(witness)
-    if inner.kind not in TRANSPOSABLE:
-        raise CertificateError(f"witnesses of kind {inner.kind!r} are not for transposed networks.")
-    try:
-        other = problem.transposed()
-    except (LipcertError, TypeError) as reason:
-        raise NotProved(f"this network cannot be transposed: {reason}") from reason
-    return prove(other, inner, chance)
-
-
 def wrapped(kind: str, inner: Witness, via: Norm | None = None) -> Witness:
     """A witness around another."""
     settings: dict[str, Any] = {"kind": inner.kind, "settings": dict(inner.settings)}
@@ -64,7 +43,12 @@ def wrapped(kind: str, inner: Witness, via: Norm | None = None) -> Witness:
     return Witness(kind, inner.arrays, settings)
 
 
-def _inside(witness: Witness) -> Witness:
+def inside(witness: Witness) -> Witness:
+    """The witness that another is around.
+
+    Raises:
+        CertificateError: there is none.
+    """
     kind, settings = witness.settings.get("kind"), witness.settings.get("settings")
     if not isinstance(kind, str) or not isinstance(settings, dict):
         raise CertificateError("the certificate must name the kind of witness inside and its settings.")

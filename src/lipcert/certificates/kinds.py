@@ -9,5 +9,6 @@ from lipcert.certificates import (  # noqa: F401
     loop_transform,
     mixed_product,
     quadratic,
+    transposed,
     vertex_enumeration,
 )
