@@ -26,6 +26,8 @@ EARLY_SHARE, EARLY_SECONDS = 0.05, 0.5
 
 #: Networks with at most this many neurons are handed to branch and bound, for this share of the budget.
 TINY, TINY_SHARE = 150, 0.1
+#: Up to so many neurons what other pairs of norms imply is looked at.
+SMALL = 2_000
 
 
 @method
@@ -41,8 +43,8 @@ class Auto(Method):
     nothing, they are asked for what holds everywhere.
 
     Between other norms than l2 → l2 ``wide`` come first, and methods that cannot do the norms themselves bound the
-    constant by others (``methods/routes``). At the end, for the price of an early method each, all that another pair of
-    norms implies: so no pair is worse than what the others say.
+    constant by others (``methods/routes``). At the end, for the price of an early method each and on networks that
+    are not large, all that another pair of norms implies: so no pair is worse than what the others say.
 
     Attributes:
         early, main, last, wide: names of methods.
@@ -89,12 +91,17 @@ class Auto(Method):
             trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
             self._attempt(self.main, trials, math.inf)
             trials.problem = problem
-        if trials.best is None or trials.best is before:
+        if trials.best is None or (trials.best is before and plain):
             self._attempt(self.early, trials, math.inf)
         elif _neurons(problem) <= TINY:
             self._attempt(self.last, trials, max(EARLY_SECONDS, TINY_SHARE * run.budget))
-        self._implied(trials, few if plain else max(few, run.left))
-        best = trials.best
+        self._secure(problem, trials)
+        if trials.best is None or _neurons(problem) <= SMALL:
+            self._implied(trials, few)
+
+    def _secure(self, problem: Problem, trials: Trials) -> None:
+        """A bound by passes is made rigorous, and by LipSDP tighter, where there is time."""
+        best, run = trials.best, trials.run
         if best is None or best.guarantee != "probabilistic":
             return
         if best.method == MixedProduct.name and run.left > 2.0 * best.seconds:
@@ -108,8 +115,13 @@ class Auto(Method):
 
     def _attempt(self, names: Sequence[str], trials: Trials, seconds: float) -> bool:
         """Try methods by all their routes to the norms, each for so many seconds or what is left; whether any could."""
-        kinds, norm = registered(), trials.problem.norm
-        able = [(kinds[name](), route) for name in names if name in kinds for route in routes(kinds[name], norm)]
+        kinds, norm, large = registered(), trials.problem.norm, _neurons(trials.problem) > TINY
+        able = [
+            (kinds[name](), route)
+            for name in names
+            if name in kinds
+            for route in routes(kinds[name], norm, large=large)
+        ]
         for one, route in able:
             trials.attempt(one, seconds, route=route)
         return bool(able)

@@ -55,21 +55,25 @@ class Route:
 DIRECT = Route()
 
 
-def routes(one: type[Method], norm: Norm, others: bool = False) -> tuple[Route, ...]:
+def routes(one: type[Method], norm: Norm, others: bool = False, large: bool = False) -> tuple[Route, ...]:
     """The routes of a method to a pair of norms, those first that lose least; none where another method is better.
 
     LipSDP bounds p = 1 by p = 2, at no cost, and by the transposed network, a form for every input; 1 → ∞ by that of
-    1 → 2. Its relaxation obeys the order between norms, so that no further pair can serve. LipLT and branch and bound
-    have equal norms only.
+    1 → 2. Its relaxation obeys the order between norms, so that no further pair can serve, but for q = ∞, which takes a
+    form for every output, q = 2 may be all that there is time for. LipLT and branch and bound have equal norms only.
 
     Args:
         one: the method.
         norm: the pair.
         others: what may be better although the pair is the method's own.
+        large: whether many forms may take more than there is.
     """
     p, q = norm
     if others:
         return tuple(Route((r, r)) for r in (2.0, INF, 1.0) if (r, r) != norm) if issubclass(one, LipLT) else ()
+    if issubclass(one, LipSDP) and q == INF and large:
+        first = (Route((max(p, 2.0), 2.0)),)
+        return first + routes(one, norm)
     if norm in one.norms:
         return (DIRECT,)
     if issubclass(one, LipSDP):
