@@ -101,7 +101,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         )
         for relation, value in list(zip(increments.relations, values, strict=True))[1:]
     )  # fmt: skip
-    return Proof(values[-1].constants[q], values[-1].guarantees[q], rows)
+    return Proof(values[-1].constants[q], values[-1].guarantees[q], rows, computed=True)
 
 
 def _sum(
