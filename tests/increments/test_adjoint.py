@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.domain import Ball
+from lipcert.errors import UnsupportedNormError
 from lipcert.increments import BlockCell, EntryCell, Increments, Linear
 from lipcert.increments.adjoint import adjoint
 from lipcert.increments.jacobian import jacobian
@@ -90,3 +92,20 @@ def test_jacobians_of_generated_networks_lie_in_their_box(seed: int) -> None:
             found = found.reshape(box.low.shape)
             slack = 1e-6 * found.abs().amax(1, keepdim=True) if found.numel() else 0.0
             assert bool(((box.low <= found + slack) & (found - slack <= box.high)).all()), case.name
+
+
+def test_what_cannot_be_transposed_costs_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a transposed the box is that from the input alone, and the default names why a route was not taken."""
+
+    def refuse(_: object) -> None:
+        raise UnsupportedNormError("no transposed here.")
+
+    case = zoo_case("relu 4-6-3")
+    both = jacobian(Problem(capture(case.model, case.example)).reduced_increments)
+    monkeypatch.setattr("lipcert.increments.jacobian.adjoint", refuse)
+    monkeypatch.setattr("lipcert.problem.adjoint", refuse)
+    alone = jacobian(Problem(capture(case.model, case.example)).reduced_increments)
+    assert bool(((alone.low <= both.low) & (both.high <= alone.high)).all())
+    found = lipcert.bound(case.model, case.example, norm=(1, 1), budget=3.0)
+    assert any("no transposed here" in row.remark for row in found.tried)
+    assert found.value >= lipcert.lower_bound(case.model, case.example, norm=(1, 1), budget=0.2).value

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lipcert.certificates.base import Proof, Witness, certificate, prove
 from lipcert.certificates.converted import inside
-from lipcert.errors import CertificateError, LipcertError, NotProved
+from lipcert.errors import CertificateError, NotProved, UnsupportedNormError
 
 if TYPE_CHECKING:
     from lipcert.numerics.chance import Chance
@@ -29,6 +29,6 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         raise CertificateError(f"witnesses of kind {inner.kind!r} are not for transposed networks.")
     try:
         other = problem.transposed()
-    except (LipcertError, TypeError) as reason:
+    except UnsupportedNormError as reason:
         raise NotProved(f"this network cannot be transposed: {reason}") from reason
     return prove(other, inner, chance)

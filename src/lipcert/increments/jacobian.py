@@ -61,7 +61,7 @@ def jacobian(increments: Increments) -> Interval:
     if both or m < n:
         try:
             back = _columns(adjoint(increments))
-        except (UnsupportedNormError, TypeError):  # a relation without a transposed
+        except UnsupportedNormError:  # a relation without a transposed
             both = True
     if back is not None and not both:
         return back

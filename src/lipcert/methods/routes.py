@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lipcert.certificates.bound import restated
+from lipcert.errors import UnsupportedNormError
 from lipcert.methods.base import Method, Run
 from lipcert.methods.branch_and_bound import BranchAndBound
 from lipcert.methods.liplt import LipLT
@@ -43,7 +44,10 @@ class Route:
         """Why the method would not fit the budget; None if it may."""
         if self.transposed and size(problem.model.in_shape) > MOST_INPUTS:
             return f"the transposed network takes a form for each input, which is worth it for up to {MOST_INPUTS}"
-        return one.obstacle(self.problem(problem), run)
+        try:
+            return one.obstacle(self.problem(problem), run)
+        except UnsupportedNormError as reason:  # no transposed
+            return str(reason)
 
     @property
     def remark(self) -> str:

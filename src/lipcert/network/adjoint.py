@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lipcert.errors import UnsupportedNormError
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, add, compose
 
 
@@ -14,7 +15,7 @@ def adjoint(linear: LinearMap) -> LinearMap:
     """Wᵀ, with the same rounding count, which is that of both directions (``LinearMap``).
 
     Raises:
-        TypeError: a kind of map that has no transposed as a map.
+        UnsupportedNormError: a kind of map that has no transposed as a map.
     """
     if isinstance(linear, Identity):
         return linear
@@ -30,7 +31,7 @@ def adjoint(linear: LinearMap) -> LinearMap:
         )  # fmt: skip
     if isinstance(linear, OpMap):
         return _turned(linear)
-    raise TypeError(f"no transposed of a {type(linear).__name__}")
+    raise UnsupportedNormError(f"a map of kind {type(linear).__name__} has no transposed.")
 
 
 def _turned(linear: OpMap) -> OpMap:
