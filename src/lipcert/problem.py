@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import NORMS, Domain, require_real
-from lipcert.errors import InputError
+from lipcert.errors import InputError, NotLipschitzError
 from lipcert.increments import Increments
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
@@ -19,6 +20,7 @@ from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
+from lipcert.ranges.hull import hull
 from lipcert.ranges.regions import Neurons, Regions
 from lipcert.ranges.space import SpaceRegions
 
@@ -97,13 +99,29 @@ class Problem:
     def unfused(self) -> Network:
         """The network op by op, each expression in one variable as one activation, with the selection appended."""
         model = collapse(self.model)
-        if self.select is None:
-            return model
+        return model if self.select is None else self._selected(model)
+
+    def _selected(self, network: Network) -> Network:
+        """With the selection appended."""
+        assert self.select is not None
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
-        shape = (1, matrix.shape[0])
-        return then(
-            model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), stored=True)
-        )
+        rounding = float(max(matrix.shape, default=1))
+        return then(network, Dense((matrix,), self.model.out_shape, (1, matrix.shape[0]), rounding, stored=True))
+
+    @cached_property
+    def inner(self) -> Problem | None:
+        """A problem l_p → l_∞ whose constant is no smaller, with what f ends in as a mean (``ranges/hull.py``).
+
+        None where f ends in nothing of the kind, or where its outputs are several and q is not ∞.
+        """
+        whole = self.model if self.select is None else self._selected(self.model)
+        if self.slopes_only or (self.norm[1] != math.inf and size(whole.out_shape) != 1):
+            return None
+        network = hull(whole)
+        try:
+            return None if network is None else Problem(network, (self.norm[0], math.inf), self.domain, None, self.anchor)
+        except NotLipschitzError:
+            return None
 
     @cached_property
     def expanded(self) -> Network:

@@ -2,6 +2,7 @@
 
 from lipcert.certificates import (  # noqa: F401
     branch_tree,
+    hull,
     layer_pairs,
     layer_product,
     loop_transform,

@@ -14,6 +14,7 @@ from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, fork, method, registered
 from lipcert.methods.from_below import hopeless
 from lipcert.methods.hand_over import closed
+from lipcert.methods.hull import Hull
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
@@ -25,6 +26,9 @@ EARLY_SHARE, EARLY_SECONDS = 0.05, 0.5
 #: Networks with at most this many neurons are handed to branch and bound, for this share of the budget.
 TINY, TINY_SHARE = 150, 0.1
 
+#: Share of what is left of the budget for functions that end in a mean, before the methods that do not see that.
+INNER_SHARE = 0.7
+
 
 @method
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,8 @@ class Auto(Method):
     """Tries methods from cheap to tight and returns the best Bound within the budget, checks included.
 
     First ``early``, in a small share of the budget each, so that a bound is at hand; then ``main`` with what is left;
-    then, where the main ones gave nothing better, the early ones again with the seconds that remain. Tiny networks go
-    to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
+    then, where the main ones gave nothing better, the early ones again with the seconds that remain. What ends in a loss
+    or a maximum is bounded by what that is a mean of (``hull``) before the main ones. Tiny networks go to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
     tighter, if there is time. On a domain where LipSDP is as quick as the early ones it comes first, and these only
     where they might be below it; where f is affine there, AutoLip is exact and enough; where the main ones prove
     nothing, they are asked for what holds everywhere.
@@ -70,6 +74,8 @@ class Auto(Method):
         soon = LipSDP.name in self.main and _soon(problem, few)
         if not soon:
             self._attempt(self.early, trials, few)
+        if problem.inner is not None:
+            self._attempt((Hull.name,), trials, INNER_SHARE * run.left)
         before = trials.best
         self._attempt(self.main, trials, run.left)
         found = trials.best
