@@ -9,6 +9,7 @@ from lipcert.ops import (  # noqa: F401
     branches,
     convolution,
     linear,
+    losses,
     masking,
     normalisation,
     norms,

@@ -19,6 +19,7 @@ function that comes after all this multiplies by its greatest slope.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +27,15 @@ from torch import Tensor
 
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network, Node, SelectionNode
-from lipcert.network.linear import Dense, Identity, LinearMap, OpMap, Shape, add, compose, size
-from lipcert.network.moves import gather, only_moves, times
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, add, compose, size
+from lipcert.network.moves import gather, only_moves, simplified, times
 from lipcert.network.nonlinearity import MaxSelection
 from lipcert.ops.softmax import LogSoftmax, LogSumExp, Softmax
 
 #: Most outputs of g, most nodes that are looked at, and most entries of a map that is written down.
 MOST_ROWS, MOST_NODES, MOST_ENTRIES = 1024, 500, 1 << 22
 #: Constants of maps whose zeros are read off a product: nothing under- or overflows between these.
-_LEAST, _GREATEST, _FACTORS = 1e-60, 1e60, 4
+_LEAST, _GREATEST, _FACTORS = 1e-20, 1e20, 12
 
 
 def hull(network: Network) -> Network | None:
@@ -137,10 +138,10 @@ def _from_groups(index: Tensor, shape: Shape) -> LinearMap:
 def _replaced(network: Network, terms: dict[int, LinearMap], place: int, mean: _Mean) -> Network | None:
     """g, whose outputs are those of f, each K times."""
     m, count = size(network.out_shape), mean.index.shape[1]
-    if not count or m * count > MOST_ROWS or (mean.single and _entries(terms[place]) is None):
+    if not count or m * count > MOST_ROWS:
         return None
-    read = _entries(compose(mean.spread, terms[place]))
-    if read is None:
+    one, read = _entries(terms[place]), _entries(compose(mean.spread, terms[place]))
+    if read is None or (mean.single and one is None):
         return None
     node = network.nodes[place]
     builder, new = NetworkBuilder(), list[Var]()
@@ -150,9 +151,13 @@ def _replaced(network: Network, terms: dict[int, LinearMap], place: int, mean: _
     again = gather(torch.arange(m).repeat_interleave(count), network.out_shape, shape)
     whole = [(new[k], compose(linear, again)) for k, linear in terms.items() if k != place]
     v = new[node.parents[0]]
-    if mean.own is not None:
-        whole.append((v, compose(mean.own, terms[place], again)))
     chosen = gather(mean.index[read.places].reshape(-1), v.shape, shape)
+    if mean.own is not None and one is not None:  # v_k − v_i first, then its number: for k = i surely 0
+        chosen = add(chosen, gather(one.places.repeat_interleave(count), v.shape, shape, -1.0))
+    elif mean.own is not None:
+        whole.append((v, compose(mean.own, terms[place], again)))
+    if mean.own is not None and one is not None:
+        chosen = simplified(chosen)
     whole.append((v, compose(chosen, read.factors(count, shape))))
     merged: dict[Var, LinearMap] = {}
     for var, linear in whole:
@@ -170,8 +175,14 @@ def _kept(maps: list[LinearMap], rows: int) -> Tensor:
     some = torch.zeros(rows, dtype=torch.bool)
     for linear in maps:
         small = linear.in_size * linear.out_size <= MOST_ENTRIES
-        some |= (linear.matrix() != 0).any(dim=1) if small and _written_exactly(linear) else True
+        inner = linear.maps[0] if isinstance(linear, Composition) and _diagonal(linear.maps[1:]) else linear
+        some |= (inner.matrix() != 0).any(dim=1) if small and _written_exactly(inner) else True
     return some.nonzero().reshape(-1) if bool(some.any()) else torch.zeros(min(rows, 1), dtype=torch.int64)
+
+
+def _diagonal(maps: Sequence[LinearMap]) -> bool:
+    """Whether maps only multiply entries by numbers, so that what is 0 stays 0."""
+    return all(isinstance(m, Identity) or (isinstance(m, OpMap) and m.function is times) for m in maps)
 
 
 def _written_exactly(linear: LinearMap) -> bool:
@@ -226,7 +237,7 @@ def _entries(linear: LinearMap) -> _Entries | None:
         return None
     largest, places = sizes.max(dim=1)
     values = linear.matrix().gather(1, places[:, None])[:, 0]
-    exact = all(abs(getattr(leaf, "scale", 0.0)) in (0.25, 1.0) or only_moves(leaf) for leaf in linear.leaves())
+    exact = all(only_moves(leaf) or math.frexp(getattr(leaf, "scale", 0.0))[0] in (-0.5, 0.5) for leaf in linear.leaves())
     return _Entries(places, values, largest * (1.0 + 2.0**-20), 0.0 if exact else linear.rounding)
 
 
