@@ -13,16 +13,19 @@ from torch import Tensor
 from lipcert.domain import NORMS, Domain, require_real
 from lipcert.errors import InputError, NotLipschitzError
 from lipcert.increments import Increments
+from lipcert.increments.joint import linked, stacked
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
+from lipcert.network.twins import Twins
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
 from lipcert.ranges.hull import hull
 from lipcert.ranges.regions import Neurons, Regions
 from lipcert.ranges.space import SpaceRegions
+from lipcert.ranges.twins import twins_of
 
 Norm = tuple[float, float]
 
@@ -137,10 +140,16 @@ class Problem:
         return Increments.of(self.network, self._network_ranges)
 
     @cached_property
+    def blocked_increments(self) -> Increments:
+        """The same with two activations of one value as one block where that is better in l_p, for p = q."""
+        p, q = self.norm
+        return stacked(self.increments, self._twins(self.network), p) if p == q else self.increments
+
+    @cached_property
     def merged_increments(self) -> Increments:
         """The same as one linear map where the domain leaves no slope free."""
         shorter = self.increments if self.domain is None else reduced(self.increments)
-        return self.increments if shorter.cells else shorter
+        return self.blocked_increments if shorter.cells else shorter
 
     @cached_property
     def unfused_increments(self) -> Increments:
@@ -174,7 +183,12 @@ class Problem:
 
     @cached_property
     def _whole_increments(self) -> Increments:
-        return Increments.of(*self._expanded_ranges) if self.has_selections else self.increments
+        network, ranges = self._expanded_ranges
+        return linked(Increments.of(network, ranges), self._twins(network))
+
+    def _twins(self, network: Network) -> tuple[Twins, ...]:
+        """Two activations of one value; their values have to do with each other, their slopes alone have not."""
+        return () if self.slopes_only else twins_of(network)
 
     @cached_property
     def _expanded_ranges(self) -> tuple[Network, Ranges | None]:
@@ -196,6 +210,11 @@ class Problem:
     def has_selections(self) -> bool:
         """Whether ``expanded`` is another network than ``network``."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+    @cached_property
+    def has_blocks(self) -> bool:
+        """Whether ``expanded_increments`` has other cells in place of blocks of ``blocked_increments``."""
+        return self.has_selections or bool(self._twins(self.network))
 
 
 def require_select(select: Tensor, m: int) -> None:

@@ -57,7 +57,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     if window is not None and (not isinstance(window, int) or window < 1):
         raise CertificateError(f"the certificate's window must be a positive integer, not {window!r}.")
     best: list[Step] = []
-    shown = problem.increments
+    shown = problem.blocked_increments
     for increments in views(problem):
         recursion = (DenseRecursion if is_dense(increments) else FreeRecursion)(increments, p, chance, window)
         steps = recursion.run()
@@ -68,8 +68,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
 
 
 def views(problem: Problem) -> list[Increments]:
-    """What the recursion runs on: selections as blocks and, where there are any, expanded."""
-    return [problem.increments, *([problem.expanded_increments] if problem.has_selections else [])]
+    """What the recursion runs on: selections and twins as blocks and, where there are any, expanded."""
+    return [problem.blocked_increments, *([problem.expanded_increments] if problem.has_blocks else [])]
 
 
 def is_dense(increments: Increments) -> bool:

@@ -190,7 +190,7 @@ def _settled(problem: Problem, bound: Bound | None) -> bool:
     """Whether LipSDP has closed its gap and neither LipLT nor AutoLip can be below what it proved."""
     if bound is None or bound.method != LipSDP.name or not closed(bound, LipSDP().tolerance, problem):
         return False
-    return hopeless(bound.value, problem.increments)
+    return hopeless(bound.value, problem.blocked_increments)
 
 
 def _size(bound: Bound) -> tuple[float, float]:
