@@ -24,11 +24,20 @@ WORTH, ALIKE = 1.005, 1.0 + 1e-6
 
 
 def linked(increments: Increments, twins: Sequence[Twins]) -> Increments:
-    """With the second of mirrored cells as a linear relation: δz₂ = sign·δz₁ + slope·δv₁. Positions stay."""
+    """With the second of mirrored cells as a linear relation, and a sine and a cosine as one block. Positions stay.
+
+    δz₂ = sign·δz₁ + slope·δv₁; |δz₁|² + |δz₂|² ≤ |δv|², entry by entry. The latter says nothing of where the slopes are,
+    so it is left where a domain knows that better.
+    """
     relations = list(increments.relations)
     for pair in twins:
         first, second = relations[pair.first], relations[pair.second]
-        if not isinstance(pair, Mirrored) or not isinstance(first, EntryCell) or not isinstance(second, EntryCell):
+        if not isinstance(first, EntryCell) or not isinstance(second, EntryCell):
+            continue
+        if isinstance(pair, Circle):
+            readers = [relations[k] for k in (*increments.consumers[pair.first], *increments.consumers[pair.second])]
+            if all(isinstance(r, Linear) for r in readers) and pair.second != len(relations) - 1 and _wide(first, second):
+                _turn(relations, increments.consumers[pair.first], pair, first, second)
             continue
         terms: list[tuple[int, LinearMap]] = [(pair.first, Identity(first.shape, pair.sign))]
         if pair.slope:
@@ -36,6 +45,34 @@ def linked(increments: Increments, twins: Sequence[Twins]) -> Increments:
         parents, maps = zip(*terms, strict=True)
         relations[pair.second] = Linear(parents, second.shape, second.name, second.origin, maps)
     return Increments(tuple(relations))
+
+
+def _wide(first: EntryCell, second: EntryCell) -> bool:
+    """Whether the slopes of both are, on average, farther from their middles than the circle's points from 0."""
+    return bool((first.d.square() + second.d.square()).mean().sqrt() > 1.0) if first.size else False
+
+
+def _turn(
+    relations: list[Relation], readers: Sequence[int], pair: Circle, first: EntryCell, second: EntryCell
+) -> None:
+    """Both cells as one block at the place of the first, of which the second is a part, and readers read parts."""
+    shape: Shape = (*first.shape, 2)
+    places = 2 * torch.arange(first.size)
+    gains = {1.0: sqrt_up(2.0), 2.0: 1.0, math.inf: 1.0}
+    name = f"{first.name}, {second.name}"
+    relations[pair.first] = BlockCell(
+        first.parents, shape, name, first.origin, first.node, gains, "gain", "two activations of one value", first.size
+    )
+    parts = [gather(places + k, shape, cell.shape) for k, cell in enumerate((first, second))]
+    relations[pair.second] = Linear((pair.first,), second.shape, second.name, second.origin, (parts[1],))
+    for reader in readers:
+        relation = relations[reader]
+        assert isinstance(relation, Linear)
+        maps = tuple(
+            compose(parts[0], linear) if parent == pair.first else linear
+            for parent, linear in zip(relation.parents, relation.maps, strict=True)
+        )
+        relations[reader] = replace(relation, maps=maps)
 
 
 def stacked(increments: Increments, twins: Sequence[Twins], p: float) -> Increments:
