@@ -19,7 +19,7 @@ from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.transform import expand, fuse, then
-from lipcert.network.twins import Twins
+from lipcert.network.twins import Circle, Twins
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
 from lipcert.ranges.hull import hull
@@ -120,9 +120,9 @@ class Problem:
         whole = self.model if self.select is None else self._selected(self.model)
         if self.slopes_only or (self.norm[1] != math.inf and size(whole.out_shape) != 1):
             return None
-        network = hull(whole)
+        network, norm = hull(whole), (self.norm[0], math.inf)
         try:
-            return None if network is None else Problem(network, (self.norm[0], math.inf), self.domain, None, self.anchor)
+            return None if network is None else Problem(network, norm, self.domain, None, self.anchor)
         except NotLipschitzError:
             return None
 
@@ -210,6 +210,11 @@ class Problem:
     def has_selections(self) -> bool:
         """Whether ``expanded`` is another network than ``network``."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+    @property
+    def has_waves(self) -> bool:
+        """Whether a sine and a cosine of one value are among the activations."""
+        return any(isinstance(pair, Circle) for pair in self._twins(self.network))
 
     @cached_property
     def has_blocks(self) -> bool:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lipcert.increments.graph import Increments
-from lipcert.network.linear import Identity, LinearMap, Shape, add, compose, size
-from lipcert.network.moves import gather
+from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, add, compose, size
+from lipcert.network.moves import gather, times
 from lipcert.network.relations import BlockCell, Cell, EntryCell, Linear, Relation
 from lipcert.network.twins import Circle, Mirrored, Twins
 from lipcert.numerics.rounding import add_up, mul_up, sqrt_up
@@ -26,8 +26,8 @@ WORTH, ALIKE = 1.005, 1.0 + 1e-6
 def linked(increments: Increments, twins: Sequence[Twins]) -> Increments:
     """With the second of mirrored cells as a linear relation, and a sine and a cosine as one block. Positions stay.
 
-    δz₂ = sign·δz₁ + slope·δv₁; |δz₁|² + |δz₂|² ≤ |δv|², entry by entry. The latter says nothing of where the slopes are,
-    so it is left where a domain knows that better.
+    δz₂ = sign·δz₁ + slope·δv₁; |δz₁|² + |δz₂|² ≤ |δv|², entry by entry. The latter says nothing of where the slopes
+    are, so it is left where a domain knows that better.
     """
     relations = list(increments.relations)
     for pair in twins:
@@ -35,16 +35,24 @@ def linked(increments: Increments, twins: Sequence[Twins]) -> Increments:
         if not isinstance(first, EntryCell) or not isinstance(second, EntryCell):
             continue
         if isinstance(pair, Circle):
-            readers = [relations[k] for k in (*increments.consumers[pair.first], *increments.consumers[pair.second])]
-            if all(isinstance(r, Linear) for r in readers) and pair.second != len(relations) - 1 and _wide(first, second):
-                _turn(relations, increments.consumers[pair.first], pair, first, second)
+            readers = increments.consumers[pair.first]
+            if all(isinstance(relations[k], Linear) for k in readers) and _wide(first, second):
+                _turn(relations, readers, pair, first, second)
             continue
         terms: list[tuple[int, LinearMap]] = [(pair.first, Identity(first.shape, pair.sign))]
         if pair.slope:
-            terms.append((first.parent, Identity(first.shape, pair.slope)))
+            terms.append((first.parent, _scaling(pair.slope, first.shape)))
         parents, maps = zip(*terms, strict=True)
         relations[pair.second] = Linear(parents, second.shape, second.name, second.origin, maps)
     return Increments(tuple(relations))
+
+
+def _scaling(slope: float, shape: Shape) -> LinearMap:
+    """Times a number that the double stands for."""
+    if slope in (-1.0, 1.0):
+        return Identity(shape, slope)
+    constant = torch.full(shape, slope, dtype=torch.float64)
+    return OpMap("times", times, shape, shape, (constant,), "times", 3.0)
 
 
 def _wide(first: EntryCell, second: EntryCell) -> bool:
@@ -52,9 +60,7 @@ def _wide(first: EntryCell, second: EntryCell) -> bool:
     return bool((first.d.square() + second.d.square()).mean().sqrt() > 1.0) if first.size else False
 
 
-def _turn(
-    relations: list[Relation], readers: Sequence[int], pair: Circle, first: EntryCell, second: EntryCell
-) -> None:
+def _turn(relations: list[Relation], readers: Sequence[int], pair: Circle, first: EntryCell, second: EntryCell) -> None:
     """Both cells as one block at the place of the first, of which the second is a part, and readers read parts."""
     shape: Shape = (*first.shape, 2)
     places = 2 * torch.arange(first.size)

@@ -36,11 +36,13 @@ class Auto(Method):
     """Tries methods from cheap to tight and returns the best Bound within the budget, checks included.
 
     First ``early``, in a small share of the budget each, so that a bound is at hand; then ``main`` with what is left;
-    then, where the main ones gave nothing better, the early ones again with the seconds that remain. What ends in a loss
-    or a maximum is bounded by what that is a mean of (``hull``) before the main ones. Tiny networks go to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
+    then, where the main ones gave nothing better, the early ones again with the seconds that remain. What ends in a
+    loss or a maximum is bounded by what that is a mean of (``hull``) before the main ones. Tiny networks go
+    to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
     tighter, if there is time. On a domain where LipSDP is as quick as the early ones it comes first, and these only
     where they might be below it; where f is affine there, AutoLip is exact and enough; where the main ones prove
-    nothing, they are asked for what holds everywhere.
+    nothing, they are asked for what holds everywhere, and so they are where a sine and a cosine share a multiplier on
+    the whole space that they have not on parts of it.
 
     Attributes:
         early, main, last: names of methods; those that cannot do the norms are skipped.
@@ -82,7 +84,11 @@ class Auto(Method):
         if soon and not _settled(problem, found):
             self._attempt(self.early, trials, few)
             before = before if trials.best is found else trials.best
-        if trials.best is before and problem.domain is not None and problem.model.refusal is None:
+        if (
+            (trials.best is before or problem.has_waves)
+            and problem.domain is not None
+            and problem.model.refusal is None
+        ):
             trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
             self._attempt(self.main, trials, math.inf)
             trials.problem = problem

@@ -12,7 +12,7 @@ class Mirrored:
     Attributes:
         first, second: positions of z₁ and z₂, in order.
         sign: ±1.
-        slope: a double.
+        slope: a double, within half a unit in its last place of the number meant.
     """
 
     first: int

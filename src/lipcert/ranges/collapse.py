@@ -148,8 +148,10 @@ def _as_one(network: Network, region: Region, builder: NetworkBuilder, new: dict
     name = "+".join(node.name for node in nodes if not _straight(node))
     base, origin = new[region.base], united([node.origin for node in nodes])
     steps = _steps(network, region)
-    steps = list(normal_form(steps) or steps)
     whole = polyline(name, steps)
+    if whole is None:
+        steps = list(normal_form(steps) or steps)
+        whole = polyline(name, steps)
     if isinstance(whole, Lines):
         return _affine(builder, base, whole, name, origin)
     function = Composite.of(name, steps) if whole is None else whole

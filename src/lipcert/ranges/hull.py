@@ -237,7 +237,8 @@ def _entries(linear: LinearMap) -> _Entries | None:
         return None
     largest, places = sizes.max(dim=1)
     values = linear.matrix().gather(1, places[:, None])[:, 0]
-    exact = all(only_moves(leaf) or math.frexp(getattr(leaf, "scale", 0.0))[0] in (-0.5, 0.5) for leaf in linear.leaves())
+    leaves = linear.leaves()
+    exact = all(only_moves(leaf) or math.frexp(getattr(leaf, "scale", 0.0))[0] in (-0.5, 0.5) for leaf in leaves)
     return _Entries(places, values, largest * (1.0 + 2.0**-20), 0.0 if exact else linear.rounding)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from lipcert.network.activations.clamp import Clamp
 from lipcert.network.activations.piecewise import Abs, LeakyReLU, Softshrink, TwoSlopes
 from lipcert.network.activations.rationals import between
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
-from lipcert.numerics.midrad import Near, Range
+from lipcert.numerics.midrad import Near
 from lipcert.ranges.composite import Composite
 from lipcert.ranges.normal_form import number
 from lipcert.ranges.steps import Apply, Combine, Step
@@ -56,10 +57,10 @@ class Polyline(Composite):
         )
 
     @property
-    def kinks(self) -> tuple[Kink, ...]:  # type: ignore[override]
+    def kinks(self) -> tuple[Kink, ...]:
         """Where lines meet."""
         rates = self.lines.rates
-        jumps = (float(b - a) for a, b in zip(rates, rates[1:], strict=False))
+        jumps = (float(b - a) for a, b in itertools.pairwise(rates))
         return tuple(Kink(float(at), jump) for at, jump in zip(self.lines.kinks, jumps, strict=True))
 
     @property
@@ -156,7 +157,7 @@ def _composed(outer: Lines, inner: Lines) -> Lines:
     """Outer of inner: kinks are those of inner, and where inner meets one of outer's."""
     kinks = set(inner.kinks)
     ends = [None, *inner.kinks, None]
-    for (low, high), rate, level in zip(zip(ends, ends[1:], strict=False), inner.rates, inner.levels, strict=True):
+    for (low, high), rate, level in zip(itertools.pairwise(ends), inner.rates, inner.levels, strict=True):
         for at in outer.kinks if rate else ():
             x = (at - level) / rate
             if (low is None or x > low) and (high is None or x < high):
@@ -174,7 +175,7 @@ def _inside(kinks: Sequence[Fraction]) -> list[Fraction]:
     """A point inside every piece."""
     if not kinks:
         return [Fraction(0)]
-    return [kinks[0] - 1, *((a + b) / 2 for a, b in zip(kinks, kinks[1:], strict=False)), kinks[-1] + 1]
+    return [kinks[0] - 1, *((a + b) / 2 for a, b in itertools.pairwise(kinks)), kinks[-1] + 1]
 
 
 def _tidy(lines: Lines) -> Lines:

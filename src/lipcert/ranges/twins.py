@@ -56,6 +56,6 @@ def _pair(network: Network, first: int, other: float, second: int, factor: float
     if factor == other and {type(f), type(g)} == {Sin, Cos}:
         return Circle(first, second)
     mirror = mirror_of(f) if factor == -other and same(f, g) else None
-    if mirror is None or Fraction(float(mirror.slope)) != mirror.slope:
+    if mirror is None:
         return None
     return Mirrored(first, second, float(mirror.sign), float(mirror.slope))

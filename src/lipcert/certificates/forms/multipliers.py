@@ -76,7 +76,7 @@ class Notation:
 def read_multipliers(
     witness: Witness, transformed: ScaledIncrements, notation: Notation, forms: int
 ) -> dict[int, Tensor]:
-    """``multipliers.K`` of every nonlinear node K, (forms, neurons), or (forms, groups) for a block, in the check's units.
+    """``multipliers.K`` of every nonlinear node K in the check's units, (forms, neurons), of a block (forms, groups).
 
     Raises:
         CertificateError: missing, negative, not finite or of wrong size.
