@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -235,6 +235,15 @@ class GainFunction(Fact):
     def image(self) -> tuple[Slope, Slope]:
         """(least, greatest) entry of any value, rounded outward; infinite where unbounded or not known."""
         return -math.inf, math.inf
+
+    @property
+    def probabilities(self) -> tuple[Literal["logsumexp", "log_softmax", "softmax"], tuple[int, ...]] | None:
+        """Which function of probabilities p over some axes the block is, if it is one, and these axes.
+
+        With p ∝ exp x over the entries that differ in the axes only, some of which may be left out: the gradient of
+        the log-sum-exp is p, the log-softmax is x less the log-sum-exp, the softmax is p.
+        """
+        return None
 
     @property
     def evaluation_error(self) -> float:

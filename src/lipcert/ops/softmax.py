@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class Softmax(GainFunction):
     image = (0.0, 1.0)
     axis: int
 
+    @property
+    def probabilities(self) -> tuple[Literal["softmax"], tuple[int, ...]]:
+        """These."""
+        return "softmax", (self.axis,)
+
     def value(self, x: Tensor) -> Tensor:
         """The probabilities."""
         return torch.softmax(x, self.axis)
@@ -57,6 +62,11 @@ class LogSoftmax(GainFunction):
     image = (-math.inf, 0.0)
     axis: int
 
+    @property
+    def probabilities(self) -> tuple[Literal["log_softmax"], tuple[int, ...]]:
+        """Their logarithms."""
+        return "log_softmax", (self.axis,)
+
     def value(self, x: Tensor) -> Tensor:
         """The logarithms of the probabilities."""
         return torch.log_softmax(x, self.axis)
@@ -68,6 +78,11 @@ class LogSumExp(GainFunction):
 
     axes: tuple[int, ...]
     keepdim: bool
+
+    @property
+    def probabilities(self) -> tuple[Literal["logsumexp"], tuple[int, ...]]:
+        """The gradient."""
+        return "logsumexp", self.axes
 
     def value(self, x: Tensor) -> Tensor:
         """The logarithm of the sum."""

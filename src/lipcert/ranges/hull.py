@@ -30,7 +30,6 @@ from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network,
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, add, compose, size
 from lipcert.network.moves import gather, only_moves, simplified, times
 from lipcert.network.nonlinearity import MaxSelection
-from lipcert.ops.softmax import LogSoftmax, LogSumExp, Softmax
 
 #: Most outputs of g, most nodes that are looked at, and most entries of a map that is written down.
 MOST_ROWS, MOST_NODES, MOST_ENTRIES = 1024, 500, 1 << 22
@@ -104,20 +103,17 @@ def _tail(network: Network) -> dict[int, LinearMap]:
 def _mean(node: Node, network: Network) -> _Mean | None:
     if isinstance(node, SelectionNode) and isinstance(node.function, MaxSelection):
         return _Mean(node.function.index, Identity(node.shape))
-    if not isinstance(node, GainNode):
+    if not isinstance(node, GainNode) or node.function.probabilities is None:
         return None
+    kind, axes = node.function.probabilities
     shape = network.nodes[node.parents[0]].shape
-    function = node.function
-    if isinstance(function, LogSumExp):
-        return _Mean(_groups(shape, function.axes), Identity(node.shape))
-    if isinstance(function, LogSoftmax):
-        index = _groups(shape, (function.axis,))
+    index = _groups(shape, axes)
+    if kind == "logsumexp":
+        return _Mean(index, Identity(node.shape))
+    if kind == "log_softmax":
         return _Mean(index, compose(_from_groups(index, shape), Identity(shape, -1.0)), Identity(shape))
-    if isinstance(function, Softmax):
-        index = _groups(shape, (function.axis,))
-        quarter = compose(_from_groups(index, shape), Identity(shape, -0.25))
-        return _Mean(index, quarter, Identity(shape, 0.25), single=True)
-    return None
+    quarter = compose(_from_groups(index, shape), Identity(shape, -0.25))
+    return _Mean(index, quarter, Identity(shape, 0.25), single=True)
 
 
 def _groups(shape: Shape, axes: tuple[int, ...]) -> Tensor:
