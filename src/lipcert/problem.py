@@ -141,15 +141,14 @@ class Problem:
 
     @cached_property
     def blocked_increments(self) -> Increments:
-        """The same with two activations of one value as one block where that is better in l_p, for p = q."""
-        p, q = self.norm
-        return stacked(self.increments, self._twins(self.network), p) if p == q else self.increments
+        """The same with two activations of one value as one block."""
+        return stacked(self.increments, self._twins(self.network))
 
     @cached_property
     def merged_increments(self) -> Increments:
         """The same as one linear map where the domain leaves no slope free."""
         shorter = self.increments if self.domain is None else reduced(self.increments)
-        return self.blocked_increments if shorter.cells else shorter
+        return self.increments if shorter.cells else shorter
 
     @cached_property
     def unfused_increments(self) -> Increments:
@@ -216,10 +215,10 @@ class Problem:
         """Whether a sine and a cosine of one value are among the activations."""
         return any(isinstance(pair, Circle) for pair in self._twins(self.network))
 
-    @cached_property
-    def has_blocks(self) -> bool:
-        """Whether ``expanded_increments`` has other cells in place of blocks of ``blocked_increments``."""
-        return self.has_selections or bool(self._twins(self.network))
+    @property
+    def has_twins(self) -> bool:
+        """Whether there are two activations of one value that have to do with each other."""
+        return bool(self._twins(self.network))
 
 
 def require_select(select: Tensor, m: int) -> None:

@@ -48,7 +48,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     of its own and lets nothing pass (c = 0). At every linear node the minimum with the product rule
     Σ_i ‖A_i‖ ℓ_i is taken. Dense: the A_{j←i} are computed with a running bound of their error in the p-norm
     (``written_map``); larger networks: probabilistic Lanczos bounds on the same maps. A network with selections is done
-    twice, with selections as blocks and expanded into ReLUs, and the smaller value counts.
+    twice, with selections as blocks and expanded into ReLUs, and the smaller value counts; one with two activations of
+    one value is done with these as a block and as cells that share a slope, too.
     """
     p, q = problem.norm
     if p != q:
@@ -57,7 +58,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     if window is not None and (not isinstance(window, int) or window < 1):
         raise CertificateError(f"the certificate's window must be a positive integer, not {window!r}.")
     best: list[Step] = []
-    shown = problem.blocked_increments
+    shown = problem.increments
     for increments in views(problem):
         recursion = (DenseRecursion if is_dense(increments) else FreeRecursion)(increments, p, chance, window)
         steps = recursion.run()
@@ -68,8 +69,10 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
 
 
 def views(problem: Problem) -> list[Increments]:
-    """What the recursion runs on: selections and twins as blocks and, where there are any, expanded."""
-    return [problem.blocked_increments, *([problem.expanded_increments] if problem.has_blocks else [])]
+    """What the recursion runs on: selections as blocks, twins as blocks, and both expanded, where there are any."""
+    blocked = [problem.blocked_increments] if problem.has_twins else []
+    expanded = [problem.expanded_increments] if problem.has_selections or problem.has_twins else []
+    return [problem.increments, *blocked, *expanded]
 
 
 def is_dense(increments: Increments) -> bool:

@@ -19,9 +19,6 @@ from lipcert.network.relations import BlockCell, Cell, EntryCell, Linear, Relati
 from lipcert.network.twins import Circle, Mirrored, Twins
 from lipcert.numerics.rounding import add_up, mul_up, sqrt_up
 
-#: How much above the larger constant of the two the constant of both may be, and how far these two apart.
-WORTH, ALIKE = 1.005, 1.0 + 1e-6
-
 
 def linked(increments: Increments, twins: Sequence[Twins]) -> Increments:
     """With the second of mirrored cells as a linear relation, and a sine and a cosine as one block. Positions stay.
@@ -81,17 +78,14 @@ def _turn(relations: list[Relation], readers: Sequence[int], pair: Circle, first
         relations[reader] = replace(relation, maps=maps)
 
 
-def stacked(increments: Increments, twins: Sequence[Twins], p: float) -> Increments:
-    """With each pair as one block, where its constant in l_p is hardly above that of one: ‖(δz₁, δz₂)‖ ≤ g‖δv‖."""
+def stacked(increments: Increments, twins: Sequence[Twins]) -> Increments:
+    """With each pair as one block: ‖(δz₁, δz₂)‖ ≤ g‖δv‖."""
     relations = increments.relations
     chosen: dict[int, tuple[Twins, BlockCell]] = {}
     for pair in twins:
         first, second = relations[pair.first], relations[pair.second]
         if isinstance(first, EntryCell) and isinstance(second, EntryCell):
-            block = _block(pair, first, second)
-            own = (first.gain(p), second.gain(p))
-            if block.gain(p) <= WORTH * max(own) and max(own) <= ALIKE * min(own):
-                chosen[pair.first] = chosen[pair.second] = pair, block
+            chosen[pair.first] = chosen[pair.second] = pair, _block(pair, first, second)
     return _Rewriter(chosen).rewritten(relations) if chosen else increments
 
 

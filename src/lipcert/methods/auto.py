@@ -196,7 +196,8 @@ def _settled(problem: Problem, bound: Bound | None) -> bool:
     """Whether LipSDP has closed its gap and neither LipLT nor AutoLip can be below what it proved."""
     if bound is None or bound.method != LipSDP.name or not closed(bound, LipSDP().tolerance, problem):
         return False
-    return hopeless(bound.value, problem.blocked_increments)
+    views = [problem.increments, *([problem.blocked_increments] if problem.has_twins else [])]
+    return all(hopeless(bound.value, view) for view in views)
 
 
 def _size(bound: Bound) -> tuple[float, float]:

@@ -1,21 +1,18 @@
-"""Losses against constant targets: of classes, and Huber's."""
+"""Losses against constant classes, and reductions of losses."""
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any
 
 import torch
 
 from lipcert.network.builder import Var
 from lipcert.network.moves import gather
-from lipcert.ops import nonlinearities as known
-from lipcert.ops.arithmetic import div, multiply_by, sub
+from lipcert.ops.arithmetic import div, multiply_by
 from lipcert.ops.constant import Constant
-from lipcert.ops.context import Context, is_number, number
+from lipcert.ops.context import Context
 from lipcert.ops.enclosure import exact, plus
-from lipcert.ops.rational import exactly
 from lipcert.ops.registry import rule
 from lipcert.ops.structure import mean, sum_
 
@@ -28,38 +25,6 @@ def reduced(ctx: Context, loss: Var, reduction: int) -> Var:
     if reduction not in (NONE, MEAN, SUM):
         raise ctx.unsupported(f"its reduction {reduction!r} is none of 'none', 'mean' and 'sum'.")
     return loss if reduction == NONE else mean(ctx, loss) if reduction == MEAN else sum_(ctx, loss)
-
-
-# -- Huber --------------------------------------------------------------------------------------------------
-
-
-def _huber(ctx: Context, x: Any, target: Any, reduction: int, limit: Any, smooth: bool) -> Var:
-    """Of x − target: z²/2 for |z| ≤ t and t(|z| − t/2) beyond, over t if ``smooth``."""
-    if not is_number(limit) or not math.isfinite(number(limit)) or number(limit) < 0.0 or (not smooth and not limit):
-        raise ctx.unsupported("its threshold is not a positive number.")
-    difference = ctx.variable(sub(ctx, x, target))
-    t = Fraction(number(limit))
-    if t == 0:
-        return reduced(ctx, ctx.activation(difference, known.ABS), reduction)
-    unit = t if smooth else Fraction(1)
-    numbers = (1 / (2 * unit), Fraction(0), t / unit, -t * t / (2 * unit))
-    function = known.huber(exactly(t), *(exactly(n) for n in numbers))
-    return reduced(ctx, ctx.activation(difference, function), reduction)
-
-
-@rule("smooth_l1_loss", kind="activation")
-def smooth_l1_loss(ctx: Context, x: Any, target: Any, reduction: int = MEAN, beta: float = 1.0) -> Var:
-    """Smooth l1 loss of each entry: slopes [−1, 1]; their mean or sum."""
-    return _huber(ctx, x, target, reduction, beta, True)
-
-
-@rule("huber_loss", kind="activation")
-def huber_loss(ctx: Context, x: Any, target: Any, reduction: int = MEAN, delta: float = 1.0) -> Var:
-    """Huber's loss of each entry: slopes [−δ, δ]; their mean or sum."""
-    return _huber(ctx, x, target, reduction, delta, False)
-
-
-# -- classes ------------------------------------------------------------------------------------------------
 
 
 @rule("nll_loss", "nll_loss2d", kind="linear")

@@ -1,17 +1,20 @@
-"""Elementwise ops of two arguments by their algebra: atan2, hypot; and nan_to_num."""
+"""Elementwise ops of two arguments by their algebra: atan2, hypot, Huber's losses; and nan_to_num."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
 
 from lipcert.network.builder import Var
 from lipcert.ops import nonlinearities as known
-from lipcert.ops.arithmetic import add, div, exact_double, mul
+from lipcert.ops.arithmetic import add, div, exact_double, mul, sub
 from lipcert.ops.constant import Constant
-from lipcert.ops.context import Context
+from lipcert.ops.context import Context, is_number, number
+from lipcert.ops.losses import reduced
 from lipcert.ops.rational import exactly
 from lipcert.ops.recognise.scalings import uniform
 from lipcert.ops.registry import rule
@@ -62,3 +65,29 @@ def _as(ctx: Context, op: str, own: Callable[..., Var], *arguments: Any) -> Var:
 def nan_to_num(ctx: Context, x: Any, nan: Any = None, posinf: Any = None, neginf: Any = None) -> Var:
     """The identity on real numbers: constant 1."""
     return ctx.scaled(ctx.variable(x), 1.0)
+
+
+def _loss(ctx: Context, x: Any, target: Any, reduction: int, limit: Any, smooth: bool) -> Var:
+    """Of x − target: z²/2 for |z| ≤ t and t(|z| − t/2) beyond, over t if ``smooth``."""
+    if not is_number(limit) or not math.isfinite(number(limit)) or number(limit) < 0.0 or (not smooth and not limit):
+        raise ctx.unsupported("its threshold is not a positive number.")
+    difference = ctx.variable(sub(ctx, x, target))
+    t = Fraction(number(limit))
+    if t == 0:
+        return reduced(ctx, ctx.activation(difference, known.ABS), reduction)
+    unit = t if smooth else Fraction(1)
+    numbers = (1 / (2 * unit), Fraction(0), t / unit, -t * t / (2 * unit))
+    function = known.huber(exactly(t), *(exactly(n) for n in numbers))
+    return reduced(ctx, ctx.activation(difference, function), reduction)
+
+
+@rule("smooth_l1_loss", kind="activation")
+def smooth_l1_loss(ctx: Context, x: Any, target: Any, reduction: int = 1, beta: float = 1.0) -> Var:
+    """Smooth l1 loss of each entry: slopes [−1, 1]; their mean or sum."""
+    return _loss(ctx, x, target, reduction, beta, True)
+
+
+@rule("huber_loss", kind="activation")
+def huber_loss(ctx: Context, x: Any, target: Any, reduction: int = 1, delta: float = 1.0) -> Var:
+    """Huber's loss of each entry: slopes [−δ, δ]; their mean or sum."""
+    return _loss(ctx, x, target, reduction, delta, False)
