@@ -113,16 +113,19 @@ class Problem:
 
     @cached_property
     def inner(self) -> Problem | None:
-        """A problem l_p → l_∞ whose constant is no smaller, with what f ends in as a mean (``ranges/hull.py``).
+        """A problem whose constant is no smaller, l_p → l_∞ with what f ends in as a mean (``ranges/hull.py``).
 
         None where f ends in nothing of the kind, or where its outputs are several and q is not ∞.
         """
         whole = self.model if self.select is None else self._selected(self.model)
         if self.slopes_only or (self.norm[1] != math.inf and size(whole.out_shape) != 1):
             return None
-        network, norm = hull(whole), (self.norm[0], math.inf)
+        found = hull(whole)
+        if found is None:
+            return None
+        network, q = found
         try:
-            return None if network is None else Problem(network, norm, self.domain, None, self.anchor)
+            return Problem(network, (self.norm[0], q), self.domain, None, self.anchor)
         except NotLipschitzError:
             return None
 

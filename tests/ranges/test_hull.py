@@ -63,8 +63,10 @@ def test_what_is_claimed_of_increments(name: str) -> None:
     """|δf| ≤ max_k |δg_k| for pairs of points near and far."""
     function = LOSSES[name][0]
     network = capture(Apply(lambda _, x: function(x)).eval(), X)
-    inner = hull(network)
-    assert inner is not None
+    found = hull(network)
+    assert found is not None
+    inner, q = found
+    assert q == math.inf
     generator = torch.Generator().manual_seed(0)
     for scale in (0.1, 1.0, 30.0):
         x, y = (scale * torch.randn(500, 1, K, generator=generator, dtype=D) for _ in range(2))
@@ -122,6 +124,24 @@ def test_other_ends_are_left_alone(function: object) -> None:
     with pytest.raises(MethodError, match=r"end in a maximum"):
         lipcert.bound(model, X, method="hull")
     assert lipcert.bound(model, X, budget=1).value >= lipcert.lower_bound(model, X, budget=0.2).value
+
+
+def test_distances_to_centres() -> None:
+    centres = torch.randn(5, K, dtype=D, generator=torch.Generator().manual_seed(0))
+    model = Apply(lambda _, x: 2.0 * (x[:, None] - centres).norm(dim=2)).eval()
+    bound = lipcert.bound(model, X, norm=(2, math.inf), budget=1)
+    assert 2.0 * (1 - 1e-9) <= bound.value <= 2.002
+    assert lipcert.bound(model, X, norm=(2, 2), budget=1).value >= 2.0 * math.sqrt(5) * (1 - 1e-9)
+    scaled = Apply(lambda _, x: ((x[:, None] - centres) * torch.arange(1, 6)[:, None]).norm(dim=2)).eval()
+    value = lipcert.bound(scaled, X, norm=(2, math.inf), budget=1).value
+    assert lipcert.lower_bound(scaled, X, norm=(2, math.inf), budget=0.3).value <= value
+    one = Apply(lambda _, x: x.norm(dim=1, keepdim=True)).eval()
+    assert lipcert.bound(one, X, method="hull").value == pytest.approx(1.0, rel=1e-3)
+    net = nn.Sequential(network(), model).eval()
+    x = torch.zeros(1, 4, dtype=D)
+    value = lipcert.bound(net, x, norm=(2, math.inf), budget=1).value
+    assert value <= 2.0 * lipcert.bound(network().eval(), x, budget=1).value * 1.001
+    assert lipcert.lower_bound(net, x, norm=(2, math.inf), budget=0.3).value <= value
 
 
 def test_a_forged_kind_is_refused() -> None:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @certificate("hull")
 def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
-    """L_{p,q}(f) ≤ L_{p,∞}(g), for f of one output or q = ∞.
+    """L_{p,q}(f) ≤ L_{p,∞}(g), or L_{p,2}(g) for distances, for f of one output or q = ∞.
 
     ``witness.arrays`` are those of a certificate for ``problem.inner``, ``settings["kind"]`` and ``["settings"]`` its
     kind and settings.
 
-    Why this is an upper bound: for every pair of points of the domain |δf_i| ≤ max over k of |δg_ik|
+    Why this is an upper bound: for every pair of points of the domain |δf_i| ≤ max over k of |δg_k|, or ‖δg‖₂
     (``ranges/hull.py``), and in one dimension all norms are the same.
     """
     inner = problem.inner

@@ -246,6 +246,11 @@ class GainFunction(Fact):
         return None
 
     @property
+    def length(self) -> tuple[int, ...] | None:
+        """The axes that the block is the l2 norm over, if it is that."""
+        return None
+
+    @property
     def evaluation_error(self) -> float:
         """What underflow inside the block may add to an entry of its value, beside relative roundings."""
         return 0.0

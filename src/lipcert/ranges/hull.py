@@ -14,6 +14,9 @@ the one point exceeds that at the other by at most the largest δv_k and at leas
 
 the q_k being means of p_i p_k along the segment, of sum p_i (1 − p_i) ≤ 1/4; k = i gives ℓ itself. An elementwise
 function that comes after all this multiplies by its greatest slope.
+
+Distances s_i‖u − c_i‖ to several centres obey |δf_i| ≤ |s_i|‖δu‖: their constant l_p → l_∞ is that of s·u, l_p → l_2,
+with s the greatest |s_i|.
 """
 
 from __future__ import annotations
@@ -37,13 +40,19 @@ MOST_ROWS, MOST_NODES, MOST_ENTRIES = 1024, 500, 1 << 22
 _LEAST, _GREATEST, _FACTORS = 1e-20, 1e20, 12
 
 
-def hull(network: Network) -> Network | None:
-    """g with |δf_i| ≤ max over k of |δg_ik| for every pair of points; None where f ends in nothing of the kind."""
+def hull(network: Network) -> tuple[Network, float] | None:
+    """(g, q) with |δf_i| ≤ ‖δg‖_q for every output i and pair of points; None where f ends in nothing of the kind.
+
+    q is ∞ where each |δf_i| is at most some |δg_k|, and 2 where f is distances.
+    """
     found, network = None, _without_last_activation(network)
+    distances = _distances(network)
+    if distances is not None:
+        return distances, 2.0
     while True:
         inner = _step(network)
         if inner is None:
-            return found
+            return None if found is None else (found, math.inf)
         found = network = inner
 
 
@@ -198,6 +207,53 @@ def _written_exactly(linear: LinearMap) -> bool:
             return False
         factors += 1
     return factors <= 2 and float(linear.absolute().matrix().max()) < 2.0**30
+
+
+def _distances(network: Network) -> Network | None:
+    """s·u for f_i = s_i‖u − c_i‖, all with the same u."""
+    terms = _tail(network)
+    place, linear = next(iter(terms.items()), (0, Identity(network.out_shape)))
+    node = network.nodes[place]
+    if len(terms) != 1 or not isinstance(node, GainNode) or node.function.length is None:
+        return None
+    parent, read = node.parents[0], _entries(linear)
+    index = _groups(network.nodes[parent].shape, node.function.length)
+    common = _common(network, parent, index)
+    if read is None or common is None:
+        return None
+    base, own = common
+    factor = math.nextafter(float((read.values.abs() + read.sizes * 2.0**-20).max()), math.inf)
+    exact = read.rounding == 0.0
+    factor = float(read.values.abs().max()) if exact else factor
+    builder, new = NetworkBuilder(), list[Var]()
+    for old in network.nodes[: parent + 1]:
+        new.append(builder.again(old, [new[p] for p in old.parents]))
+    shape: Shape = (1, index.shape[1])
+    one = compose(own, gather(index[0], own.out_shape, shape), Identity(shape, factor))
+    return builder.finish(builder.affine([(new[base], one)], shape, None, node.name, node.origin))
+
+
+def _common(network: Network, place: int, index: Tensor) -> tuple[int, LinearMap] | None:
+    """A value that all groups of entries at ``place`` are the same function of but for offsets, and the map to them."""
+    linear: LinearMap = Identity(network.nodes[place].shape)
+    while index.numel():
+        if _repeated(linear, index):
+            return place, linear
+        node = network.nodes[place]
+        if not isinstance(node, AffineNode) or len(node.maps) != 1:
+            return None
+        place, linear = node.parents[0], compose(node.maps[0], linear)
+        if not 0 < linear.in_size * linear.out_size <= MOST_ENTRIES or not _written_exactly(linear):
+            return None
+    return None
+
+
+def _repeated(linear: LinearMap, index: Tensor) -> bool:
+    """Whether all groups of outputs are surely the same function of the input."""
+    if not linear.in_size or linear.in_size * linear.out_size > MOST_ENTRIES or not _written_exactly(linear):
+        return False
+    rows = linear.matrix()[index]
+    return bool((rows == rows[:1]).all())
 
 
 # -- which entry an output reads ----------------------------------------------------------------------------
