@@ -13,8 +13,10 @@ import torch.nn.functional as F
 import lipcert
 from lipcert.network.activations import gates, piecewise, smooth
 from lipcert.network.activations.clamp import Clamp
+from lipcert.numerics.midrad import Near
 from lipcert.ops import nonlinearities as known
 from lipcert.ranges.mirror import _MIRRORS, mirror_of
+from lipcert.ranges.normal_form import same
 from lipcert.ranges.polyline import Lines, _composed, _sum
 from tests.zoo import Apply
 
@@ -109,3 +111,25 @@ def test_exact_lines_against_values() -> None:
             x = Fraction(k, 8)
             assert total.at(x) == 2 * f.at(x) - g.at(x) / 3 + 5
             assert inner.at(x) == f.at(g.at(x))
+
+
+def test_what_is_left_of_a_sum_does_not_vanish() -> None:
+    """A factor of 1e−400 is no 0."""
+    model = Apply(lambda _, x: 1e-200 * F.relu(1e-200 * x) - 1e-200 * F.relu(-1e-200 * x)).eval()
+    bound = lipcert.bound(model, torch.zeros(1, 3, dtype=D), method="autolip")
+    assert bound.log10 is not None
+    assert -400.0 <= bound.log10 <= -399.0
+
+
+def test_numbers_that_are_only_near_are_not_the_same() -> None:
+    """Of two rates known to rounding the difference may be anything of that size."""
+    rate = torch.tensor(0.1, dtype=D) * torch.tensor(3.0, dtype=D)
+    other = torch.tensor(0.3, dtype=D)
+    for a, b in ((rate, rate), (rate, other)):
+        model = Apply(lambda _, x, a=a, b=b: x * torch.sigmoid(a * x) - x * torch.sigmoid(b * x)).eval()
+        assert lipcert.bound(model, torch.zeros(1, 3, dtype=D), budget=1).value >= 0.0
+    exactly, nearly = gates.Swish("swish", -0.1, 1.1, 0.3), gates.Swish("swish", -0.1, 1.1, 0.3, 1e-15)
+    assert same(exactly, gates.Swish("swish", -0.1, 1.1, 0.3))
+    assert not same(nearly, nearly)
+    about = piecewise.LeakyReLU("leaky", 0.3, 1.0, Near(0.3, 1e-17))
+    assert not same(about, about)

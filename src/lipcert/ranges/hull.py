@@ -331,6 +331,8 @@ def _without_last_activation(network: Network) -> Network:
         node = network.nodes[place]
         if len(terms) != 1 or not isinstance(node, ActivationNode):
             return network
+        if network.nodes[node.parents[0]].shape != node.shape:
+            return network
         low, high = node.function.slope_range(node.shape)
         steepest = torch.maximum(low.abs(), high.abs())
         read = _entries(terms[place])

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
-from torch import Tensor
 
 from lipcert.network.activations.rationals import between
 from lipcert.network.activations.smooth import Cos, Sin
 from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.numerics.midrad import UNIT, Range
+from lipcert.numerics.midrad import UNIT, Near, Range
 from lipcert.ranges.mirror import mirror_of
 from lipcert.ranges.steps import Apply, Combine, Quotient, Step
 
@@ -45,17 +44,16 @@ class _Atom:
 
 
 def same(f: Nonlinearity, g: Nonlinearity) -> bool:
-    """Whether two activations are one by kind and settings."""
-    if type(f) is not type(g):
-        return False
-    pairs = zip(f.settings.items(), g.settings.items(), strict=True)
-    return f is g or all(a == b and _equal(s, t) for (a, s), (b, t) in pairs)
+    """Whether two activations are one by kind and settings, which must be exact: two numbers near 0.3 may differ."""
+    return type(f) is type(g) and exact(f) and exact(g) and f.settings == g.settings
 
 
-def _equal(s: object, t: object) -> bool:
-    if isinstance(s, Tensor) or isinstance(t, Tensor):
-        return isinstance(s, Tensor) and isinstance(t, Tensor) and s.shape == t.shape and torch.equal(s, t)
-    return bool(s == t) and getattr(s, "radius", None) == getattr(t, "radius", None)
+def exact(function: Nonlinearity) -> bool:
+    """Whether an activation's settings are numbers, and no others than these are meant."""
+    settings = function.settings
+    numbers = [n for value in settings.values() for n in (value if isinstance(value, tuple) else (value,))]
+    known = all(n is None or (isinstance(n, (bool, int, float)) and not isinstance(n, Near)) for n in numbers)
+    return known and settings.get("error", 0.0) == 0.0
 
 
 def normal_form(steps: Sequence[Step]) -> tuple[Step, ...] | None:

@@ -85,7 +85,8 @@ def polyline(name: str, steps: Sequence[Step]) -> Nonlinearity | Lines | None:
     if lines is None or len(lines.kinks) > MOST_KINKS or any(_float(k) is None for k in lines.kinks):
         return None
     if not lines.kinks:
-        return lines
+        rate = abs(lines.rates[0])
+        return lines if rate == 0 or 2.0**-900 < rate < 2.0**900 else None
     low, high = (between(end, end) for end in (min(lines.rates), max(lines.rates)))
     return Polyline(name, float(low.low), float(high.high), tuple(steps), lines)
 
