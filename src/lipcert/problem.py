@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import NORMS, Domain, require_real
-from lipcert.errors import InputError, NotLipschitzError
+from lipcert.errors import CaptureError, InputError
 from lipcert.increments import Increments
 from lipcert.increments.joint import linked, stacked
 from lipcert.increments.narrowing import narrowed
@@ -111,12 +111,19 @@ class Problem:
         rounding = float(max(matrix.shape, default=1))
         return then(network, Dense((matrix,), self.model.out_shape, (1, matrix.shape[0]), rounding, stored=True))
 
-    @cached_property
+    @property
     def inner(self) -> Problem | None:
         """A problem whose constant is no smaller, l_p → l_∞ with what f ends in as a mean (``ranges/hull.py``).
 
-        None where f ends in nothing of the kind, or where its outputs are several and q is not ∞.
+        None where f ends in nothing of the kind, or where its outputs are several and q is not ∞. Kept for each pair of
+        norms, for which it is another one.
         """
+        known: dict[Norm, Problem | None] = self.__dict__.setdefault("_inner", {})
+        if self.norm not in known:
+            known[self.norm] = self._inside()
+        return known[self.norm]
+
+    def _inside(self) -> Problem | None:
         whole = self.model if self.select is None else self._selected(self.model)
         if self.slopes_only or (self.norm[1] != math.inf and size(whole.out_shape) != 1):
             return None
@@ -126,7 +133,7 @@ class Problem:
         network, q = found
         try:
             return Problem(network, (self.norm[0], q), self.domain, None, self.anchor)
-        except NotLipschitzError:
+        except CaptureError:  # f itself may still have a constant
             return None
 
     @cached_property

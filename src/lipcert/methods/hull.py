@@ -42,6 +42,10 @@ class Hull(Method):
         self.inner.require_norm(inner.norm)
         return _wrapped(self.inner.solve(inner, run))
 
+    def obstacle(self, problem: Problem, run: Run) -> str | None:
+        """That of the inner method, for the problem inside."""
+        return None if problem.inner is None else self.inner.obstacle(problem.inner, run)
+
 
 def _wrapped(found: Found) -> Found:
     witness = found.witness
