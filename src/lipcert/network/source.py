@@ -82,6 +82,21 @@ class Derived(Source):
             known[id(self)] = chosen.double() if chosen.is_floating_point() else chosen
         return known[id(self)]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, to which an op of torch goes by its name."""
+        op = self.function
+        name = op.name() if isinstance(op, torch._ops.OpOverload) else None
+        return _again, (name, None if name else op, self.args, self.kwargs, self.place)
+
+
+def _again(name: str | None, function: Any, args: Any, kwargs: Any, place: int | None) -> Derived:
+    """What was sent, with the op of a name such as ``aten::add.Tensor``."""
+    if name is not None:
+        namespace, op = name.split("::")
+        op, _, overload = op.partition(".")
+        function = getattr(getattr(getattr(torch.ops, namespace), op), overload or "default")
+    return Derived(function, args, kwargs, place)
+
 
 def _argument(leaf: Any, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
     if isinstance(leaf, Source):
