@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import lipcert.methods.all  # noqa: F401  (registers every method)
-from lipcert.arguments import budget_of, device_of, generator_of
+from lipcert.arguments import budget_of, device_of, generator_of, seed_of, whole
 from lipcert.capture.load import Model, load_model
 from lipcert.capture.torch_export import capture, capture_steps
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
@@ -181,7 +181,7 @@ def compare(
             trials = Trials(problem, run, chance)
             trials.attempt(one, run.budget)
             rows += trials.attempts
-        found = attack(problem, inputs, budget_of(lower_budget), seed, device_of(device), report)
+        found = attack(problem, inputs, budget_of(lower_budget), seed_of(seed), device_of(device), report)
     lower = replace(found, input_shape=problem.model.in_shape[1:])
     return Comparison(tuple(sorted(rows, key=lambda r: math.inf if r.value is None else r.value)), lower)
 
@@ -214,7 +214,7 @@ def lower_bound(
         A ``LowerBound`` whose value re-evaluates from its witness in float64.
     """
     problem = _problem(model, example_input, norm, domain, select, anchor)
-    generator_of(seed)  # refuses an unusable seed
+    seed = seed_of(seed)
     _require_data(inputs, problem)
     from lipcert.attack import attack
 
@@ -299,7 +299,7 @@ def output_bounds(
     model: Model,
     example_input: Tensor,
     domain: Domain,
-    select: Tensor | None = None,
+    select: Tensor | Sequence[Any] | None = None,
     budget: float = 60.0,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -309,7 +309,8 @@ def output_bounds(
     Args:
         model, example_input, seed, device: as for ``bound``.
         domain: a ``Ball``, a ``Box`` or an ``Intersection`` of both.
-        select: optional (k, m) matrix: bounded are its k combinations of the flattened output; None: the m outputs.
+        select: optional (k, m) matrix, tensor, array or lists: bounded are its k combinations of the flattened output;
+            None: the m outputs.
         budget: seconds of search, about; ranges and the check come on top.
 
     Returns:
@@ -318,7 +319,7 @@ def output_bounds(
     Raises:
         CaptureError, InputError: as ``bound``.
     """
-    return _outputs(model, example_input, domain, select, budget, seed, device, True)
+    return _outputs(model, example_input, domain, select, None, budget, seed, device)
 
 
 def margin(
@@ -343,34 +344,40 @@ def margin(
     Raises:
         CaptureError, InputError: as ``bound``.
     """
-    if isinstance(label, bool) or not isinstance(label, int):
-        raise InputError(f"label must be an integer, the number of a class, not {label!r}.")
-    return _outputs(model, example_input, domain, label, budget, seed, device, False)
+    number = whole(label)
+    if number is None:
+        raise InputError(f"label must be an integer, the number of a class, not {label!r:.60}.")
+    return _outputs(model, example_input, domain, None, number, budget, seed, device)
 
 
 def _outputs(
-    model: Model, example: Tensor, domain: Domain, wanted: Tensor | int | None, budget: float, seed: int,
-    device: str | torch.device | None, upper: bool,
+    model: Model, example: Tensor, domain: Domain, select: Any, label: int | None, budget: float, seed: int,
+    device: str | torch.device | None,
 ) -> OutputBound:  # fmt: skip
     from lipcert.robustness.outputs import bound_outputs, margin_rows
 
-    generator_of(seed)
-    seconds, place = budget_of(budget), device_of(device)
+    seed, seconds, place = seed_of(seed), budget_of(budget), device_of(device)
     if not isinstance(domain, get_args(Domain)[:-1]):
         raise InputError(
             f"domain must be a lipcert.Ball, a lipcert.Box or a lipcert.Intersection, not {type(domain).__name__}: "
             "outputs are bounded on a bounded part of the input space."
         )
     network = capture(load_model(model), example)
-    if isinstance(wanted, int):
-        select: Tensor | None = margin_rows(size(network.out_shape), wanted)
-    else:
-        select = wanted
+    if label is not None:
+        select = margin_rows(size(network.out_shape), label)
+    elif select is not None and not isinstance(select, Tensor):
+        try:
+            select = exactly("select", select)
+        except InputError as problem:
+            raise InputError(
+                f"select must be a real (k, m) matrix, a tensor, an array or lists of numbers that float64 holds, not "
+                f"{select!r:.60}."
+            ) from problem
     if select is not None:
         require_select(select, size(network.out_shape))
     fitted = domain.fitted(network.in_shape)
     with ordinary(), torch.random.fork_rng(devices=[]):
-        return bound_outputs(network, fitted, select, upper, seconds, seed, place)
+        return bound_outputs(network, fitted, select, label is None, seconds, seed, place)
 
 
 @overload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,15 +173,19 @@ class OutputBound:
     def __str__(self) -> str:
         what = "outputs" if self.select is None else "selected combinations of outputs"
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
-        shown = [
-            f"[{low:.6g}, {high:.6g}]" if high < float("inf") else f"≥ {low:.6g}"
-            for low, high in zip(self.lower[:8].tolist(), self.upper[:8].tolist(), strict=True)
-        ]
+        shown = [_interval(*ends) for ends in zip(self.lower[:8].tolist(), self.upper[:8].tolist(), strict=True)]
         more = ", …" if len(self.lower) > 8 else ""
         return (
             f"{len(self.lower)} {what}: {', '.join(shown)}{more}  ({_where(self.domain)}; "
             f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
+
+
+def _interval(low: float, high: float) -> str:
+    """What is known of a number: both ends, one, or nothing."""
+    if low == -math.inf:
+        return "no bound" if high == math.inf else f"≤ {high:.6g}"
+    return f"≥ {low:.6g}" if high == math.inf else f"[{low:.6g}, {high:.6g}]"
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 import lipcert.methods.autolip
 import lipcert.methods.liplt  # noqa: F401  (both register their method)
-from lipcert.arguments import budget_of, device_of, generator_of
+from lipcert.arguments import budget_of, device_of, real, seed_of
 from lipcert.capture.load import Model, load_model
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.errors import InputError, LipcertError
@@ -119,8 +119,7 @@ def certify(
     data = Examples.of(inputs, labels)
     if threat.clip is not None:
         data.require_within(threat.clip)
-    generator_of(seed)  # refuses an unusable seed
-    place, runner = device_of(device), engine_of(engine, workers)
+    seed, place, runner = seed_of(seed), device_of(device), engine_of(engine, workers)
     seconds, times = budget_of(budget), _positive(effort, "effort")
     kind = arithmetic_of(arithmetic, threat)
     if kind == "float32":
@@ -286,6 +285,7 @@ def _accuracy(network: Network, data: Examples, indices: Sequence[int], factor: 
 
 
 def _positive(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    number = real(value)
+    if not 0 < number < math.inf:
         raise InputError(f"{name} must be a positive number, not {value!r:.60}.")
-    return float(value)
+    return number
