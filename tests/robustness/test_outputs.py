@@ -12,7 +12,12 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import lipcert
+from lipcert.capture.torch_export import capture
+from lipcert.certificates.cost_to_go.facts import Facts
+from lipcert.certificates.cost_to_go.walk import Setting
+from lipcert.certificates.outputs import Subject
 from lipcert.errors import InputError
+from lipcert.numerics.chance import Chance
 from lipcert.result import OutputBound
 from tests.zoo import Residual, mlp, random_network
 
@@ -224,6 +229,28 @@ def test_what_is_not_known_is_not_printed_as_infinity() -> None:
 
 def vector(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
+
+
+def test_ranges_are_kept_for_the_domain_that_they_are_of() -> None:
+    """The same numbers, the same ranges; another radius, centre, kind or a domain that was changed: new ones."""
+    subject = Subject(capture(mlp([3, 5, 2]), torch.zeros(1, 3)))
+    facts = subject.facts
+
+    def ball(radius: float = 0.5, first: float = 0.0, p: float = 2) -> lipcert.Ball:
+        return lipcert.Ball(torch.tensor([[first, 0.0, 0.0]]), radius, p)
+
+    kept = subject.setting(facts, ball(), True)
+    assert subject.setting(facts, ball(), True) is kept
+    box = lipcert.Box(-torch.ones(1, 3), torch.ones(1, 3))
+    others = [ball(0.25), ball(0.5, 1.0), ball(p=math.inf), box, lipcert.Intersection(ball(), box)]
+    settings = [subject.setting(facts, domain, True) for domain in others] + [subject.setting(facts, ball(), False)]
+    assert len({id(s) for s in [kept, *settings]}) == len(others) + 2
+    for domain, setting in zip(others, settings, strict=False):
+        assert torch.equal(setting.boxes[-1].high, Setting(facts, domain, True).boxes[-1].high)
+    assert subject.setting(Facts(subject.network, Chance()), ball(), True) is not kept
+    kept.domain.center[0, 0] = 3.0
+    assert subject.setting(facts, ball(), True) is not kept
+    assert torch.equal(subject.setting(facts, ball(), True).boxes[0].high, ball().bounds()[1])
 
 
 def test_a_model_of_one_output_has_no_margin() -> None:

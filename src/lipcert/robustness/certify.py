@@ -141,7 +141,7 @@ def certify(
     store = Store.open(resume, about)
     try:
         facts = _facts(network, threat, store, rounding)
-        provers = _provers(network, max(_LEAST_STEPS, round(_STEPS * times)), place, seed)
+        provers = _provers(network, threat, max(_LEAST_STEPS, round(_STEPS * times)), place, seed)
         cascade = Cascade(facts, provers, seconds, times, seed, place)
         pending = batches(data, int(store.about["batch"]), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:
@@ -184,12 +184,12 @@ def batch_size(network: Network, gigabytes: float, count: int) -> int:
     return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
 
 
-def _provers(network: Network, steps: int, device: torch.device, seed: int) -> tuple[CostToGo, ...]:
-    """On ranges by intervals, then by linear bounds; at once by these where they cost little."""
-    small = sum(size(node.shape) for node in network.nodes) <= _SMALL
+def _provers(network: Network, threat: Threat, steps: int, device: torch.device, seed: int) -> tuple[CostToGo, ...]:
+    """On ranges by intervals, then by linear bounds; at once by these where they cost little or the most is asked."""
+    at_once = _small(network) or threat.radii is None
     return tuple(
         CostToGo(linear=linear, steps=steps, device=device, seed=seed)
-        for linear in ((True,) if small else (False, True))
+        for linear in ((True,) if at_once else (False, True))
     )
 
 

@@ -105,7 +105,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
         linear: whether ranges are tightened by linear bounds.
     """
     with torch.no_grad():
-        places = [Setting(subject.facts, task.domain, linear) for task in tasks]
+        places = [subject.setting(subject.facts, task.domain, linear) for task in tasks]
         answers = [Answer(place.plain(task.rows), linear) for place, task in zip(places, tasks, strict=True)]
     for answer, task in zip(answers, tasks, strict=True):
         answer.multipliers = [None] * len(task.rows)

@@ -17,8 +17,8 @@ from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, writ
 from lipcert.robustness.outputs import Answer, Task, prove_below
 from lipcert.search.cost_to_go.settings import Settings
 
-#: Checks that a proof is stretched by, and how close the ends of the interval of radii get.
-_SECANTS, _CLOSE = 6, 1.002
+#: Checks that a proof is stretched by, how close the ends of the interval of radii get, and how far a root is sought.
+_SECANTS, _CLOSE, _FAR = 6, 1.005, 1.002
 #: Part of the margin at the example up to which rounding is aimed at in the search.
 _SMALL_PART = 0.25
 #: Room for other machines' arithmetic, in units of the size of the outputs at the example.
@@ -86,7 +86,8 @@ def _checked(method: str, facts: Facts, claim: Claim, content: bytes) -> Proof |
 def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof | None:
     """A proof at the radius that is asked, or at about the largest between two radii at which the content is one.
 
-    What it proves falls as the radius grows: the root is bracketed, and found by secants.
+    What it proves falls as the radius grows: the root is bracketed, and found by secants, the first of them from the
+    margin at the example itself.
     """
     first = _checked(method, facts, asked.claim, content)
     if first is None:
@@ -96,11 +97,16 @@ def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof 
         return best
     low, high = asked.between
     low, high = (first.radius, high) if best else (low, min(high, first.radius))
-    points = [(first.radius, first.margin)]
+    points = [(0.0, float(facts.at_centre(asked.claim).sure.min()))]
+    if math.isfinite(first.margin):
+        points.append((first.radius, first.margin))
     for _ in range(_SECANTS):
-        if not 0.0 < low * _CLOSE < high < math.inf:
+        root = _root(points)
+        if not low * _CLOSE < high < math.inf or (best is not None and root < low * _FAR):
             break
-        radius = _root(points, low, high)
+        radius = root * (1.0 - 5e-4)
+        if not low * 1.0005 < radius < high * 0.9999:
+            radius = math.sqrt(low * high) if low > 0.0 else 0.5 * high
         found = _checked(method, facts, Claim(asked.claim.x, asked.claim.label, radius), content)
         if found is None or not found.margin > 0.0:
             high = radius
@@ -111,14 +117,13 @@ def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof 
     return best
 
 
-def _root(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
-    """Just below where the line through two points is 0; the middle where that is not between the ends."""
-    middle = math.sqrt(low * high)
-    if len(points) < 2 or points[0][1] == points[1][1]:
-        return middle
+def _root(points: Sequence[tuple[float, float]]) -> float:
+    """Where the line through two points is 0; inf where none falls through them."""
+    if len(points) < 2:
+        return math.inf
     (a, at_a), (b, at_b) = points
-    guess = (b - at_b * (b - a) / (at_b - at_a)) * (1.0 - 5e-4)
-    return guess if low * 1.0005 < guess < high * 0.9999 else middle
+    slope = (at_b - at_a) / (b - a) if b != a else 0.0
+    return b - at_b / slope if slope < 0.0 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
