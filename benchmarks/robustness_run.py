@@ -221,7 +221,7 @@ def verify(
 
 def record(answer: Answer, task: Task, subject: Subject) -> OutputCertificate:
     """What the search takes to be proved, and a little less of it, for a check that rounds in another way."""
-    witness, lower = answer.witness(), answer.lower * (1.0 - ROOM)
+    witness, lower = answer.witness(subject), answer.lower * (1.0 - ROOM)
     return OutputCertificate(
         witness, witness.kind, subject.model.fingerprint, task.domain, task.rows, lower,
         torch.full_like(lower, torch.inf), answer.guarantee, lipcert.__version__,
