@@ -15,6 +15,7 @@ from torch import Tensor
 from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.splits import branched_bounds, read_branched
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.file import HASH, domain_from_json, domain_to_json, require_name, stored, write
 from lipcert.domain import Domain
@@ -30,8 +31,8 @@ from lipcert.result import OutputBound
 from lipcert.version import __version__
 
 FORMAT = "lipcert-outputs-1"
-#: Kinds of witness: multipliers of the quadratic cost-to-go; nothing but ranges.
-KINDS = ("cost_to_go", "ranges")
+#: Kinds of witness: multipliers of the quadratic cost-to-go; such at the leaves of trees; nothing but ranges.
+KINDS = ("cost_to_go", "branched_cost_to_go", "ranges")
 #: Room for the arithmetic of other machines, relative to the size of the outputs.
 ROOM = 2.0**-40
 
@@ -181,8 +182,11 @@ def prove_outputs(subject: Subject, domain: Domain, select: Tensor | None, witne
     setting = Setting(subject.facts_of(witness), domain, linear)
     value = setting.plain(rows)
     guarantee: Guarantee = "rigorous"
-    if witness.kind == "cost_to_go":
-        found, sure = lower_bounds(setting, rows, Multipliers.read(witness))
+    if witness.kind != "ranges":
+        if witness.kind == "cost_to_go":
+            found, sure = lower_bounds(setting, rows, Multipliers.read(witness))
+        else:
+            found, sure = branched_bounds(setting, rows, *read_branched(witness, subject.network))
         guarantee = sure if bool((found > value).any()) else guarantee
         value = torch.maximum(value, found)
     elif witness.arrays:

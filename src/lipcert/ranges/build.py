@@ -93,20 +93,43 @@ def bounds_of(
     network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
 ) -> LinearBounds:
     """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
-    boxes: list[Interval] = []
-    lines: dict[int, Lines] = {}
+    return _filled(network, domain, [], {}, tighten, known or {})
+
+
+def cut_bounds(before: LinearBounds, position: int, box: Interval, tighten: Tighten) -> LinearBounds:
+    """Boxes and lines that hold where, besides, the value of one node lies in a box.
+
+    Why these hold there: the boxes before do, being those of a larger set, and every step from boxes of parents to the
+    box of a node, or to lines around it, is true of any set on which the parents' boxes are.
+
+    Args:
+        before: on the domain, or on such a part of it.
+        position: the node; 0: the input.
+        box: for its value, within its box before.
+        tighten: as for ``Ranges.of``, for the nodes behind it.
+    """
+    boxes = [*before.boxes[:position], box]
+    lines = {k: own for k, own in before.lines.items() if k < position}
+    return _filled(before.network, before.domain, boxes, lines, tighten, dict(enumerate(before.boxes)))
+
+
+def _filled(
+    network: Network, domain: Domain, boxes: list[Interval], lines: dict[int, Lines], tighten: Tighten,
+    known: Mapping[int, Interval],
+) -> LinearBounds:  # fmt: skip
+    """The boxes of the nodes that have none yet, and their lines."""
     back = LinearBounds(network, domain, boxes, lines)
     work = 0.0
-    bounded = False
     with torch.no_grad():
         for k, node in enumerate(network.nodes):
+            if k < len(boxes):
+                continue
             if isinstance(node, InputNode):
                 boxes.append(input_box(domain, node.shape))
-                bounded = bool(boxes[0].finite.all())
                 continue
             box = through(node, [boxes[p] for p in node.parents])
-            boxes.append(box.meet(known[k]) if known and k in known else box)
-            linear = bounded and tighten != "none"
+            boxes.append(known[k].meet(box) if k in known else box)
+            linear = tighten != "none" and bool(boxes[0].finite.all())
             if linear and isinstance(node, AffineNode):
                 entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
                 work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
