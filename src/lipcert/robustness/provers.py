@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.counter_example import CounterExample
 from lipcert.errors import CertificateError, NotProved
 from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
 from lipcert.robustness.outputs import Answer, Task, prove_below
@@ -65,8 +66,11 @@ class Proof:
 class Prover(Protocol):
     """One step of the cascade."""
 
-    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
-        """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter)."""
+    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> Sequence[Proof | CounterExample | None]:
+        """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter).
+
+        A prover that finds a proved counter-example to a claim gives that.
+        """
 
 
 def proved(method: str, facts: Facts, claim: Claim, content: bytes = b"") -> Proof | None:
@@ -143,8 +147,8 @@ class CostToGo:
         """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
         if time.perf_counter() > until:
             return [None] * len(asked)
-        open_ = [_open(facts, one.claim) for one in asked]
-        goal = max((_goal(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
+        open_ = [open_classes(facts, one.claim) for one in asked]
+        goal = max((goal_of(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
         tasks = [
             Task(facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes], goal)
             for one, classes in zip(asked, open_, strict=True)
@@ -163,18 +167,19 @@ class CostToGo:
         if not found:
             return stretched("linear_bounds" if self.linear else "ranges", facts, asked, b"")
         parts = [
-            Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims}) for part in _joined(found)
+            Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims})
+            for part in joined_parts(found)
         ]
         return stretched(self.name, facts, asked, write_proof(parts, self.linear))
 
 
-def _open(facts: Facts, claim: Claim) -> list[int]:
+def open_classes(facts: Facts, claim: Claim) -> list[int]:
     """Places of the classes that the constants leave open; all, where they leave none."""
     left = (~(facts.by_constants(claim).sure > 0.0)).nonzero().reshape(-1).tolist()
     return left or list(range(facts.classes - 1))
 
 
-def _goal(facts: Facts, claim: Claim, classes: Sequence[int]) -> float:
+def goal_of(facts: Facts, claim: Claim, classes: Sequence[int]) -> float:
     """What margins of the real-valued network are to exceed; 0 where rounding may take a large part of them."""
     if facts.rounding is None:
         return 0.0
@@ -183,7 +188,7 @@ def _goal(facts: Facts, claim: Claim, classes: Sequence[int]) -> float:
     return float(lost[within].max()) if bool(within.any()) else 0.0
 
 
-def _joined(found: Mapping[int, Multipliers]) -> list[Part]:
+def joined_parts(found: Mapping[int, Multipliers]) -> list[Part]:
     """Classes whose multipliers are of the same kinds go together."""
     groups: dict[tuple[str, ...], dict[int, dict[str, Tensor]]] = {}
     for k, multipliers in sorted(found.items()):
