@@ -248,12 +248,15 @@ class Cascade:
         left = tried = [(case, case.bracket.next()) for case in cases]
         for prover in self.provers:
             asked = [self._asked(case, radius) for case, radius in left]
+            open_ = []
             for (case, radius), found in zip(left, prover.prove(self.facts, asked, until), strict=True):
                 if isinstance(found, CounterExample):
                     case.break_at(found, radius)
-                else:
-                    case.keep(found)
-            left = [(c, r) for c, r in left if c.bracket.certified < r < c.bracket.attacked]
+                    continue
+                case.keep(found)
+                if case.bracket.certified < radius:
+                    open_.append((case, radius))
+            left = open_
             if not left:
                 break
         for case, radius in left:

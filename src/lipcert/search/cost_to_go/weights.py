@@ -11,8 +11,9 @@ from lipcert.certificates.cost_to_go.multipliers import Edge
 from lipcert.search.cost_to_go.inputs import by_row
 from lipcert.search.cost_to_go.plan import Plan
 
-#: Directions that the power method keeps, and the square of a unit vector's part that counts as none.
-BLOCK, THIN = 4, 1e-5
+#: Directions that the power method keeps, of maps beyond a least side (of smaller ones one is enough, and quicker), and
+#: the square of a unit vector's part that counts as none.
+BLOCK, SIDE, THIN = 4, 64, 1e-5
 #: Where the power method stands at each edge: parts of orthonormal vectors over all parents, (P, BLOCK, *shape of the
 #: parent), the leading one first.
 Directions = dict[Edge, Tensor]
@@ -23,10 +24,10 @@ SMALL = 1e-30
 def random_directions(plan: Plan, k: int, count: int, like: Tensor, generator: torch.Generator) -> Directions:
     """For an affine node; the first positive, as the leading vector of many a map nearly is; the same per function."""
     shapes = {i: plan.parent_shape((k, i)) for i in plan.linked(k)}
-    rows = {}
+    rows, beside = {}, BLOCK - 1 if plan.smaller_side(k) > SIDE else 0
     for i, shape in shapes.items():
         first = torch.rand(1, 1, *shape, generator=generator, dtype=torch.float64) + 0.1
-        others = torch.randn(1, BLOCK - 1, *shape, generator=generator, dtype=torch.float64)
+        others = torch.randn(1, beside, *shape, generator=generator, dtype=torch.float64)
         rows[i] = torch.cat([first, others], dim=1).to(like)
     return {(k, i): t.repeat(count, *[1] * (t.dim() - 1)) for i, t in _orthonormal(rows).items()}
 
@@ -57,11 +58,13 @@ def scaled_weights(
             pulled = _pulled(plan, k, roots, wide * _image(plan, k, roots, directions))
             directions.update({(k, i): p for i, p in _orthonormal(pulled).items()})
         image = _image(plan, k, roots, directions)
-        flat = (wide.sqrt() * image).flatten(2)
-        turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))[1].flip(2)  # the greatest first
-        for i in logs:
-            directions[k, i] = torch.einsum("pab,pa...->pb...", turn, directions[k, i])
-        square = torch.einsum("pa,pa...->p...", turn[:, :, 0], image).square()
+        if image.shape[1] > 1:
+            flat = (wide.sqrt() * image).flatten(2)
+            turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))[1].flip(2)  # the greatest first
+            for i in logs:
+                directions[k, i] = torch.einsum("pab,pa...->pb...", turn, directions[k, i])
+            image = torch.einsum("pa,pa...->p...", turn[:, :, 0], image).unsqueeze(1)
+        square = image[:, 0].square()
     size = (total * square).flatten(1).sum(1).clamp(min=SMALL).log()
     for i, t in logs.items():
         share = directions[k, i][:, 0].square()
@@ -74,11 +77,17 @@ def _orthonormal(rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """A basis, (P, BLOCK, …) over all parents, of what the rows span; zeros where that is less."""
     flat = torch.cat([t.flatten(2) for t in rows.values()], dim=2)
     flat = flat / flat.norm(dim=2, keepdim=True).clamp(min=SMALL)
-    squares, turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))
-    root = torch.where(squares > THIN, squares.clamp(min=THIN).rsqrt(), 0.0)
-    flat = (turn * root[:, None, :]).mT @ flat
+    if flat.shape[1] > 1:
+        flat = _turned(flat)
     parts = flat.split([t[0, 0].numel() for t in rows.values()], dim=2)
     return {i: part.reshape(t.shape) for (i, t), part in zip(rows.items(), parts, strict=True)}
+
+
+def _turned(flat: Tensor) -> Tensor:
+    """Rows of a basis, (P, n, m), for rows of length 1."""
+    squares, turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))
+    root = torch.where(squares > THIN, squares.clamp(min=THIN).rsqrt(), 0.0)
+    return (turn * root[:, None, :]).mT @ flat
 
 
 def _pulled(plan: Plan, k: int, roots: Mapping[int, Tensor], image: Tensor) -> dict[int, Tensor]:
