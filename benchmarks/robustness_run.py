@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from breaking import break_certified
 from robustness_networks import Case, Radius
+from slopes import alpha_crown, crown
 from torch import Tensor, nn
 
 import lipcert
@@ -103,6 +106,7 @@ def run(case: Case, radius: Radius, count: int, effort: float) -> Iterator[Row]:
     clock = Clock()
     model, x, labels = case.load()
     x, labels = x[:count], labels[:count]
+    count = len(x)
     clock()
     network = capture(model, x[:1])
     subject = Subject(network)
@@ -118,6 +122,8 @@ def run(case: Case, radius: Radius, count: int, effort: float) -> Iterator[Row]:
     seconds["attack"] = clock()
     left = [i for i, broken in enumerate(found.broken) if broken is None]
     tasks = {i: _task(network, balls[i], int(images.labels[i]), found, i) for i in left}
+    others = compare(subject, tasks) if case.compare or radius.p == math.inf else {}
+    clock()
     proofs = prove(subject, tasks, (THOROUGH,) if case.plain else (CHEAP, THOROUGH))
     seconds["search"] = clock()
     verified, guarantee = verify(model, x[:1], subject, tasks, proofs)
@@ -130,11 +136,41 @@ def run(case: Case, radius: Radius, count: int, effort: float) -> Iterator[Row]:
         "ranges": proofs.by_ranges, "date": date.today().isoformat(),
         **{f"{name}_seconds": round(s, 2) for name, s in seconds.items()},
     }  # fmt: skip
+    row |= {name: value if name.endswith("seconds") else _percent(value, count) for name, value in others.items()}
     yield row
     if effort and verified:
         breaking = break_certified(network, [balls[i] for i in verified], images.labels[verified], effort=effort)
         again = {"effort": effort, "broken": len(breaking.broken), "least_margin": breaking.least}
         yield row | again | {"breaking_seconds": round(clock(), 2)}
+
+
+def compare(subject: Subject, tasks: dict[int, Task]) -> dict[str, Any]:
+    """Images certified by CROWN and by α-CROWN, of those that the attack leaves, and CPU seconds of each.
+
+    α-CROWN's begin with CROWN's own.
+    """
+    clock, counts, seconds = Clock(), {"crown": 0, "alpha_crown": 0}, {"crown": 0.0, "alpha_crown": 0.0}
+    for task in tasks.values():
+        ranged = crown(subject, task)
+        seconds["crown"] += (spent := clock())
+        margins = alpha_crown(subject, ranged)
+        seconds["alpha_crown"] += spent + clock()
+        counts["crown"] += bool((ranged.plain > 0.0).all())
+        counts["alpha_crown"] += bool((margins > 0.0).all())
+    return counts | {f"{name}_seconds": round(s, 2) for name, s in seconds.items()}
+
+
+def largest(case: Case, count: int) -> Row:
+    """The median of the largest certified radii, and of the nearest counter-examples; wrong images count as 0."""
+    model, x, labels = case.load()
+    x, labels = x[:count], labels[:count]
+    clock = Clock()
+    rows = list(lipcert.certify(model, x, labels, norm=2))
+    return {
+        "net": case.name, "title": case.title, "group": "largest", "p": 2.0, "label": "largest", "images": count,
+        "radius": median(row.certified_radius for row in rows), "nearest": median(row.attacked_radius for row in rows),
+        "search_seconds": round(clock(), 2), "date": date.today().isoformat(),
+    }  # fmt: skip
 
 
 def _percent(part: int, count: int) -> float:
@@ -185,7 +221,7 @@ def verify(
 
 def record(answer: Answer, task: Task, subject: Subject) -> OutputCertificate:
     """What the search takes to be proved, and a little less of it, for a check that rounds in another way."""
-    witness, lower = answer.witness(), answer.lower * (1.0 - ROOM)
+    witness, lower = answer.witness(subject), answer.lower * (1.0 - ROOM)
     return OutputCertificate(
         witness, witness.kind, subject.model.fingerprint, task.domain, task.rows, lower,
         torch.full_like(lower, torch.inf), answer.guarantee, lipcert.__version__,

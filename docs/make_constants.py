@@ -23,6 +23,8 @@ by the number of overlapping windows.
 * **activation**: slopes [α, β] for every entry; the product rule uses max(|α|, |β|), the other methods both.
 * **gain**: a block of which the ratio of norms is known.
 * **selection**: a maximum or a sort, with a constant of its own and an exact expansion into ReLUs.
+* **product**: of values that both depend on the input, with slopes by the ranges of both: finite on a bounded domain,
+  and everywhere where both are bounded.
 * **pattern**: no constant by itself; recognised in context, or refused by name.
 
 A constant in a summary is rounded as shown; in the program it is a float rounded to the safe side.

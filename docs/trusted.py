@@ -98,6 +98,7 @@ def parts() -> dict[str, list[Path]]:
             - model
             - set(closure(SOURCE / "certificates" / "outputs.py"))
         ),
+        "variation": sorted({*(SOURCE / "variation").glob("*.py"), SOURCE / "numerics" / "least_gain.py"}),
         "lower_witness": sorted(set(closure(SOURCE / "certificates" / "lower_witness.py")) - set(problem)),
         "counter_example": sorted(set(closure(SOURCE / "certificates" / "counter_example.py")) - set(problem)),
     }
@@ -110,6 +111,7 @@ PARTS = {
     "verify": "how a file is read and a Bound is made of a proof, beyond the checks and that",
     "outputs": "how bounds of outputs are proved, beyond the checks of norms and what f is",
     "rows": "how the rows of a certification are proved, beyond bounds of outputs and what f is",
+    "variation": "how inverse and one-sided constants and signs of derivatives follow from Bounds and boxes",
     "lower_witness": "how a lower bound is proved, beyond what f is",
     "counter_example": "how a low output at a point is proved, beyond what f is",
 }

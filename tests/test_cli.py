@@ -356,7 +356,7 @@ def test_outputs_that_cannot_be_bounded(options: list[object], words: str, here:
         (["bound", "cli_models:good", "--input-shape", "4"], "does not run"),
         (["bound", "cli_models:good", *SHAPE, "--norm", "2"], "--norm must be"),
         (["bound", "cli_models:good", *SHAPE, "--norm", "3,3"], "1, 2 and inf"),
-        (["bound", "cli_models:good", *SHAPE, "--norm", "1,2"], "cannot bound"),
+        (["bound", "cli_models:good", *SHAPE, "--norm", "1,2", "--method", "autolip"], "cannot bound"),
         (["bound", "cli_models:good", *SHAPE, "--method", "magic"], "unknown method"),
         (["bound", "cli_models:good", *SHAPE, "--budget", "0"], "budget"),
         (["bound", "cli_models:good", *SHAPE, "--seed", "-1"], "seed"),

@@ -231,7 +231,7 @@ def test_many_domains() -> None:
 
 def test_many_domains_capture_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("lipcert.api.capture", lambda *a: calls.append(a) or capture(*a))
+    monkeypatch.setattr("lipcert.api.common.capture", lambda *a: calls.append(a) or capture(*a))
     bound([Ball(i, 1.0) for i in range(5)])
     assert len(calls) == 1
 

@@ -401,6 +401,15 @@ def _gates() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), gate, nn.Linear(6, 4), Apply(lambda _, x: x / (1 + x.abs())), nn.Linear(4, 2))
 
 
+def _products() -> nn.Module:
+    gates = nn.ModuleList([nn.Linear(4, 5), nn.Linear(4, 5)])
+    product = Apply(lambda s, x: torch.tanh(s.inner[0](x)) * torch.sigmoid(s.inner[1](x)), inner=gates)
+    quotient = Apply(
+        lambda s, x: torch.sin(s.inner(x)) / (2 + torch.cos(x).mean(1, keepdim=True)), inner=nn.Linear(5, 4)
+    )
+    return nn.Sequential(product, quotient, nn.Linear(4, 2))
+
+
 def _gains_before_selections() -> nn.Module:
     return nn.Sequential(
         nn.Linear(4, 8), nn.LayerNorm(8, eps=0.1), nn.Unflatten(1, (2, 4)), nn.MaxPool1d(2), nn.Flatten(),
@@ -422,6 +431,15 @@ class Recurrence(nn.Module):
         return state
 
 
+def _twins_and_a_loss() -> nn.Module:
+    """[relu(v), relu(−v)], [sin v, cos v] and a cross-entropy."""
+    return nn.Sequential(
+        nn.Linear(4, 3), Apply(lambda _, x: torch.cat([F.relu(x), F.relu(-x)], 1)),
+        nn.Linear(6, 3), Apply(lambda _, x: torch.cat([torch.sin(x), torch.cos(x)], 1)),
+        nn.Linear(6, 3), Apply(lambda _, x: -F.log_softmax(x, 1)[:, 1:2]),
+    )  # fmt: skip
+
+
 #: (name, factory, shape of one example): chains first, on which the order of methods holds in full.
 ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("relu 4-6-3", lambda: mlp((4, 6, 3), 1), (4,)),
@@ -440,6 +458,8 @@ ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("groups", lambda: _seeded(_groups, 14), (2, 4)),
     ("gates", lambda: _seeded(_gates, 15), (4,)),
     ("gains before selections", lambda: _seeded(_gains_before_selections, 16), (4,)),
+    ("twins and a loss", lambda: _seeded(_twins_and_a_loss, 18), (4,)),
+    ("products", lambda: _seeded(_products, 18), (4,)),
     ("recurrence", lambda: _seeded(lambda: nn.Sequential(Recurrence(2, 3), nn.Linear(3, 2)), 17), (4, 2)),
 )
 

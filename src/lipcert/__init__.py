@@ -3,11 +3,14 @@
 from lipcert.api import (
     bound,
     compare,
+    derivative_signs,
     estimate,
     execution_error,
+    inverse_lipschitz_bound,
     lower_bound,
     margin,
     methods,
+    one_sided_lipschitz_bound,
     output_bounds,
     ranges,
     supported_ops,
@@ -33,14 +36,19 @@ from lipcert.methods.auto import Auto
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.branch_and_bound import BranchAndBound
 from lipcert.methods.eclipse_fast import EclipseFast
+from lipcert.methods.interval_jacobian import IntervalJacobian
 from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
 from lipcert.methods.lipsdp_ipm import LipSDPInteriorPoint
+from lipcert.methods.mixed_product import MixedProduct
 from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
 from lipcert.result import Bound, Comparison, Estimate, LowerBound, OutputBound
 from lipcert.robustness.certification import Certification
 from lipcert.robustness.certify import certify
 from lipcert.robustness.engines import LocalEngine, RayEngine
+from lipcert.variation.derivatives import DerivativeSigns
+from lipcert.variation.inverse import InverseBound
+from lipcert.variation.one_sided import OneSidedBound
 from lipcert.version import __version__ as __version__
 
 __all__ = [
@@ -55,6 +63,7 @@ __all__ = [
     "Certification",
     "CertifiedPairs",
     "Comparison",
+    "DerivativeSigns",
     "EclipseFast",
     "EngineError",
     "Estimate",
@@ -62,6 +71,8 @@ __all__ = [
     "ExecutionError",
     "InputError",
     "Intersection",
+    "IntervalJacobian",
+    "InverseBound",
     "LipLT",
     "LipSDP",
     "LipSDPInteriorPoint",
@@ -70,8 +81,10 @@ __all__ = [
     "LocalEngine",
     "LowerBound",
     "MethodError",
+    "MixedProduct",
     "NotLipschitzError",
     "NumericsError",
+    "OneSidedBound",
     "OutputBound",
     "RankKPairs",
     "RayEngine",
@@ -83,11 +96,14 @@ __all__ = [
     "bound",
     "certify",
     "compare",
+    "derivative_signs",
     "estimate",
     "execution_error",
+    "inverse_lipschitz_bound",
     "lower_bound",
     "margin",
     "methods",
+    "one_sided_lipschitz_bound",
     "output_bounds",
     "ranges",
     "supported_ops",

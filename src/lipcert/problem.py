@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,19 +11,29 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import NORMS, Domain, require_real
-from lipcert.errors import InputError
+from lipcert.errors import CaptureError, InputError
 from lipcert.increments import Increments
+from lipcert.increments.adjoint import DUAL, adjoint
+from lipcert.increments.joint import linked, stacked
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, SelectionNode
 from lipcert.network.linear import Dense, size
+from lipcert.network.parts import block_of, split
 from lipcert.network.transform import expand, fuse, then
+from lipcert.network.twins import Circle, Twins
+from lipcert.ranges.away import any_away
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
+from lipcert.ranges.hull import hull
 from lipcert.ranges.regions import Neurons, Regions
 from lipcert.ranges.space import SpaceRegions
+from lipcert.ranges.twins import twins_of
 
 Norm = tuple[float, float]
+
+#: Entries of all nodes above which ranges of blocks as blocks are intervals: of their parts there are better ones.
+WIDE = 5_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +69,6 @@ class Problem:
             object.__setattr__(self, "domain", self.domain.fitted(self.model.in_shape))
         if self.select is not None:
             require_select(self.select, m)
-        if m == 0 and self.norm[0] != self.norm[1]:
-            raise InputError("the model's output has no entries: its constant is 0 in every norm.")
         if self.anchor is not None:
             object.__setattr__(self, "anchor", self._fitted_anchor(self.anchor))
         if self.model.refusal is not None:
@@ -81,11 +90,42 @@ class Problem:
             raise InputError(f"the anchor lies outside the {self.domain.describe()}.")
         return point
 
+    def between(self, norm: Norm) -> Problem:
+        """The same for other norms, with all that does not depend on them."""
+        if norm == self.norm:
+            return self
+        if len(norm) != 2 or any(p not in NORMS for p in norm):
+            raise InputError(f"norm must be a pair (p, q) of 1, 2 and inf, not {norm!r}.")
+        _ = self._shorter_increments  # worked out once for all norms
+        other = object.__new__(Problem)
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name != "expanded_increments"})
+        other.__dict__["norm"] = norm
+        return other
+
+    def transposed(self) -> Problem:
+        """What bounds the same constant: (p, q) → (q*, p*) and the transposed of all that the increments allow.
+
+        Only its increments are another network's; model and domain are those of this problem.
+        """
+        relations = adjoint(self.reduced_increments)
+        other = object.__new__(Problem)
+        kept = ("model", "domain", "select", "anchor", "unfused", "network")
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name in kept})
+        other.__dict__.update(norm=(DUAL[self.norm[1]], DUAL[self.norm[0]]), slopes_only=True)
+        other.__dict__.update(has_selections=False, nearly_linear=False)
+        for name in (
+            "increments", "blocked_increments", "merged_increments", "unfused_increments", "reduced_increments",
+        ):  # fmt: skip
+            other.__dict__[name] = relations
+        return other
+
     def on(self, domain: Domain, anchor: Tensor | None = None) -> Problem:
         """The same on another domain, with what does not depend on it."""
         other = replace(self, domain=domain, anchor=anchor)
-        for name in ("unfused", "network", "expanded"):
+        for name in ("unfused", "network"):
             other.__dict__[name] = getattr(self, name)
+        if (self.domain is None) == (domain is None):
+            other.__dict__["expanded"] = self.expanded
         return other
 
     @cached_property
@@ -95,20 +135,56 @@ class Problem:
 
     @cached_property
     def unfused(self) -> Network:
-        """The network op by op, each expression in one variable as one activation, with the selection appended."""
-        model = collapse(self.model)
-        if self.select is None:
-            return model
+        """The network op by op, with the selection appended.
+
+        Each expression in one variable is one activation there, each product of two variables a sum of parts.
+        """
+        return self._split(smooth=False)
+
+    def _split(self, smooth: bool) -> Network:
+        """With ``smooth``, blocks that may be nearly linear on small domains are sums of parts, too."""
+        model = split(collapse(self.model), smooth)
+        return model if self.select is None else self._selected(model)
+
+    def _selected(self, network: Network) -> Network:
+        """With the selection appended."""
+        assert self.select is not None
         matrix = self.select.detach().to(device="cpu", dtype=torch.float64).clone()  # no tensor of inference mode
-        shape = (1, matrix.shape[0])
-        return then(
-            model, Dense((matrix,), self.model.out_shape, shape, float(max(matrix.shape, default=1)), stored=True)
-        )
+        rounding = float(max(matrix.shape, default=1))
+        return then(network, Dense((matrix,), self.model.out_shape, (1, matrix.shape[0]), rounding, stored=True))
+
+    @property
+    def inner(self) -> Problem | None:
+        """A problem whose constant is no smaller, l_p → l_∞ with what f ends in as a mean (``ranges/hull.py``).
+
+        None where f ends in nothing of the kind, or where its outputs are several and q is not ∞. Kept for each pair of
+        norms, for which it is another one.
+        """
+        known: dict[Norm, Problem | None] = self.__dict__.setdefault("_inner", {})
+        if self.norm not in known:
+            known[self.norm] = self._inside()
+        return known[self.norm]
+
+    def _inside(self) -> Problem | None:
+        whole = self.model if self.select is None else self._selected(self.model)
+        if self.slopes_only or (self.norm[1] != math.inf and size(whole.out_shape) != 1):
+            return None
+        found = hull(whole)
+        if found is None:
+            return None
+        network, q = found
+        try:
+            return Problem(network, (self.norm[0], q), self.domain, None, self.anchor)
+        except CaptureError:  # f itself may still have a constant
+            return None
 
     @cached_property
     def expanded(self) -> Network:
-        """The fused network with every selection replaced by linear maps and ReLUs."""
-        return fuse(expand(self.unfused))
+        """The fused network with every selection replaced by linear maps and ReLUs.
+
+        On a domain also with every block that may be nearly linear there as a sum of parts.
+        """
+        return fuse(expand(self._split(smooth=True) if self.nearly_linear else self.unfused))
 
     @cached_property
     def increments(self) -> Increments:
@@ -119,10 +195,18 @@ class Problem:
         return Increments.of(self.network, self._network_ranges)
 
     @cached_property
+    def blocked_increments(self) -> Increments:
+        """The same with two activations of one value as one block."""
+        return stacked(self.increments, self._twins(self.network))
+
+    @cached_property
     def merged_increments(self) -> Increments:
         """The same as one linear map where the domain leaves no slope free."""
-        shorter = self.increments if self.domain is None else reduced(self.increments)
-        return self.increments if shorter.cells else shorter
+        return self.increments if self._shorter_increments.cells else self._shorter_increments
+
+    @cached_property
+    def _shorter_increments(self) -> Increments:
+        return self.increments if self.domain is None else reduced(self.increments)
 
     @cached_property
     def unfused_increments(self) -> Increments:
@@ -130,12 +214,14 @@ class Problem:
         return Increments.of(self.unfused, self._ranges(self.unfused, "none"))
 
     @cached_property
-    def expanded_increments(self) -> Increments:
-        """Those of the fused network with every selection as linear relations and cells of ReLUs, fixed slopes merged.
+    def reduced_increments(self) -> Increments:
+        """Those of the fused network, every selection as linear relations and cells of ReLUs, fixed slopes merged."""
+        return reduced(self._whole_increments)
 
-        On a domain an l2 input is narrowed to what is read of it: its shape may then be another.
-        """
-        whole = reduced(self._whole_increments)
+    @cached_property
+    def expanded_increments(self) -> Increments:
+        """The same; on a domain an l2 input is narrowed to what is read of it: its shape may then be another."""
+        whole = self.reduced_increments
         return narrowed(whole) if self.domain is not None and self.norm[0] == 2 else whole
 
     @cached_property
@@ -156,28 +242,55 @@ class Problem:
 
     @cached_property
     def _whole_increments(self) -> Increments:
-        return Increments.of(*self._expanded_ranges) if self.has_selections else self.increments
+        network, ranges = self._expanded_ranges
+        return linked(Increments.of(network, ranges), self._twins(network))
+
+    def _twins(self, network: Network) -> tuple[Twins, ...]:
+        """Two activations of one value; their values have to do with each other, their slopes alone have not."""
+        return () if self.slopes_only else twins_of(network)
 
     @cached_property
     def _expanded_ranges(self) -> tuple[Network, Ranges | None]:
-        if self.has_selections:
+        if self.is_expanded:
             return self.expanded, self._ranges(self.expanded, "undecided")
         return self.network, self._network_ranges
 
     @cached_property
     def _network_ranges(self) -> Ranges | None:
-        return self._ranges(self.network, "none" if self.has_selections else "undecided")
+        wide = self.nearly_linear and sum(size(node.shape) for node in self.network.nodes) > WIDE
+        return self._ranges(self.network, "none" if self.has_selections or wide else "undecided")
 
     def _ranges(self, network: Network, tighten: Tighten) -> Ranges | None:
         """On the domain: values lie in ranges, and on these slopes are what they are there."""
-        if self.domain is None and self.anchor is None and self.model.refusal is None:
+        plain = self.domain is None and self.anchor is None and self.model.refusal is None
+        if plain and not any_away(network):
             return None
         return Ranges.of(network, self.domain, self.anchor, tighten)
 
     @cached_property
     def has_selections(self) -> bool:
-        """Whether ``expanded`` is another network than ``network``."""
+        """Whether a node is a maximum or a sort."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+    @property
+    def has_waves(self) -> bool:
+        """Whether a sine and a cosine of one value are among the activations."""
+        return any(isinstance(pair, Circle) for pair in self._twins(self.network))
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether there are two activations of one value that have to do with each other."""
+        return bool(self._twins(self.network))
+
+    @cached_property
+    def nearly_linear(self) -> bool:
+        """Whether a block is more than its gains on the domain; products of norms are better off with the gains."""
+        return self.domain is not None and any(block_of(node) is not None for node in self.network.nodes)
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether ``expanded`` is another network than ``network``."""
+        return self.has_selections or self.nearly_linear
 
 
 def require_select(select: Tensor, m: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,8 @@ class Bound:
             pairs without x̂ are then not covered.
         state: where the search ended, for a later one to start from; not saved.
         input_shape: shape of one example, as it was understood.
+        via: the norms between which the method bounded the constant, where ``value`` is that bound times what passing
+            from them to ``norm`` costs; None where it bounded it in ``norm``.
     """
 
     value: float
@@ -99,6 +102,7 @@ class Bound:
     anchor: Tensor | None = field(default=None, repr=False)
     state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     input_shape: tuple[int, ...] = ()
+    via: Norm | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the certificate to ``path`` (atomically); raises CertificateError if it cannot be written."""
@@ -114,8 +118,9 @@ class Bound:
             where = _between(self.domain)
         of = "" if self.select is None else f" of {self.select.shape[0]} selected combinations of outputs"
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
+        via = "" if self.via is None else f" by l{self.via[0]:g} → l{self.via[1]:g}"
         return (
-            f"Lipschitz constant{of} ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}, {where}; "
+            f"Lipschitz constant{of} ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}{via}, {where}; "
             f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
@@ -172,15 +177,19 @@ class OutputBound:
     def __str__(self) -> str:
         what = "outputs" if self.select is None else "selected combinations of outputs"
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
-        shown = [
-            f"[{low:.6g}, {high:.6g}]" if high < float("inf") else f"≥ {low:.6g}"
-            for low, high in zip(self.lower[:8].tolist(), self.upper[:8].tolist(), strict=True)
-        ]
+        shown = [_interval(*ends) for ends in zip(self.lower[:8].tolist(), self.upper[:8].tolist(), strict=True)]
         more = ", …" if len(self.lower) > 8 else ""
         return (
             f"{len(self.lower)} {what}: {', '.join(shown)}{more}  ({_where(self.domain)}; "
             f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
+
+
+def _interval(low: float, high: float) -> str:
+    """What is known of a number: both ends, one, or nothing."""
+    if low == -math.inf:
+        return "no bound" if high == math.inf else f"≤ {high:.6g}"
+    return f"≥ {low:.6g}" if high == math.inf else f"[{low:.6g}, {high:.6g}]"
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from lipcert.certificates.bound import Certificate
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError
 from lipcert.methods.base import Found, Method, Run
+from lipcert.methods.routes import Route
 from lipcert.methods.vertex_search import best_vertex
 from lipcert.network.graph import Network
 from lipcert.numerics.chance import Chance
@@ -63,6 +64,20 @@ class AllVertices(Method):
         return Found(Witness("vertex_enumeration", {}, {"value": best_vertex(problem, 0.0)}))
 
 
+class Converted(Method):
+    name = "converted"
+
+    def own_bound(self, problem: Problem, run: Run, chance: Chance) -> lipcert.Bound:
+        return Route((2.0, INF)).bound(lipcert.LipSDP(), problem, run, chance)
+
+
+class Turned(Method):
+    name = "transposed"
+
+    def own_bound(self, problem: Problem, run: Run, chance: Chance) -> lipcert.Bound:
+        return Route(None, transposed=True).bound(lipcert.LipSDP(), problem, run, chance)
+
+
 #: name → (method, model, example, norm): every kind of certificate and every route.
 MAKERS: dict[str, tuple[Method, Callable[[], tuple[nn.Module, Tensor]], Norm]] = {
     "layer_product": (lipcert.AutoLip(), lambda: _zoo("residual"), (2.0, 2.0)),
@@ -79,6 +94,10 @@ MAKERS: dict[str, tuple[Method, Callable[[], tuple[nn.Module, Tensor]], Norm]] =
     ),
     "branch_tree": (lipcert.BranchAndBound(max_nodes=9), lambda: _zoo("leaky 4-6-6-3"), (2.0, 2.0)),
     "vertex_enumeration": (AllVertices(), lambda: (mlp((3, 6, 2), 0), torch.zeros(1, 3)), (2.0, 2.0)),
+    "mixed_product": (lipcert.MixedProduct(), lambda: _zoo("residual"), (1.0, 2.0)),
+    "interval_jacobian": (lipcert.IntervalJacobian(), lambda: _zoo("residual"), (1.0, INF)),
+    "converted": (Converted(), lambda: (chain(), torch.zeros(1, 3)), (1.0, INF)),
+    "transposed": (Turned(), lambda: (chain(), torch.zeros(1, 3)), (1.0, 2.0)),
     "layer_pairs": (lipcert.SeqLip(), lambda: (chain(), torch.zeros(1, 3)), (2.0, 2.0)),
     "layer_pairs exact": (
         lipcert.SeqLip(pairs=lipcert.ExactPairs()), lambda: (chain(), torch.zeros(1, 3)), (2.0, 2.0),

@@ -21,7 +21,8 @@ READ = {
     "layer_product": ("fuse",), "loop_transform": ("window",),
     "quadratic": ("rho", "slack", "route", "layerwise", "steps"),
     "branch_tree": ("rho", "layerwise"), "layer_pairs": ("rank", "pools", "pairs"),
-    "vertex_enumeration": ("value",),
+    "vertex_enumeration": ("value",), "mixed_product": ("target", "routes"), "interval_jacobian": (),
+    "converted": ("via", "kind", "settings"), "transposed": ("kind", "settings"),
 }  # fmt: skip
 
 
@@ -111,6 +112,10 @@ def test_other_kinds_with_these_arrays(case: Genuine) -> None:
         "branch_tree",
         "layer_pairs",
         "vertex_enumeration",
+        "mixed_product",
+        "interval_jacobian",
+        "converted",
+        "transposed",
         "?",
     ):
         case.refused(witness=replace(case.record.witness, kind=kind))

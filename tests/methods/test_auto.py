@@ -120,10 +120,11 @@ def test_a_method_that_proves_nothing_falls_back_and_says_so(
     assert lipcert.verify(tmp_path / "a.lipcert", model, x).value == found.value
 
 
-def test_no_fallback_where_its_norms_are_not_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_other_norms_the_mixed_product_is_what_a_method_falls_back_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lipcert.LipSDP, "solve", Failing(NotProved("nothing here.")))
-    with pytest.raises(NumericsError, match="nothing here"):
-        lipcert.bound(mlp(6, 12, 3), torch.zeros(1, 6), method="lipsdp", norm=(2, math.inf))
+    found = lipcert.bound(mlp(6, 12, 3), torch.zeros(1, 6), method="lipsdp", norm=(2, math.inf))
+    assert found.method == "mixed_product"
+    assert "nothing here" in found.tried[0].remark
 
 
 def test_comparison_shows_a_failure_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +281,7 @@ def test_effort_knows_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_as_an_object_takes_other_plans() -> None:
-    found = lipcert.bound(mlp(6, 12, 3), torch.zeros(1, 6), method=Auto(early=("autolip",), main=(), last=()))
+    found = lipcert.bound(mlp(6, 12, 3), torch.zeros(1, 6), method=Auto(early=("autolip",), main=(), last=(), wide=()))
     assert {row.method for row in found.tried} == {"autolip"}
 
 

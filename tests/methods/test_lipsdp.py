@@ -265,9 +265,13 @@ def test_the_gradients_of_a_pass_are_those_of_autograd(name, norm):
 
     def output(cell, flat):
         v = flat.reshape(search.problems, 3, *flat.shape[1:])
-        length = v.flatten(1).norm(dim=1) if cell.block else v.norm(dim=1, keepdim=True)
         unit = search._units[cell.node]
-        z = cell.d * length.reshape(-1, *([1] * (unit.dim() - 1))) * unit if cell.block else cell.d * length * unit
+        if cell.block:  # the columns and entries of a group together
+            runs = v.reshape(len(v), 3, cell.groups, -1).norm(dim=(1, 3))
+            length = runs.repeat_interleave(cell.size // cell.groups, dim=1).reshape(len(v), 1, *cell.shape)
+        else:
+            length = v.norm(dim=1, keepdim=True)
+        z = cell.d * length * unit
         at_z[cell.node] = z if v.shape != z.shape else z + cell.c * v
         return at_z[cell.node].reshape(-1, *cell.shape)
 

@@ -5,6 +5,7 @@ import torch
 from cases import LINEAR
 from common import NORMS, captured, jacobian, norm, points
 
+from lipcert.network.adjoint import adjoint
 from lipcert.network.graph import AffineNode
 from lipcert.network.transform import fuse
 
@@ -42,6 +43,23 @@ def test_contract(linear):
     assert single.apply(x.float()).dtype == torch.float32
     for p, truth in (case.constant or {}).items():
         assert norm(dense, p) == pytest.approx(truth, abs=1e-12)
+
+
+def test_the_transposed_as_a_map(linear):
+    """Same entries, same sizes, same count, both ways, in batches and in float32."""
+    _, _, _, node = linear
+    (map_,) = node.maps
+    turned = adjoint(map_)
+    assert (turned.in_shape, turned.out_shape) == (map_.out_shape, map_.in_shape)
+    assert turned.rounding == map_.rounding
+    scale = map_.absolute().matrix().sum().item() + 1e-300
+    for one, other in ((turned, map_), (turned.absolute(), map_.absolute())):
+        assert torch.allclose(one.matrix(), other.matrix().T, rtol=1e-12, atol=1e-15 * scale)
+        y, x = (torch.randn(3, *shape, dtype=torch.float64) for shape in (map_.out_shape, map_.in_shape))
+        assert torch.allclose(one.apply(y), other.transpose(y), rtol=1e-11, atol=1e-13 * scale)
+        assert torch.allclose(one.transpose(x), other.apply(x), rtol=1e-11, atol=1e-13 * scale)
+    single = turned.to(torch.float32, "cpu")
+    assert single.apply(torch.randn(2, *map_.out_shape)).dtype == torch.float32
 
 
 def test_rounding_counts_every_sum(linear):

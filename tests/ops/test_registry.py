@@ -5,8 +5,8 @@ from cases import CASES
 
 from lipcert.ops.registry import find_rule, rule, supported_ops
 
-#: Families tested by test_activations.py and test_patterns.py.
-ELSEWHERE = {"activations", "patterns", "branches", "unbounded", "powers", "pairs"}
+#: Families tested by files of their own: test_activations.py, test_patterns.py, test_attention.py, test_recurrent.py …
+ELSEWHERE = {"activations", "patterns", "branches", "unbounded", "powers", "pairs", "recurrent", "attention"}
 
 
 def test_every_registered_name_has_a_case():
@@ -24,7 +24,7 @@ def test_case_names_are_unique():
 @pytest.mark.parametrize("info", supported_ops(), ids=lambda info: info.name)
 def test_summary(info):
     assert info.summary.endswith((".", ")")), info
-    assert info.kind in ("linear", "activation", "gain", "selection", "pattern")
+    assert info.kind in ("linear", "activation", "gain", "selection", "pattern", "product")
 
 
 def test_a_second_rule_for_a_name_raises():

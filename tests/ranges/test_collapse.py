@@ -131,8 +131,20 @@ def test_what_others_read_stays():
     assert len(composites(twice)) <= 1
 
 
-def test_lines_between_kinks_stay_as_they_are():
-    for function in (lambda x: F.relu(x) + F.relu(-x), lambda x: F.relu(x.clamp(-1, 1)), lambda x: x + F.relu(x)):
+def test_lines_become_one_activation_of_lines():
+    cases = (
+        (lambda x: F.relu(x) + F.relu(-x), -1.0, 1.0), (lambda x: F.relu(x.clamp(-1, 1)), 0.0, 1.0),
+        (lambda x: x + F.relu(x), 1.0, 2.0), (lambda x: x + F.relu(-2 * x), -1.0, 1.0),
+        (lambda x: F.relu(x) - 0.1 * F.relu(-x), 0.1, 1.0), (lambda x: F.relu(x) - F.relu(x - 1), 0.0, 1.0),
+    )  # fmt: skip
+    for function, least, greatest in cases:
+        (node,) = (n for n in collapse(network_of(function)).nodes if isinstance(n, ActivationNode))
+        assert not node.function.curved
+        assert (node.function.lower, node.function.upper) == (least, greatest)
+        x = torch.randn(64, 3, dtype=D, generator=torch.Generator().manual_seed(0)) * 2
+        assert torch.equal(collapse(network_of(function)).forward(x[:, None])[:, 0], function(x))
+    w = torch.randn(3, dtype=D, generator=torch.Generator().manual_seed(0))
+    for function in (lambda x: w * x + F.relu(x), lambda x: F.relu(x)):  # numbers per entry; nothing to gain
         network = network_of(function)
         assert collapse(network) is network
 

@@ -55,6 +55,8 @@ QUESTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "workers": ({"workers": 0}, "workers"),
     "effort": ({"effort": -1}, "effort"),
     "memory": ({"memory": 0}, "memory"),
+    "truth values": ({"memory": np.True_}, "memory"),
+    "a norm that is true": ({"norm": np.True_}, "1, 2 or inf"),
     "device": ({"device": "abacus"}, "device"),
 }
 
@@ -122,6 +124,40 @@ def test_an_unusable_model(name: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=text):
         lipcert.certify(model, X, LOW, radius=0.1, resume=tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def decided(inputs: Any, labels: Any, **options: Any) -> list[Any]:
+    result = lipcert.certify(linear(), inputs, labels, **{"radius": 0.01, **options})
+    return [(row.status, row.certified_radius, row.margin) for row in result]
+
+
+def test_inputs_and_labels_of_every_kind() -> None:
+    """Arrays of either byte order, lists of numbers, tensors or arrays, ranges: the same rows as tensors."""
+    expected = decided(X, Y)
+    x, y = X.numpy(), Y.numpy()
+    pairs: list[tuple[Any, Any]] = [
+        (x, y), (x.tolist(), y.tolist()), (list(X), list(Y)), (list(x), tuple(y)), (x.astype(">f4"), y.astype(">i8")),
+        (np.asfortranarray(x), y.astype(np.uint8)), (X.clone().requires_grad_(True), Y.byte()),
+        ([v.requires_grad_(True) for v in X.clone()], Y.short()), (memoryview(x), memoryview(y)),
+    ]  # fmt: skip
+    for inputs, labels in pairs:
+        assert decided(inputs, labels) == expected
+    assert decided(X[:1], range(int(Y[0]), int(Y[0]) + 1)) == expected[:1]
+
+
+@pytest.mark.parametrize("kind", [np.float64, torch.tensor, np.array])
+def test_settings_of_every_kind(kind: Any, tmp_path: Path) -> None:
+    """A run goes on with the same numbers in plain Python."""
+    file = tmp_path / "run"
+    options = {"norm": 2, "effort": 0.5, "memory": 1, "budget": 5, "radii": (1 / 64, 1 / 32), "clip": (-1, 2)}
+    held = {name: tuple(map(kind, v)) if isinstance(v, tuple) else kind(v) for name, v in options.items()}
+    whole = np.int64 if kind is np.float64 else kind
+    result = lipcert.certify(linear(), X, Y, resume=file, seed=whole(3), workers=whole(1), **held)
+    assert list(result) == list(lipcert.certify(linear(), X, Y, resume=file, seed=3, **options))  # type: ignore[arg-type]
+    assert result.certified_accuracy(kind(1 / 64)) == result.certified_accuracy(1 / 64)
+    for radius in ("0.01", [0.01], np.array([0.01, 0.02]), True, -1):
+        with pytest.raises(lipcert.InputError, match="radius must be a number from 0"):
+            result.certified_accuracy(radius)  # type: ignore[arg-type]
 
 
 def test_pixels_up_to_255_with_limits_of_1() -> None:

@@ -103,8 +103,9 @@ def test_the_largest_radius(here: Path) -> None:
         (["m.pt2", "d.npz", "--count", "0"], "--count"),
         (["m.pt2", "d.npz", "--radius", "0.1", "--clip", "0.4", "0.6"], "outside clip"),
         (["m.pt2", "d.npz", "--radius", "0.1", "--engine", "abacus"], "engine"),
+        (["m.pt2", "d.npz", "--radius", "0.1", "--rows", "-1"], "--rows"),
         (["m.pt2", "d.npz", "--radius", "0.1", "--labels", "l.npy"], "no file l.npy"),
-        (["m.pt2", "d.npz", "--radius", "0.1", "--save", "no/where"], "cannot write"),
+        (["m.pt2", "d.npz", "--radius", "0.1", "--save", "no/where"], "--save: there is no folder"),
     ],
 )
 def test_errors_end_with_two(here: Path, arguments: list[str], text: str) -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import lipcert
+from lipcert.capture.torch_export import capture
+from lipcert.certificates.cost_to_go.facts import Facts
+from lipcert.certificates.cost_to_go.walk import Setting
+from lipcert.certificates.outputs import Subject
 from lipcert.errors import InputError
+from lipcert.numerics.chance import Chance
+from lipcert.result import OutputBound
 from tests.zoo import Residual, mlp, random_network
 
 CENTRE = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
@@ -99,7 +106,7 @@ def test_against_a_grid_in_two_dimensions(activation: type[nn.Module]) -> None:
     x = torch.cartesian_prod(grid, grid)
     with torch.no_grad():
         y = model(x)
-    bound = lipcert.output_bounds(model, torch.zeros(1, 2).double(), lipcert.Box(-0.4, 0.6), budget=1)
+    bound = lipcert.output_bounds(model, torch.zeros(1, 2).double(), lipcert.Box(-0.4, 0.6), budget=4)
     require_inside(bound, y)
     width = y.amax(0) - y.amin(0)
     assert bool((bound.upper - bound.lower < 1.6 * width + 0.02).all())
@@ -182,10 +189,68 @@ def test_unusable_arguments(change: dict, says: str) -> None:
         lipcert.output_bounds(linear_model().float(), torch.zeros(1, 3), **arguments)
 
 
-@pytest.mark.parametrize("label", [-1, 4, 1.0, True, "2"])
+@pytest.mark.parametrize("label", [-1, 4, 1.0, True, "2", None, np.True_, torch.tensor([1]), torch.tensor(1.0), 10**30])
 def test_labels_that_are_none(label: object) -> None:
     with pytest.raises(InputError, match="label"):
         lipcert.margin(linear_model().float(), torch.zeros(1, 3), label, lipcert.Ball(torch.zeros(3), 0.1))
+
+
+@pytest.mark.parametrize("label", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), torch.tensor(2).byte()])
+def test_whole_numbers_of_every_kind_are_labels(label: object) -> None:
+    model, x, ball = linear_model().float(), torch.zeros(1, 3), lipcert.Ball(torch.zeros(3), 0.1)
+    assert torch.equal(lipcert.margin(model, x, label, ball).lower, lipcert.margin(model, x, 2, ball).lower)
+
+
+def test_numbers_of_every_kind() -> None:
+    """Radii, seeds and budgets of NumPy and torch, an example and a selection as arrays: the same bounds."""
+    model, x, rows = linear_model().float(), torch.zeros(1, 3), [[1.0, -1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0]]
+    plain = lipcert.output_bounds(model, x, lipcert.Ball(0.25, 0.5, 2), select=torch.tensor(rows))
+    ball = lipcert.Ball(np.float32(0.25), torch.tensor(0.5), np.int64(2))
+    for select in (rows, np.array(rows), np.array(rows, dtype=">f4")):
+        budget, seed = np.float32(5), torch.tensor(0)
+        other = lipcert.output_bounds(model, x.numpy(), ball, select=select, budget=budget, seed=seed)
+        assert torch.equal(other.lower, plain.lower)
+        assert torch.equal(other.upper, plain.upper)
+    with pytest.raises(InputError, match=r"select must be a \(k, 4\) matrix"):
+        lipcert.output_bounds(model, x, ball, select=2)
+
+
+def test_what_is_not_known_is_not_printed_as_infinity() -> None:
+    """[−∞, ∞] read "≥ -inf"."""
+
+    def bound(low: list[float], high: list[float]) -> str:
+        return str(OutputBound(vector(*low), vector(*high), "rigorous", "ranges", lipcert.Box(0.0, math.inf)))
+
+    text = bound([-math.inf, -math.inf, 1.0, 2.0], [math.inf, 3.0, math.inf, 4.0])
+    assert text.startswith("4 outputs: no bound, ≤ 3, ≥ 1, [2, 4]  ")
+    whole = lipcert.output_bounds(linear_model(), torch.zeros(1, 3).double(), lipcert.Box(-math.inf, math.inf))
+    assert str(whole).startswith("4 outputs: no bound, no bound, no bound, no bound  ")
+
+
+def vector(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def test_ranges_are_kept_for_the_domain_that_they_are_of() -> None:
+    """The same numbers, the same ranges; another radius, centre, kind or a domain that was changed: new ones."""
+    subject = Subject(capture(mlp([3, 5, 2]), torch.zeros(1, 3)))
+    facts = subject.facts
+
+    def ball(radius: float = 0.5, first: float = 0.0, p: float = 2) -> lipcert.Ball:
+        return lipcert.Ball(torch.tensor([[first, 0.0, 0.0]]), radius, p)
+
+    kept = subject.setting(facts, ball(), True)
+    assert subject.setting(facts, ball(), True) is kept
+    box = lipcert.Box(-torch.ones(1, 3), torch.ones(1, 3))
+    others = [ball(0.25), ball(0.5, 1.0), ball(p=math.inf), box, lipcert.Intersection(ball(), box)]
+    settings = [subject.setting(facts, domain, True) for domain in others] + [subject.setting(facts, ball(), False)]
+    assert len({id(s) for s in [kept, *settings]}) == len(others) + 2
+    for domain, setting in zip(others, settings, strict=False):
+        assert torch.equal(setting.boxes[-1].high, Setting(facts, domain, True).boxes[-1].high)
+    assert subject.setting(Facts(subject.network, Chance()), ball(), True) is not kept
+    kept.domain.center[0, 0] = 3.0
+    assert subject.setting(facts, ball(), True) is not kept
+    assert torch.equal(subject.setting(facts, ball(), True).boxes[0].high, ball().bounds()[1])
 
 
 def test_a_model_of_one_output_has_no_margin() -> None:

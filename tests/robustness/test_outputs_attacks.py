@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -439,10 +440,11 @@ def test_lanczos_sees_parts_that_the_power_method_left_out() -> None:
     class Plan:
         def __init__(self) -> None:
             self.maps = {1: [Diagonal()]}
+            self.network = SimpleNamespace(nodes={1: SimpleNamespace(shape=(2,))})
 
         def parent_shape(self, edge: tuple[int, int]) -> tuple[int, ...]:
             return (2,)
 
-    directions = {(1, 0): torch.tensor([[1.0, 0.0]])}
+    directions = {(1, 0): torch.tensor([[[1.0, 0.0]]])}
     value = excess(Plan(), 1, torch.ones(1, 2), {0: torch.ones(1, 2)}, directions, 2)  # type: ignore[arg-type]
     assert float(value) == pytest.approx(4.0, rel=1e-5)

@@ -28,6 +28,8 @@ _LATER = ((0.5, 10, 2.0, 0.05), (0.25, 20, 2.0, 0.02), (0.25, 40, 0.5, 0.01))
 #: How often they are repeated, at an effort of 1; each repetition ends with a round from the best points.
 _REPEATS = 3
 _LAST = (0.5, 15, 0.2, 0.003)
+#: From points that a bound takes for the lowest.
+_LEAF = (20, 0.1, 0.003)
 #: Domains less than this part of a centre's size are lost in float32, as is what is beyond its range.
 _RESOLUTION, _RANGE = 2.0**-10, 1e15
 
@@ -156,6 +158,29 @@ def lowest(
     return Lowest(
         torch.tensor(values, dtype=torch.float64).reshape(shape), points.reshape(*shape, *network.in_shape[1:])
     )
+
+
+def descend(network: Network, domain: Bounded, rows: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Low values of row c of a (P, m) matrix, c·f, from one point for each on: a short descent in float64.
+
+    Args:
+        network: of the outputs.
+        domain: fitted to its in_shape.
+        rows: (P, m).
+        points: (P, *in_shape), of the domain or near it.
+
+    Returns:
+        The values (P,) as the search's arithmetic says, and the points (P, *in_shape[1:]), which lie in the domain.
+    """
+    outputs = Outputs.of(network, network.in_shape, torch.float64, "cpu")
+    geometry = Geometry.of([domain], network.in_shape, torch.float64, "cpu")
+    tasks = torch.arange(len(rows))
+    here = torch.zeros_like(tasks)
+    descent = Descent(outputs, geometry, here, Combination(rows.to("cpu", torch.float64), tasks), False)
+    own = geometry.at(here)
+    units = own.project(own.units(points.detach().to("cpu", torch.float64).reshape(len(rows), -1)))
+    descent.run(tasks, units, *_LEAF)
+    return descent.best, own.points(descent.place).reshape(-1, *network.in_shape[1:])
 
 
 def _searched(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lipcert.attack.geometry import Geometry
 from lipcert.network.graph import Network
 from lipcert.network.linear import Shape, size
+from lipcert.network.parts import joined
 from lipcert.network.transform import fuse
 from lipcert.ranges.collapse import collapse
 
@@ -50,7 +51,7 @@ class Outputs:
         """
         place = torch.device(device)
         if isinstance(model, Network):
-            network = fuse(collapse(model)).to(dtype, place)
+            network = fuse(joined(collapse(model))).to(dtype, place)
             touched = sum(size(node.shape) for node in network.nodes)
 
             def call(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lipcert.network.graph import (
     Network,
     Node,
     OpenNode,
+    PartNode,
     SelectionNode,
 )
 from lipcert.network.nonlinearity import MaxSelection, Selection, SortSelection
@@ -57,7 +58,7 @@ def push(
             result = (x, v)
         elif isinstance(node, AffineNode):
             result = _affine(node, inputs, x)
-        elif isinstance(node, OpenNode):
+        elif isinstance(node, (OpenNode, PartNode)):
             result = _open(node, inputs)
         else:
             result = _nonlinear(node, inputs[0], None if sharpness is None else sharpness[position])
@@ -81,8 +82,11 @@ def _affine(node: AffineNode, inputs: list[Pair], like: Tensor) -> Pair:
     return (value if node.offset is None else value + node.offset), tangent
 
 
-def _open(node: OpenNode, inputs: list[Pair]) -> Pair:
+def _open(node: OpenNode | PartNode, inputs: list[Pair]) -> Pair:
     """An op without a constant of its own (exp, a product): by its own code."""
+    if isinstance(node, PartNode) and node.which:
+        zero = inputs[0][0].new_zeros(len(inputs[0][0]), *node.shape)
+        return zero, zero
     values, tangents = (tuple(pair[i] for pair in inputs) for i in (0, 1))
     both = torch.func.jvp(lambda *z: node.value(z, z[0]), values, tangents)
     return both[0], both[1]

@@ -13,6 +13,7 @@ from lipcert.errors import NotLipschitzError
 from lipcert.network.builder import Var
 from lipcert.network.nodes import OpenNode
 from lipcert.network.nodes.open import Evaluation
+from lipcert.network.source import Op
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 
@@ -74,6 +75,7 @@ def _call(
 
     Values are floats in a network; those in ``whole``, by position, are whole numbers or truth values to the op.
     """
+    op = Op(target)
 
     def function(values: Sequence[Tensor], constants: Sequence[Tensor]) -> Tensor:
         given = {p: v.to(whole[p]) if p in whole else v for p, v in zip(order, values, strict=True)}
@@ -90,7 +92,7 @@ def _call(
             return device if isinstance(leaf, torch.device) else leaf
 
         plain, named = tree_map(argument, (args, kwargs))
-        result = target(*plain, **named)
+        result = op(*plain, **named)
         return (result if place is None else result[place]).to(floating)
 
     return function

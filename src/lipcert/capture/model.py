@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -168,6 +169,8 @@ def check_example(example: Any, module: nn.Module) -> Tensor:
     Raises:
         InputError: not one dense real floating tensor with a batch dimension and finite entries.
     """
+    if isinstance(example, np.ndarray) and example.dtype.kind in "fiu" and example.dtype.itemsize <= 8:
+        example = torch.from_numpy(np.array(example, dtype=example.dtype.newbyteorder("="), order="C"))
     if not isinstance(example, Tensor):
         raise InputError(
             f"example_input must be one tensor with a leading batch dimension, not {type(example).__name__}; "

@@ -92,9 +92,9 @@ def _refusal_first(network: Network) -> Iterator[None]:
     try:
         yield
     except Exception as problem:
-        if network.refusal is None:
+        if network.obstacle is None:
             raise
-        raise network.refusal from problem
+        raise network.obstacle from problem
 
 
 def _exported(module: nn.Module, example: Tensor) -> tuple[Lowered, ExportedProgram]:

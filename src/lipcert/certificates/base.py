@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lipcert.guarantee import BreakdownRow, Guarantee
     from lipcert.numerics.chance import Chance
     from lipcert.numerics.magnitude import Magnitude
-    from lipcert.problem import Problem
+    from lipcert.problem import Norm, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +31,15 @@ class Proof:
     """What a check proved of a problem: L ≤ value, how surely, and the rows that explain it.
 
     ``computed``: the value is no claim that was proved but what the check's own arithmetic gave, and so differs in its
-    last digits with the number of threads and the kernels of the linear algebra.
+    last digits with the number of threads and the kernels of the linear algebra. ``via``: the norms between which the
+    witness proves a constant, where those are others than the problem's.
     """
 
     value: Magnitude
     guarantee: Guarantee
     rows: tuple[BreakdownRow, ...] = ()
     computed: bool = False
+    via: Norm | None = None
 
 
 if TYPE_CHECKING:

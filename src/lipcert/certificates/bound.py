@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lipcert.certificates.base import prove
-from lipcert.numerics.magnitude import Magnitude
+from lipcert.certificates.converted import wrapped
+from lipcert.certificates.norms.conversion import cost
+from lipcert.guarantee import BreakdownRow
+from lipcert.network.linear import size
+from lipcert.numerics.magnitude import ONE, Magnitude
 from lipcert.numerics.process_state import ordinary
 from lipcert.result import Bound
 from lipcert.version import __version__
@@ -99,5 +104,36 @@ def check(
     return Bound(
         value, proof.guarantee, method, problem.norm, problem.domain, time.perf_counter() - started, record, proof.rows,
         log10, delta=0.0 if proof.guarantee == "rigorous" else chance.spent, select=problem.select,
-        anchor=problem.anchor, input_shape=problem.model.in_shape[1:],
+        anchor=problem.anchor, input_shape=problem.model.in_shape[1:], via=proof.via,
+    )  # fmt: skip
+
+
+def restated(bound: Bound, problem: Problem, via: Norm | None) -> Bound:
+    """What a Bound between other norms, or of the transposed problem, says of ``problem``; its check is not run again.
+
+    Args:
+        bound: of ``problem.between(via)``, or where ``via`` is None of ``problem.transposed()``.
+        problem: what the result is about.
+        via: the norms of ``bound``.
+    """
+    assert bound.certificate is not None
+    n, m = size(problem.model.in_shape), size(problem.network.out_shape)
+    factor = ONE if via is None else cost(problem.norm, via, n, m)
+    rows, value, log10 = bound.breakdown, bound.value, bound.log10
+    if factor != ONE and 0.0 < value < math.inf:
+        whole = Magnitude.of(value) * factor
+        value, log10 = float(whole), whole.log10
+    elif factor != ONE and value > 0.0 and log10 is not None:
+        log10 = math.nextafter(log10 + factor.log10, math.inf)
+    witness = wrapped("transposed" if via is None else "converted", bound.certificate.witness, via)
+    record = Certificate(
+        witness, bound.method, problem.model.fingerprint, problem.norm, problem.domain, problem.select, value, log10,
+        bound.guarantee, __version__, problem.anchor,
+    )  # fmt: skip
+    if via is not None:
+        remark = f"l{problem.norm[0]:g} → l{problem.norm[1]:g} by l{via[0]:g} → l{via[1]:g}"
+        rows = (*rows, BreakdownRow("change of norms", "norms", float(factor), value, bound.guarantee, remark))
+    return replace(
+        bound, value=value, log10=log10, norm=problem.norm, certificate=record, breakdown=rows, select=problem.select,
+        via=via, state={},
     )  # fmt: skip

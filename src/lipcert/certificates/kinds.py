@@ -2,9 +2,14 @@
 
 from lipcert.certificates import (  # noqa: F401
     branch_tree,
+    converted,
+    hull,
+    interval_jacobian,
     layer_pairs,
     layer_product,
     loop_transform,
+    mixed_product,
     quadratic,
+    transposed,
     vertex_enumeration,
 )

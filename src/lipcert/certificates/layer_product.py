@@ -36,9 +36,9 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """L_k = Σ_i ‖A_{k←i}‖ L_i over the DAG, L_input = 1 (AutoLip: Scaman & Virmaux 2018, Algorithm 1).
 
     ``witness.arrays["norms"]`` holds one claimed norm per slot of ``claim_slots`` (NaN: none, find it here, or for a
-    stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused, ``["routes"]`` by
-    what work each norm is bounded (``Route``; absent: ``written`` for all), ``["target"]`` how tight passes are
-    to be.
+    stacked slot: not used); ``witness.settings["fuse"]`` says whether affine neighbours are fused, ``["blocks"]``
+    whether two activations of one value are one block (absent: no), ``["routes"]`` by what work each norm is bounded
+    (``Route``; absent: ``written`` for all), ``["target"]`` how tight passes are to be.
 
     Why this is an upper bound: by induction ‖δz_k‖_p ≤ L_k ‖δx‖_p for every increment δx. A sum of images obeys the
     triangle inequality with certified norms; the stacked map [A_1 … A_k] applied to the stacked increments gives
@@ -48,9 +48,16 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     p, q = problem.norm
     if p != q:
         raise UnsupportedNormError(f"the layer product needs equal norms on both sides, not l{p:g} → l{q:g}.")
-    increments = problem.merged_increments if witness.settings.get("fuse", True) else problem.unfused_increments
+    increments = view(problem, bool(witness.settings.get("fuse", True)), bool(witness.settings.get("blocks", False)))
     steps = recursion(increments, p, witness, chance)
     return Proof(steps[-1].constant, weakest([step.guarantee for step in steps]), rows(increments, steps))
+
+
+def view(problem: Problem, fuse: bool, blocks: bool) -> Increments:
+    """What the recursion runs on: op by op, fused, or fused with two activations of one value as one block."""
+    if not fuse:
+        return problem.unfused_increments
+    return problem.blocked_increments if blocks else problem.merged_increments
 
 
 def recursion(increments: Increments, p: float, witness: Witness, chance: Chance) -> list[Step]:
@@ -64,7 +71,7 @@ def recursion(increments: Increments, p: float, witness: Witness, chance: Chance
     """
     slots = claim_slots(increments, p)
     claims = read_claims(witness, slots)
-    norms = _Norms(p, claims, read_routes(witness, slots), _read_target(witness), chance.group(2 * len(slots)))
+    norms = _Norms(p, claims, read_routes(witness, slots), read_target(witness), chance.group(2 * len(slots)))
 
     def linear(position: int, relation: Linear, before: list[Step]) -> Step:
         def norm(map_: LinearMap, term: int) -> NormBound | None:
@@ -102,7 +109,8 @@ def read_routes(witness: Witness, slots: list[tuple[int, int]]) -> dict[tuple[in
     return dict(zip(slots, routes, strict=True))
 
 
-def _read_target(witness: Witness) -> float:
+def read_target(witness: Witness) -> float:
+    """The inflation that passes aim at."""
     target = witness.settings.get("target", TARGET)
     if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0.0 < target <= 10.0:
         raise CertificateError("the certificate's target must be a number between 0 and 10.")

@@ -7,20 +7,21 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.norms.operator_norm import TARGET, NormBound, map_norm
+from lipcert.certificates.norms.operator_norm import TARGET, NormBound, map_norm, writable
 from lipcert.certificates.norms.pass_underflow import Amplification
 from lipcert.certificates.norms.path_map import Pathway, reachable
 from lipcert.certificates.norms.scaling import MOST_ROUNDINGS
-from lipcert.certificates.norms.written_map import EnclosedMatrix, identity, scaled_rows, spike, total, written
+from lipcert.certificates.norms.written_map import EnclosedMatrix, identity, passed, scaled_rows, spike, total, written
 from lipcert.certificates.product_rule import Step, growth, product_rule, rows
 from lipcert.errors import CertificateError, NumericsError, UnsupportedNormError
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation, ScaledIncrements, Start
 from lipcert.increments.units import natural_exponents
-from lipcert.network.linear import LinearMap, size
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Sum, size
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.numerics.probabilistic import sigma_max_probabilistic
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 MAX_SIDE, MAX_WORK = 4_000, 4e11
 #: A source whose cheap bound adds less than this part of the sum so far is not bounded more sharply.
 NEGLIGIBLE = 1e-6
+#: The same of the sparse recursion, relative to what comes from the input; and up to which side and work it is done.
+COUNTS, SPARSE_SIDE, SPARSE_WORK = 1e-4, 6_000, 4e11
+#: Its maps are written down for their norm up to this lesser side, unless that is about 1 anyway.
+SPARSE_WRITTEN, ALMOST_ONE = 1_500, 1.05
 
 
 @certificate("loop_transform")
@@ -47,8 +52,11 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     is linear in (δx, δw_1, …), and the triangle inequality over its sources gives the sum. A block starts a source
     of its own and lets nothing pass (c = 0). At every linear node the minimum with the product rule
     Σ_i ‖A_i‖ ℓ_i is taken. Dense: the A_{j←i} are computed with a running bound of their error in the p-norm
-    (``written_map``); larger networks: probabilistic Lanczos bounds on the same maps. A network with selections is done
-    twice, with selections as blocks and expanded into ReLUs, and the smaller value counts.
+    (``written_map``). Of larger networks ``settings["sparse"]`` asks for the same by passes through the maps, most of
+    whose entries are 0 in attention and normalisations; otherwise they are bounded by Lanczos, probabilistic. A network
+    with selections is done twice, with selections as blocks and expanded into ReLUs, and the smaller value counts; and
+    so is on a domain one with softmax or normalisations, as blocks and as a linear part and a rest; one with two
+    activations of one value is done with these as a block and as cells that share a slope, too.
     """
     p, q = problem.norm
     if p != q:
@@ -56,11 +64,12 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     window = witness.settings.get("window")
     if window is not None and (not isinstance(window, int) or window < 1):
         raise CertificateError(f"the certificate's window must be a positive integer, not {window!r}.")
+    sparse = witness.settings.get("sparse", False) is True
     best: list[Step] = []
-    shown = problem.increments
+    shown = views(problem)[0]
     for increments in views(problem):
-        recursion = (DenseRecursion if is_dense(increments) else FreeRecursion)(increments, p, chance, window)
-        steps = recursion.run()
+        wide = SparseRecursion if sparse and is_sparse(increments) else FreeRecursion
+        steps = (DenseRecursion if is_dense(increments) else wide)(increments, p, chance, window).run()
         if not best or steps[-1].constant < best[-1].constant:
             best, shown = steps, increments
     guarantee = weakest([step.guarantee for step in best])
@@ -68,8 +77,11 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
 
 
 def views(problem: Problem) -> list[Increments]:
-    """What the recursion runs on: selections as blocks and, where there are any, expanded."""
-    return [problem.increments, *([problem.expanded_increments] if problem.has_selections else [])]
+    """What the recursion runs on: selections, normalisations and twins as blocks, and these expanded, if any."""
+    blocked = [problem.blocked_increments] if problem.has_twins else []
+    expanded = [problem.expanded_increments] if problem.is_expanded or problem.has_twins else []
+    plain = not problem.nearly_linear or is_dense(problem.increments)
+    return [*([problem.increments, *blocked] if plain else []), *expanded]
 
 
 def is_dense(increments: Increments) -> bool:
@@ -91,6 +103,42 @@ def operations(increments: Increments) -> float:
         else:
             columns += side
     return work
+
+
+def is_sparse(increments: Increments) -> bool:
+    """Whether all maps from sources to nodes can be worked out by passes at a moderate price."""
+    return sparse_operations(increments) <= SPARSE_WORK
+
+
+def sparse_operations(increments: Increments) -> float:
+    """About how many operations that takes: every map on every column, and norms of two sides."""
+    work, columns = 0.0, float(size(increments.in_shape))
+    widest = max(relation.size for relation in increments.relations)
+    if widest > SPARSE_SIDE:
+        return math.inf
+    for k, relation in enumerate(increments.relations[1:], start=1):
+        if isinstance(relation, Linear):
+            products = sum(products_of(linear) for linear in relation.maps)
+            work += 4.0 * (products + relation.size) * columns
+            read = any(increments.cell_at.get(reader) for reader in increments.consumers[k])
+            work += 8.0 * min(relation.size, size(increments.in_shape)) ** 2 * relation.size if read else 0.0
+        else:
+            columns += relation.size
+    return work + 8.0 * increments.relations[-1].size ** 2 * columns
+
+
+def products_of(linear: LinearMap) -> float:
+    """About how many products one pass takes: entries of the elementary maps that are not zero."""
+    if isinstance(linear, (Composition, Sum)):
+        return sum(products_of(part) for part in linear.maps)
+    if isinstance(linear, Dense):
+        return float(linear.in_size * linear.out_size)
+    pattern = linear.absolute()
+    if isinstance(pattern, OpMap):
+        pattern = replace(pattern, constants=tuple(torch.ones_like(c) for c in pattern.constants))
+    ones = torch.ones(1, *linear.in_shape, dtype=torch.float64)
+    with torch.no_grad():
+        return float(pattern.apply(ones).sum()) if not isinstance(linear, Identity) else float(linear.in_size)
 
 
 class Recursion(ABC):
@@ -182,6 +230,56 @@ class DenseRecursion(Recursion):
         for parent in relation.parents:
             if max(self.increments.consumers[parent]) <= k:
                 del self.blocks[parent]
+
+
+class SparseRecursion(DenseRecursion):
+    """The same with maps as code, for networks too wide for all matrices: most norms are bounded by sums.
+
+    Only at the output, and of the map from the input to what a nonlinear node reads, are norms proved sharply; other
+    maps come from cells, whose d is small where this is of use.
+    """
+
+    def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(*arguments)
+        self._norms: dict[int, NormBound] = {}  # by identity of the maps, which the increments keep
+
+    def _norm_of(self, linear: LinearMap, term: int) -> NormBound:
+        """Written where that is moderate: errors grow with the norms of the maps they pass."""
+        if id(linear) not in self._norms:
+            self._norms[id(linear)] = self._worked_out(linear)
+        return self._norms[id(linear)]
+
+    def _worked_out(self, linear: LinearMap) -> NormBound:
+        bound = map_norm(linear, self.p, None, self.share, route="sums")
+        moderate = min(linear.in_size, linear.out_size) <= SPARSE_WRITTEN and writable(linear)
+        if self.p != 2 or not moderate or bound.magnitude < Magnitude.of(ALMOST_ONE):
+            return bound
+        return map_norm(linear, self.p, None, self.share)
+
+    def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
+        """Pass the parents' blocks through the node's maps; norms only where they are asked for."""
+        parts: dict[int, list[EnclosedMatrix]] = {}
+        guarantee: Guarantee = "rigorous"
+        for linear, parent in zip(node.maps, node.parents, strict=True):
+            known = self._norm_of(linear, 0)
+            here = passed(linear, self.p, known.value if known.guarantee == "rigorous" else math.inf)
+            guarantee = guarantee if here.known else "numerical"
+            for source, block in self.blocks[parent].items():
+                parts.setdefault(source, []).append(here.after(block))
+        mine = {source: total(blocks, self.p) for source, blocks in parts.items()}
+        self.blocks[k] = mine
+        last = k == len(self.increments.relations) - 1
+        if not last and not any(self.increments.cell_at.get(reader) for reader in self.increments.consumers[k]):
+            return product, guarantee
+        sharp = mine[0].norm(self.p) * self.lengths[0] if 0 in mine else ZERO
+        value = sharp
+        for source, block in mine.items():
+            if source == 0:
+                continue
+            cheap = block.cheap_norm(self.p) * self.lengths[source]
+            counts = last and sharp * Magnitude.of(COUNTS) < cheap
+            value = value + (block.norm(self.p) * self.lengths[source] if counts else cheap)
+        return value, guarantee
 
 
 class FreeRecursion(Recursion):

@@ -15,13 +15,15 @@ from torch import Tensor
 from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.splits import branched_bounds, read_branched
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.file import HASH, domain_from_json, domain_to_json, require_name, stored, write
-from lipcert.domain import Domain
+from lipcert.domain import Ball, Domain, Intersection
 from lipcert.errors import CertificateError, NotProved
 from lipcert.guarantee import STRENGTH, Guarantee
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
+from lipcert.network.parts import joined
 from lipcert.network.transform import expand, fuse
 from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
@@ -30,8 +32,10 @@ from lipcert.result import OutputBound
 from lipcert.version import __version__
 
 FORMAT = "lipcert-outputs-1"
-#: Kinds of witness: multipliers of the quadratic cost-to-go; nothing but ranges.
-KINDS = ("cost_to_go", "ranges")
+#: Kinds of witness: multipliers of the quadratic cost-to-go; such at the leaves of trees; nothing but ranges.
+KINDS = ("cost_to_go", "branched_cost_to_go", "ranges")
+#: Entries of networks whose ranges are kept, over all domains that are.
+KEPT = 1 << 21
 #: Room for the arithmetic of other machines, relative to the size of the outputs.
 ROOM = 2.0**-40
 
@@ -48,11 +52,12 @@ class Subject:
         self.model = model
         self.chance = chance or Chance()
         self._claimed: tuple[tuple[float, ...], Facts] | None = None
+        self._settings: dict[tuple[Any, ...], Setting] = {}
 
     @cached_property
     def network(self) -> Network:
         """Fused, expressions in one variable as activations, selections as linear maps and ReLUs."""
-        return fuse(expand(fuse(collapse(self.model))))
+        return fuse(expand(fuse(joined(collapse(self.model)))))
 
     @cached_property
     def facts(self) -> Facts:
@@ -71,10 +76,35 @@ class Subject:
             self._claimed = key, Facts(self.network, self.chance, claims)
         return self._claimed[1]
 
+    def setting(self, facts: Facts, domain: Domain, linear: bool) -> Setting:
+        """The network's ranges on a domain; the last ones are kept, as search and checks ask for the same."""
+        key = (id(facts), linear, _content(domain))
+        found = self._settings.pop(key, None)
+        if found is None or found.facts is not facts or _content(found.domain) != key[2]:
+            found = Setting(facts, domain, linear)
+        self._settings[key] = found
+        entries = sum(size(node.shape) for node in self.network.nodes)
+        while len(self._settings) > max(1, KEPT // max(1, entries)):
+            self._settings.pop(next(iter(self._settings)))
+        return found
+
     def rows(self, select: Tensor | None) -> Tensor:
         """The matrix of the selection, (k, m): every output where there is none."""
         m = size(self.model.out_shape)
         return torch.eye(m, dtype=torch.float64) if select is None else select.detach().to("cpu", torch.float64)
+
+
+def _content(domain: Domain) -> tuple[Any, ...]:
+    """All numbers of a domain."""
+    if isinstance(domain, Intersection):
+        return (*_content(domain.ball), *_content(domain.box))
+    if isinstance(domain, Ball):
+        return ("ball", *_numbers(domain.center), domain.radius, domain.p)
+    return () if domain is None else ("box", *_numbers(domain.lower), *_numbers(domain.upper))
+
+
+def _numbers(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.contiguous().numpy().tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,11 +208,14 @@ def prove_outputs(subject: Subject, domain: Domain, select: Tensor | None, witne
     if rows.shape[1:] != (size(subject.model.out_shape),) or not bool(rows.isfinite().all()):
         raise CertificateError("the selection does not fit the network's output.")
     rows = torch.cat([rows, -rows]) if both else rows
-    setting = Setting(subject.facts_of(witness), domain, linear)
+    setting = subject.setting(subject.facts_of(witness), domain, linear)
     value = setting.plain(rows)
     guarantee: Guarantee = "rigorous"
-    if witness.kind == "cost_to_go":
-        found, sure = lower_bounds(setting, rows, Multipliers.read(witness))
+    if witness.kind != "ranges":
+        if witness.kind == "cost_to_go":
+            found, sure = lower_bounds(setting, rows, Multipliers.read(witness))
+        else:
+            found, sure = branched_bounds(setting, rows, *read_branched(witness, subject.network))
         guarantee = sure if bool((found > value).any()) else guarantee
         value = torch.maximum(value, found)
     elif witness.arrays:

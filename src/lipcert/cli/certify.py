@@ -47,6 +47,10 @@ def certify(
     with guard(as_json), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         _require_share(at_least, radius, radii)
+        if rows < 0:
+            raise InputError(f"--rows must be a whole number from 0, not {rows}.")
+        if save is not None and not save.absolute().parent.is_dir():
+            raise InputError(f"--save: there is no folder {save.absolute().parent}.")  # before hours of work
         inputs, classes = read_data(data, labels)
         if count is not None and count < 1:
             raise InputError(f"--count must be a whole number from 1, not {count}.")

@@ -77,6 +77,7 @@ def as_dict(result: Bound | OutputBound) -> dict[str, Any]:
         "guarantee": result.guarantee,
         "method": result.method,
         "norm": norm_json(result.norm),
+        "via": None if result.via is None else norm_json(result.via),
         "domain": domain_text(result.domain),
         "anchored": result.anchor is not None,
         "input_shape": list(result.input_shape),

@@ -135,10 +135,14 @@ def _not_proved(result: OutputBound, names: list[str], above: float | None, belo
     missed = []
     for name, low, high in zip(names, result.lower.tolist(), result.upper.tolist(), strict=True):
         if above is not None and not low > above:
-            missed.append(f"{name} > {above:.7g} (known: ≥ {low:.7g})")
+            missed.append(f"{name} > {above:.7g} ({_known('≥', low)})")
         if below is not None and not high < below:
-            missed.append(f"{name} < {below:.7g} (known: ≤ {high:.7g})")
+            missed.append(f"{name} < {below:.7g} ({_known('≤', high)})")
     return missed
+
+
+def _known(sign: str, end: float) -> str:
+    return f"known: {sign} {end:.7g}" if math.isfinite(end) else "nothing is known"
 
 
 def _number(value: float | None) -> Any:
@@ -151,5 +155,5 @@ def _print(result: OutputBound, names: list[str]) -> None:
         return
     table = Table("", "at least", "at most")
     for name, low, high in zip(names, result.lower.tolist(), result.upper.tolist(), strict=True):
-        table.add_row(name, f"{low:.7g}", f"{high:.7g}" if high < math.inf else "")
+        table.add_row(name, *(f"{end:.7g}" if math.isfinite(end) else "" for end in (low, high)))
     console.print(table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 
 from lipcert.network.linear import Shape
-from lipcert.network.relations import Cell, EntryCell, Linear, Relation, Start
+from lipcert.network.relations import BlockCell, Cell, EntryCell, Linear, Relation, Start
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
@@ -109,7 +109,11 @@ class Increments:
         """With one inequality ‖δw‖ ≤ ‖δv‖ per layer instead of one per entry (weaker, fewer multipliers)."""
         return Increments(
             tuple(
-                replace(relation, whole=True) if isinstance(relation, EntryCell) else relation
+                replace(relation, whole=True)
+                if isinstance(relation, EntryCell)
+                else replace(relation, runs=1)
+                if isinstance(relation, BlockCell)
+                else relation
                 for relation in self.relations
             )
         )

@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from lipcert.certificates.quadratic import NORMS as QUADRATIC_NORMS
 from lipcert.errors import LipcertError
 from lipcert.methods.autolip import AutoLip
-from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, fork, method, registered
-from lipcert.methods.from_below import hopeless
+from lipcert.methods.base import ALL_NORMS, Found, Method, Run, fork, method, registered
+from lipcert.methods.from_below import hopeless, may_be_below
 from lipcert.methods.hand_over import closed
+from lipcert.methods.hull import Hull
+from lipcert.methods.interval_jacobian import IntervalJacobian
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
+from lipcert.methods.mixed_product import MixedProduct
+from lipcert.methods.routes import DIRECT, Route, routes
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Norm, Problem
 from lipcert.result import Attempt, Bound
@@ -24,6 +27,11 @@ EARLY_SHARE, EARLY_SECONDS = 0.05, 0.5
 
 #: Networks with at most this many neurons are handed to branch and bound, for this share of the budget.
 TINY, TINY_SHARE = 150, 0.1
+#: Up to so many neurons what other pairs of norms imply is looked at.
+SMALL = 2_000
+
+#: Share of what is left of the budget for functions that end in a mean, before the methods that do not see that.
+INNER_SHARE = 0.7
 
 
 @method
@@ -32,23 +40,30 @@ class Auto(Method):
     """Tries methods from cheap to tight and returns the best Bound within the budget, checks included.
 
     First ``early``, in a small share of the budget each, so that a bound is at hand; then ``main`` with what is left;
-    then, where the main ones gave nothing better, the early ones again with the seconds that remain. Tiny networks go
+    then, where the main ones gave nothing better, the early ones again with the seconds that remain. What ends in a
+    loss or a maximum is bounded by what that is a mean of (``hull``) before the main ones. Tiny networks go
     to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
     tighter, if there is time. On a domain where LipSDP is as quick as the early ones it comes first, and these only
     where they might be below it; where f is affine there, AutoLip is exact and enough; where the main ones prove
-    nothing, they are asked for what holds everywhere.
+    nothing, they are asked for what holds everywhere, and so they are where a sine and a cosine share a multiplier on
+    the whole space that they have not on parts of it.
+
+    Between other norms than l2 → l2 ``wide`` come first, and methods that cannot do the norms themselves bound the
+    constant by others (``methods/routes``). At the end, for the price of an early method each and on networks that
+    are not large, all that another pair of norms implies: so no pair is worse than what the others say.
 
     Attributes:
-        early, main, last: names of methods; those that cannot do the norms are skipped.
+        early, main, last, wide: names of methods.
     """
 
     name: ClassVar[str] = "auto"
-    norms: ClassVar[tuple[Norm, ...]] = (*EQUAL_NORMS, *(n for n in QUADRATIC_NORMS if n not in EQUAL_NORMS))
+    norms: ClassVar[tuple[Norm, ...]] = ALL_NORMS
     summary: ClassVar[str] = "the best of autolip, liplt, lipsdp and more within budget= seconds; the default"
 
     early: tuple[str, ...] = ("autolip", "liplt")
     main: tuple[str, ...] = ("lipsdp",)
     last: tuple[str, ...] = ("branch_and_bound",)
+    wide: tuple[str, ...] = (MixedProduct.name, IntervalJacobian.name)
 
     def solve(self, problem: Problem, run: Run) -> Found:
         """The witness of the best bound."""
@@ -63,29 +78,47 @@ class Auto(Method):
         return trials.result(self)
 
     def _plan(self, problem: Problem, trials: Trials) -> None:
-        run = trials.run
+        run, plain = trials.run, problem.norm == (2.0, 2.0)
         if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
             return
         few = max(EARLY_SECONDS, EARLY_SHARE * run.budget)
         soon = LipSDP.name in self.main and _soon(problem, few)
+        if not plain:
+            self._attempt(self.wide, trials, few)
         if not soon:
             self._attempt(self.early, trials, few)
+        if problem.inner is not None:
+            self._attempt((Hull.name,), trials, INNER_SHARE * run.left)
         before = trials.best
         self._attempt(self.main, trials, run.left)
         found = trials.best
         if soon and not _settled(problem, found):
             self._attempt(self.early, trials, few)
             before = before if trials.best is found else trials.best
-        if trials.best is before and problem.domain is not None and problem.model.refusal is None:
+        if (
+            (trials.best is before or problem.has_waves)
+            and problem.domain is not None
+            and problem.model.refusal is None
+        ):
             trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
             self._attempt(self.main, trials, math.inf)
             trials.problem = problem
-        if trials.best is None or trials.best is before:
+        if trials.best is None or (trials.best is before and plain):
             self._attempt(self.early, trials, math.inf)
         elif _neurons(problem) <= TINY:
             self._attempt(self.last, trials, max(EARLY_SECONDS, TINY_SHARE * run.budget))
-        best = trials.best
+        self._secure(problem, trials)
+        if trials.best is None or _neurons(problem) <= SMALL:
+            self._implied(trials, few)
+
+    def _secure(self, problem: Problem, trials: Trials) -> None:
+        """A bound by passes is made rigorous, and by LipSDP tighter, where there is time."""
+        best, run = trials.best, trials.run
         if best is None or best.guarantee != "probabilistic":
+            return
+        if best.method == MixedProduct.name and run.left > 2.0 * best.seconds:
+            trials.attempt(MixedProduct(), 0.9 * run.left, rigorous=True)
+        if problem.norm not in LipSDP.norms or best.via is not None:
             return
         if best.method == LipSDP.name and dense_seconds_of(problem) is not None:
             trials.attempt(LipSDP(route="dense", start=best if best.state else None), run.left)
@@ -93,12 +126,27 @@ class Auto(Method):
             trials.attempt(AutoLip(), 0.9 * run.left, rigorous=True)
 
     def _attempt(self, names: Sequence[str], trials: Trials, seconds: float) -> bool:
-        """Try those methods that can do the norms, each for so many seconds or what is left; whether there was one."""
-        kinds, norm = registered(), trials.problem.norm
-        able = [kinds[name]() for name in names if name in kinds and norm in kinds[name].norms]
-        for one in able:
-            trials.attempt(one, seconds)
+        """Try methods by all their routes to the norms, each for so many seconds or what is left; whether any could."""
+        kinds, norm, large = registered(), trials.problem.norm, _neurons(trials.problem) > TINY
+        able = [
+            (kinds[name](), route)
+            for name in names
+            if name in kinds
+            for route in routes(kinds[name], norm, large=large)
+        ]
+        for one, route in able:
+            trials.attempt(one, seconds, route=route)
         return bool(able)
+
+    def _implied(self, trials: Trials, seconds: float) -> None:
+        """What other pairs of norms imply of this one, where it is at hand and may be better."""
+        kinds, norm = registered(), trials.problem.norm
+        if trials.best is None or norm == (2.0, 2.0):
+            self._attempt(self.wide, trials, seconds)
+        for name in self.early:
+            for route in routes(kinds[name], norm, others=True) if name in kinds and norm[0] == norm[1] else ():
+                if trials.best is None or may_be_below(trials.best.value, trials.problem, route.via):
+                    trials.attempt(kinds[name](), seconds, route=route)
 
 
 @dataclass(eq=False)
@@ -123,24 +171,24 @@ class Trials:
                 raise
             self.attempts.append(Attempt(self.current, None, None, time.perf_counter() - began, "interrupted"))
 
-    def attempt(self, one: Method, seconds: float, rigorous: bool = False) -> None:
+    def attempt(self, one: Method, seconds: float, rigorous: bool = False, route: Route = DIRECT) -> None:
         """Run a method for about so many seconds; one that fails, or has no time, leaves a remark."""
         began = time.perf_counter()
         self.current = one.name
         self.run.report(0.0, one.name)
         own = replace(fork(self.run), budget=max(0.0, min(seconds, self.run.left)))
         own = replace(own, rigorous=own.rigorous or rigorous, spare=self.best is not None)
-        obstacle = one.obstacle(self.problem, own) if self.best is not None else None
+        obstacle = route.obstacle(one, self.problem, own) if self.best is not None else None
         if obstacle is not None:
             self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))
             return
         try:
-            bound = one.own_bound(self.problem, own, self.chance)
+            bound = route.bound(one, self.problem, own, self.chance)
         except LipcertError as reason:
             self.failures.append(reason)
             self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, str(reason)))
             return
-        remark = ""
+        remark = route.remark
         if self.run.rigorous and bound.guarantee != "rigorous":
             remark = "not rigorous, so not returned"
         elif self.best is None or _size(bound) <= _size(self.best):
@@ -184,7 +232,8 @@ def _settled(problem: Problem, bound: Bound | None) -> bool:
     """Whether LipSDP has closed its gap and neither LipLT nor AutoLip can be below what it proved."""
     if bound is None or bound.method != LipSDP.name or not closed(bound, LipSDP().tolerance, problem):
         return False
-    return hopeless(bound.value, problem.increments)
+    views = [problem.increments, *([problem.blocked_increments] if problem.has_twins else [])]
+    return all(hopeless(bound.value, view) for view in views)
 
 
 def _size(bound: Bound) -> tuple[float, float]:

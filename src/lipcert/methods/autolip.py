@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.layer_product import claim_slots
+from lipcert.certificates.layer_product import claim_slots, view
 from lipcert.increments import Linear
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.norm_effort import Effort, Slot, maps_of, plan_norms
@@ -45,11 +45,17 @@ class AutoLip(Method):
     def solve(self, problem: Problem, run: Run) -> Found:
         """Propose the norm of every linear map, by as much work as the seconds allow."""
         self.require_norm(problem.norm)
+        views = [False, True] if self.fuse and problem.has_twins and problem.merged_increments.cells else [False]
+        found = [self._proposed(problem, run, blocks, len(views)) for blocks in views]
+        return Found(min(found, key=lambda pair: pair[0])[1])
+
+    def _proposed(self, problem: Problem, run: Run, blocks: bool, views: int) -> tuple[float, Witness]:
+        """A value, not proved, and the witness; two activations of one value may be one block."""
         p = problem.norm[0]
-        increments = problem.merged_increments if self.fuse else problem.unfused_increments
+        increments = view(problem, self.fuse, blocks)
         slots = claim_slots(increments, p)
         # A direct call has three times the budget: nobody waits there for more than this bound.
-        seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0)
+        seconds = (1.0 if run.checked else 3.0) * max(run.left, 0.0) / views
         effort = (
             plan_norms(maps_of(increments), seconds, run.rigorous)
             if p == 2
@@ -71,10 +77,10 @@ class AutoLip(Method):
                     total = min(total, norm((position, -1), Stacked(relation.maps)) * length)
             return total
 
-        increments.walk(lambda *_: 1.0, propose, lambda _, cell, before: before * cell.gain(p))
+        value = increments.walk(lambda *_: 1.0, propose, lambda _, cell, before: before * cell.gain(p))[-1]
         values = torch.tensor([norms[slot] for slot in slots], dtype=torch.float64)
         settings = {"fuse": self.fuse, "routes": [effort.routes[slot] for slot in slots], "target": effort.target}
-        return Found(Witness("layer_product", {"norms": values}, settings))
+        return value, Witness("layer_product", {"norms": values}, {**settings, **({"blocks": True} if blocks else {})})
 
 
 def _worth_stacking(relation: Linear, length: float, total: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -136,15 +137,13 @@ class Method:
         Raises:
             NumericsError: no attempt proved anything, or nothing rigorous where that is asked for.
         """
-        other = None if self.fallback in (None, self.name) else _METHODS[str(self.fallback)]()
         began = time.perf_counter()
+        reason: LipcertError | None = None
         try:
             bound = self.own_bound(problem, run, chance)
-            reason: LipcertError | None = None
-        except NumericsError as met:
-            if other is None or problem.norm not in other.norms:
-                raise
-            bound, reason = other.own_bound(problem, run, chance), met
+        except (NumericsError, UnsupportedNormError) as met:  # the latter: a block without a gain in this norm
+            self.require_norm(problem.norm)
+            bound, reason = self._fallen_back(problem, run, chance, met), met
         if run.rigorous and bound.guarantee != "rigorous":
             raise NumericsError(
                 f"method {self.name!r} proves {bound.value:.6g} here, but only as a {bound.guarantee} bound; leave out "
@@ -155,6 +154,18 @@ class Method:
         first = Attempt(self.name, None, None, time.perf_counter() - began, str(reason))
         second = Attempt(bound.method, bound.value, bound.guarantee, bound.seconds)
         return replace(bound, tried=(first, second))
+
+    def _fallen_back(self, problem: Problem, run: Run, chance: Chance, met: LipcertError) -> Bound:
+        """The bound of the first method to fall back on that proves one; raises what was met where none does."""
+        for name in (self.fallback, LAST_RESORT):
+            other = _METHODS.get(name or "")
+            if other is None or name == self.name or problem.norm not in other.norms:
+                continue
+            try:
+                return other().own_bound(problem, run, chance)
+            except (NumericsError, UnsupportedNormError):
+                continue
+        raise met
 
     def own_bound(self, problem: Problem, run: Run, chance: Chance) -> Bound:
         """Solve and check, weaker witnesses after stronger ones: the Bound is the check's; arguments as ``bound``.
@@ -198,8 +209,13 @@ class Method:
 
 _METHODS: dict[str, type[Method]] = {}
 
+#: The method that has a bound between all pairs of norms.
+LAST_RESORT = "mixed_product"
+
 #: l_p → l_p for p = 1, 2, ∞.
 EQUAL_NORMS: tuple[Norm, ...] = ((2.0, 2.0), (1.0, 1.0), (math.inf, math.inf))
+#: Every pair.
+ALL_NORMS: tuple[Norm, ...] = (*EQUAL_NORMS, *itertools.permutations((1.0, 2.0, math.inf), 2))
 
 
 def method(kind: T) -> T:

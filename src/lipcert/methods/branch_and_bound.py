@@ -17,7 +17,7 @@ from lipcert.certificates.branch_tree import Slopes, branchable
 from lipcert.certificates.forms.elimination import cheapest_segments
 from lipcert.certificates.forms.quadratic_form import DenseForm, Weights
 from lipcert.errors import InputError, MethodError, NotProved, NumericsError
-from lipcert.increments import ScaledIncrements
+from lipcert.increments import Cell, ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Found, Method, Run, fork, method
 from lipcert.methods.branch_ascent import FREE, Ascent, Climber, Vectors
@@ -408,7 +408,7 @@ class _Search:
 
     def _by_node(self, multipliers: Tensor) -> dict[int, Tensor]:
         rows = self.neurons.split(multipliers)
-        return {cell.node: rows[cell.node][:1] if cell.block else rows[cell.node] for cell in self.transformed.cells}
+        return {cell.node: _of_groups(rows[cell.node], cell) for cell in self.transformed.cells}
 
     def _packaged(self, root: Node, lift: float) -> Found:
         """The witness; a weaker one lifts all leaves' multipliers further."""
@@ -418,9 +418,7 @@ class _Search:
         factors = (1.0 + lift) ** self.steps
         multipliers = self.neurons.split(torch.stack([leaf.multipliers for leaf in leaves]) * factors)
         arrays = {
-            f"multipliers.{cell.node}": (multipliers[cell.node][:, :1] if cell.block else multipliers[cell.node])
-            .contiguous()
-            .clone()
+            f"multipliers.{cell.node}": _of_groups(multipliers[cell.node], cell).contiguous().clone()
             for cell in self.transformed.cells
         }
         arrays["exponents"] = torch.tensor(self.transformed.exponents, dtype=torch.int64)
@@ -454,3 +452,8 @@ class _Search:
         done = 1.0 - max(self.run.left, 0.0) / self.run.budget
         text = f"upper {upper:.6g}, vertex value {vertex:.6g}, gap {max(gap, 0.0):.2%}, {self.nodes} nodes"
         self.run.report(min(done, 0.99), text)
+
+
+def _of_groups(values: Tensor, cell: Cell) -> Tensor:
+    """Of numbers per entry of z, (..., size), one per multiplier."""
+    return values[..., :: max(1, cell.size // max(1, cell.groups))]

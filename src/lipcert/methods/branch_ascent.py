@@ -142,8 +142,9 @@ class _NodeAscent(SphereAscent):
             d, v, u = self._d[cell.node], point.v[cell.node], self._units[cell.node]
             h = point.h.get(cell.node, torch.zeros_like(u))
             units.append(u.flatten(2))
-            lengths.append(point.lengths[cell.node].flatten(1).expand(-1, cell.size))
-            forces.append(force(h, d, cell).expand(-1, cell.size))
+            each = cell.size // max(1, cell.groups)
+            lengths.append(point.lengths[cell.node].flatten(1).repeat_interleave(each, dim=1))
+            forces.append(force(h, d, cell).repeat_interleave(each, dim=1))
             products.append((d * h * (v if v.shape == u.shape else 0.0)).sum(dim=1).flatten(1))
         length, pull = torch.cat(lengths, dim=1), torch.cat(forces, dim=1)
         # v = 0: nothing is known of λ_j, and the repair gives it what it needs

@@ -96,7 +96,7 @@ class BatchForm:
             idle = (d[cell.node] == 0) & torch.tensor(not cell.block)
             own = torch.where(idle, 0.0, lam[cell.node])
             on_w.append(torch.where(idle, 1.0, lam[cell.node]))
-            on_v = own[:, :1].expand(-1, v.shape[1]) if cell.block else own
+            on_v = _on_v(cell, own, v.shape[1]) if cell.block else own
             used = v.shape[2]
             matrix[:, :used, :used] -= v.mT @ (on_v[:, :, None] * v)
         corner = matrix[:, entry:, entry:]
@@ -121,7 +121,7 @@ class BatchForm:
     def _weight(cell: Cell, v: Tensor, d: Mapping[int, Tensor], lam: Mapping[int, Tensor]) -> Tensor:
         """λ on the entries of a cell's v, (B, rows); 0 for a neuron with d = 0."""
         if cell.block:
-            return lam[cell.node][:, :1].expand(-1, v.shape[1])
+            return _on_v(cell, lam[cell.node], v.shape[1])
         return torch.where(d[cell.node] == 0, 0.0, lam[cell.node])
 
     def _relation(
@@ -241,3 +241,9 @@ def _wide_rho(gram: Tensor, form: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(form + torch.diag_embed(1e-13 * diagonal + 1e-15 * scale + 1e-290))
     value = _largest(factor.mT @ gram @ factor)
     return torch.where(info == 0, value, torch.nan)
+
+
+def _on_v(cell: Cell, on_w: Tensor, entries: int) -> Tensor:
+    """λ (B, entries of v) of a block from those on its z: one number per group."""
+    each = max(1, cell.size // cell.groups)
+    return on_w[:, ::each].repeat_interleave(entries // cell.groups, dim=1)

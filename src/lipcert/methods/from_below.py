@@ -7,12 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from lipcert.certificates.norms.conversion import cost
 from lipcert.increments import Cell, Increments, Linear
 from lipcert.network.linear import LinearMap
+from lipcert.problem import Norm, Problem
 from lipcert.search.power import power_method
 
 #: Power steps of each norm.
 STEPS = 5
+#: A map from the input through all middle slopes is written down where no node has more entries in all columns.
+MOST_ENTRIES = 2_000_000
 
 
 def hopeless(value: float, increments: Increments) -> bool:
@@ -21,6 +25,28 @@ def hopeless(value: float, increments: Increments) -> bool:
         return value < min(product(increments), loop(increments))
     except (ValueError, OverflowError):  # a power method that overflows
         return False
+
+
+def may_be_below(value: float, problem: Problem, via: Norm | None) -> bool:
+    """Whether a bound between ``via`` may say less than ``value`` of the problem's norms.
+
+    It is at least the norm of the linear map that all middle slopes make. Not worked out, and denied, where that map is
+    large.
+    """
+    increments = problem.increments
+    n, m = increments.relations[0].size, increments.relations[-1].size
+    if via is None or n * max(r.size for r in increments.relations) > MOST_ENTRIES:
+        return False
+    units = torch.eye(n, dtype=torch.float64).reshape(n, *increments.in_shape)
+    columns = _forward(increments, units)[-1].reshape(n, -1).T
+    p, q = via
+    if p == q == 2.0:
+        size = float(torch.linalg.matrix_norm(columns, 2)) if columns.numel() else 0.0
+    elif p == 1.0:
+        size = float(columns.norm(p=q, dim=0).max()) if columns.numel() else 0.0
+    else:
+        size = float(columns.norm(p=1.0, dim=1).max()) if columns.numel() else 0.0
+    return not size * float(cost(problem.norm, via, n, m)) >= value
 
 
 def product(increments: Increments) -> float:
@@ -104,10 +130,10 @@ def _forward(increments: Increments, x: Tensor, stop: int | None = None) -> list
 
     def linear(_: int, relation: Linear, before: list[Tensor]) -> Tensor:
         images = [m.apply(value) for m, value in zip(relation.maps, before, strict=True)]
-        return sum(images[1:], images[0]) if images else x.new_zeros(1, *relation.shape)
+        return sum(images[1:], images[0]) if images else x.new_zeros(len(x), *relation.shape)
 
     def cell(_: int, relation: Cell, v: Tensor) -> Tensor:
-        return relation.c * v if tuple(v.shape[1:]) == relation.shape else x.new_zeros(1, *relation.shape)
+        return relation.c * v if tuple(v.shape[1:]) == relation.shape else x.new_zeros(len(x), *relation.shape)
 
     part = increments if stop is None else Increments(increments.relations[: stop + 1])
     with torch.no_grad():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from lipcert.certificates.base import Witness
-from lipcert.certificates.loop_transform import is_dense, operations, views
+from lipcert.certificates.loop_transform import is_dense, is_sparse, operations, sparse_operations, views
 from lipcert.errors import InputError
-from lipcert.increments import Increments, ScaledIncrements
+from lipcert.increments import BlockCell, Increments, ScaledIncrements
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.cost import operations_per_second
 from lipcert.methods.norm_effort import maps_of, seconds_at_best
@@ -19,6 +20,8 @@ from lipcert.problem import Norm, Problem
 
 #: Lanczos steps, forward and backward, of one probabilistic norm.
 _PASSES = 2.0 * 120.0
+#: What the norm of one small matrix takes, whatever its size.
+_PAIR_SECONDS = 2e-3
 
 
 @method
@@ -52,25 +55,41 @@ class LipLT(Method):
         wide = [increments for increments in views(problem) if not is_dense(increments)]
         if not wide:
             return Found(Witness("loop_transform"))
+        if _sparse(problem, wide):
+            return Found(Witness("loop_transform", {}, {"sparse": True}))
         window = min(_affordable(increments, run.left) for increments in wide)
         return Found(Witness("loop_transform", {}, {"window": window}))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
-        needed = sum(_least_seconds(increments, problem.norm[0]) for increments in views(problem))
+        sparse = _sparse(problem, [increments for increments in views(problem) if not is_dense(increments)])
+        needed = sum(_least_seconds(increments, problem.norm[0], sparse) for increments in views(problem))
         if needed > run.left:
             return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
-        if run.rigorous and not all(is_dense(increments) for increments in views(problem)):
+        if run.rigorous and not sparse and not all(is_dense(increments) for increments in views(problem)):
             return "its norms here are probabilistic"
         return None
 
 
-def _least_seconds(increments: Increments, p: float) -> float:
+def _sparse(problem: Problem, wide: Sequence[Increments]) -> bool:
+    """Whether networks too wide for matrices are better done by passes: nearly linear ones on small domains."""
+    blocks = any(isinstance(cell, BlockCell) for increments in wide for cell in increments.cells)
+    return problem.domain is not None and blocks and all(is_sparse(increments) for increments in wide)
+
+
+def _least_seconds(increments: Increments, p: float, sparse: bool) -> float:
     """About what LipLT takes: every matrix, or the norms over two layers and those of the product rule."""
     if is_dense(increments):
-        return 2.0 * operations(increments) / operations_per_second()
+        return 2.0 * operations(increments) / operations_per_second() + _pairs(increments) * _PAIR_SECONDS
+    if sparse:
+        return 2.0 * sparse_operations(increments) / operations_per_second() + _pairs(increments) * _PAIR_SECONDS
     passes = _seconds_per_layer(increments) * _layers_crossed(increments, 1) * _PASSES
     return passes + (seconds_at_best(maps_of(increments)) if p == 2 else 0.0)
+
+
+def _pairs(increments: Increments) -> int:
+    """Pairs of a linear relation and a cell before it, of which the dense recursion works out a norm each."""
+    return sum(sum(cell.node < k for cell in increments.cells) for k in increments.linears)
 
 
 def _layers_crossed(increments: Increments, window: int) -> float:

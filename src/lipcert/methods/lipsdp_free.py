@@ -92,7 +92,7 @@ class FreeEffort:
     def of(cls, exact: ScaledIncrements, norm: Norm, run: Run) -> FreeEffort:
         """The most steps, up to MOST, that take at most half of the seconds there are, and fit in memory."""
         network = exact.increments
-        ones = {c.node: torch.ones(1 if c.block else c.size, dtype=torch.float64) for c in exact.cells}
+        ones = {c.node: torch.ones(c.groups, dtype=torch.float64) for c in exact.cells}
         plain = Weights(*(torch.ones(size(s), dtype=torch.float64) for s in (network.in_shape, network.out_shape)))
         scaled = ScaledMap(exact, ones, plain, 1.0)
         start = torch.ones(scaled.size, dtype=torch.float64)
@@ -253,7 +253,8 @@ class FreeFinish(Finish):
         for cell in self.exact.cells:
             above, below = columns[cell.node], rows[cell.node]
             if cell.block:
-                above, below = (t.max().reshape(1) if t.numel() else t.new_ones(1) for t in (above, below))
+                pair = (t.reshape(cell.groups, -1) for t in (above, below))
+                above, below = (t.amax(dim=1) if t.numel() else t.new_ones(cell.groups) for t in pair)
             outside = torch.maximum(above, below) > STANDS_OUT
             middle = (above.clamp(min=1e-100) / below.clamp(min=1e-100)).sqrt()
             factor = torch.where(outside, middle, 1.0)

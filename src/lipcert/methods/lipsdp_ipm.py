@@ -146,18 +146,18 @@ def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tenso
 
     values = torch.zeros(relation.v.shape[1], columns, dtype=torch.float64)
     x = random(n)
-    units = [_unit(random(cell.size), cell.block) for cell in cells]
+    units = [_unit(random(cell.size), cell) for cell in cells]
     lengths: list[Tensor] = [torch.ones(())] * len(cells)
     pieces = relation.pieces
-    rho, result = 0.0, [torch.zeros(1 if c.block else c.size, dtype=torch.float64) for c in cells]
+    rho, result = 0.0, [torch.zeros(c.groups, dtype=torch.float64) for c in cells]
     for _ in range(SCALING_PASSES):
         values[:n] = x / x.norm().clamp(min=1e-300)
         images = []
         for i, (cell, (z, v)) in enumerate(zip(cells, pieces, strict=True)):
             image = relation.v[v, : z.start] @ values[: z.start]
             images.append(image)
-            lengths[i] = image.norm() if cell.block else image.norm(dim=1, keepdim=True)
-            values[z] = cell.d.reshape(-1, 1) * lengths[i] * units[i]
+            lengths[i] = _lengths(image, cell)
+            values[z] = cell.d.reshape(-1, 1) * _each(lengths[i], cell.size) * units[i]
             if len(image) == cell.size:
                 values[z] += cell.c.reshape(-1, 1) * image
         y = relation.y @ values
@@ -166,16 +166,17 @@ def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tenso
         for i in range(len(cells) - 1, -1, -1):
             cell, (z, v) = cells[i], pieces[i]
             h = cell.d.reshape(-1, 1) * gradient[z]
-            size_h = h.norm() if cell.block else h.norm(dim=1, keepdim=True)
+            size_h = _lengths(h, cell)
             safe = lengths[i].clamp(min=1e-150)
             seen = lengths[i] > 1e-8 * (lengths[i].max() if lengths[i].numel() else 0.0)
             result[i] = torch.where(seen, size_h / safe, torch.zeros_like(safe)).reshape(-1)
-            along = (h * units[i]).sum() if cell.block else (h * units[i]).sum(dim=1, keepdim=True)
-            inner = images[i] * (along / safe)
+            along = h * units[i]
+            along = (along.reshape(cell.groups, -1) if cell.block else along).sum(dim=1, keepdim=True)
+            inner = images[i] * _each(along / safe, len(images[i]))
             if len(inner) == cell.size:
                 inner = inner + cell.c.reshape(-1, 1) * gradient[z]
             gradient = gradient + relation.v[v].T @ inner
-            units[i] = torch.where(size_h > 0, _unit(h, cell.block), units[i])
+            units[i] = torch.where(_each(size_h, cell.size) > 0, _unit(h, cell), units[i])
         x = gradient[:n] if float(gradient[:n].norm()) > 0 else x
     if not math.isfinite(rho):
         raise NumericsError("the scaling passes overflowed; rescale the network's weights.")
@@ -186,9 +187,18 @@ def _guess(relation: Relation, generator: torch.Generator) -> tuple[float, Tenso
     return rho, torch.cat([torch.zeros(0, dtype=torch.float64), *moved])
 
 
-def _unit(h: Tensor, block: bool) -> Tensor:
-    length = h.norm() if block else h.norm(dim=1, keepdim=True)
-    return h / length.clamp(min=1e-300)
+def _lengths(h: Tensor, cell: Cell) -> Tensor:
+    """(groups, 1): over columns, and of a block over the entries of each group."""
+    return (h.reshape(cell.groups, -1) if cell.block else h).norm(dim=1, keepdim=True)
+
+
+def _each(values: Tensor, entries: int) -> Tensor:
+    """(groups, 1) as (entries, 1)."""
+    return values.repeat_interleave(entries // max(1, len(values)), dim=0)
+
+
+def _unit(h: Tensor, cell: Cell) -> Tensor:
+    return h / _each(_lengths(h, cell), len(h)).clamp(min=1e-300)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +238,7 @@ class Relation:
         on_x = _reduced(torch.cat([v[:, :inputs], y[:, :inputs]]))
         v = torch.cat([on_x[: len(v)], v[:, inputs:]], dim=1)
         y = torch.cat([on_x[len(v) :], y[:, inputs:]], dim=1)
-        return cls(transformed, v, y, on_x.shape[1], tuple(1 if c.block else c.size for c in cells))
+        return cls(transformed, v, y, on_x.shape[1], tuple(c.groups for c in cells))
 
     @property
     def pieces(self) -> list[tuple[slice, slice]]:
@@ -269,8 +279,9 @@ class Relation:
         slope = [torch.zeros(0, dtype=torch.float64)]
         for cell, start in zip(self.transformed.cells, _starts(0, self.counts), strict=True):
             v_size = self.transformed.increments.relations[cell.parent].size
-            z_group.append(start + torch.arange(cell.size) * (not cell.block))
-            v_group.append(start + torch.arange(v_size) * (not cell.block))
+            number = start + torch.arange(cell.groups)
+            z_group.append(number.repeat_interleave(cell.size // max(1, cell.groups)))
+            v_group.append(number.repeat_interleave(v_size // max(1, cell.groups)))
             slope.append(cell.d.reshape(-1))
         return torch.cat(z_group), torch.cat(v_group), torch.cat(slope)
 

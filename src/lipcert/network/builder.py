@@ -10,8 +10,18 @@ from torch import Tensor
 
 from lipcert.errors import CaptureError
 from lipcert.network.graph import Network
+from lipcert.network.joint import Joint
 from lipcert.network.linear import LinearMap, Shape, add
-from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, OpenNode, SelectionNode
+from lipcert.network.nodes import (
+    ActivationNode,
+    AffineNode,
+    GainNode,
+    InputNode,
+    Node,
+    OpenNode,
+    PartNode,
+    SelectionNode,
+)
 from lipcert.network.nodes.open import Evaluation
 from lipcert.network.nonlinearity import GainFunction, Nonlinearity, Selection
 from lipcert.network.origin import Origin, Origins
@@ -109,6 +119,24 @@ class NetworkBuilder:
         return self._append(
             SelectionNode(parents=(var.position,), shape=shape, name=function.name, origin=origin, function=function)
         )
+
+    def part(
+        self,
+        arguments: Sequence[Var],
+        shape: Shape,
+        function: Joint,
+        which: int,
+        error: CaptureError,
+        name: str = "",
+        where: Where = (),
+    ) -> Var:
+        """A part of a function of several values; see ``PartNode``."""
+        return self._append(
+            PartNode(
+                parents=tuple(v.position for v in arguments), shape=shape, name=name or function.name,
+                origin=_origins(where), function=function, which=which, error=error,
+            )
+        )  # fmt: skip
 
     def again(self, node: Node, parents: Sequence[Var]) -> Var:
         """A node of another network with new parents."""

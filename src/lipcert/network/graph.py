@@ -12,9 +12,20 @@ from torch import Tensor
 
 from lipcert.errors import CaptureError
 from lipcert.network.linear import Shape
-from lipcert.network.nodes import ActivationNode, AffineNode, GainNode, InputNode, Node, OpenNode, SelectionNode
+from lipcert.network.nodes import (
+    ActivationNode,
+    AffineNode,
+    GainNode,
+    InputNode,
+    Node,
+    OpenNode,
+    PartNode,
+    SelectionNode,
+)
 
-__all__ = ["ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "OpenNode", "SelectionNode"]
+__all__ = [
+    "ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "OpenNode", "PartNode", "SelectionNode",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +80,13 @@ class Network:
     def refusal(self) -> CaptureError | None:
         """Why there is no constant on the whole space, told of the first node without one; None where there may be."""
         return next((node.error for node in self.nodes if isinstance(node, OpenNode)), None)
+
+    @property
+    def obstacle(self) -> CaptureError | None:
+        """As ``refusal``, but of the first node of which nothing is known on any domain, if there is one."""
+        open_ = [node for node in self.nodes if isinstance(node, OpenNode)]
+        hopeless = [n for n in open_ if n.steep is None and n.block is None and not n.combines]
+        return next((node.error for node in (*hopeless, *open_)), None)
 
     def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Run on a batch (B, *in_shape), yielding (position, value); values are dropped after their last use."""

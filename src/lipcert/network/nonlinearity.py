@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from lipcert.network.linear import LinearMap, Shape
 
 if TYPE_CHECKING:
     from lipcert.network.activations.profiles import Profile
+    from lipcert.network.expansion import Expansion
     from lipcert.network.source import Source
+    from lipcert.numerics.interval import Interval
     from lipcert.numerics.midrad import Range
 
 Slope = float | Tensor
@@ -228,13 +230,43 @@ class GainFunction(Fact):
 
     stated: ClassVar[tuple[str, ...]] = ("name", "gains", "source")
 
+    #: Whether ``expansion`` may give more than the gains.
+    smooth: ClassVar[bool] = False
+
     gains: Mapping[float, float]
     source: str
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """What f is near the middle of a box; None where nothing better than the gains is known.
+
+        Args:
+            box: of the argument.
+            least: what is known of the lengths of the groups of a normalisation; None: nothing.
+        """
+        return None
+
+    def gains_on(self, box: Interval) -> Mapping[float, float]:
+        """Gains between points of a box; any of the whole space will do."""
+        return self.gains
 
     @property
     def image(self) -> tuple[Slope, Slope]:
         """(least, greatest) entry of any value, rounded outward; infinite where unbounded or not known."""
         return -math.inf, math.inf
+
+    @property
+    def probabilities(self) -> tuple[Literal["logsumexp", "log_softmax", "softmax"], tuple[int, ...]] | None:
+        """Which function of probabilities p over some axes the block is, if it is one, and these axes.
+
+        With p ∝ exp x over the entries that differ in the axes only, some of which may be left out: the gradient of
+        the log-sum-exp is p, the log-softmax is x less the log-sum-exp, the softmax is p.
+        """
+        return None
+
+    @property
+    def length(self) -> tuple[int, ...] | None:
+        """The axes that the block is the l2 norm over, if it is that."""
+        return None
 
     @property
     def evaluation_error(self) -> float:

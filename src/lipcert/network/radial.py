@@ -9,8 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lipcert.network.expansion import Expansion
 from lipcert.network.nonlinearity import GainFunction
-from lipcert.numerics.midrad import UNIT
+from lipcert.network.radial_expansion import radial_expansion
+from lipcert.numerics.interval import Interval
+from lipcert.numerics.midrad import UNIT, Range
 
 #: Divisors below say nothing: near underflow roundings are not relative. None is taken for more than the other number,
 #: which is less than what overflows when it is squared, for up to 2^60 entries.
@@ -22,6 +25,11 @@ class Radial(GainFunction):
     """x / r(‖x‖₂) over each of some groups of entries, x less its mean in it where ``centred``; r does not fall."""
 
     centred: ClassVar[bool] = False
+    smooth: ClassVar[bool] = True
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """Group by group, where r² is k‖x‖² + ε."""
+        return radial_expansion(self, box, least)
 
     def grouped(self, x: Tensor) -> Tensor:
         """One example's entries as (groups, n)."""
@@ -30,6 +38,10 @@ class Radial(GainFunction):
     def divisor(self, length: Tensor) -> Tensor:
         """r(length) but for a relative error of 16 units of roundoff; lengths are ≥ 0."""
         raise NotImplementedError
+
+    def root_form(self, least: float) -> tuple[Range, Range, float] | None:
+        """(k, ε, s) if r² is Σ w_j x_j² + ε where ‖x‖ ≥ least, all w_j in k and √(greatest / least of them) ≤ s."""
+        return None
 
     @property
     def distortion(self) -> float:

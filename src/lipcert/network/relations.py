@@ -2,7 +2,7 @@
 
 An increment δz of a node is its value at one point minus its value at another. A *linear* relation is
 δz = Σ A_i δp_i. A *cell* is δz = c δv + d δw with |δw_j| ≤ |δv_j| entry by entry (``EntryCell``), or with
-c = 0 and ‖δw‖ ≤ ‖δv‖ for the node as a whole (``BlockCell``).
+c = 0 and ‖δw‖ ≤ ‖δv‖ for the node as a whole or in groups (``BlockCell``).
 """
 
 from __future__ import annotations
@@ -44,12 +44,21 @@ class LocalGains:
 
     Attributes:
         gains: p → g_p for the p for which one is known.
+        remark: where there is none, why.
     """
 
     gains: Mapping[float, float]
+    remark: str = ""
 
 
-Local = LocalSlopes | LocalGains
+@dataclass(frozen=True, eq=False)
+class LocalMap:
+    """The map of a part of an increment that is linear; None for 0."""
+
+    map: LinearMap | None
+
+
+Local = LocalSlopes | LocalGains | LocalMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +128,14 @@ class Cell(Relation):
     def block(self) -> bool:
         """Whether ‖δw‖ ≤ ‖δv‖ for the node as a whole is all that is known or used."""
         raise NotImplementedError
+
+    @property
+    def groups(self) -> int:
+        """How many inequalities ‖δw_g‖ ≤ ‖δv_g‖ there are: one per entry, or, of a block, per group.
+
+        Groups of a block are equal runs of the entries of z, in order, and as many of those of v.
+        """
+        return 1 if self.block else self.size
 
     @property
     def kind(self) -> str:
@@ -203,11 +220,13 @@ class BlockCell(Cell):
         gains: p → g_p for the p for which a gain is known.
         label: ``gain`` or ``selection``.
         source: where the gains come from.
+        runs: into how many equal runs entries are divided, each of v with one of z, for which g_2 holds one by one.
     """
 
     gains: Mapping[float, float]
     label: str
     source: str = ""
+    runs: int = 1
 
     @property
     def c(self) -> Tensor:
@@ -223,6 +242,11 @@ class BlockCell(Cell):
     def block(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def groups(self) -> int:
+        """The runs."""
+        return self.runs
 
     @property
     def kind(self) -> str:

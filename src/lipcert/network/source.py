@@ -82,6 +82,36 @@ class Derived(Source):
             known[id(self)] = chosen.double() if chosen.is_floating_point() else chosen
         return known[id(self)]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, to which an op of torch goes by its name."""
+        return _again, (Op(self.function), self.args, self.kwargs, self.place)
+
+
+def _again(op: Op, args: Any, kwargs: Any, place: int | None) -> Derived:
+    return Derived(op.function, args, kwargs, place)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A function that other processes can be given: an op of torch, such as ``aten::add.Tensor``, goes by its name."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        return self.function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, if it has one."""
+        own = self.function
+        return (_named, (own.name(),)) if isinstance(own, torch._ops.OpOverload) else (Op, (own,))
+
+
+def _named(name: str) -> Op:
+    namespace, op = name.split("::")
+    op, _, overload = op.partition(".")
+    return Op(getattr(getattr(getattr(torch.ops, namespace), op), overload or "default"))
+
 
 def _argument(leaf: Any, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
     if isinstance(leaf, Source):

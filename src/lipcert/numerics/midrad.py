@@ -41,6 +41,9 @@ class Near(float):
     def __neg__(self) -> Near:
         return Near(-float(self), self.radius)
 
+    def __reduce__(self) -> tuple[type[Near], tuple[float, float]]:
+        return Near, (float(self), self.radius)
+
 
 @dataclass(frozen=True, eq=False)
 class Range:

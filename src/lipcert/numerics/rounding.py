@@ -15,9 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import lru_cache
 
 UNIT = 2.0**-53
 """Unit roundoff u of IEEE binary64, round to nearest."""
+
+_WHOLE = 2.0**53
 
 UNDERFLOW = 2.0**-1022
 """Least normal double. Bounds the absolute error that one operation can suffer from underflow, also
@@ -50,6 +53,7 @@ def down(x: float) -> float:
     return math.nextafter(x, -math.inf)
 
 
+@lru_cache(maxsize=1 << 12)
 def gamma(k: float) -> float:
     """``k u / (1 - k u)`` rounded up, the usual factor of an accumulated rounding error.
 
@@ -88,14 +92,20 @@ def add_up(*xs: float) -> float:
 def mul_up(*xs: float) -> float:
     """Double >= the exact product of nonnegative doubles, rounded up after each factor."""
     product = 1.0
-    for x in map(_checked, xs):
+    for x in [_checked(x) for x in xs]:
         c = product * x
-        if math.isnan(c) or math.isinf(c):
-            product = math.inf
-        else:
-            exact = Fraction(product) * Fraction(x)
-            product = c if Fraction(c) >= exact else up(c)
+        if not math.isfinite(c):
+            return math.inf
+        product = up(c) if _exceeds(product, x, c) else c
     return product
+
+
+def _exceeds(a: float, b: float, c: float) -> bool:
+    """Whether a·b > c, exactly: as whole numbers times powers of two."""
+    (m, e), (n, f), (k, g) = math.frexp(a), math.frexp(b), math.frexp(c)
+    product, other = int(m * _WHOLE) * int(n * _WHOLE), int(k * _WHOLE)  # · 2^(e + f − 106), · 2^(g − 53)
+    shift = e + f - g - 53
+    return product << shift > other if shift >= 0 else product > other << -shift
 
 
 def div_up(a: float, b: float) -> float:

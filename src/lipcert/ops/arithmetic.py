@@ -15,6 +15,7 @@ from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, number
 from lipcert.ops.enclosure import Ball, exact, over, plus, rounded
 from lipcert.ops.enclosure import times as product
+from lipcert.ops.left_out import finite_part, infinite, leave_out
 from lipcert.ops.recognise.registry import forms, recognise
 from lipcert.ops.recognise.scalings import number_of, times
 from lipcert.ops.registry import rule
@@ -38,6 +39,11 @@ def broadcast(ctx: Context, x: Var, shape: Shape, scale: float = 1.0) -> LinearM
 
 def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     shape = tuple(torch.broadcast_shapes(*(_shape(x) for x, _ in terms)))
+    masks = [infinite(x) if scale > 0 else None for x, scale in terms]
+    if any(mask is not None for mask in masks):
+        finite = [(x if mask is None else finite_part(x), s) for (x, s), mask in zip(terms, masks, strict=True)]
+        places = [mask.expand(shape) for mask in masks if mask is not None]
+        return leave_out(ctx, _sum(ctx, finite), torch.stack(places).any(dim=0))
     offset: Ball | None = None
     source: Source | None = None
     parts = []
@@ -114,15 +120,16 @@ def multiply_by(ctx: Context, x: Var, factor: Any) -> Var:
 
 @rule("mul", kind="linear")
 def mul(ctx: Context, a: Any, b: Any) -> Var:
-    """Product with a constant c: max |c| if nothing is broadcast; of two variables only as a pattern."""
+    """Product with a constant c: max |c| if nothing is broadcast; of two variables a pattern, or by their ranges."""
     if not (isinstance(a, Var) and isinstance(b, Var)):
         return multiply_by(ctx, a, b) if isinstance(a, Var) else multiply_by(ctx, b, a)
     found = recognise(ctx, "mul", a, b)
     if found is not None:
         return found
     reason = (
-        "a product of two values that both depend on the input has no global Lipschitz constant, and it is none of "
-        f"the products that are recognised ({forms('mul')}). Use the torch.nn activation, or remove the product."
+        "a product of two values that both depend on the input has a constant where both keep to finite ranges. Here "
+        f"they do not, and it is none of the products that are recognised ({forms('mul')}). Bound both factors (by a "
+        "sigmoid, tanh or clamp), or give a bounded domain."
     )
     square = power(2.0, name="square") if a.position == b.position else None
     return ctx.without_constant((a, b), reason, function=torch.mul, steep=square, combines="mul")
@@ -130,7 +137,7 @@ def mul(ctx: Context, a: Any, b: Any) -> Var:
 
 @rule("div.Tensor", "div.Scalar", "true_divide", kind="linear")
 def div(ctx: Context, a: Any, b: Any) -> Var:
-    """Quotient by a constant c: max 1/|c|; by a variable only as a known pattern (F.normalize)."""
+    """Quotient by a constant c: max 1/|c|; by a variable a pattern (F.normalize), or by the ranges of both."""
     if isinstance(b, Var):
         return quotient(ctx, a, b)
     divisor = exact_double(ctx, b)
@@ -152,14 +159,22 @@ def div(ctx: Context, a: Any, b: Any) -> Var:
 
 
 def quotient(ctx: Context, a: Any, b: Var) -> Var:
-    """The pattern that ``a / b`` is, or an unresolved value that raises if it is needed."""
+    """The pattern that ``a / b`` is, or an open value: of a constant tensor, that tensor times 1/b."""
     found = recognise(ctx, "div", a, b)
     if found is not None:
         return found
     reason = (
-        "division by a value that depends on the input has no global Lipschitz constant, and it is none of the "
-        f"quotients that are recognised ({forms('div')}). Use the torch.nn activation, or remove the division."
+        "division by a value that depends on the input has a constant where that value keeps away from 0 and what is "
+        "divided keeps to a finite range. Here they do not, and it is none of the quotients that are recognised "
+        f"({forms('div')}). Bound both, or give a bounded domain."
     )
-    top = None if isinstance(a, Var) else number_of(a)
-    known = power(-1.0, top, "reciprocal") if top else None
-    return ctx.without_constant((a, b), reason, steep=known, combines="div" if isinstance(a, Var) else "")
+    if isinstance(a, Var):
+        return ctx.without_constant((a, b), reason, combines="div")
+    top = number_of(a)
+    if top:
+        return ctx.without_constant((a, b), reason, steep=power(-1.0, top, "reciprocal"))
+    inverse = recognise(ctx, "div", 1.0, b)
+    if inverse is None:
+        known = power(-1.0, name="reciprocal")
+        inverse = ctx.without_constant((b,), reason, function=torch.reciprocal, steep=known)
+    return multiply_by(ctx, inverse, a)

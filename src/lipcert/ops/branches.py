@@ -14,6 +14,7 @@ from lipcert.network.source import Fixed, Source, derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import Ball, exact, plus
+from lipcert.ops.left_out import finite_part, infinite, leave_out
 from lipcert.ops.recognise.pieces import COMPARISONS
 from lipcert.ops.recognise.registry import forms, recognise
 from lipcert.ops.registry import rule
@@ -66,6 +67,12 @@ def _constant_mask(ctx: Context, mask: Constant, a: Any, b: Any) -> Var:
     """Linear: the entries of ``a`` where the mask is true, those of ``b`` elsewhere."""
     shapes = [x.shape for x in (a, b) if isinstance(x, (Var, Constant))]
     shape = tuple(torch.broadcast_shapes(mask.shape, *shapes))
+    sides = [infinite(x) for x in (a, b)]
+    if any(side is not None for side in sides):
+        pairs = zip((mask.value, ~mask.value), sides, strict=True)
+        places = [(taken & side).expand(shape) for taken, side in pairs if side is not None]
+        a, b = (x if side is None else finite_part(x) for x, side in zip((a, b), sides, strict=True))
+        return leave_out(ctx, _constant_mask(ctx, mask, a, b), torch.stack(places).any(dim=0))
     source: Source | None = Fixed(torch.zeros(shape, dtype=torch.float64))
     terms = []
     offset = exact(torch.zeros(shape, dtype=torch.float64))

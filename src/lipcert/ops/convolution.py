@@ -30,6 +30,12 @@ def _terms(weight: Constant) -> int:
     return kernel * max(weight.shape[:2])
 
 
+def _derivative(y: Tensor, x: Tensor, kernel: Tensor, settings: tuple[Any, ...]) -> Tensor:
+    """A function of the module, which closures can name when they go to another process; an op of torch cannot go."""
+    result: Tensor = torch.ops.aten.convolution_backward(y, x, kernel, None, *settings, [True, False, False])[0]
+    return result
+
+
 def _back(
     shape: Shape,
     stride: Sequence[int],
@@ -48,10 +54,8 @@ def _back(
     def transposed(y: Tensor, kernel: Tensor) -> Tensor:
         planes = y.reshape(-1, *y.shape[-1 - spatial :])  # examples with or without a batch dimension
         some = planes.new_empty(1).expand(len(planes), *shape[-1 - spatial :])
-        wanted = [True, False, False]
-        settings = (None, list(stride), list(padding), list(dilation), turned, more, groups, wanted)
-        result: Tensor = torch.ops.aten.convolution_backward(planes, some, kernel, *settings)[0]
-        return result.reshape(len(y), *shape)
+        settings = (list(stride), list(padding), list(dilation), turned, more, groups)
+        return _derivative(planes, some, kernel, settings).reshape(len(y), *shape)
 
     return transposed
 

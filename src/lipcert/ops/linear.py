@@ -11,12 +11,14 @@ from torch import Tensor
 from lipcert.network.builder import Var
 from lipcert.network.linear import Dense, Identity, size
 from lipcert.network.source import derived
+from lipcert.ops.arithmetic import add
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import exact, times
 from lipcert.ops.keys import equation_key
+from lipcert.ops.matrix_products import contraction, matrix_product
 from lipcert.ops.registry import rule
-from lipcert.ops.terms import longest_sum
+from lipcert.ops.terms import longest_sum, moved
 
 
 @rule("linear", kind="linear")
@@ -41,11 +43,11 @@ def linear(ctx: Context, x: Any, weight: Any, bias: Any = None) -> Var:
 
 
 def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
-    """Product of two tensors of which exactly one varies."""
+    """Product of two tensors of which one varies, or both."""
     if isinstance(a, Var) and isinstance(b, Var):
-        raise ctx.not_lipschitz(
-            "a product of two values that depend on the input (attention, for one) has no global constant."
-        )
+        if multiply is torch.outer:
+            a, b = moved(ctx, a, lambda t: t.unsqueeze(-1)), moved(ctx, b, lambda t: t.unsqueeze(0))
+        return matrix_product(ctx, a, b)
     if isinstance(a, Var):
         fixed, x = ctx.constant(b), a
         if multiply is torch.matmul and fixed.value.dim() == 2:
@@ -63,7 +65,7 @@ def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
 
 @rule("matmul", "mm", "bmm", "mv", "dot", "vdot", kind="linear")
 def matmul(ctx: Context, a: Any, b: Any) -> Var:
-    """Matrix product with a constant on either side: σ_max of the constant in l2."""
+    """Matrix product with a constant on either side: σ_max of the constant in l2; of two variables on a domain."""
     return _product(ctx, a, b, torch.matmul)
 
 
@@ -87,6 +89,18 @@ def addmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float
     source = derived(lambda b: b.double() * beta, own.source)
     offset = Constant.within(times(own.floating, exact(float(beta))), source)
     return ctx.affine([(product, Identity(product.shape))], product.shape, offset)
+
+
+@rule("baddbmm", kind="linear")
+def baddbmm(ctx: Context, bias: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Var:
+    """β·bias + α·a b for batches of matrices: |α| σ_max of a constant factor in l2; of two variables on a domain."""
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        raise ctx.unsupported(f"its factors alpha = {alpha} and beta = {beta} must be finite.")
+    if not (isinstance(a, Var) or isinstance(b, Var)):
+        raise ctx.unsupported("a batch of products of constants that is added to a variable; use torch.add.")
+    product = _product(ctx, a, b, torch.matmul)
+    product = product if alpha == 1 else ctx.scaled(product, float(alpha))
+    return add(ctx, product, bias, float(beta)) if beta else product
 
 
 @rule("bilinear", kind="linear")
@@ -113,10 +127,12 @@ def _bilinear(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 @rule("einsum", kind="linear")
 def einsum(ctx: Context, equation: str, operands: Any, path: Any = None) -> Var:
-    """Tensor contraction in which exactly one operand varies: σ_max of the map it is, in l2."""
+    """Tensor contraction in which one operand varies: σ_max of the map it is, in l2; of two variables on a domain."""
     varying = [i for i, o in enumerate(operands) if isinstance(o, Var)]
+    if len(varying) == 2 == len(operands):
+        return contraction(ctx, equation, *operands)
     if len(varying) != 1:
-        raise ctx.not_lipschitz("a contraction of several varying tensors has no global constant.")
+        raise ctx.unsupported("a contraction of more than two tensors of which several vary; contract two at a time.")
     place = varying[0]
     fixed = [o for i, o in enumerate(operands) if i != place]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,6 +63,12 @@ def select_scatter(ctx: Context, x: Any, source: Any, dim: int, index: int) -> V
     return _overwrite(ctx, x, source, lambda a, b: torch.select_scatter(a, b, dim, index))
 
 
+def _put(a: Tensor, places: Sequence[Tensor | None], b: Tensor, accumulate: bool) -> Tensor:
+    """A function of the module, which closures can name when they go to another process; an op of torch cannot go."""
+    result: Tensor = torch.ops.aten.index_put(a, places, b, accumulate)
+    return result
+
+
 @rule("index_put", kind="linear")
 def index_put(ctx: Context, x: Any, indices: Any, source: Any, accumulate: bool = False) -> Var:
     """Assignment (or addition) at constant indices: 1 for each operand in every norm where none repeats."""
@@ -69,14 +76,14 @@ def index_put(ctx: Context, x: Any, indices: Any, source: Any, accumulate: bool 
     shape = x.shape
     written = torch.zeros(shape, dtype=torch.float64)
     places = [c if isinstance(c, Tensor) else None for c in chosen]
-    written = torch.ops.aten.index_put(written, places, torch.ones((), dtype=torch.float64), True)
+    written = _put(written, places, torch.ones((), dtype=torch.float64), True)
     most = float(written.max()) if written.numel() else 0.0
     if most > 1 and not accumulate:
         raise ctx.unsupported("an index is written twice; which value stays is not defined.")
 
     def write(a: Tensor, b: Tensor) -> Tensor:
         here = [None if p is None else p.to(a.device) for p in places]
-        return torch.ops.aten.index_put(a, here, b, accumulate)
+        return _put(a, here, b, accumulate)
 
     key = "".join(":" if p is None else tensor_key(p) for p in places)
     return _overwrite(ctx, x, source, write, most + 1.0, key)

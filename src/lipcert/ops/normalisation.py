@@ -15,6 +15,7 @@ from lipcert.network.builder import Var
 from lipcert.network.nonlinearity import GainFunction, Slope
 from lipcert.network.radial import Radial, along
 from lipcert.network.source import Fixed, derived
+from lipcert.numerics.midrad import Range, known
 from lipcert.ops.arithmetic import add, multiply_by
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
@@ -92,6 +93,10 @@ class LayerNorm(Radial):
         """√(‖x − mean‖²/n + ε)."""
         return _deviation(length, math.prod(self.shape), self.eps)
 
+    def root_form(self, least: float) -> tuple[Range, Range, float]:
+        """1/n and ε."""
+        return _mean_form(math.prod(self.shape), self.eps)
+
     def value(self, x: Tensor) -> Tensor:
         """The normal values."""
         return torch.nn.functional.layer_norm(x, list(self.shape), None, None, self.eps)
@@ -120,6 +125,10 @@ class GroupNorm(Radial):
     def divisor(self, length: Tensor) -> Tensor:
         """√(‖x − mean‖²/n + ε)."""
         return _deviation(length, self.entries, self.eps)
+
+    def root_form(self, least: float) -> tuple[Range, Range, float]:
+        """1/n and ε."""
+        return _mean_form(self.entries, self.eps)
 
     def value(self, x: Tensor) -> Tensor:
         """The normal values."""
@@ -151,6 +160,10 @@ class RMSNorm(Radial):
         """√(‖x‖²/n + ε)."""
         return _deviation(length, self.entries, self.eps)
 
+    def root_form(self, least: float) -> tuple[Range, Range, float]:
+        """1/n and ε."""
+        return _mean_form(self.entries, self.eps)
+
     def value(self, x: Tensor) -> Tensor:
         """The values of size 1."""
         axes = tuple(range(-self.count, 0))
@@ -166,6 +179,11 @@ def _deviation(length: Tensor, n: int, eps: float) -> Tensor:
     return (length * length / n + eps).sqrt()
 
 
+def _mean_form(n: int, eps: float) -> tuple[Range, Range, float]:
+    one, count = (torch.tensor(float(v), dtype=torch.float64) for v in (1.0, n))
+    return Range.exact(one) * Range.exact(count).reciprocal(), known(eps), 1.0
+
+
 def _around_zero(square: int) -> tuple[Slope, Slope]:
     """±√square."""
     root = root_up(max(0, square))
@@ -175,15 +193,23 @@ def _around_zero(square: int) -> tuple[Slope, Slope]:
 def _gain(ctx: Context, x: Var, kind: Callable[..., GainFunction], name: str, n: int, eps: Any, setting: Any) -> Var:
     """x ↦ (x − mean)/√(var + ε) over independent groups of n entries, or x/√(mean x² + ε) for the RMS norm."""
     centred = kind is not RMSNorm
-    if eps is None or not eps > 0:
+    if eps is None or not eps >= 0:
         raise ctx.not_lipschitz(f"{name} with eps = {eps} is not Lipschitz at constant inputs; set eps > 0.")
+    entries = () if kind is LayerNorm else (n,)
+    if eps == 0:
+        block = kind(name, {}, f"{name} over {n} entries: 1/deviation where that is least", setting, 0.0, *entries)
+        assert isinstance(block, Radial)
+        error = ctx.not_lipschitz(
+            f"{name} with eps = 0 is not Lipschitz near {'constant inputs' if centred else 'the origin'}. Set eps > 0, "
+            "or give a domain that stays away from there."
+        )
+        return ctx.unresolved((x,), x.shape, error, function=block.value, block=block)
     if centred and n == 1:
         gains = dict.fromkeys((1.0, 2.0, math.inf), 0.0)
     else:
         gains = radial_gains(n, math.sqrt(eps), "root", 2.0 * (n - 1) / n if centred else 1.0)
     where = "a constant input" if centred else "the origin"
     source = f"{name} over {n} entries: 1/√ε in l2, attained at {where} only; loose elsewhere"
-    entries = () if kind is LayerNorm else (n,)
     return ctx.gain(x, kind(name, gains, source, setting, eps, *entries))
 
 

@@ -14,6 +14,7 @@ from lipcert.ops import nonlinearities as known
 from lipcert.ops.arithmetic import add, div, exact_double, mul, sub
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
+from lipcert.ops.losses import reduced
 from lipcert.ops.rational import exactly
 from lipcert.ops.recognise.scalings import uniform
 from lipcert.ops.registry import rule
@@ -68,26 +69,25 @@ def nan_to_num(ctx: Context, x: Any, nan: Any = None, posinf: Any = None, neginf
 
 def _loss(ctx: Context, x: Any, target: Any, reduction: int, limit: Any, smooth: bool) -> Var:
     """Of x − target: z²/2 for |z| ≤ t and t(|z| − t/2) beyond, over t if ``smooth``."""
-    if reduction != 0:
-        raise ctx.unsupported("only reduction='none' is understood.")
     if not is_number(limit) or not math.isfinite(number(limit)) or number(limit) < 0.0 or (not smooth and not limit):
         raise ctx.unsupported("its threshold is not a positive number.")
     difference = ctx.variable(sub(ctx, x, target))
     t = Fraction(number(limit))
     if t == 0:
-        return ctx.activation(difference, known.ABS)
+        return reduced(ctx, ctx.activation(difference, known.ABS), reduction)
     unit = t if smooth else Fraction(1)
     numbers = (1 / (2 * unit), Fraction(0), t / unit, -t * t / (2 * unit))
-    return ctx.activation(difference, known.huber(exactly(t), *(exactly(n) for n in numbers)))
+    function = known.huber(exactly(t), *(exactly(n) for n in numbers))
+    return reduced(ctx, ctx.activation(difference, function), reduction)
 
 
 @rule("smooth_l1_loss", kind="activation")
 def smooth_l1_loss(ctx: Context, x: Any, target: Any, reduction: int = 1, beta: float = 1.0) -> Var:
-    """Smooth l1 loss of each entry: slopes [−1, 1]."""
+    """Smooth l1 loss of each entry: slopes [−1, 1]; their mean or sum."""
     return _loss(ctx, x, target, reduction, beta, True)
 
 
 @rule("huber_loss", kind="activation")
 def huber_loss(ctx: Context, x: Any, target: Any, reduction: int = 1, delta: float = 1.0) -> Var:
-    """Huber's loss of each entry: slopes [−δ, δ]."""
+    """Huber's loss of each entry: slopes [−δ, δ]; their mean or sum."""
     return _loss(ctx, x, target, reduction, delta, False)

@@ -21,6 +21,11 @@ class VectorNorm(GainFunction):
     axes: tuple[int, ...]
     keepdim: bool
 
+    @property
+    def length(self) -> tuple[int, ...] | None:
+        """The axes, for p = 2."""
+        return self.axes if self.order == 2.0 else None
+
     def value(self, x: Tensor) -> Tensor:
         """The norm."""
         return torch.linalg.vector_norm(x, self.order, self.axes, self.keepdim)

@@ -1,17 +1,27 @@
-"""Softmax, log-softmax and log-sum-exp over one or more axes: blocks of known global gain."""
+"""Softmax, log-softmax and log-sum-exp over one or more axes: blocks of known gain."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.expansion import Expansion
 from lipcert.network.nonlinearity import GainFunction
+from lipcert.network.softmax_expansion import (
+    log_softmax_expansion,
+    log_sum_exp_expansion,
+    softmax_expansion,
+    softmax_gains,
+)
+from lipcert.numerics.interval import Interval
 from lipcert.ops.context import Context
+from lipcert.ops.left_out import left_out
 from lipcert.ops.registry import rule
 
 
@@ -43,11 +53,50 @@ class Softmax(GainFunction):
     """exp x/Σ exp x along ``axis``."""
 
     image = (0.0, 1.0)
+    smooth: ClassVar[bool] = True
+
     axis: int
+
+    @property
+    def probabilities(self) -> tuple[Literal["softmax"], tuple[int, ...]]:
+        """These."""
+        return "softmax", (self.axis,)
 
     def value(self, x: Tensor) -> Tensor:
         """The probabilities."""
         return torch.softmax(x, self.axis)
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """Row by row."""
+        return softmax_expansion(box, self.axis)
+
+    def gains_on(self, box: Interval) -> Mapping[float, float]:
+        """From bounds of the probabilities."""
+        return softmax_gains(box, self.axis)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MaskedSoftmax(Softmax):
+    """exp x/Σ exp x along ``axis`` over the entries where ``kept`` is 1; 0 where it is 0, and where nothing is kept."""
+
+    kept: Tensor
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """Row by row."""
+        return softmax_expansion(box, self.axis, self.kept)
+
+    def gains_on(self, box: Interval) -> Mapping[float, float]:
+        """From bounds of the probabilities."""
+        return softmax_gains(box, self.axis, self.kept)
+
+    def value(self, x: Tensor) -> Tensor:
+        """The probabilities."""
+        if not isinstance(x, Tensor):  # numbers of another kind have a rule of their own
+            result: Tensor = x.softmax_of_kept(self.axis, self.kept)
+            return result
+        row = self.kept.amax(self.axis, keepdim=True) > 0
+        logits = torch.where((self.kept > 0) | ~row, x, -math.inf)
+        return torch.where(row, torch.softmax(logits, self.axis), 0.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,23 +104,47 @@ class LogSoftmax(GainFunction):
     """x − log Σ exp x along ``axis``."""
 
     image = (-math.inf, 0.0)
+    smooth: ClassVar[bool] = True
+
     axis: int
+
+    @property
+    def probabilities(self) -> tuple[Literal["log_softmax"], tuple[int, ...]]:
+        """Their logarithms."""
+        return "log_softmax", (self.axis,)
 
     def value(self, x: Tensor) -> Tensor:
         """The logarithms of the probabilities."""
         return torch.log_softmax(x, self.axis)
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """Row by row."""
+        return log_softmax_expansion(box, self.axis)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogSumExp(GainFunction):
     """log Σ exp x over ``axes``."""
 
+    smooth: ClassVar[bool] = True
+
     axes: tuple[int, ...]
     keepdim: bool
+
+    @property
+    def probabilities(self) -> tuple[Literal["logsumexp"], tuple[int, ...]]:
+        """The gradient."""
+        return "logsumexp", self.axes
 
     def value(self, x: Tensor) -> Tensor:
         """The logarithm of the sum."""
         return torch.logsumexp(x, self.axes, self.keepdim)
+
+    def expansion(self, box: Interval, least: Tensor | None = None) -> Expansion | None:
+        """Row by row."""
+        shape, axes = tuple(box.low.shape), tuple(sorted(self.axes))
+        kept = tuple(1 if a in axes else n for a, n in enumerate(shape) if self.keepdim or a not in axes)
+        return log_sum_exp_expansion(box, axes, kept)
 
 
 @rule("softmax.int", "_softmax", kind="gain")
@@ -81,12 +154,38 @@ def softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     Why: the Jacobian J = diag(p) − ppᵀ is symmetric with absolute row sums 2 pᵢ(1 − pᵢ) ≤ 1/2, so
     ‖J‖₁ = ‖J‖∞ ≤ 1/2 and ‖J‖₂ ≤ √(‖J‖₁‖J‖∞) ≤ 1/2. Groups along other axes are independent blocks.
     """
+    return probabilities(ctx, x, dim, dtype, empty=False)
+
+
+@rule("_safe_softmax", kind="gain")
+def safe_softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
+    """Softmax that gives 0 in rows that are −∞ throughout: 1/2 in l1, l2 and l∞, as softmax."""
+    return probabilities(ctx, x, dim, dtype, empty=True)
+
+
+def probabilities(ctx: Context, x: Any, dim: int, dtype: Any = None, empty: bool = True) -> Var:
+    """Softmax over the entries that no mask of −∞ leaves out.
+
+    Args:
+        ctx: of the call.
+        x: the logits.
+        dim: the axis of a row.
+        dtype: that of the result.
+        empty: a row of which all is left out gives 0; otherwise it is not a number, and refused.
+    """
     _float_only(ctx, dtype)
-    x = ctx.variable(x)
-    gain = 0.0 if _length(x, dim) <= 1 else 0.5
+    x, places = left_out(ctx, ctx.variable(x))
+    axis = _axis(x, dim)
+    kept = None if places is None else (~places).to(torch.float64)
+    most = _length(x, dim) if kept is None else int(kept.sum(axis).max()) if kept.numel() else 0
+    if places is not None and not empty and bool(places.all(axis).any()):
+        raise ctx.unsupported("all entries of a row are −∞, so that its softmax is no number; mask no row entirely.")
+    gain = 0.0 if most <= 1 else 0.5
     gains = {1.0: gain, 2.0: gain, math.inf: gain}
     source = "softmax: |J| row sums 2p(1−p) ≤ 1/2 (Nair 2025)"
-    return ctx.gain(x, Softmax("softmax", gains, source, _axis(x, dim)))
+    if kept is None:
+        return ctx.gain(x, Softmax("softmax", gains, source, axis))
+    return ctx.gain(x, MaskedSoftmax("softmax", gains, source, axis, kept))
 
 
 @rule("log_softmax.int", "_log_softmax", kind="gain")
@@ -98,7 +197,7 @@ def log_softmax(ctx: Context, x: Any, dim: int, dtype: Any = None) -> Var:
     has the same 2-norm √n‖p‖₂ ≤ √n.
     """
     _float_only(ctx, dtype)
-    x = ctx.variable(x)
+    x = _whole(ctx, x)
     n = _length(x, dim)
     gains = {1.0: 0.0, 2.0: 0.0, math.inf: 0.0} if n <= 1 else {1.0: n - 1.0, 2.0: root_up(n), math.inf: 2.0}
     source = f"log-softmax over {n} entries: J = I − 1pᵀ, ‖J‖₂ = √n‖p‖₂ ≤ √n"
@@ -111,11 +210,18 @@ def logsumexp(ctx: Context, x: Any, dim: Any, keepdim: bool = False) -> Var:
 
     Why: the dual norms of p are max pᵢ ≤ 1 (l1), ‖p‖₂ ≤ 1 (l2) and Σ pᵢ = 1 (l∞); groups are independent.
     """
-    x = ctx.variable(x)
+    x = _whole(ctx, x)
     axes = tuple(_axis(x, d) for d in (dim if isinstance(dim, (list, tuple)) else (dim,)))
     gains = {1.0: 1.0, 2.0: 1.0, math.inf: 1.0}
     source = "log-sum-exp: its gradient is a probability vector"
     return ctx.gain(x, LogSumExp("logsumexp", gains, source, axes, bool(keepdim)))
+
+
+def _whole(ctx: Context, x: Any) -> Var:
+    x = ctx.variable(x)
+    if left_out(ctx, x)[1] is not None:
+        raise ctx.unsupported("of masks of −∞ only those before a softmax are understood.")
+    return x
 
 
 def _axis(x: Var, dim: int) -> int:

@@ -105,15 +105,29 @@ _moves(
     summary="Index by constants: √(most repeats of an index) in l2.",
     function=torch.index_select,
 )
+
+
+def _blocks(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A function of the module, which closures can name when they go to another process; an op of torch cannot go."""
+    result: Tensor = torch.ops.aten.im2col(x, *args, **kwargs)
+    return result
+
+
+def _sum_of_blocks(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """See ``_blocks``."""
+    result: Tensor = torch.ops.aten.col2im(x, *args, **kwargs)
+    return result
+
+
 _moves(
     "im2col",
     summary="Sliding blocks (nn.Unfold): √(blocks over one entry) in l2.",
-    function=torch.ops.aten.im2col,
+    function=_blocks,
 )
 _moves(
     "col2im",
     summary="Sum of sliding blocks (nn.Fold), as the linear map it is.",
-    function=torch.ops.aten.col2im,
+    function=_sum_of_blocks,
 )
 
 

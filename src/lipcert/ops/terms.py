@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
-from lipcert.network.linear import Shape
+from lipcert.network.linear import OpMap, Shape, size
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.keys import move_key
@@ -45,4 +46,27 @@ def moved(
     """
     key = move_key(function, x.shape) or key
     linear = ctx.map(x.shape, function, (), longest_sum(function, x.shape), key or ctx.call)
+    if key is not None and key.startswith("entries") and isinstance(linear, OpMap):
+        linear = replace(linear, transposed=_transposed(function, x.shape))
     return ctx.affine([(x, linear)], linear.out_shape, offset)
+
+
+def _transposed(function: Callable[..., Tensor], shape: Shape) -> Callable[..., Tensor]:
+    """The transpose of a map that only moves, repeats and drops entries, which takes no pass forward."""
+    n = size(shape)
+    with torch.no_grad():
+        places = function(torch.arange(1, n + 1, dtype=torch.float64).reshape(shape)).reshape(-1).to(torch.int64)
+    if torch.equal(places, torch.arange(1, n + 1)):
+        return lambda y: y.reshape(len(y), *shape)
+    if torch.equal(places.sort().values, torch.arange(1, n + 1)):
+        inverse = torch.argsort(places)
+        return lambda y: y.reshape(len(y), n)[:, inverse.to(y.device)].reshape(len(y), *shape)
+    taken = (places > 0).nonzero().reshape(-1)
+    whence = places[taken] - 1
+
+    def transposed(y: Tensor) -> Tensor:
+        result = y.new_zeros(len(y), n)
+        chosen = y.reshape(len(y), -1)[:, taken.to(y.device)]
+        return result.index_add_(1, whence.to(y.device), chosen).reshape(len(y), *shape)
+
+    return transposed

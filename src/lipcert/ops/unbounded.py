@@ -10,12 +10,14 @@ import torch
 from lipcert.network.activations import steep
 from lipcert.network.builder import Var
 from lipcert.network.source import Fixed
-from lipcert.ops.arithmetic import quotient
+from lipcert.ops.arithmetic import mul, quotient
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
-from lipcert.ops.nonlinearities import COS, SIN
+from lipcert.ops.left_out import is_infinite, left_out
+from lipcert.ops.nonlinearities import COS, SIGMOID, SIN
 from lipcert.ops.recognise.registry import recognise
 from lipcert.ops.registry import rule
+from lipcert.ops.terms import moved
 
 _DISCONTINUOUS = (
     "it is discontinuous, so no Lipschitz constant exists. Replace it by a continuous activation "
@@ -37,7 +39,23 @@ _jumps("floor_divide", "remainder", "fmod", summary="Remainder: rejected, discon
 _jumps("div.Tensor_mode", "div.Scalar_mode", summary="Rounded division: rejected, discontinuous.")
 _jumps("hardshrink", summary="Hardshrink: rejected, it jumps at ±λ.")
 _jumps("heaviside", summary="Heaviside step: rejected, discontinuous.")
-_jumps("signbit", "logical_not", "eq", "ne", "not_equal", summary="Test of a value: rejected, discontinuous.")
+_jumps("signbit", "logical_not", summary="Test of a value: rejected, discontinuous.")
+
+
+def _equality(name: str, *others: str, equal: bool) -> None:
+    @rule(name, *others, kind="pattern")
+    def test(ctx: Context, x: Any, other: Any) -> Any:
+        if isinstance(x, Var) and is_infinite(other):
+            _, places = left_out(ctx, x)
+            same = torch.zeros(x.shape, dtype=torch.bool) if places is None or number(other) > 0 else places
+            return Constant.exactly(same if equal else ~same)
+        return ctx.without_constant((x, other), _DISCONTINUOUS, (other,))
+
+    test.__doc__ = "Test of a value: rejected, discontinuous; whether it is ∞ is a constant."
+
+
+_equality("eq", equal=True)
+_equality("ne", "not_equal", equal=False)
 
 
 #: What ops compute that have slopes on intervals.
@@ -154,17 +172,13 @@ def tangent(ctx: Context, x: Any) -> Var:
     return ctx.without_constant(parts, advised(_POLE, True), function=torch.div, combines="div")
 
 
-@rule("glu", kind="pattern")
+@rule("glu", kind="product")
 def glu(ctx: Context, x: Any, dim: int = -1) -> Var:
-    """GLU, a·sigmoid(b): rejected, a product of two variables."""
+    """Gated linear unit a·sigmoid(b): on a domain, or where a is bounded, by the ranges of both."""
     x = ctx.variable(x)
-    shape = list(x.shape)
-    shape[dim] //= 2
-    error = ctx.not_lipschitz(
-        "a gated linear unit multiplies two values that depend on the input: no global Lipschitz constant. "
-        "Replace it by an ungated activation."
-    )
-    return ctx.unresolved((x,), tuple(shape), error)
+    half = x.shape[dim] // 2
+    a, b = (moved(ctx, x, lambda v, k=k: v.narrow(dim, k * half, half)) for k in range(2))
+    return mul(ctx, a, ctx.activation(b, SIGMOID))
 
 
 # -- constants of the shape of a value ---------------------------------------------------------------------

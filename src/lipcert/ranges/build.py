@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,16 +12,22 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import Box, Domain
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, OpenNode
-from lipcert.network.linear import Shape, size
+from lipcert.network.expanded import Expanded, SmoothBlock
+from lipcert.network.expansion import Expansion
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, OpenNode, PartNode
+from lipcert.network.joint import Planes
+from lipcert.network.linear import LinearMap, Shape, add, size
 from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.parts import block_of
 from lipcert.network.radial import Radial
 from lipcert.network.relations import Local, LocalGains, LocalSlopes
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
+from lipcert.numerics.midrad import Range
+from lipcert.ranges.away import distances
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
-from lipcert.ranges.lengths import groups_of, least_lengths
+from lipcert.ranges.lengths import gains_beyond, groups_of, least_lengths
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
 
 Tighten = Literal["none", "undecided", "all"]
@@ -68,8 +75,16 @@ class Ranges:
         if anchor is not None:
             point = anchor.detach().to("cpu", torch.float64).reshape(network.in_shape)
             anchored = boxes_of(network, Box(point, point), "none")
-        local: dict[int, Local] = dict(_gains(bounds))
+        least = _least_lengths(bounds)
+        local: dict[int, Local] = dict(_gains(network, boxes, least))
+        parts: dict[tuple[int, ...], tuple[Local, ...]] = {}
         for k, node in enumerate(network.nodes):
+            if isinstance(node, PartNode):
+                key = (id(node.function), *node.arguments)
+                if key not in parts:
+                    at = None if anchored is None else [anchored[p] for p in node.arguments]
+                    parts[key] = _obeyed(node, [boxes[p] for p in node.arguments], at, least.get(k))
+                local[k] = parts[key][node.which]
             function = applied(node)
             if function is None:
                 continue
@@ -93,21 +108,62 @@ def bounds_of(
     network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
 ) -> LinearBounds:
     """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
-    boxes: list[Interval] = []
-    lines: dict[int, Lines] = {}
-    back = LinearBounds(network, domain, boxes, lines)
+    return _filled(network, domain, [], {}, {}, tighten, known or {})
+
+
+def cut_bounds(before: LinearBounds, position: int, box: Interval, tighten: Tighten) -> LinearBounds:
+    """Boxes, lines and planes that hold where, besides, the value of one node lies in a box.
+
+    Why these hold there: the boxes before do, being those of a larger set, and every step from boxes of parents to the
+    box of a node, or to lines around it, is true of any set on which the parents' boxes are.
+
+    Args:
+        before: on the domain, or on such a part of it.
+        position: the node; 0: the input.
+        box: for its value, within its box before.
+        tighten: as for ``Ranges.of``, for the nodes behind it.
+    """
+    boxes = [*before.boxes[:position], box]
+    lines = {k: own for k, own in before.lines.items() if k < position}
+    planes = {k: own for k, own in before.planes.items() if k < position}
+    return _filled(before.network, before.domain, boxes, lines, planes, tighten, dict(enumerate(before.boxes)))
+
+
+def _filled(
+    network: Network, domain: Domain, boxes: list[Interval], lines: dict[int, Lines],
+    planes: dict[int, Planes | AffineNode], tighten: Tighten, known: Mapping[int, Interval],
+) -> LinearBounds:  # fmt: skip
+    """The boxes of the nodes that have none yet, and what is around them."""
+    back = LinearBounds(network, domain, boxes, lines, planes)
     work = 0.0
-    bounded = False
+    together: dict[int, Interval] = {}  # of affine nodes that were bounded with an earlier one
+
+    def met(k: int) -> Interval:
+        box = through(network.nodes[k], [boxes[p] for p in network.nodes[k].parents])
+        return known[k].meet(box) if k in known else box
+
     with torch.no_grad():
         for k, node in enumerate(network.nodes):
+            if k < len(boxes):
+                continue
             if isinstance(node, InputNode):
                 boxes.append(input_box(domain, node.shape))
-                bounded = bool(boxes[0].finite.all())
                 continue
-            box = through(node, [boxes[p] for p in node.parents])
-            boxes.append(box.meet(known[k]) if known and k in known else box)
-            linear = bounded and tighten != "none"
-            if linear and isinstance(node, AffineNode):
+            linear = tighten != "none" and bool(boxes[0].finite.all())
+            if linear and isinstance(node, AffineNode) and k not in together:
+                asked: list[tuple[int, Tensor]] = []
+                for j in (j for j in _siblings(network, k) if j not in together):
+                    together[j] = met(j)
+                    entries = _undecided(network, j, together[j]) if tighten == "undecided" else _all(together[j])
+                    work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: j + 1])
+                    asked += [(j, entries)] if len(entries) and work <= MOST_WORK else []
+                for (j, entries), ends in zip(asked, back.boxes_of(asked), strict=True):
+                    together[j] = _tightened(together[j], entries, *ends)
+            boxes.append(together.pop(k) if k in together else met(k))
+            own = around(node, boxes, boxes[k]) if linear else None
+            if own is not None:
+                planes[k] = own
+            if own is not None and not _only_summed(network, k):
                 entries = _undecided(network, k, boxes[k]) if tighten == "undecided" else _all(boxes[k])
                 work += 2.0 * len(entries) * sum(size(n.shape) for n in network.nodes[: k + 1])
                 if len(entries) and work <= MOST_WORK:
@@ -120,9 +176,88 @@ def bounds_of(
     return back
 
 
-def _gains(bounds: LinearBounds) -> dict[int, LocalGains]:
-    """What is known of normalisations: gains that follow from how long their groups are at least."""
+def _siblings(network: Network, k: int) -> list[int]:
+    """Affine node k, and later ones that read one of its parents and nothing that comes after these.
+
+    Such are the gates of one step of a recurrent layer: one pass back to the input is enough for all of them.
+    """
+    nodes = network.nodes
+    readers = {j for p in nodes[k].parents for j in network.consumers[p] if j > k}
+    return [k, *(j for j in sorted(readers) if isinstance(nodes[j], AffineNode) and max(nodes[j].parents) < k)]
+
+
+def _only_summed(network: Network, position: int) -> bool:
+    """Whether a part is read by linear maps alone, whose own bounds are then worked out."""
+    return all(isinstance(network.nodes[reader], AffineNode) for reader in network.consumers[position])
+
+
+def around(node: Node, boxes: Sequence[Interval], own: Interval) -> Planes | AffineNode | None:
+    """Linear bounds of a part or a block from boxes of its arguments; constants by its own box where there are none."""
+    block = block_of(node)
+    if block is not None:
+        found = block.expansion(boxes[node.parents[0]])
+        return None if found is None else _as_affine(node, node.parents[:1], found, own)
+    if not isinstance(node, PartNode) or node.which:
+        return None
+    arguments = [boxes[p] for p in node.arguments]
+    if isinstance(node.function, Expanded):
+        found = node.function.expansion(arguments)
+        return None if found is None else _as_affine(node, node.arguments, found, own)
+    planes = node.function.planes(arguments)
+    if planes is None:
+        return None
+    unknown = ~(planes.least.isfinite() & planes.greatest.isfinite())
+    return Planes(
+        planes.slopes, torch.where(unknown, own.low, planes.least), torch.where(unknown, own.high, planes.greatest)
+    )
+
+
+def _as_affine(node: Node, arguments: Sequence[int], found: Expansion, own: Interval) -> AffineNode | None:
+    """The maps of an expansion, and its offset with what is not linear as an error."""
+    terms: dict[int, LinearMap] = {}
+    for parent, linear in zip(arguments, found.maps, strict=True):
+        if linear is not None:
+            terms[parent] = add(terms[parent], linear) if parent in terms else linear
+    if not terms:
+        return None
+    known, box = found.offset.rad.isfinite(), Range.between(own.low, own.high)
+    offset, error = torch.where(known, found.offset.mid, box.mid), torch.where(known, found.offset.rad, box.rad)
+    return AffineNode(
+        parents=tuple(terms), shape=node.shape, name=node.name, maps=tuple(terms.values()), offset=offset,
+        offset_error=error,
+    )  # fmt: skip
+
+
+def _obeyed(
+    node: PartNode, boxes: Sequence[Interval], anchored: Sequence[Interval] | None, least: Tensor | None
+) -> tuple[Local, ...]:
+    """What the parts of a node's function obey; of a normalisation also by the least lengths of its groups."""
+    function = node.function
+    if not isinstance(function, SmoothBlock) or not isinstance(function.block, Radial) or least is None:
+        return function.obeyed(boxes, anchored)
+    found = function.expansion(boxes, least)
+    if found is not None:
+        return function.by(found)
+    return function.bounded(gains_beyond(function.block, boxes[0].low.shape, least), tuple(boxes[0].low.shape))
+
+
+def _gains(network: Network, boxes: Sequence[Interval], least: Mapping[int, Tensor]) -> dict[int, LocalGains]:
+    """What is known of blocks: of normalisations gains that follow from how long their groups are at least."""
     gains: dict[int, LocalGains] = {}
+    for k, node in enumerate(network.nodes):
+        block, box = normalising(node), boxes[node.parents[0]] if node.parents else None
+        if block is not None and not isinstance(node, PartNode):
+            gains[k] = gains_beyond(block, torch.Size(network.nodes[node.parents[0]].shape), least[k])
+        elif isinstance(node, GainNode) and box is not None:
+            own = node.function.gains_on(box)
+            if own is not node.function.gains:
+                gains[k] = LocalGains({p: min(own.get(p, math.inf), g) for p, g in node.function.gains.items()})
+    return gains
+
+
+def _least_lengths(bounds: LinearBounds) -> dict[int, Tensor]:
+    """How long the groups of normalisations are at least."""
+    found: dict[int, Tensor] = {}
     nodes, work = bounds.network.nodes, 0.0
     with torch.no_grad():
         for k, node in enumerate(nodes):
@@ -135,14 +270,18 @@ def _gains(bounds: LinearBounds) -> dict[int, LocalGains]:
             cost = 4.0 * rows * sum(size(other.shape) for other in nodes[: parent + 1])
             affordable = bool(bounds.boxes[0].finite.all()) and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
             work += cost if affordable else 0.0
-            length = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
-            gains[k] = LocalGains(block.gains_beyond(length, n))
-    return gains
+            found[k] = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
+            away = distances(bounds.network, parent, block)
+            if away is not None:
+                found[k] = torch.maximum(found[k], away)
+    return found
 
 
 def normalising(node: object) -> Radial | None:
     """The block of a node whose gains depend on how long its argument is."""
-    block = node.function if isinstance(node, GainNode) else node.block if isinstance(node, OpenNode) else None
+    block: object = node.function if isinstance(node, GainNode) else node.block if isinstance(node, OpenNode) else None
+    if isinstance(node, PartNode) and not node.which and isinstance(node.function, SmoothBlock):
+        block = node.function.block
     return block if isinstance(block, Radial) else None
 
 

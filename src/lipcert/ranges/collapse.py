@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import CaptureError
+from lipcert.network.activations.rationals import between
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import ActivationNode, AffineNode, Network, Node, OpenNode
 from lipcert.network.linear import Composition, Identity, LinearMap, OpMap, Sum
 from lipcert.network.moves import times
 from lipcert.network.nonlinearity import AnySlope, Nonlinearity
-from lipcert.network.origin import united
+from lipcert.network.origin import Origins, united
 from lipcert.numerics.midrad import TINY, Range, known
 from lipcert.numerics.rounding import gamma
 from lipcert.ranges.composite import Composite
+from lipcert.ranges.normal_form import normal_form
+from lipcert.ranges.polyline import Lines, polyline
 from lipcert.ranges.steps import Apply, Combine, Product, Quotient, Step, squared_wave
 
 #: Entries of a node for which a composite is worth its time, and nodes of one.
@@ -89,7 +92,7 @@ def _fits(network: Network, position: int) -> bool:
         return False
     if isinstance(node, AffineNode):
         return all(factor_of(linear) is not None for linear in node.maps)
-    return function_of(node) is not None or (isinstance(node, OpenNode) and bool(node.combines))
+    return function_of(node) is not None or (isinstance(node, OpenNode) and node.combines in ("mul", "div"))
 
 
 def _straight(node: Node) -> bool:
@@ -118,7 +121,7 @@ def _region(network: Network, last: int) -> Region | None:
         entry = [k for k in region.nodes if region.base in network.nodes[k].parents]
         if all(_straight(network.nodes[k]) for k in entry) and len(entry) == 1:
             continue  # the affine step next to the variable stays outside
-        return region if _worth_it([network.nodes[k] for k in region.nodes]) else None
+        return region if _worth_it(network, region) else None
     return None
 
 
@@ -126,12 +129,15 @@ def _entries(node: Node) -> int:
     return Identity(node.shape).in_size
 
 
-def _worth_it(nodes: Sequence[Node]) -> bool:
+def _worth_it(network: Network, region: Region) -> bool:
+    nodes = [network.nodes[k] for k in region.nodes]
     bends = [node for node in nodes if not isinstance(node, AffineNode)]
     functions = [function_of(node) for node in bends]
     several = len(bends) > 1 or any(len(node.parents) > 1 for node in nodes if isinstance(node, AffineNode))
     several = several or any(f is None for f in functions)
-    return several and any(f is None or f.curved for f in functions)
+    if not several or any(f is None or f.curved for f in functions):
+        return several
+    return bool(bends) and polyline("", _steps(network, region)) is not None
 
 
 # -- what becomes of it -------------------------------------------------------------------------------------
@@ -140,8 +146,15 @@ def _worth_it(nodes: Sequence[Node]) -> bool:
 def _as_one(network: Network, region: Region, builder: NetworkBuilder, new: dict[int, Var]) -> Var:
     nodes = [network.nodes[k] for k in region.nodes]
     name = "+".join(node.name for node in nodes if not _straight(node))
-    function = Composite.of(name, _steps(network, region))
     base, origin = new[region.base], united([node.origin for node in nodes])
+    steps = _steps(network, region)
+    whole = polyline(name, steps)
+    if whole is None:
+        steps = list(normal_form(steps) or steps)
+        whole = polyline(name, steps)
+    if isinstance(whole, Lines):
+        return _affine(builder, base, whole, name, origin)
+    function = Composite.of(name, steps) if whole is None else whole
     error: CaptureError | None = next((node.error for node in nodes if isinstance(node, OpenNode)), None)
     low, high = (torch.as_tensor(end, dtype=torch.float64) for end in (function.lower, function.upper))
     if error is None or bool((low.isfinite() & high.isfinite()).all()):
@@ -155,6 +168,19 @@ def _as_one(network: Network, region: Region, builder: NetworkBuilder, new: dict
 
     builder.evaluated(var, (base,), value, (), digest.hexdigest())
     return var
+
+
+def _affine(builder: NetworkBuilder, base: Var, line: Lines, name: str, where: Origins) -> Var:
+    """What is left where all bends cancel."""
+    rate, level = (between(n, n) for n in (line.rates[0], line.levels[0]))
+    shape = base.shape
+    linear: LinearMap = Identity(shape, float(rate.mid))
+    if bool(rate.rad != 0):
+        numbers = rate.mid.expand(shape).contiguous()
+        linear = OpMap("times", times, shape, shape, (numbers,), "times", 3.0)
+    offset = None if line.levels[0] == 0 else level.mid.expand(shape)
+    error = None if line.levels[0] == 0 else level.rad.expand(shape)
+    return builder.affine([(base, linear)], shape, offset, name, where, error)
 
 
 def _steps(network: Network, region: Region) -> list[Step]:

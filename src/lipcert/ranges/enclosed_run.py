@@ -17,6 +17,7 @@ from lipcert.network.graph import (
     Network,
     Node,
     OpenNode,
+    PartNode,
     SelectionNode,
 )
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
@@ -71,6 +72,11 @@ def _through(node: Node, inputs: list[Enclosure]) -> Enclosure:
         return result.map(lambda t: t.expand(node.shape)[None])
     if isinstance(node, OpenNode):
         return _open(node, inputs)
+    if isinstance(node, PartNode):
+        if node.which:
+            return _still(torch.zeros(1, *node.shape, dtype=torch.float64))
+        result = node.function.value([x.map(lambda t: t[0]) for x in inputs])
+        return result.map(lambda t: t.expand(node.shape)[None])
     assert isinstance(node, SelectionNode)
     selection = node.function
     return _largest(selection, inputs[0]) if isinstance(selection, MaxSelection) else _sorted(selection, inputs[0])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipcert.errors import NumericsError
 from lipcert.numerics import derivatives
+from lipcert.numerics.matrices import product_of_ranges
 from lipcert.numerics.midrad import TINY, ULPS, UNIT, Range, choose, hull
 from lipcert.ranges.enclosure import (
     Enclosure,
@@ -22,6 +23,7 @@ from lipcert.ranges.enclosure import (
     exact,
     greater,
     mul,
+    of,
     rule,
     square,
     where,
@@ -272,6 +274,16 @@ def mean(x: Enclosure, dim: Any = None, keepdim: bool = False, dtype: Any = None
     return div(sum_(x, dim, keepdim), math.prod(x.shape[a] for a in _axes(x, dim)))
 
 
+@rule("matmul", "bmm", "mm", "__matmul__")
+def matmul(x: Any, y: Any) -> Enclosure:
+    """Products of matrices, by the product rule."""
+    x, y = of(x), of(y)
+    return Enclosure(
+        product_of_ranges(x.value, y.value),
+        product_of_ranges(x.value, y.tangent) + product_of_ranges(x.tangent, y.value),
+    )
+
+
 def _peak(x: Enclosure, axes: tuple[int, ...]) -> Tensor:
     top = x.value.mid.amax(axes, keepdim=True)
     return torch.where(torch.isfinite(top), top, 0.0)
@@ -293,19 +305,34 @@ def softmax(x: Enclosure, dim: int, dtype: Any = None, **_: Any) -> Enclosure:
     return Enclosure(p, p * change)
 
 
+@rule("softmax_of_kept")
+def softmax_of_kept(x: Enclosure, dim: int, kept: Tensor) -> Enclosure:
+    """Softmax over the entries where ``kept`` is 1; 0 elsewhere, and in rows of which nothing is kept."""
+    chosen = kept.to(torch.float64).expand(x.shape)
+    row = chosen.amax(dim, keepdim=True) > 0
+    weighed = torch.where(row, chosen, 1.0)
+
+    def like_the_kept(t: Tensor) -> Tensor:  # what is left out is to be no peak
+        return torch.where(weighed > 0, t, torch.where(weighed > 0, t, -math.inf).amax(dim, keepdim=True))
+
+    p, change = _probabilities(x.map(like_the_kept), dim, weighed)
+    return Enclosure(p * Range.exact(chosen), p * Range.exact(chosen) * change)
+
+
 @rule("log_softmax")
 def log_softmax(x: Enclosure, dim: int, dtype: Any = None, **_: Any) -> Enclosure:
     """x − log Σ exp x."""
     return Enclosure((x - logsumexp(x, dim, True)).value, _probabilities(x, dim)[1])
 
 
-def _probabilities(x: Enclosure, dim: int) -> tuple[Range, Range]:
+def _probabilities(x: Enclosure, dim: int, kept: Tensor | None = None) -> tuple[Range, Range]:
     """p, and t_i − Σ p_k t_k: unchanged if all t are moved together, so they are taken relative to the largest entry's.
 
     That entry's own difference is then exactly 0, and the sum is as small as the other probabilities are.
     """
     axes = _axes(x, dim)
     weights = (x - exact(_peak(x, axes))).value.exp()
+    weights = weights if kept is None else weights * Range.exact(kept)
     p = weights * weights.sum(axes, True).reciprocal()
     top = x.value.mid.argmax(dim, keepdim=True)
     moved = x.tangent - x.tangent.map(lambda t: t.gather(dim, top))

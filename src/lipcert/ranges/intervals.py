@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import NumericsError
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, SelectionNode
+from lipcert.network.expanded import SmoothBlock
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, PartNode, SelectionNode
 from lipcert.network.images import image, touched
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import GainFunction, MaxSelection
@@ -33,6 +34,12 @@ def through(node: Node, inputs: Sequence[Interval]) -> Interval:
         return _selected(node, inputs[0])
     if isinstance(node, GainNode):
         return _block(node.function, inputs[0], node.shape)
+    if isinstance(node, PartNode):
+        if node.which:
+            return Interval.point(torch.zeros(node.shape, dtype=torch.float64))
+        if isinstance(node.function, SmoothBlock):
+            return _block(node.function.block, inputs[0], node.shape)
+        return node.function.image(inputs)
     assert isinstance(node, OpenNode)
     if node.block is not None:
         return _block(node.block, inputs[0], node.shape)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lipcert.network.radial import Radial
+from lipcert.network.relations import LocalGains
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP
 from lipcert.numerics.midrad import lengths as rounded_up
@@ -19,6 +21,23 @@ _HALVINGS = 60
 def groups_of(function: Radial, shape: torch.Size) -> Tensor:
     """(groups, n) flat places of a block's entries."""
     return function.grouped(torch.arange(shape.numel()).reshape(shape))
+
+
+def gains_beyond(function: Radial, shape: torch.Size, least: Tensor) -> LocalGains:
+    """The gains between points whose groups have at least these lengths; if there are none, which group may be 0."""
+    places = groups_of(function, shape)
+    gains = function.gains_beyond(least, places.shape[1])
+    if gains or not len(places):
+        return LocalGains(gains)
+    short = (function.divisor(least) < math.inf) & (least <= least.min())
+    first = int(short.nonzero()[0])
+    ends = [[int(i) for i in torch.unravel_index(places[first, k], shape)] for k in (0, -1)]
+    state = "constant" if function.centred else "0"
+    return LocalGains(
+        {},
+        f"Here {int(short.sum())} of {len(places)} groups may be {state}, the first of them entries {ends[0]} to "
+        f"{ends[1]} of a value of shape {tuple(shape)}: choose a domain without such a point, or an ε > 0.",
+    )
 
 
 def least_lengths(function: Radial, box: Interval, greatest: Callable[[Tensor], Tensor] | None) -> Tensor:

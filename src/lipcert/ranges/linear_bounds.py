@@ -19,6 +19,7 @@ from torch import Tensor
 from lipcert.domain import Domain
 from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
 from lipcert.network.images import touched
+from lipcert.network.joint import Planes
 from lipcert.network.linear import Identity, LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
@@ -92,39 +93,62 @@ Term = tuple[int, Tensor, Tensor | None]
 class LinearBounds:
     """Upper bounds of linear functions of nodes, by going back to the input.
 
-    ``boxes`` and ``lines`` are those of the nodes so far; they may grow between calls. Lines may be other ones for each
-    row, with a leading axis.
+    ``boxes``, ``lines`` and ``planes``, of functions of several values, are those of the nodes so far; they may grow
+    between calls. Planes may also be a sum of maps with an offset that is known to an error. Lines may be other ones
+    for each row, with a leading axis.
     """
 
-    def __init__(self, network: Network, domain: Domain, boxes: Sequence[Interval], lines: Mapping[int, Lines]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        domain: Domain,
+        boxes: Sequence[Interval],
+        lines: Mapping[int, Lines],
+        planes: Mapping[int, Planes | AffineNode] | None = None,
+    ) -> None:
         self.network, self.domain, self.boxes, self.lines = network, domain, boxes, lines
+        self.planes = {} if planes is None else planes
         self._entries = float(sum(size(node.shape) for node in network.nodes))
         self._reaches: dict[tuple[int, int], tuple[Tensor, float]] = {}
 
     def along(self, lines: Mapping[int, Lines]) -> LinearBounds:
         """With other lines."""
-        other = LinearBounds(self.network, self.domain, self.boxes, lines)
+        other = LinearBounds(self.network, self.domain, self.boxes, lines, self.planes)
         other._reaches = self._reaches
         return other
 
     def box(self, position: int, entries: Tensor) -> tuple[Tensor, Tensor]:
         """(low, high) of some entries (flat indices) of a node."""
-        shape = self.network.nodes[position].shape
-        n = size(shape)
-        first = self._first(position)
-        if first is not None:
-            return first.box(entries)
-        width = max(size(node.shape) for node in self.network.nodes[: position + 1])
-        chunk = max(1, CHUNK // (2 * width), min(ROWS, MOST // (2 * width))) if width else len(entries) + 1
-        lows, highs = [], []
-        for part in entries.split(chunk):
-            rows = torch.zeros(2 * len(part), n, dtype=torch.float64)
-            rows[torch.arange(len(part)), part] = 1.0
-            rows[torch.arange(len(part), 2 * len(part)), part] = -1.0
-            top = self.upper(position, rows.reshape(-1, *shape))
-            highs.append(top[: len(part)])
-            lows.append(-top[len(part) :])
-        return torch.cat(lows), torch.cat(highs)
+        return self.boxes_of([(position, entries)])[0]
+
+    def boxes_of(self, asked: Sequence[tuple[int, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """(low, high) of some entries (flat indices) of each of some nodes, which go back to the input together."""
+        found = {position: first.box(entries) for position, entries in asked if (first := self._first(position))}
+        rest = [(position, entries) for position, entries in asked if position not in found]
+        if rest:
+            places = torch.cat([torch.full_like(entries, position) for position, entries in rest])
+            flat = torch.cat([entries for _, entries in rest])
+            width = max(size(node.shape) for node in self.network.nodes[: int(places.max()) + 1])
+            chunk = max(1, CHUNK // (2 * width), min(ROWS, MOST // (2 * width))) if width else len(flat) + 1
+            pairs = zip(places.split(chunk), flat.split(chunk), strict=True)
+            lows, highs = zip(*(self._ends(*pair) for pair in pairs), strict=True)
+            counts = [len(entries) for _, entries in rest]
+            ends = (torch.cat(side).split(counts) for side in (lows, highs))
+            found |= dict(zip([position for position, _ in rest], zip(*ends, strict=True), strict=True))
+        return [found[position] for position, _ in asked]
+
+    def _ends(self, places: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """(low, high) of one entry of each of these nodes."""
+        count, terms = len(entries), []
+        for position in places.unique().tolist():
+            shape = self.network.nodes[position].shape
+            own = torch.nonzero(places == position).reshape(-1)
+            rows = torch.zeros(2 * count, size(shape), dtype=torch.float64)
+            rows[own, entries[own]] = 1.0
+            rows[count + own, entries[own]] = -1.0
+            terms.append((position, rows.reshape(-1, *shape), None))
+        top = self.upper_of_sum(terms)
+        return -top[count:], top[:count]
 
     def most(self, position: int, rows: Tensor) -> Tensor:
         """``upper`` in chunks of rows."""
@@ -190,6 +214,16 @@ class LinearBounds:
             constant = constant + total
             error = error + ((n + 2.0) * UNIT * sizes * UP + UNIT * constant.abs() + (n + 1.0) * TINY)
 
+        def hand_through(parent: int, coefficients: Tensor) -> None:
+            """Hand on products of coefficients and slopes, which are rounded."""
+            nonlocal error
+            shape = self.network.nodes[parent].shape
+            greatest = self.boxes[parent].greatest.expand(shape)
+            # where it is infinite, slopes are 0
+            lost = float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * 2.0 * TINY
+            error = error + (2.0 * UNIT * weigh(coefficients.abs(), greatest) + lost) * UP
+            hand(parent, coefficients.reshape(count, *shape))
+
         def hand(parent: int, coefficients: Tensor) -> None:
             nonlocal error
             if parent in pending:
@@ -205,7 +239,8 @@ class LinearBounds:
             coefficients = pending.pop(k, None)
             if coefficients is None:
                 continue
-            node = self.network.nodes[k]
+            planes = self.planes.get(k)
+            node = planes if isinstance(planes, AffineNode) else self.network.nodes[k]
             if isinstance(node, AffineNode):
                 offset = node.known_offset
                 if offset is not None:
@@ -221,17 +256,15 @@ class LinearBounds:
                     hand(parent, linear.transpose(coefficients).detach())
             elif isinstance(node, (ActivationNode, OpenNode)) and k in self.lines:
                 lines, parent = self.lines[k], node.parents[0]  # a product with itself names it twice
-                shape = self.network.nodes[parent].shape
                 positive, negative = coefficients.clamp(min=0.0), coefficients.clamp(max=0.0)
                 spend(positive, lines.upper_offset, 1.0)
                 spend(negative, lines.lower_offset, -1.0)
-                back = positive * lines.upper_slope + negative * lines.lower_slope
-                greatest = self.boxes[parent].greatest.expand(shape)
-                lost = (
-                    float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * 2.0 * TINY
-                )  # slopes are 0 elsewhere
-                error = error + (2.0 * UNIT * weigh(back.abs(), greatest) + lost) * UP
-                hand(parent, back.reshape(count, *shape))
+                hand_through(parent, positive * lines.upper_slope + negative * lines.lower_slope)
+            elif isinstance(planes, Planes):
+                spend(coefficients.clamp(min=0.0), planes.greatest, 1.0)
+                spend(coefficients.clamp(max=0.0), planes.least, -1.0)
+                for parent, slope in zip(node.parents, planes.slopes, strict=True):
+                    hand_through(parent, coefficients * slope)
             else:
                 box = self.boxes[k]
                 spend(coefficients.clamp(min=0.0), box.high, 1.0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lipcert.attack.adversarial import attack
+from lipcert.certificates.counter_example import CounterExample
 from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee
 from lipcert.numerics.process_state import ordinary
@@ -75,6 +76,18 @@ class _Case:
         if found is not None and found.radius > self.bracket.certified:
             self.bracket.certify(found.radius)
             self.proof = found
+
+    def break_at(self, found: CounterExample, radius: float) -> None:
+        """A counter-example within a radius."""
+        distance = radius if found.distance is None else found.distance
+        if distance < self.bracket.attacked:
+            self.bracket.attack(distance)
+            self.counter = found.point.reshape(-1)
+        if self.bracket.attacked <= self.bracket.certified and self.bracket.certified > 0.0:
+            raise NumericsError(
+                f"example {self.index} is certified up to {self.bracket.certified:.9g}, and a counter-example was "
+                f"found at {self.bracket.attacked:.9g}. This is a bug in lipcert: please report it."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,15 +230,7 @@ class Cascade:
             self._keep_points(case, found.example == place, found.other, found.points)
             if broken is None:
                 continue
-            distance = radii[place] if broken.distance is None else broken.distance
-            if distance < case.bracket.attacked:
-                case.bracket.attack(distance)
-                case.counter = broken.point.reshape(-1)
-            if case.bracket.attacked <= case.bracket.certified and case.bracket.certified > 0.0:
-                raise NumericsError(
-                    f"example {case.index} is certified up to {case.bracket.certified:.9g}, and a counter-example was "
-                    f"found at {case.bracket.attacked:.9g}. This is a bug in lipcert: please report it."
-                )
+            case.break_at(broken, radii[place])
         return [broken is not None for broken in found.broken]
 
     def _keep_points(self, case: _Case, mine: Tensor, other: Tensor, points: Tensor) -> None:
@@ -243,9 +248,15 @@ class Cascade:
         left = tried = [(case, case.bracket.next()) for case in cases]
         for prover in self.provers:
             asked = [self._asked(case, radius) for case, radius in left]
-            for (case, _), proof in zip(left, prover.prove(self.facts, asked, until), strict=True):
-                case.keep(proof)
-            left = [(case, radius) for case, radius in left if case.bracket.certified < radius]
+            open_ = []
+            for (case, radius), found in zip(left, prover.prove(self.facts, asked, until), strict=True):
+                if isinstance(found, CounterExample):
+                    case.break_at(found, radius)
+                    continue
+                case.keep(found)
+                if case.bracket.certified < radius:
+                    open_.append((case, radius))
+            left = open_
             if not left:
                 break
         for case, radius in left:

@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
+from lipcert.arguments import real
 from lipcert.capture.load import Model, load_model
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, InputError, LipcertError, StoreError
@@ -128,9 +129,10 @@ class Certification(Sequence[Row]):
 
     def _radius(self, radius: float | None) -> float:
         if radius is not None:
-            if not radius >= 0.0:
-                raise InputError(f"radius must be a number from 0, not {radius!r}.")
-            return float(radius)
+            value = real(radius)
+            if not value >= 0.0:
+                raise InputError(f"radius must be a number from 0, not {radius!r:.60}.")
+            return value
         if self.threat.radii is None:
             raise InputError("this run looked for the largest radius of each example: say at which radius.")
         return self.threat.radii[-1]

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 import lipcert.methods.autolip
 import lipcert.methods.liplt  # noqa: F401  (both register their method)
-from lipcert.arguments import budget_of, device_of, generator_of
+from lipcert.arguments import budget_of, device_of, real, seed_of
 from lipcert.capture.load import Model, load_model
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.errors import InputError, LipcertError
@@ -30,6 +30,7 @@ from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.result import Bound
+from lipcert.robustness.branching import Branching
 from lipcert.robustness.cascade import Batch, Cascade
 from lipcert.robustness.certification import CONSTANTS, Certification, restored
 from lipcert.robustness.checks import Facts
@@ -38,7 +39,7 @@ from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, Rounding, arithmetic_of, captured, executed_scores, require_exact
 from lipcert.robustness.pair_constants import PairConstants, body, classes_of
 from lipcert.robustness.progress import shown
-from lipcert.robustness.provers import CostToGo
+from lipcert.robustness.provers import CostToGo, Prover
 from lipcert.robustness.store import Store
 from lipcert.robustness.threat import Threat, scaled
 from lipcert.version import __version__
@@ -74,9 +75,10 @@ def certify(
     """Certify that examples keep their class under every perturbation up to a radius.
 
     For each example: its class; a Lipschitz constant for each pair of outputs; an attack; then the quadratic
-    cost-to-go, on ranges by intervals, then by linear bounds. The first that decides ends it, and its certificate is
-    kept. What is certified holds for the real-valued network (rounding in the model's own forward pass is outside), or
-    with ``arithmetic="float32"`` for the one that torch executes.
+    cost-to-go, on ranges by intervals, then by linear bounds; at given radii, branch and bound around it, which also
+    finds counter-examples. The first that decides ends it, and its certificate is kept. What is certified holds for
+    the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"`` for
+    the one that torch executes.
 
     Args:
         model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
@@ -119,8 +121,7 @@ def certify(
     data = Examples.of(inputs, labels)
     if threat.clip is not None:
         data.require_within(threat.clip)
-    generator_of(seed)  # refuses an unusable seed
-    place, runner = device_of(device), engine_of(engine, workers)
+    seed, place, runner = seed_of(seed), device_of(device), engine_of(engine, workers)
     seconds, times = budget_of(budget), _positive(effort, "effort")
     kind = arithmetic_of(arithmetic, threat)
     if kind == "float32":
@@ -142,7 +143,7 @@ def certify(
     store = Store.open(resume, about)
     try:
         facts = _facts(network, threat, store, rounding)
-        provers = _provers(network, max(_LEAST_STEPS, round(_STEPS * times)), place, seed)
+        provers = _provers(network, threat, max(_LEAST_STEPS, round(_STEPS * times)), seconds, place, seed)
         cascade = Cascade(facts, provers, seconds, times, seed, place)
         pending = batches(data, int(store.about["batch"]), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:
@@ -185,12 +186,21 @@ def batch_size(network: Network, gigabytes: float, count: int) -> int:
     return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
 
 
-def _provers(network: Network, steps: int, device: torch.device, seed: int) -> tuple[CostToGo, ...]:
-    """On ranges by intervals, then by linear bounds; at once by these where they cost little."""
-    small = sum(size(node.shape) for node in network.nodes) <= _SMALL
-    return tuple(
-        CostToGo(linear=linear, steps=steps, device=device, seed=seed)
-        for linear in ((True,) if small else (False, True))
+def _provers(
+    network: Network, threat: Threat, steps: int, seconds: float, device: torch.device, seed: int
+) -> tuple[Prover, ...]:
+    """On ranges by intervals, then by linear bounds; at once by these where they cost little or the most is asked.
+
+    At given radii splitting comes last.
+    """
+    small = _small(network)
+    at_once = small or threat.radii is None
+    return (
+        *(
+            CostToGo(linear=linear, steps=steps, device=device, seed=seed)
+            for linear in ((True,) if at_once else (False, True))
+        ),
+        Branching(seconds=seconds, linear=small, steps=steps, device=device, seed=seed),
     )
 
 
@@ -286,6 +296,7 @@ def _accuracy(network: Network, data: Examples, indices: Sequence[int], factor: 
 
 
 def _positive(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    number = real(value)
+    if not 0 < number < math.inf:
         raise InputError(f"{name} must be a positive number, not {value!r:.60}.")
-    return float(value)
+    return number

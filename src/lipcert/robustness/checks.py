@@ -255,13 +255,25 @@ def _by_linear_bounds(facts: Facts, claim: Claim, proof: bytes) -> Margins:
 @check_of("cost_to_go")
 def _by_cost_to_go(facts: Facts, claim: Claim, proof: bytes) -> Margins:
     """Multipliers for some classes; the constants, and where these do not serve ranges, for the others."""
+    return _by_multipliers(facts, claim, proof, ("cost_to_go",))
+
+
+@check_of("branched_cost_to_go")
+def _by_branched_cost_to_go(facts: Facts, claim: Claim, proof: bytes) -> Margins:
+    """The same; for some classes the domain is split by a tree, with multipliers at its leaves."""
+    return _by_multipliers(facts, claim, proof, ("cost_to_go", "branched_cost_to_go"))
+
+
+def _by_multipliers(facts: Facts, claim: Claim, proof: bytes, kinds: Sequence[str]) -> Margins:
     parts, linear = read_proof(proof)
     found = facts.by_constants(claim)
     asked = [k for part in parts for k in part.classes]
     if len(set(asked)) != len(asked) or not all(0 <= k < facts.classes - 1 for k in asked):
         raise CertificateError("the proof's classes are not those of other outputs, each once.")
     for part in parts:
-        witness = Witness("cost_to_go", part.multipliers, {"linear": linear})
+        if part.kind not in kinds:
+            raise CertificateError("the proof holds a tree of splits, which its method has not.")
+        witness = Witness(part.kind, part.multipliers, {"linear": linear})
         found = found.or_else(facts.by_outputs(claim, witness, part.classes))
     left = (~(found.sure > 0.0)).nonzero().reshape(-1).tolist()
     if left and not set(left) & set(asked):
@@ -271,16 +283,21 @@ def _by_cost_to_go(facts: Facts, claim: Claim, proof: bytes) -> Margins:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Multipliers for some classes, whose places among the other classes are given."""
+    """Multipliers for some classes, whose places among the other classes are given; with trees, or without."""
 
     classes: list[int]
     multipliers: dict[str, Tensor]
+
+    @property
+    def kind(self) -> str:
+        """Of the witness."""
+        return "branched_cost_to_go" if "tree" in self.multipliers else "cost_to_go"
 
 
 def write_proof(parts: Sequence[Part], linear: bool) -> bytes:
     """Bytes of a proof by the cost-to-go; ``linear``: on ranges by linear bounds."""
     arrays = {
-        f"{number}/{name}": tensor.detach().to("cpu", torch.float64).contiguous().clone()
+        f"{number}/{name}": tensor.detach().to("cpu").contiguous().clone()
         for number, part in enumerate(parts)
         for name, tensor in part.multipliers.items()
     }

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from lipcert.arguments import whole
 from lipcert.errors import EngineError, InputError, LipcertError
 from lipcert.robustness.cascade import Batch, Decider
 from lipcert.robustness.rows import Decision
@@ -51,9 +52,10 @@ class LocalEngine:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
+        count = whole(self.workers)
+        if count is None or count < 1:
             raise InputError(f"workers must be a whole number from 1, not {self.workers!r}.")
-        if self.workers > 1 and "fork" not in multiprocessing.get_all_start_methods():
+        if count > 1 and "fork" not in multiprocessing.get_all_start_methods():
             raise InputError(
                 "workers > 1 needs a system that can fork processes; here use engine='ray', or one worker."
             )

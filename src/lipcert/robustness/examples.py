@@ -63,7 +63,7 @@ class Examples:
 
     def example(self) -> Tensor:
         """A batch of one, floating, as models are captured with."""
-        first = torch.from_numpy(np.array(self.inputs[:1]))
+        first = torch.from_numpy(np.array(self.inputs[:1], dtype=self.inputs.dtype.newbyteorder("=")))
         return first if first.is_floating_point() else first.float()
 
     def require_classes(self, count: int) -> None:
@@ -174,9 +174,10 @@ def _array(what: str, value: Any) -> npt.NDArray[Any]:
     if isinstance(value, np.ndarray):
         return value
     try:
-        array = np.asarray(value)
+        tensors = isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value)
+        array = torch.stack([v.detach().to("cpu") for v in value]).numpy() if tensors else np.asarray(value)
     except Exception as problem:
         raise InputError(f"{what} must be a tensor or an array: {problem}") from problem
-    if array.dtype.kind == "O" or not isinstance(value, (list, tuple)):
+    if array.dtype.kind == "O" or not array.ndim:
         raise InputError(f"{what} must be a tensor or an array of numbers, not {type(value).__name__}.")
     return array

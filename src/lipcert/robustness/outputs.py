@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -105,7 +105,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
         linear: whether ranges are tightened by linear bounds.
     """
     with torch.no_grad():
-        places = [Setting(subject.facts, task.domain, linear) for task in tasks]
+        places = [subject.setting(subject.facts, task.domain, linear) for task in tasks]
         answers = [Answer(place.plain(task.rows), linear) for place, task in zip(places, tasks, strict=True)]
     for answer, task in zip(answers, tasks, strict=True):
         answer.multipliers = [None] * len(task.rows)
@@ -119,7 +119,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
     pairs = [(i, r) for i, r in pairs if i in usable]
     if not pairs:
         return answers
-    if _deep(subject.network):
+    if deep(subject.network):
         found = _searched(subject, tasks, places, answers, pairs, settings)
     else:  # activations of the input alone, whose least values the check works out
         none = Multipliers()
@@ -131,7 +131,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
     return answers
 
 
-def _deep(network: Network) -> bool:
+def deep(network: Network) -> bool:
     """Whether a cost that goes back from the output meets an activation of a linear map's values."""
     waiting, seen = [len(network.nodes) - 1], set()
     while waiting:
@@ -147,10 +147,20 @@ def _deep(network: Network) -> bool:
     return False
 
 
-def _moderate(norms: Sequence[float], numbers: Sequence[Tensor]) -> bool:
-    """Whether float32 holds a network's numbers and their products well."""
+def norms_of(subject: Subject) -> dict[int, tuple[float, ...]]:
+    """Position of an affine node → norms of its maps."""
+    positions = [k for k, node in enumerate(subject.network.nodes) if isinstance(node, AffineNode)]
+    return {k: tuple(norm.value for norm in subject.facts.norms(k)) for k in positions}
+
+
+def precise_enough(
+    settings: Settings, norms: Mapping[int, Sequence[float]], numbers: Sequence[Tensor]
+) -> tuple[Settings, bool]:
+    """The settings, in float64 unless float32 holds a network's numbers and their products well; whether it does."""
     sizes = [float(t[t.isfinite()].abs().max()) for t in numbers if bool(t.isfinite().any())]
-    return max([*norms, *sizes], default=0.0) < LARGE and min((n for n in norms if n), default=1.0) > 1.0 / LARGE
+    own = [n for row in norms.values() for n in row]
+    moderate = max([*own, *sizes], default=0.0) < LARGE and min((n for n in own if n), default=1.0) > 1.0 / LARGE
+    return (settings if moderate else replace(settings, dtype=torch.float64)), moderate
 
 
 #: (task, row).
@@ -180,11 +190,9 @@ def _searched(
             result[here] = _proved(places[i], rows, candidates.at(here), answers[i])
         return result
 
-    nodes = [(k, node) for k, node in enumerate(network.nodes) if isinstance(node, AffineNode)]
-    norms = {k: tuple(norm.value for norm in subject.facts.norms(k)) for k, _ in nodes}
-    numbers = [*(end for ends in boxes for end in ends), *(tasks[i].rows for i in used)]
-    moderate = _moderate([n for own in norms.values() for n in own], numbers)
-    settings = settings if moderate else replace(settings, dtype=torch.float64)
+    norms = norms_of(subject)
+    ends = [end for i in used for box in places[i].boxes for end in (box.low, box.high)]
+    settings, moderate = precise_enough(settings, norms, [*ends, *(tasks[i].rows for i in used)])
     try:
         found = ascend(
             network, norms, boxes, together([tasks[i].domain for i in used]),

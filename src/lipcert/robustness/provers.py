@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.counter_example import CounterExample
 from lipcert.errors import CertificateError, NotProved
 from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
 from lipcert.robustness.outputs import Answer, Task, prove_below
 from lipcert.search.cost_to_go.settings import Settings
 
-#: Checks that a proof is stretched by, and how close the ends of the interval of radii get.
-_SECANTS, _CLOSE = 6, 1.002
+#: Checks that a proof is stretched by, how close the ends of the interval of radii get, and how far a root is sought.
+_SECANTS, _CLOSE, _FAR = 6, 1.005, 1.002
 #: Part of the margin at the example up to which rounding is aimed at in the search.
 _SMALL_PART = 0.25
 #: Room for other machines' arithmetic, in units of the size of the outputs at the example.
@@ -65,8 +66,11 @@ class Proof:
 class Prover(Protocol):
     """One step of the cascade."""
 
-    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
-        """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter)."""
+    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> Sequence[Proof | CounterExample | None]:
+        """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter).
+
+        A prover that finds a proved counter-example to a claim gives that.
+        """
 
 
 def proved(method: str, facts: Facts, claim: Claim, content: bytes = b"") -> Proof | None:
@@ -86,7 +90,8 @@ def _checked(method: str, facts: Facts, claim: Claim, content: bytes) -> Proof |
 def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof | None:
     """A proof at the radius that is asked, or at about the largest between two radii at which the content is one.
 
-    What it proves falls as the radius grows: the root is bracketed, and found by secants.
+    What it proves falls as the radius grows: the root is bracketed, and found by secants, the first of them from the
+    margin at the example itself.
     """
     first = _checked(method, facts, asked.claim, content)
     if first is None:
@@ -96,11 +101,16 @@ def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof 
         return best
     low, high = asked.between
     low, high = (first.radius, high) if best else (low, min(high, first.radius))
-    points = [(first.radius, first.margin)]
+    points = [(0.0, float(facts.at_centre(asked.claim).sure.min()))]
+    if math.isfinite(first.margin):
+        points.append((first.radius, first.margin))
     for _ in range(_SECANTS):
-        if not 0.0 < low * _CLOSE < high < math.inf:
+        root = _root(points)
+        if not low * _CLOSE < high < math.inf or (best is not None and root < low * _FAR):
             break
-        radius = _root(points, low, high)
+        radius = root * (1.0 - 5e-4)
+        if not low * 1.0005 < radius < high * 0.9999:
+            radius = math.sqrt(low * high) if low > 0.0 else 0.5 * high
         found = _checked(method, facts, Claim(asked.claim.x, asked.claim.label, radius), content)
         if found is None or not found.margin > 0.0:
             high = radius
@@ -111,14 +121,13 @@ def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof 
     return best
 
 
-def _root(points: Sequence[tuple[float, float]], low: float, high: float) -> float:
-    """Just below where the line through two points is 0; the middle where that is not between the ends."""
-    middle = math.sqrt(low * high)
-    if len(points) < 2 or points[0][1] == points[1][1]:
-        return middle
+def _root(points: Sequence[tuple[float, float]]) -> float:
+    """Where the line through two points is 0; inf where none falls through them."""
+    if len(points) < 2:
+        return math.inf
     (a, at_a), (b, at_b) = points
-    guess = (b - at_b * (b - a) / (at_b - at_a)) * (1.0 - 5e-4)
-    return guess if low * 1.0005 < guess < high * 0.9999 else middle
+    slope = (at_b - at_a) / (b - a) if b != a else 0.0
+    return b - at_b / slope if slope < 0.0 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +152,8 @@ class CostToGo:
         """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
         if time.perf_counter() > until:
             return [None] * len(asked)
-        open_ = [_open(facts, one.claim) for one in asked]
-        goal = max((_goal(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
+        open_ = [open_classes(facts, one.claim) for one in asked]
+        goal = max((goal_of(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
         tasks = [
             Task(facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes], goal)
             for one, classes in zip(asked, open_, strict=True)
@@ -163,18 +172,19 @@ class CostToGo:
         if not found:
             return stretched("linear_bounds" if self.linear else "ranges", facts, asked, b"")
         parts = [
-            Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims}) for part in _joined(found)
+            Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims})
+            for part in joined_parts(found)
         ]
         return stretched(self.name, facts, asked, write_proof(parts, self.linear))
 
 
-def _open(facts: Facts, claim: Claim) -> list[int]:
+def open_classes(facts: Facts, claim: Claim) -> list[int]:
     """Places of the classes that the constants leave open; all, where they leave none."""
     left = (~(facts.by_constants(claim).sure > 0.0)).nonzero().reshape(-1).tolist()
     return left or list(range(facts.classes - 1))
 
 
-def _goal(facts: Facts, claim: Claim, classes: Sequence[int]) -> float:
+def goal_of(facts: Facts, claim: Claim, classes: Sequence[int]) -> float:
     """What margins of the real-valued network are to exceed; 0 where rounding may take a large part of them."""
     if facts.rounding is None:
         return 0.0
@@ -183,7 +193,7 @@ def _goal(facts: Facts, claim: Claim, classes: Sequence[int]) -> float:
     return float(lost[within].max()) if bool(within.any()) else 0.0
 
 
-def _joined(found: Mapping[int, Multipliers]) -> list[Part]:
+def joined_parts(found: Mapping[int, Multipliers]) -> list[Part]:
     """Classes whose multipliers are of the same kinds go together."""
     groups: dict[tuple[str, ...], dict[int, dict[str, Tensor]]] = {}
     for k, multipliers in sorted(found.items()):

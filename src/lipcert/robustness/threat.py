@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from lipcert.arguments import real
 from lipcert.capture.model import as_module
 from lipcert.domain import NORMS, Ball, Box, Intersection, exactly
 from lipcert.errors import InputError
@@ -122,7 +123,7 @@ def scaled(
 
 def _norm(norm: Any) -> float:
     try:
-        value = float(norm) if not isinstance(norm, bool) else math.nan
+        value = float(norm) if isinstance(norm, str) else real(norm)
     except (TypeError, ValueError):
         value = math.nan
     if value not in NORMS:

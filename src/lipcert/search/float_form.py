@@ -121,7 +121,7 @@ def sufficient(
 
     Args:
         cell: whose they are; ``c`` and ``d`` may differ from its own.
-        multipliers: (B, k), one of a block; negative where v is zero.
+        multipliers: (B, k), one of a group of a block, or as often as it has entries; negative where v is zero.
         curvature: (B, size) Q_jj.
         error: (B, size) what rounding may have taken from it.
         c, d: (B or 1, size).
@@ -132,7 +132,9 @@ def sufficient(
     none = curvature.new_zeros(len(curvature), 1)
     largest = curvature.max(dim=1, keepdim=True).values if curvature.shape[1] else none
     if cell.block:
-        least = (curvature + error).max(dim=1, keepdim=True).values if curvature.shape[1] else none
+        terms = (curvature + error).reshape(len(curvature), cell.groups, -1)
+        least = terms.amax(dim=2) if curvature.shape[1] else none
+        least = least.repeat_interleave(multipliers.shape[1] // least.shape[1], dim=1)
         low = current <= least * (1.0 + 0.5 * margin)
         raised = torch.maximum(current, 2.0 * least).clamp(min=1e-250)
         return torch.where(dead, (1e4 * least).clamp(min=1e-250), torch.where(low, raised, current))

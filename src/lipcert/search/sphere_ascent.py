@@ -23,7 +23,7 @@ class Point:
         y: (B, r, m).
         g: half the gradient for X, None where nothing depends on it.
         h: node → half the gradient for its z, (B, r, *shape); without nodes that do not matter.
-        lengths: node → ‖v_j‖, (B, 1, *shape), of a block (B, 1, …, 1).
+        lengths: node → ‖v_j‖, (B, 1, *shape), of a block (B, groups).
         v: node → (B, r, *shape), if they were asked for.
     """
 
@@ -148,10 +148,11 @@ class SphereAscent:
             v = flat.reshape(self.problems, self.columns, *flat.shape[1:])
             if inputs:
                 kept[cell.node] = v
-            length = length_over(v, tuple(range(1, v.dim())) if cell.block else (1,)).clamp_(min=self.tiny**0.5)
             if cell.block:
-                length = length.reshape(-1, *([1] * (u.dim() - 1)))
-            lengths[cell.node] = length
+                whole = _group_lengths(v, cell).clamp_(min=self.tiny**0.5)
+                lengths[cell.node], length = whole, _spread(whole, u)
+            else:
+                lengths[cell.node] = length = length_over(v, (1,)).clamp_(min=self.tiny**0.5)
             z = u * (d * length)
             same = v.shape == z.shape
             if same:
@@ -161,8 +162,8 @@ class SphereAscent:
                 """c h + d ⟨h, u⟩ v/‖v‖."""
                 at_z[cell.node] = h = h.reshape(u.shape)
                 if cell.block:
-                    inner = (h * u * d).flatten(1).sum(dim=1) / length.flatten()
-                    back = v * inner.reshape(-1, *([1] * (v.dim() - 1)))
+                    inner = _by_group(h * u * d, cell).sum(dim=(1, 3)) / whole
+                    back = v * _spread(inner, v)
                 else:
                     back = v * (torch.linalg.vecdot(h, u, dim=1).unsqueeze(1) * d / length)
                 if same:
@@ -191,7 +192,7 @@ class SphereAscent:
 
 def force(h: Tensor, d: Tensor, cell: Cell) -> Tensor:
     """‖d h‖ per neuron, or per block, of a gradient h for the cell's z: (B, neurons)."""
-    return length_over(d * h, axes(h, cell)).flatten(1)
+    return _group_lengths(d * h, cell) if cell.block else length_over(d * h, (1,)).flatten(1)
 
 
 def input_axes(x: Tensor, norm: Norm) -> tuple[int, ...]:
@@ -199,14 +200,29 @@ def input_axes(x: Tensor, norm: Norm) -> tuple[int, ...]:
     return (1,) if norm[0] == math.inf else tuple(range(1, x.dim()))
 
 
-def axes(h: Tensor, cell: Cell) -> tuple[int, ...]:
-    """Over what a unit vector of the cell extends: the columns, and for a block its entries too."""
-    return tuple(range(1, h.dim())) if cell.block else (1,)
+def _by_group(x: Tensor, cell: Cell) -> Tensor:
+    """(B, r, groups, entries of one) of a block's v or z (B, r, …)."""
+    return x.reshape(*x.shape[:2], cell.groups, -1)
+
+
+def _group_lengths(x: Tensor, cell: Cell) -> Tensor:
+    """(B, groups): the lengths over columns and entries."""
+    return _by_group(x, cell).square().sum(dim=(1, 3)).sqrt()
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """(B, groups) put at the entries of each group, to multiply ``like``, (B, r, …)."""
+    if values.shape[1] == 1:
+        return values.reshape(-1, *([1] * (like.dim() - 1)))
+    count = like[0, 0].numel() // values.shape[1]
+    return values.repeat_interleave(count, dim=1).reshape(len(values), 1, *like.shape[2:])
 
 
 def unit(h: Tensor, otherwise: Tensor | None, cell: Cell) -> Tensor:
-    """h/‖h‖ per problem and neuron (per problem and block)."""
-    return scaled_to_unit(h, otherwise, axes(h, cell))
+    """h/‖h‖ per problem and neuron (per problem and group of a block)."""
+    if not cell.block:
+        return scaled_to_unit(h, otherwise, (1,))
+    return _scaled(h, otherwise, _spread(_group_lengths(h, cell), h))
 
 
 def length_over(h: Tensor, over: tuple[int, ...]) -> Tensor:
@@ -216,7 +232,10 @@ def length_over(h: Tensor, over: tuple[int, ...]) -> Tensor:
 
 def scaled_to_unit(h: Tensor, otherwise: Tensor | None, over: tuple[int, ...]) -> Tensor:
     """h divided by its length over some axes; ``otherwise`` where that length is (nearly) zero."""
-    length = length_over(h, over)
+    return _scaled(h, otherwise, length_over(h, over))
+
+
+def _scaled(h: Tensor, otherwise: Tensor | None, length: Tensor) -> Tensor:
     if otherwise is None:
         return h / length
     return torch.where(length > torch.finfo(h.dtype).tiny ** 0.5 * 1e-2, h / length, otherwise)

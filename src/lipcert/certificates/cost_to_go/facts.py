@@ -48,6 +48,7 @@ class Facts:
         self._share = chance.group(2 * len(maps))
         self._norms: dict[int, tuple[NormBound, ...]] = {}
         self._matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._last: tuple[Tensor, list[Interval]] | None = None
 
     def norms(self, position: int) -> tuple[NormBound, ...]:
         """‖A_i‖₂ of the maps of an affine node."""
@@ -86,11 +87,17 @@ class Facts:
         for ball in () if domain is None else domain.balls():
             if ball.p > 2.0:
                 continue
-            centre = boxes_of(self.network, Box(ball.center, ball.center), "none")
+            centre = self._centre(ball.center)
             for k, reach in self.reaches.items():
                 box = self._around(centre[k], reach, ball)
                 found[k] = box.meet(found[k]) if k in found else box
         return found
+
+    def _centre(self, point: Tensor) -> list[Interval]:
+        """Values at a point; the last one's are kept, as balls of several radii have one centre."""
+        if self._last is None or not torch.equal(self._last[0], point):
+            self._last = point.clone(), boxes_of(self.network, Box(point, point), "none")
+        return self._last[1]
 
     @staticmethod
     def _around(centre: Interval, reach: Tensor, ball: Ball) -> Interval:

@@ -22,11 +22,14 @@ from lipcert.network.images import image
 from lipcert.network.linear import size
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
-from lipcert.ranges.build import applied
+from lipcert.ranges.build import applied, cut_bounds
 from lipcert.ranges.functions import Samples
+from lipcert.ranges.linear_bounds import LinearBounds
 
 #: Parts that the range of a curved activation is cut into.
 PARTS = 192
+#: Entries of a network up to which linear bounds tighten the ranges of every part of a domain.
+SMALL = 4_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +48,23 @@ class Setting:
         facts: the network's.
         domain: of its input.
         linear: whether linear bounds tighten the boxes.
+        bounds: on a part of the domain that is meant instead; None: on all of it.
     """
 
-    def __init__(self, facts: Facts, domain: Domain, linear: bool) -> None:
+    def __init__(self, facts: Facts, domain: Domain, linear: bool, bounds: LinearBounds | None = None) -> None:
         self.facts, self.network, self.domain, self.linear = facts, facts.network, domain, linear
-        self._bounds = facts.bounds(domain, linear)
+        self._bounds = facts.bounds(domain, linear) if bounds is None else bounds
         self.boxes: Sequence[Interval] = self._bounds.boxes
         self._samples: dict[int, Samples] = {}
+
+    def part(self, position: int, box: Interval) -> Setting:
+        """Where, besides, the value of one node lies in a box within its own.
+
+        Linear bounds are worked out anew only where they cost little: there are many such parts.
+        """
+        anew = self.linear and sum(size(node.shape) for node in self.network.nodes) <= SMALL
+        bounds = cut_bounds(self._bounds, position, box, "undecided" if anew else "none")
+        return Setting(self.facts, self.domain, self.linear, bounds)
 
     def samples(self, position: int) -> Samples:
         """Of an activation on the box of its parent."""

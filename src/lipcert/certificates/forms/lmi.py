@@ -31,8 +31,9 @@ CAUTION = 16.0
 def multiplier_pair(cell: Cell, multiplier: Tensor, v_size: int) -> tuple[Tensor, Tensor]:
     """λ on w and λ on v as vectors; a neuron with d = 0 has no w and needs no multiplier."""
     if cell.block:
-        value = float(multiplier[0])
-        return torch.full((cell.size,), value, dtype=torch.float64), torch.full((v_size,), value, dtype=torch.float64)
+        own = multiplier.to(torch.float64)
+        on_w, on_v = (own.repeat_interleave(count // cell.groups) for count in (cell.size, v_size))
+        return on_w, on_v
     idle = cell.d.reshape(-1) == 0
     return torch.where(idle, torch.ones_like(multiplier), multiplier), torch.where(
         idle, torch.zeros_like(multiplier), multiplier

@@ -76,7 +76,7 @@ class Notation:
 def read_multipliers(
     witness: Witness, transformed: ScaledIncrements, notation: Notation, forms: int
 ) -> dict[int, Tensor]:
-    """``multipliers.K`` of every nonlinear node K, (forms, neurons), or (forms, 1) for a block, in the check's units.
+    """``multipliers.K`` of every nonlinear node K in the check's units, (forms, neurons), of a block (forms, groups).
 
     Raises:
         CertificateError: missing, negative, not finite or of wrong size.
@@ -84,7 +84,7 @@ def read_multipliers(
     multipliers = {}
     for cell in transformed.cells:
         stored = witness.arrays.get(f"multipliers.{cell.node}")
-        expected = (forms, 1 if cell.block else cell.size)
+        expected = (forms, cell.groups)
         if stored is None or stored.shape != expected or not stored.is_floating_point():
             raise CertificateError(f"the multipliers of node {cell.node} are missing or of wrong size.")
         values = notation.multiplier(cell.node, stored)

@@ -86,6 +86,60 @@ def written(linear: LinearMap, p: float) -> WrittenMap:
     return WrittenMap(block, p, known, _elementary(block.matrix, p), _spread(block.matrix, p))
 
 
+@dataclass(frozen=True, eq=False)
+class PassedMap:
+    """A linear map as the code that it is given by, for maps whose matrix holds mostly zeros.
+
+    Attributes:
+        map: in the units of ``exponent``.
+        known: whether its rounding is known.
+        norm: an upper bound of ‖map‖_p.
+        relative: what its rounding and its constants' errors may change it by, in the p-norm.
+        floor: what underflow may change an entry of an image by.
+    """
+
+    map: LinearMap
+    exponent: int
+    p: float
+    known: bool
+    norm: float
+    relative: float
+    floor: float
+
+    def after(self, block: EnclosedMatrix) -> EnclosedMatrix:
+        """This map after ``block``, column by column.
+
+        Why the error holds: |fl(A b) − A b| ≤ γ|A||b| entry by entry (``LinearMap.rounding``), of a norm of at most
+        γ‖|A|‖_p times that of |b|, and A b − A b' = A(b − b').
+        """
+        columns = block.matrix.shape[1]
+        with torch.no_grad():
+            image = self.map.apply(block.matrix.T.reshape(columns, *self.map.in_shape).contiguous())
+        product = image.reshape(columns, self.map.out_size).T.contiguous()
+        size_b = _spread(block.matrix, self.p)
+        error = add_up(
+            mul_up(self.norm, block.error),
+            mul_up(self.relative, size_b),
+            mul_up(self.floor, float(max(1, product.numel()))),
+        )
+        return _normalised(product, self.exponent + block.exponent, error)
+
+
+def passed(linear: LinearMap, p: float, norm: float) -> PassedMap:
+    """A linear map as code, with the error of its constants and of applying it (see ``written``).
+
+    ``norm`` is an upper bound of ‖linear‖_p, infinite where none is known.
+    """
+    unit = scaled(linear)
+    known = linear.rounding <= MOST_ROUNDINGS and unit.map.rounding <= MOST_ROUNDINGS
+    terms = unit.map.rounding if known else float(linear.in_size + linear.out_size)
+    rows, columns = (float(sums.max()) if sums.numel() else 0.0 for sums in absolute_sums(unit))
+    greatest = {1.0: columns, 2.0: mul_up(sqrt_up(rows), sqrt_up(columns)), math.inf: rows}[p]
+    relative = mul_up(2.0 * gamma(terms + 8.0), greatest)
+    own = min(greatest, add_up(ldexp_up(norm, -unit.exponent), relative, unit.underflow))
+    return PassedMap(unit.map, unit.exponent, p, known, own, relative, unit.underflow)
+
+
 def identity(n: int) -> EnclosedMatrix:
     """The identity, exactly."""
     return EnclosedMatrix(torch.eye(n, dtype=torch.float64), 0, 0.0)

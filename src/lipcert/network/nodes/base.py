@@ -10,9 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from lipcert.errors import CaptureError
 from lipcert.network.linear import Shape
 from lipcert.network.origin import Origins
-from lipcert.network.relations import Local, Relation
+from lipcert.network.relations import Local, LocalGains, Relation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,3 +57,9 @@ class Node(ABC):
     def update_hash(self, digest: Any) -> None:
         """Feed kind, wiring, shape and everything that determines the function to a hashlib object."""
         digest.update(repr((type(self).__name__, self.parents, self.shape)).encode())
+
+
+def explained(error: CaptureError, local: Local | None) -> CaptureError:
+    """The error with what is known on the domain of its cause."""
+    remark = local.remark if isinstance(local, LocalGains) else ""
+    return type(error)(f"{error} {remark}") if remark else error

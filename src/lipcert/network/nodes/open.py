@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lipcert.errors import CaptureError, NotLipschitzError
+from lipcert.network.activations.steep import Power
 from lipcert.network.hashing import update_hash_with_tensor
-from lipcert.network.nodes.base import Node
+from lipcert.network.nodes.base import Node, explained
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.radial import Radial
-from lipcert.network.relations import BlockCell, EntryCell, Local, LocalGains, Relation
+from lipcert.network.relations import BlockCell, EntryCell, Local, LocalGains, LocalSlopes, Relation
 
 #: (the parents' values for one example, the call's constants) → the node's value for that example.
 Evaluation = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
@@ -33,7 +34,8 @@ class OpenNode(Node):
         key: identifies ``function`` in the network's hash.
         steep: what the node computes, where that is one function of each entry of its one parent (which x·x names
             twice): on an interval it has slopes.
-        combines: ``mul`` or ``div`` where the node is just that of two parents, entry by entry.
+        combines: ``mul`` or ``div`` where the node is just that of two parents, entry by entry; ``blend`` where it is
+            n + z(h − n) of parents z, h and n; ``matmul`` where it is the matrix product of two, batches of one shape.
         block: what the node computes of its one parent, where that is a block that has gains away from 0.
     """
 
@@ -65,9 +67,10 @@ class OpenNode(Node):
             raise self.error
         if isinstance(local, LocalGains):
             if not local.gains:
-                raise self.error
+                raise explained(self.error, local)
             source = self.block.source if self.block is not None else ""
             return BlockCell(self.parents, self.shape, self.name, self.origin, position, local.gains, "gain", source)
+        assert isinstance(local, LocalSlopes)
         steep = ~(local.lower.isfinite() & local.upper.isfinite())
         if not bool(steep.any()):
             own = self.parents[:1]  # x·x names its one parent twice
@@ -76,9 +79,15 @@ class OpenNode(Node):
         if not bool((box.low[steep].isfinite() & box.high[steep].isfinite()).any()):
             raise self.error
         low, high = float(box.low[steep].min()), float(box.high[steep].max())
+        place, at = f" (in {self.where})" if self.where else "", f"[{low:.4g}, {high:.4g}]"
+        if isinstance(self.steep, Power) and self.steep.exponent < 0:
+            raise NotLipschitzError(
+                f"{self.name}{place} has no Lipschitz constant on this domain: the denominator may vanish, as it "
+                f"ranges over {at}. Choose a smaller domain, or bound the denominator away from 0."
+            )
         raise NotLipschitzError(
-            f"{self.name} has no Lipschitz constant on this domain{f' (in {self.where})' if self.where else ''}: its "
-            f"argument ranges over [{low:.4g}, {high:.4g}], where its slope is not bounded. Choose a smaller domain."
+            f"{self.name} has no Lipschitz constant on this domain{place}: its argument ranges over {at}, where its "
+            "slope is not bounded. Choose a smaller domain."
         )
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:

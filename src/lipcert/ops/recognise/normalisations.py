@@ -16,6 +16,7 @@ from lipcert.network.graph import AffineNode, GainNode, OpenNode
 from lipcert.network.linear import LinearMap, OpMap, size
 from lipcert.network.nonlinearity import Slope
 from lipcert.network.radial import Radial, along
+from lipcert.numerics.midrad import Range
 from lipcert.ops.context import Context
 from lipcert.ops.radial import radial_gains
 from lipcert.ops.rational import OutOfRange, Real, above, below, exactly, root_above
@@ -55,6 +56,10 @@ class OverClampedNorm(Radial):
         """max(k‖x‖, ε)."""
         return (self.factor * length).clamp(min=self.floor * _CERTAIN)
 
+    def root_form(self, least: float) -> tuple[Range, Range, float] | None:
+        """k² and 0 where k‖x‖ is above ε."""
+        return _square(self.scale, self.factor) if self.factor * least > self.floor / _CERTAIN else None
+
     def value(self, x: Tensor) -> Tensor:
         """The quotient."""
         return x / (self.scale * torch.linalg.vector_norm(x, 2.0, self.axes, True)).clamp_min(self.floor)
@@ -84,6 +89,10 @@ class OverShiftedNorm(Radial):
         """k‖x‖ + ε, ε ≥ 0 left out where it is not known well."""
         return self.factor * length + self.shift * _CERTAIN
 
+    def root_form(self, least: float) -> tuple[Range, Range, float] | None:
+        """k² and 0 without a shift."""
+        return _square(self.scale, self.factor) if self.shift == 0.0 else None
+
     def value(self, x: Tensor) -> Tensor:
         """The quotient."""
         return x / (self.scale * torch.linalg.vector_norm(x, 2.0, self.axes, True) + self.shift)
@@ -92,6 +101,13 @@ class OverShiftedNorm(Radial):
     def image(self) -> tuple[Slope, Slope]:
         """|x| ≤ ‖x‖."""
         return _over(self.scale)
+
+
+def _square(scale: float, factor: float) -> tuple[Range, Range, float] | None:
+    """(k², 0, 1), where k is the double itself."""
+    if factor != scale:
+        return None
+    return Range.exact(torch.tensor(scale)).square(), Range.exact(torch.tensor(0.0)), 1.0
 
 
 def _over(scale: float) -> tuple[Slope, Slope]:
@@ -104,16 +120,17 @@ def _over(scale: float) -> tuple[Slope, Slope]:
 class OverRoot(Radial):
     """x / √(linear · x² + level), of absolute value at most ``greatest``, which is 1/√(least weight) rounded up.
 
-    √(greatest weight / least) is at most ``spread``, and the level meant at least ``least``.
+    √(greatest weight / least) is at most ``spread``, and the level meant between ``least`` and ``most``.
     """
 
-    stated: ClassVar[tuple[str, ...]] = (*Radial.stated, "greatest", "spread", "least")
+    stated: ClassVar[tuple[str, ...]] = (*Radial.stated, "greatest", "spread", "least", "most")
 
     linear: LinearMap
     level: float
     greatest: float
     spread: float
     least: float
+    most: float
 
     @property
     def distortion(self) -> float:
@@ -129,6 +146,17 @@ class OverRoot(Radial):
     def divisor(self, length: Tensor) -> Tensor:
         """√(w‖x‖² + c), w the least weight."""
         return ((length / self.greatest).square() + self.least).sqrt()
+
+    def root_form(self, least: float) -> tuple[Range, Range, float] | None:
+        """The weights and the level, where those differ by rounding only."""
+        if not (self.spread < 1.0 + 1e-9 and self.greatest < math.inf and self.most - self.least <= 1e-9 * self.most):
+            return None
+        ends = [torch.tensor(x, dtype=torch.float64) for x in (1.0, self.spread, self.greatest, self.least, self.most)]
+        one, spread, greatest = (Range.exact(x) for x in ends[:3])
+        low, high = ((x * greatest.reciprocal()).square() for x in (one, spread))
+        wide = 1.0 + 1e-14  # both roots are rounded up, by less than a relative 2^-50
+        weights = Range.between(low.low, high.high * wide)
+        return weights, Range.between(ends[3], ends[4]), self.spread * self.spread
 
     def value(self, x: Tensor) -> Tensor:
         """The quotient."""
@@ -338,7 +366,7 @@ def _radial(
 def _root_quotient(ctx: Context, x: Var, found: Radicand) -> Var:
     """x / √(Σ w x² + c); with unequal weights D⁻¹ g(D x), D = diag(√w), so √(greatest w / least w) times the gain."""
     linear, c = found.linear, found.level.middle
-    settings = (linear, c, found.greatest, found.spread, below(found.level.low))
+    settings = (linear, c, found.greatest, found.spread, below(found.level.low), above(found.level.high))
     if found.level.is_(0):
         return _away_from_zero(ctx, x, OverRoot("div", {}, _OPEN, *settings))
     known = Fraction(c) - found.level.low <= found.level.low * Fraction(_ABSORBED)

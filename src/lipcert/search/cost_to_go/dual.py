@@ -48,6 +48,13 @@ class Question:
             walk.back(k, weigh)
         return walk.at_input(halvings)
 
+    def cells(self, multipliers: Multipliers, weigh: Weigh) -> tuple[dict[int, Cell], Tensor]:
+        """Position of an activation → its one-dimensional costs; and the input where what is left is least."""
+        walk = _Walk(self, multipliers)
+        for k in range(len(self.plan.network.nodes) - 1, 0, -1):
+            walk.back(k, weigh)
+        return walk.cells, walk.input_point()
+
 
 class _Walk:
     """What is still to be paid, going back: a linear cost and quadratic ones per node, and a number."""
@@ -59,6 +66,7 @@ class _Walk:
         shape = self.plan.network.out_shape
         self.linear: dict[int, Tensor] = {last: question.rows.reshape(-1, *shape)}
         self.quadratic: dict[int, list[Quadratic]] = {}
+        self.cells: dict[int, Cell] = {}
         self.centres: dict[int, Tensor] = {}
         for k in self.plan.bent:
             self.centres[k] = self._image(k)
@@ -105,7 +113,7 @@ class _Walk:
         centre = self._centre(k, 0)
         weight, middle = self._joined(quadratics, c)
         low, high = self.question.low[parent], self.question.high[parent]
-        cell = Cell(self.plan.functions[k], c, weight, middle, g, curvature, centre, low, high)
+        cell = self.cells[k] = Cell(self.plan.functions[k], c, weight, middle, g, curvature, centre, low, high)
         self.value = self.value + cell.least()
         self._hand(parent, g, (curvature, centre))
 
@@ -145,6 +153,13 @@ class _Walk:
             return self.value
         weight, middle = self._joined(self.quadratic.pop(0, []), c)
         return self.value + self.question.domains.least(c, weight, middle, halvings)
+
+    def input_point(self) -> Tensor:
+        """Where that is attained."""
+        domains, c = self.question.domains, self.linear.pop(0, None)
+        if c is None:
+            return domains.center
+        return domains.least_point(c, *self._joined(self.quadratic.pop(0, []), c))[0]
 
 
 def by_norms(plan: Plan) -> Weigh:

@@ -1,0 +1,118 @@
+"""The last step of the cascade: branch and bound on the examples that nothing before has decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lipcert.attack.starts import inside
+from lipcert.certificates.cost_to_go.walk import Setting
+from lipcert.certificates.counter_example import CounterExample, counter_example
+from lipcert.domain import Ball, Intersection
+from lipcert.numerics.process_state import ordinary
+from lipcert.robustness.checks import Facts, Part, write_proof
+from lipcert.robustness.forest import Forest, entries_of
+from lipcert.robustness.outputs import deep, norms_of, precise_enough, together
+from lipcert.robustness.pair_constants import others
+from lipcert.robustness.provers import Asked, Proof, goal_of, joined_parts, open_classes, proved
+from lipcert.search.cost_to_go.dual import Question
+from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branching:
+    """Trees of splits at single neurons, with the cost-to-go at their leaves; a counter-example ends them, too.
+
+    Claims between radii are left as they are: each radius would be a search of its own.
+
+    Attributes:
+        seconds: for one claim, at most.
+        linear: whether linear bounds tighten the ranges of every part.
+        steps: of the ascent before the first split.
+        device: where it runs.
+        seed: of its random starts.
+    """
+
+    name: ClassVar[str] = "branched_cost_to_go"
+
+    seconds: float = 60.0
+    linear: bool = True
+    steps: int = 300
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+
+    def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | CounterExample | None]:
+        """One claim after another; those that come later have what the earlier leave."""
+        found: list[Proof | CounterExample | None] = []
+        for number, one in enumerate(asked):
+            now = time.perf_counter()
+            own = now + min(self.seconds, (until - now) / (len(asked) - number))
+            found.append(self._decide(facts, one, own) if now < own and one.between is None else None)
+        return found
+
+    @ordinary()
+    def _decide(self, facts: Facts, asked: Asked, until: float) -> Proof | CounterExample | None:
+        classes = open_classes(facts, asked.claim)
+        goal = goal_of(facts, asked.claim, classes)
+        domain, rows = facts.domain(asked.claim), facts.rows(asked.claim, classes)
+        with torch.no_grad():
+            place = Setting(facts.subject.facts, domain, self.linear)
+            left = ~(place.plain(rows) > goal)
+        many = int(left.sum()) * entries_of(facts.subject.network) > Settings.chunk
+        if many or not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()) or not bool(left.any()):
+            return None
+        classes = [k for k, still in zip(classes, left.tolist(), strict=True) if still]
+        forest = self._forest(facts, place, domain, rows[left], asked.starts[classes], goal)
+        if forest.grow(until):
+            return proved(self.name, facts, asked.claim, self._content(facts, classes, forest))
+        if forest.counter is not None:
+            return _counter(
+                facts, asked, forest.counter, [others(asked.claim.label, facts.classes)[k] for k in classes]
+            )
+        return None
+
+    def _forest(
+        self, facts: Facts, place: Setting, domain: Ball | Intersection, rows: Tensor, starts: Tensor, goal: float
+    ) -> Forest:
+        settings = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
+        network, norms = facts.subject.network, norms_of(facts.subject)
+        ends = [end for box in place.boxes for end in (box.low, box.high)]
+        settings, _ = precise_enough(settings, norms, [*ends, rows])
+        plan = Plan(network.to(settings.dtype, settings.device), norms)
+        like = torch.zeros(1, dtype=settings.dtype, device=settings.device)
+        one = torch.zeros(len(rows), dtype=torch.int64)
+        low, high = (
+            {k: getattr(place.boxes[k], end)[None][one].to(like) for k in plan.ranged} for end in ("low", "high")
+        )
+        domains = together([domain]).at(one).to(settings.dtype, settings.device)
+        question = Question(plan, rows.to(like), low, high, domains)
+        return Forest(
+            place, domain, rows, question, starts.reshape(len(rows), *network.in_shape).to(like), settings, goal
+        )
+
+    def _content(self, facts: Facts, classes: Sequence[int], forest: Forest) -> bytes:
+        """The proof's bytes."""
+        norms, parts, simple = facts.subject.facts.claims, [], {}
+        for row, k in enumerate(classes):
+            tree, multipliers = forest.proof(row)
+            if tree:
+                parts.append(Part([k], {**multipliers.arrays(), **tree, "norms": norms}))
+            else:
+                simple[k] = multipliers
+        parts += [Part(part.classes, {**part.multipliers, "norms": norms}) for part in joined_parts(simple)]
+        return write_proof(parts, self.linear)
+
+
+def _counter(facts: Facts, asked: Asked, point: Tensor, classes: Sequence[int]) -> CounterExample | None:
+    """Proved, of the class that is highest there."""
+    domain = facts.domain(asked.claim)
+    point = inside(domain, point)
+    scores = facts.network.forward(point.reshape(facts.network.in_shape)).reshape(-1)
+    other = max(classes, key=lambda k: float(scores[k]))
+    return counter_example(facts.network, domain, point, asked.claim.label, other)
