@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import lipcert
 from lipcert.network.expanded import MatrixProduct
 from lipcert.network.expansion import Expansion, image_of_product, product_of_matrices
 from lipcert.network.nonlinearity import GainFunction
@@ -237,3 +238,14 @@ def test_the_maps_are_the_derivatives_at_the_middle(function: Callable[[Tensor],
     assert found.maps[0] is not None
     jacobian = torch.autograd.functional.jacobian(function, x).reshape(12, 12)
     assert torch.allclose(found.maps[0].matrix(), jacobian, atol=1e-7)
+
+
+def test_the_jacobian_of_log_sum_exp_is_bounded_in_one_batch() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x, 2.0 * x, x * x], 1).logsumexp(1)
+
+    centre = torch.zeros(1, 3, dtype=torch.float64)
+    found = lipcert.bound(Model(), centre, method="interval_jacobian", domain=lipcert.Ball(centre, 0.1, p=2))
+    assert found.method == "interval_jacobian"
+    assert found.value >= 1.0 - 1e-12  # at 0

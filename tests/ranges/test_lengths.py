@@ -185,3 +185,26 @@ def test_saved_and_verified(tmp_path: Path) -> None:
     assert lipcert.verify(tmp_path / "c.lipcert", first, x).value == bound.value
     with pytest.raises(lipcert.CertificateError, match="another model"):
         lipcert.verify(tmp_path / "c.lipcert", second, x)
+
+
+class _Cancelled(torch.nn.Module):
+    """x/‖x‖·√n less its derivative at 0.07 in all entries."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        eye = torch.eye(n, dtype=torch.float64)
+        self.register_buffer("w", (eye - 1.0 / n) / 0.07)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(x, [x.shape[-1]], eps=1e-12) - x @ self.w
+
+
+def test_the_middle_of_a_box_may_be_shorter_than_all_values_of_the_domain() -> None:
+    n = 100
+    corner = torch.full((1, n), 0.1075, dtype=torch.float64)  # ‖corner‖ − 0.075 = 1, but ‖middle‖ = 0.7
+    domain = lipcert.Intersection(lipcert.Ball(corner, 0.075, p=2), lipcert.Box(corner - 0.075, corner))
+    model = _Cancelled(n).eval()
+    found = lipcert.bound(model, corner, domain=domain, method="liplt", budget=1.0).value
+    inside = corner[0] - 1e-3
+    truth = torch.func.jacrev(lambda x: model(x[None])[0])(inside)
+    assert found >= float(torch.linalg.matrix_norm(truth, 2))

@@ -32,15 +32,16 @@ def radial_expansion(function: Radial, box: Interval, least: Tensor | None = Non
     Why the gains hold: f = φ(√k Px)/√k with φ(w) = w/√(‖w‖² + ε). The second derivative of φ is a symmetric trilinear
     form, whose norm is its greatest value at three equal unit vectors (Banach 1938): with ρ = √(‖w‖² + ε), t = ‖w‖/ρ
     and q the cosine to w it is t(3q − 3t²q³)/ρ² there, at most 2/(√3 ρ²). Hence ‖Df(x) − Df(c)‖ ≤ 2/(√3 ρ²) √k ‖P(x −
-    c)‖ with ρ least on the box. In l1 and l∞ a matrix of n columns has at most √n times its norm in l2. The remainder
-    f(x) − f(c) − Df(c)(x − c) is at most half that times ‖P(x − c)‖. Where the distance is more than a share of the
-    greatest ‖Df‖ itself, at most 1/ρ, a group's map is 0. Unequal weights of the entries, k ± a relative 2η, are f with
-    D^−1 φ(Dx), D = √k (1 ± η).
+    c)‖ with ρ least on the segment from c, which no point of the domain may have as its value, to x. In l1 and l∞ a
+    matrix of n columns has at most √n times its norm in l2. The remainder f(x) − f(c) − Df(c)(x − c) is at most half
+    that times ‖P(x − c)‖. Where the distance is more than a share of the greatest ‖Df‖ itself, at most 1/ρ, a group's
+    map is 0. Unequal weights of the entries, k ± a relative 2η, are f with D^−1 φ(Dx), D = √k (1 ± η).
 
     Args:
         function: what it is.
         box: of its argument.
-        least: (groups,) lower bounds of ‖Px‖ on the domain, better than what the box gives; or None.
+        least: (2, groups) lower bounds of ‖Px‖ on the domain, and on all segments from there to the middle of the
+            box, better than what the box gives; or None.
     """
     if not bool(box.finite.all()):
         return None
@@ -56,26 +57,27 @@ def radial_expansion(function: Radial, box: Interval, least: Tensor | None = Non
     own = centre - centre.sum((1,), True) * count.reciprocal() if function.centred else centre
     square = own.square().sum((1,), True)
     length = square.sqrt()
-    shortest = (length.low - far).clamp(min=0.0) * (1.0 - 4.0 * UNIT)
+    shortest = between = (length.low - far).clamp(min=0.0) * (1.0 - 4.0 * UNIT)
     if least is not None:
-        shortest = torch.maximum(shortest, least[:, None])
-    form = function.root_form(float(shortest.min()))
+        shortest, between = (torch.maximum(shortest, own[:, None]) for own in least)
+    form = function.root_form(float(torch.minimum(shortest, between).min()))
     if form is None:
         return None
     k, eps, spread = form
     r = (k * square + eps).sqrt()
-    rho2 = (k * Range.exact(shortest).square() + eps).low
+    rho2, rho2_between = ((k * Range.exact(own).square() + eps).low for own in (shortest, between))
     inverse = r.reciprocal()
     unit = own * inverse
     factor = (k * inverse).sqrt()
     v = unit * factor
-    known = (rho2 > 0) & v.mid.isfinite().all(1, True) & v.reach.isfinite().all(1, True) & inverse.reach.isfinite()
+    finite = v.mid.isfinite().all(1, True) & v.reach.isfinite().all(1, True) & inverse.reach.isfinite()
+    known = (rho2_between > 0) & finite
     scale, arrow = torch.where(known, inverse.mid, 0.0), torch.where(known, v.mid, 0.0)
     # what the floats of the map are off: a(P) by |a − 1/r| (and the mean's own factor), vvᵀ by ‖v − v'‖(‖v‖ + ‖v'‖)
     step = length_up(v.reach)
     wrong = inverse.reach + 4.0 * UNIT * scale + step * (2.0 * length_up(arrow) + step)
     wrong = wrong + (spread * spread - 1.0) * (length_up(arrow) ** 2 + scale) * 4.0
-    near = _BEND * k.sqrt().high * far / rho2 * spread**4 * (1.0 + 64.0 * UNIT) + wrong * (1.0 + 64.0 * UNIT)
+    near = _BEND * k.sqrt().high * far / rho2_between * spread**4 * (1.0 + 64.0 * UNIT) + wrong * (1.0 + 64.0 * UNIT)
     plain = spread / torch.sqrt(rho2.clamp(min=0.0)) * (1.0 + 8.0 * UNIT)
     plain = plain.clamp(max=function.gains.get(2.0, math.inf))
     used = known & (near <= WORTH * plain)

@@ -239,15 +239,14 @@ def _log_bend(r: _Rows) -> Tensor:
 def _weighted_sum(places: Tensor, shape: Shape, out_shape: Shape, weights: Tensor) -> LinearMap:
     """x ↦ Σ weights x over each group."""
     groups, n = places.shape
+    inverse = torch.argsort(places.reshape(-1))
 
     def function(x: Tensor, c: Tensor) -> Tensor:
         return (x.reshape(-1)[places.to(x.device)] * c).sum(-1).reshape(out_shape)
 
     def transposed(y: Tensor, c: Tensor) -> Tensor:
         spread = y.reshape(len(y), groups, 1) * c
-        result = torch.empty(len(y), groups * n, dtype=y.dtype, device=y.device)
-        result[:, places.reshape(-1).to(y.device)] = spread.reshape(len(y), -1)
-        return result.reshape(len(y), *shape)
+        return spread.reshape(len(y), -1)[:, inverse.to(y.device)].reshape(len(y), *shape)
 
     key = f"weighted sums of {index_key(places + 1)}"
     constants = (weights.contiguous(),)

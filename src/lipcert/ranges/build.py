@@ -27,7 +27,7 @@ from lipcert.numerics.midrad import Range
 from lipcert.ranges.away import distances
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
-from lipcert.ranges.lengths import gains_beyond, groups_of, least_lengths
+from lipcert.ranges.lengths import gains_beyond, groups_of, lengths_around
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
 
 Tighten = Literal["none", "undecided", "all"]
@@ -238,7 +238,7 @@ def _obeyed(
     found = function.expansion(boxes, least)
     if found is not None:
         return function.by(found)
-    return function.bounded(gains_beyond(function.block, boxes[0].low.shape, least), tuple(boxes[0].low.shape))
+    return function.bounded(gains_beyond(function.block, boxes[0].low.shape, least[0]), tuple(boxes[0].low.shape))
 
 
 def _gains(network: Network, boxes: Sequence[Interval], least: Mapping[int, Tensor]) -> dict[int, LocalGains]:
@@ -247,7 +247,7 @@ def _gains(network: Network, boxes: Sequence[Interval], least: Mapping[int, Tens
     for k, node in enumerate(network.nodes):
         block, box = normalising(node), boxes[node.parents[0]] if node.parents else None
         if block is not None and not isinstance(node, PartNode):
-            gains[k] = gains_beyond(block, torch.Size(network.nodes[node.parents[0]].shape), least[k])
+            gains[k] = gains_beyond(block, torch.Size(network.nodes[node.parents[0]].shape), least[k][0])
         elif isinstance(node, GainNode) and box is not None:
             own = node.function.gains_on(box)
             if own is not node.function.gains:
@@ -256,7 +256,7 @@ def _gains(network: Network, boxes: Sequence[Interval], least: Mapping[int, Tens
 
 
 def _least_lengths(bounds: LinearBounds) -> dict[int, Tensor]:
-    """How long the groups of normalisations are at least."""
+    """How long the groups of normalisations are at least, see ``lengths_around``: the middle may be in no image."""
     found: dict[int, Tensor] = {}
     nodes, work = bounds.network.nodes, 0.0
     with torch.no_grad():
@@ -270,10 +270,10 @@ def _least_lengths(bounds: LinearBounds) -> dict[int, Tensor]:
             cost = 4.0 * rows * sum(size(other.shape) for other in nodes[: parent + 1])
             affordable = bool(bounds.boxes[0].finite.all()) and work + cost <= MOST_WORK and rows**2 * n <= MOST_ROWS
             work += cost if affordable else 0.0
-            found[k] = least_lengths(block, box, partial(bounds.most, parent) if affordable else None)
+            found[k] = lengths_around(block, box, partial(bounds.most, parent) if affordable else None)
             away = distances(bounds.network, parent, block)
             if away is not None:
-                found[k] = torch.maximum(found[k], away)
+                found[k] = torch.stack([torch.maximum(found[k][0], away), found[k][1]])
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lipcert.network.radial import Radial
 from lipcert.network.relations import LocalGains
 from lipcert.numerics.interval import Interval
-from lipcert.numerics.midrad import TINY, UNIT, UP
+from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.numerics.midrad import lengths as rounded_up
 
 #: Halvings that find the mean which is nearest to a box.
@@ -43,9 +43,23 @@ def gains_beyond(function: Radial, shape: torch.Size, least: Tensor) -> LocalGai
 def least_lengths(function: Radial, box: Interval, greatest: Callable[[Tensor], Tensor] | None) -> Tensor:
     """(groups,) lower bounds of ‖x‖₂, or of ‖x − mean‖₂, of every group over the domain, and over what is convex in it.
 
+    Args:
+        function: says what the groups are.
+        box: of all entries.
+        greatest: rows (R, *shape) → upper bounds of Σ rows[r]·x over the domain, tighter than the box's; or None.
+    """
+    return lengths_around(function, box, greatest)[0]
+
+
+def lengths_around(function: Radial, box: Interval, greatest: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """(2, groups): ``least_lengths``, and the same over all segments from points of the domain to the box's middle.
+
+    The middle need not lie in the convex hull of the domain, as the box may be larger.
+
     Why these are lower bounds: for any v, ‖x‖‖v‖ ≥ <v, x>. If x is centred first, the same holds of <v, x − mean(x)> =
     <v, x> − mean(v) Σx, of which the last term is bounded with the box. The least value of a linear function holds on
-    the convex hull, too. Any v will do; it points to the point of the box that is nearest to 0, and to its middle.
+    the convex hull, too; with the middle, it is the less of the two. Any v will do; it points to the point of the box
+    that is nearest to 0, and to its middle.
 
     Args:
         function: says what the groups are.
@@ -54,15 +68,17 @@ def least_lengths(function: Radial, box: Interval, greatest: Callable[[Tensor], 
     """
     places = groups_of(function, box.low.shape)
     low, high = (end.reshape(-1)[places] for end in (box.low, box.high))
-    best = torch.zeros(len(places), dtype=torch.float64)
+    best = torch.zeros(2, len(places), dtype=torch.float64)
     finite = (low.isfinite() & high.isfinite()).all(dim=1, keepdim=True)
     a, b = torch.where(finite, low, 0.0), torch.where(finite, high, 0.0)
+    middle = Range.between(a, b).mid
     for v in _directions(function.centred, a, b):
         bottom = _over_box(v, a, b)
         if greatest is not None:
             rows = torch.zeros(len(places), box.low.numel(), dtype=torch.float64)
             rows.scatter_(1, places, -v)
             bottom = torch.maximum(bottom, -greatest(rows.reshape(-1, *box.low.shape)))
+        bottom = torch.stack([bottom, torch.minimum(bottom, _over_box(v, middle, middle))])
         if function.centred:
             n = v.shape[1]
             largest = torch.maximum(a.abs(), b.abs()).sum(dim=1) * (1.0 + 4.0 * n * UNIT)
