@@ -168,6 +168,7 @@ class Two(nn.Module):
         (function(lambda x: torch.fft.fft(x).real), CaptureError, "complex numbers"),
         (Square(), NotLipschitzError, r"aten\.mul.*test_bad_input\.py:\d+ in forward"),
         (function(lambda x: x / (1 + x.sum(1, keepdim=True))), NotLipschitzError, r"aten\.div"),
+        (function(lambda x: (x * x).reshape(1, -1)), CaptureError, "a batch of 2 gives an output of shape"),
         (function(lambda x: torch.exp(x)), NotLipschitzError, r"aten\.exp"),
         (function(lambda x: x.sqrt()), NotLipschitzError, r"aten\.sqrt"),
         (function(lambda x: x.sign()), NotLipschitzError, r"aten\.sign"),

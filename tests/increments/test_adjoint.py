@@ -109,3 +109,17 @@ def test_what_cannot_be_transposed_costs_no_bound(monkeypatch: pytest.MonkeyPatc
     found = lipcert.bound(case.model, case.example, norm=(1, 1), budget=3.0)
     assert any("no transposed here" in row.remark for row in found.tried)
     assert found.value >= lipcert.lower_bound(case.model, case.example, norm=(1, 1), budget=0.2).value
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_log_sum_exp_on_a_small_domain_goes_back_too(axis: int) -> None:
+    x = torch.randn(1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    class LogSumExp(torch.nn.Module):
+        def forward(self, v: Tensor) -> Tensor:
+            return torch.logsumexp(v * 2.0, axis)
+
+    box = jacobian(Problem(capture(LogSumExp(), x), (1.0, float("inf")), Ball(x, 1e-3)).reduced_increments)
+    found = torch.autograd.functional.jacobian(LogSumExp(), x).reshape(box.low.shape)
+    assert bool(((box.low <= found) & (found <= box.high)).all())
+    assert float((box.high - box.low).max()) < 0.1

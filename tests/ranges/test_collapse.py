@@ -17,6 +17,7 @@ from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
 from lipcert.problem import Problem
 from lipcert.ranges.collapse import collapse
 from lipcert.ranges.composite import Composite
+from lipcert.variation.one_sided import plus_identity
 from tests.zoo import Apply
 
 D = torch.float64
@@ -243,3 +244,32 @@ def test_quadratics_that_are_not_monic():
     assert bound(lambda x: torch.hypot(torch.zeros_like(x) - 3, x)).value == pytest.approx(1.0)
     assert bound(lambda x: torch.hypot(x, torch.zeros_like(x))).value == 1.0
     assert bound(lambda x: torch.hypot(x[:, :1], x[:, 1:])).value == pytest.approx(math.sqrt(2))
+
+
+def test_kinks_and_slopes_beyond_the_doubles_are_no_crash() -> None:
+    x = torch.full((1, 2), 0.3, dtype=D)
+    far = Apply(lambda _, v: F.relu(F.relu(v * 1e-200) * 1e-200 - 1.0) + v)
+    assert lipcert.bound(far, x, budget=1).value == pytest.approx(1.0)
+    small = torch.full((1, 2), 1e-305, dtype=D)
+    steep = Apply(lambda _, v: F.relu(F.relu(v * 1e200) * 1e200) - F.relu(-v))
+    assert lipcert.bound(steep, small, domain=Ball(small, 1e-310), budget=1).value > 1e308
+    twins = Apply(lambda _, v: torch.cat([torch.tanh((v * 1e200) * 1e200), torch.tanh((v * -1e200) * 1e200)], -1))
+    assert lipcert.bound(twins, small, domain=Ball(small, 1e-310), budget=1).value > 1e308
+
+
+def test_an_expression_in_one_that_was_collapsed_before() -> None:
+    x = torch.tensor([[0.3, -0.2, 0.5]], dtype=D)
+    model = Apply(lambda _, v: v + 0.1 * torch.sqrt(1.0 + torch.tanh(v) * 0.5))
+    again = collapse(plus_identity(collapse(capture(model, x)), 2.0))
+    functions = [node.function for node in again.nodes if isinstance(node, ActivationNode)]
+    assert [type(f) for f in functions] == [Composite]
+    assert not any(isinstance(getattr(step, "function", None), Composite) for step in functions[0].steps)
+    points = torch.linspace(-5, 5, 4001, dtype=D)[:, None].repeat(1, 3)
+    values = again.forward(points[:, None].reshape(-1, *again.in_shape)).reshape(-1, 3)
+    torch.testing.assert_close(values, model(points) + 2.0 * points)
+    slopes = (values[1:] - values[:-1]) / (points[1:] - points[:-1])
+    low, high = functions[0].slope_range((1, 3))
+    assert bool((low <= slopes.amin() + 1e-9).all())
+    assert bool((slopes.amax() - 1e-9 <= high).all())
+    one = lipcert.one_sided_lipschitz_bound(model, x, budget=1).value
+    assert slopes.max() - 2.0 - 1e-9 <= one <= 1.03

@@ -324,6 +324,21 @@ def test_a_forged_file_is_refused(tmp_path: Path, forgery: str) -> None:
         lipcert.Certification.load(path).verify(model)
 
 
+@pytest.mark.parametrize(
+    "change", ["UPDATE decisions SET certified_radius = 0.1 WHERE status = 'certified'", "DELETE FROM decisions"]
+)
+def test_a_file_that_changes_after_it_was_read_proves_nothing(tmp_path: Path, change: str) -> None:
+    """What is claimed is what was read: weaker rows that come later, or none, say nothing of it."""
+    model, _, _, path = saved(tmp_path)
+    read = lipcert.Certification.load(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute(change)
+        resign(connection)
+    connection.close()
+    with pytest.raises(lipcert.CertificateError, match="changed after it was read"):
+        read.verify(model)
+
+
 def resign(connection: sqlite3.Connection) -> None:
     """Give every row the hash of what it now says, as a forger would."""
     names = ", ".join(f'"{n}"' for n in (*ROW_FIELDS, "proof", "example", "counter"))

@@ -82,19 +82,26 @@ def _check(network: Network, program: ExportedProgram | None, module: nn.Module,
         precision = example.dtype if program is None else check_replay(network, program, example[:1])
         check_shapes(network)
         run, dtype, judged = self_check(network, module, example, precision)
+    with _refusal_first(network, hopeless=True):
         check_examples_independent(network, run, dtype, judged, module, example)
+    with _refusal_first(network):
         check_quotients(network, example)
 
 
 @contextmanager
-def _refusal_first(network: Network) -> Iterator[None]:
-    """Where a network with open nodes fails a check, the error is theirs: it tells of the cause."""
+def _refusal_first(network: Network, hopeless: bool = False) -> Iterator[None]:
+    """Where a network with open nodes fails a check, the error is theirs: it tells of the cause.
+
+    With ``hopeless`` only that of a node of which nothing is known on any domain: a product of two values does not
+    couple a batch.
+    """
     try:
         yield
     except Exception as problem:
-        if network.obstacle is None:
+        obstacle = network.hopeless if hopeless else network.obstacle
+        if obstacle is None:
             raise
-        raise network.obstacle from problem
+        raise obstacle from problem
 
 
 def _exported(module: nn.Module, example: Tensor) -> tuple[Lowered, ExportedProgram]:

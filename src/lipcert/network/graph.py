@@ -84,9 +84,13 @@ class Network:
     @property
     def obstacle(self) -> CaptureError | None:
         """As ``refusal``, but of the first node of which nothing is known on any domain, if there is one."""
+        return self.hopeless or self.refusal
+
+    @property
+    def hopeless(self) -> CaptureError | None:
+        """The error of the first node of which nothing is known on any domain; None where there is none."""
         open_ = [node for node in self.nodes if isinstance(node, OpenNode)]
-        hopeless = [n for n in open_ if n.steep is None and n.block is None and not n.combines]
-        return next((node.error for node in (*hopeless, *open_)), None)
+        return next((n.error for n in open_ if n.steep is None and n.block is None and not n.combines), None)
 
     def values(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Run on a batch (B, *in_shape), yielding (position, value); values are dropped after their last use."""

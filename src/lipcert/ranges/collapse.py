@@ -207,6 +207,11 @@ def _steps(network: Network, region: Region) -> list[Step]:
 
 
 def _applied(append: Callable[[Step], int], steps: Sequence[Step], argument: int, function: Nonlinearity) -> int:
+    if isinstance(function, Composite):  # of a network that was collapsed before
+        place = {0: argument}
+        for number, step in enumerate(function.steps, start=1):
+            place[number] = append(replace(step, arguments=tuple(place[k] for k in step.arguments)))
+        return place[len(function.steps)]
     before = steps[argument - 1] if argument else None
     wave = squared_wave(function, before)
     if wave is None or before is None:

@@ -12,7 +12,7 @@ import torch
 
 from lipcert.network.activations.clamp import Clamp
 from lipcert.network.activations.piecewise import Abs, LeakyReLU, Softshrink, TwoSlopes
-from lipcert.network.activations.rationals import between
+from lipcert.network.activations.rationals import between, is_double
 from lipcert.network.nonlinearity import Kink, Nonlinearity, Piece, Slope
 from lipcert.numerics.midrad import Near
 from lipcert.ranges.composite import Composite
@@ -21,6 +21,8 @@ from lipcert.ranges.steps import Apply, Combine, Step
 
 #: Most kinks of one expression.
 MOST_KINKS = 32
+#: Slopes beyond are left to the steps: differences of them must be doubles, too.
+GREATEST_RATE = 2.0**1000
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,15 @@ class Polyline(Composite):
 def polyline(name: str, steps: Sequence[Step]) -> Nonlinearity | Lines | None:
     """The activation that steps of lines are, or their one line; None for any other steps."""
     lines = lines_of(steps)
-    if lines is None or len(lines.kinks) > MOST_KINKS or any(_float(k) is None for k in lines.kinks):
+    if lines is None or len(lines.kinks) > MOST_KINKS or not all(is_double(k) for k in lines.kinks):
+        return None
+    if any(abs(rate) > GREATEST_RATE for rate in lines.rates):
         return None
     if not lines.kinks:
         rate = abs(lines.rates[0])
         return lines if rate == 0 or 2.0**-900 < rate < 2.0**900 else None
     low, high = (between(end, end) for end in (min(lines.rates), max(lines.rates)))
     return Polyline(name, float(low.low), float(high.high), tuple(steps), lines)
-
-
-def _float(x: Fraction) -> float | None:
-    value = float(x)
-    return value if Fraction(value) == x else None
 
 
 def lines_of(steps: Sequence[Step]) -> Lines | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from lipcert.network.activations.rationals import is_double
 from lipcert.network.activations.smooth import Cos, Sin
 from lipcert.network.graph import ActivationNode, AffineNode, Network
 from lipcert.network.linear import Identity
@@ -43,7 +44,7 @@ def _source(network: Network, place: int) -> Source:
         if not isinstance(node, AffineNode) or node.offset is not None or not isinstance(linear, Identity):
             return place, float(factor)
         product = factor * Fraction(linear.scale)
-        if getattr(linear.scale, "radius", 0.0) or linear.scale == 0.0 or Fraction(float(product)) != product:
+        if getattr(linear.scale, "radius", 0.0) or linear.scale == 0.0 or not is_double(product):
             return place, float(factor)
         place, factor = node.parents[0], product
 

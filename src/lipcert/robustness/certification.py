@@ -312,11 +312,19 @@ class Certification(Sequence[Row]):
         try:
             constants = restored(self._store.shared(CONSTANTS), network, self.threat.norm)
             facts = Facts(network, self.threat, constants, rounding)
-            for decision in self._store.decisions():
+            proved = 0
+            for place, decision in enumerate(self._store.decisions()):
+                if decision.row not in self._rows[place : place + 1]:
+                    raise CertificateError(f"row {decision.row.index}: the file was changed after it was read.")
                 try:
                     _verify_row(decision, facts, data)
                 except CertificateError as reason:
                     raise CertificateError(f"row {decision.row.index}: {reason}") from reason
+                proved += 1
+            if proved != len(self):
+                raise CertificateError(
+                    f"the file was changed after it was read: {proved} of {len(self)} rows are left."
+                )
         finally:
             self._store.rest()
         return self

@@ -18,6 +18,14 @@ def ends(x: float) -> tuple[Fraction, Fraction]:
     return Fraction(x) - radius, Fraction(x) + radius
 
 
+def is_double(x: Fraction) -> bool:
+    """Whether float64 has the number."""
+    try:
+        return Fraction(float(x)) == x
+    except OverflowError:
+        return False
+
+
 def between(low: Fraction, high: Fraction) -> Range:
     """[low, high], exact for one double; any number where an end is beyond the range of doubles."""
     try:
