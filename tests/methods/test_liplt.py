@@ -16,7 +16,8 @@ from lipcert.capture.torch_export import capture
 from lipcert.certificates import loop_transform
 from lipcert.certificates.norms import written_map
 from lipcert.errors import CertificateError, InputError, UnsupportedNormError
-from lipcert.network.linear import Dense
+from lipcert.network.linear import Dense, Identity
+from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
 from tests.methods.solving import solved
 from tests.methods.test_lipsdp import HARD, INF, chain, observed, randn, recipe
@@ -211,3 +212,11 @@ def test_a_wide_network_with_pooling(monkeypatch):
     quotient, noise = difference_quotients(model, (1, 10, 10), 2.0, 2.0)
     bound = lipcert.bound(model, torch.zeros(1, 1, 10, 10), lipcert.LipLT(), budget=5.0)
     assert bool((quotient - noise <= bound.value).all())
+
+
+def test_norms_of_maps_that_are_gone_are_not_those_of_others() -> None:
+    increments = Problem(capture(mlp([2, 3, 2]), torch.zeros(1, 2)), (2.0, 2.0)).increments
+    recursion = loop_transform.SparseRecursion(increments, 2.0, Chance(), None)
+    for k in range(1, 100):
+        value = recursion._norm_of(Identity((1, 2), float(k)), 0).value
+        assert k <= value <= k * (1.0 + 1e-9)

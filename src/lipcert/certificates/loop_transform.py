@@ -241,13 +241,13 @@ class SparseRecursion(DenseRecursion):
 
     def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments)
-        self._norms: dict[int, NormBound] = {}  # by identity of the maps, which the increments keep
+        self._norms: dict[int, tuple[LinearMap, NormBound]] = {}  # with the map, whose id is its own while it is kept
 
     def _norm_of(self, linear: LinearMap, term: int) -> NormBound:
         """Written where that is moderate: errors grow with the norms of the maps they pass."""
         if id(linear) not in self._norms:
-            self._norms[id(linear)] = self._worked_out(linear)
-        return self._norms[id(linear)]
+            self._norms[id(linear)] = linear, self._worked_out(linear)
+        return self._norms[id(linear)][1]
 
     def _worked_out(self, linear: LinearMap) -> NormBound:
         bound = map_norm(linear, self.p, None, self.share, route="sums")
