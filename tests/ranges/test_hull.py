@@ -16,8 +16,9 @@ from lipcert.capture.torch_export import capture
 from lipcert.certificates.verify import verify
 from lipcert.domain import Ball
 from lipcert.errors import CertificateError, MethodError
+from lipcert.network.linear import Identity
 from lipcert.problem import Problem
-from lipcert.ranges.hull import hull
+from lipcert.ranges.hull import _tame, _written_exactly, hull
 from tests.zoo import Apply
 
 D = torch.float64
@@ -161,3 +162,13 @@ def test_a_forged_kind_is_refused() -> None:
         verify(replace(record, value=record.value * 0.99), net)
     with pytest.raises(CertificateError):
         verify(replace(record, witness=replace(record.witness, kind="quadratic", settings=settings["settings"])), net)
+
+
+def test_scales_are_looked_at_as_they_are_and_not_in_float32() -> None:
+    shape = (1, 2)
+    for scale in (1e-110, 1e110, -1e-46):
+        assert not _tame(Identity(shape, scale))
+    for scale in (1.0 + 2.0**-40, 1.0 - 2.0**-30, 1e-60):
+        assert not _written_exactly(Identity(shape, scale))
+    assert _tame(Identity(shape, -0.3))
+    assert _written_exactly(Identity(shape, 1.0 + 2.0**-8))

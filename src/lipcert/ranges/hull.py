@@ -202,7 +202,7 @@ def _written_exactly(linear: LinearMap) -> bool:
             continue
         if not isinstance(leaf, Identity) and not (isinstance(leaf, (Dense, OpMap)) and leaf.stored):
             return False
-        numbers = [torch.tensor(leaf.scale)] if isinstance(leaf, Identity) else list(leaf.constants)
+        numbers = [_scale(leaf)] if isinstance(leaf, Identity) else list(leaf.constants)
         if any(bool(((n * 256.0).frac() != 0).any() | (n.abs() > 256.0).any()) for n in numbers):
             return False
         factors += 1
@@ -294,11 +294,16 @@ def _entries(linear: LinearMap) -> _Entries | None:
     return _Entries(places, values, largest * (1.0 + 2.0**-20), 0.0 if exact else linear.rounding)
 
 
+def _scale(linear: Identity) -> Tensor:
+    """Its number as it is: the default dtype would round it, or lose it."""
+    return torch.tensor(linear.scale, dtype=torch.float64)
+
+
 def _tame(linear: LinearMap) -> bool:
     """Whether nothing can under- or overflow where the map is written."""
     factors = 0
     for leaf in linear.leaves():
-        numbers = [torch.tensor(leaf.scale)] if isinstance(leaf, Identity) else list(getattr(leaf, "constants", ()))
+        numbers = [_scale(leaf)] if isinstance(leaf, Identity) else list(getattr(leaf, "constants", ()))
         for number in numbers:
             some = number[number != 0].abs()
             if some.numel() and not _LEAST <= float(some.min()) <= float(some.max()) <= _GREATEST:
