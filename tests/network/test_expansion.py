@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
@@ -249,3 +250,16 @@ def test_the_jacobian_of_log_sum_exp_is_bounded_in_one_batch() -> None:
     found = lipcert.bound(Model(), centre, method="interval_jacobian", domain=lipcert.Ball(centre, 0.1, p=2))
     assert found.method == "interval_jacobian"
     assert found.value >= 1.0 - 1e-12  # at 0
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0 / 3.0, 1.0 + 2.0**-40])
+def test_factors_of_norms_are_the_doubles_and_not_their_float32(scale: float) -> None:
+    """As roots √(k²‖x‖² + 0), in the default dtype that checks run with."""
+    for function in (
+        OverShiftedNorm("norm", {}, "", (1,), scale, 0.0, scale),
+        OverClampedNorm("norm", {}, "", (1,), scale, 1e-12, scale),
+    ):
+        form = function.root_form(1.0)
+        assert form is not None
+        square = Fraction(scale) ** 2
+        assert Fraction(float(form[0].low)) <= square <= Fraction(float(form[0].high))

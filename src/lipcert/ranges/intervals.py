@@ -199,7 +199,7 @@ def _evaluated(function: Any, box: Interval, shape: Shape) -> Interval:
 
 
 def _interval(result: Any, shape: Shape) -> Interval:
-    value = result.value if isinstance(result, Enclosure) else Range.literal(torch.as_tensor(result))
+    value = result.value if isinstance(result, Enclosure) else Range.literal(result)
     low, high = value.low.expand(shape), value.high.expand(shape)
     return Interval(_sane(low, -math.inf), _sane(high, math.inf))
 

@@ -107,7 +107,8 @@ def _square(scale: float, factor: float) -> tuple[Range, Range, float] | None:
     """(k², 0, 1), where k is the double itself."""
     if factor != scale:
         return None
-    return Range.exact(torch.tensor(scale)).square(), Range.exact(torch.tensor(0.0)), 1.0
+    own = torch.tensor(scale, dtype=torch.float64)
+    return Range.exact(own).square(), Range.exact(torch.zeros_like(own)), 1.0
 
 
 def _over(scale: float) -> tuple[Slope, Slope]:
