@@ -22,6 +22,7 @@ from lipcert.network.linear import Dense, size
 from lipcert.network.parts import block_of, split
 from lipcert.network.transform import expand, fuse, then
 from lipcert.network.twins import Circle, Twins
+from lipcert.numerics.process_state import ordinary
 from lipcert.ranges.away import any_away
 from lipcert.ranges.build import Ranges, Tighten
 from lipcert.ranges.collapse import collapse
@@ -72,7 +73,8 @@ class Problem:
         if self.anchor is not None:
             object.__setattr__(self, "anchor", self._fitted_anchor(self.anchor))
         if self.model.refusal is not None:
-            _ = self.unfused_increments  # the error of the first node that has no constant on the domain
+            with ordinary():
+                _ = self.unfused_increments  # the error of the first node that has no constant on the domain
 
     def _fitted_anchor(self, anchor: Tensor) -> Tensor:
         """The anchor in the shape of the network's input, in float64."""

@@ -171,6 +171,22 @@ def mixed() -> nn.Module:
     return model.eval()
 
 
+class Gated(nn.Module):
+    """Has a constant on domains only, by ranges that are worked out when the problem is posed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.layers = nn.ModuleList(nn.Linear(3, 4) for _ in range(2))
+        with torch.no_grad():
+            for parameter in self.layers.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(self.layers[0](x).cumsum(1) * torch.sigmoid(self.layers[1](x)), (4,))
+
+
+GATED, GATED_INPUT, BALL = Gated().eval(), torch.ones(1, 3), lipcert.Ball(torch.ones(3), 0.1)
 TINY, TINY_INPUT = tiny(), torch.zeros(1, 2)
 MIXED, MIXED_INPUT = mixed(), torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -179,12 +195,13 @@ def values(folder: Path) -> list[Any]:
     """Bounds, proofs from a file, and a lower bound at a fixed witness."""
     tiny = [lipcert.bound(TINY, TINY_INPUT, method=m, norm=n) for m, n in (("autolip", INF), ("liplt", (2, 2)))]
     mixed = lipcert.bound(MIXED, MIXED_INPUT, method="autolip")
+    gated = lipcert.bound(GATED, GATED_INPUT, method="autolip", domain=BALL)
     again = [
         lipcert.verify(folder / "tiny.lipcert", TINY, TINY_INPUT),
         lipcert.verify(folder / "mixed.lipcert", MIXED, MIXED_INPUT),
     ]
     lower = evaluate(PROBLEM, LowerWitness(POINT, DIRECTION))
-    return [*((b.value, b.guarantee) for b in (*tiny, mixed, *again)), lower]
+    return [*((b.value, b.guarantee) for b in (*tiny, mixed, gated, *again)), lower]
 
 
 POINT = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 4, 4)
