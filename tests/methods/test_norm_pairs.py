@@ -90,13 +90,17 @@ def test_all_nine_on_generated_networks(seed: int) -> None:
 
 
 def test_of_one_linear_layer_every_norm_is_exact() -> None:
+    torch.manual_seed(0)
     layer = nn.Linear(4, 3).double().eval()
     w = layer.weight.detach()[None]
+    duals = {1.0: INF, 2.0: 2.0, INF: 1.0}
     for pair, bound in bounds(Case("linear", layer, torch.zeros(1, 4)))[1].items():
         signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4)), dtype=torch.float64)
         truth = float(best_directions(w, *pair, iterations=200)[0])
         if pair[0] == INF:
             truth = float((signs @ w[0].T).norm(p=pair[1], dim=1).max())
+        elif pair[1] == 1.0:  # of the transposed, from l∞
+            truth = float((signs[:, :3] @ w[0]).norm(p=duals[pair[0]], dim=1).max())
         assert truth * (1 - 1e-14) <= bound.value <= truth * (1 + 1e-9), pair
 
 
