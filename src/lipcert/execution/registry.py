@@ -29,8 +29,3 @@ def executed(*names: str) -> Callable[[Rule], Rule]:
 def find(name: str) -> Rule | None:
     """The rule of an op; None if how it is executed is not known."""
     return _RULES.get(name)
-
-
-def known_ops() -> tuple[str, ...]:
-    """The ops with a rule."""
-    return tuple(sorted(_RULES))

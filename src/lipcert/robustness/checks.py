@@ -114,10 +114,6 @@ class Facts:
         domain = self.domain(claim)
         return domain if self.threat.norm == math.inf or isinstance(domain, Ball) else domain.ball
 
-    def searches_whole(self) -> bool:
-        """Whether that is the claim's domain itself."""
-        return self.threat.norm == math.inf or self.threat.clip is None
-
     def rows(self, claim: Claim, classes: Sequence[int] | None = None) -> Tensor:
         """e_label − e_k, for all other classes, or those at some places among them."""
         rows = rows_against(claim.label, self.classes)
