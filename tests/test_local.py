@@ -71,6 +71,7 @@ def operator_norms(matrices: Tensor, norm: Norm) -> Tensor:
     return (images.norm(p=q, dim=2) / vectors.norm(p=p, dim=1)).amax(1)
 
 
+@pytest.mark.few(110)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", sorted(registered()))
 def test_each_method_on_each_network_on_a_ball(method: str, name: str, tmp_path: Path) -> None:
@@ -131,6 +132,7 @@ def test_where_no_slope_is_open_the_bound_is_the_norm_of_the_jacobian(method: st
     assert exact * (1 - 1e-9) <= value <= exact * (1 + 1e-6)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_networks_on_random_balls(seed: int) -> None:
     case = random_network(seed)

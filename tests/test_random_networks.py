@@ -50,6 +50,7 @@ def refute(case: Case, norm: tuple[float, float], budget: float) -> str:
     return bound.guarantee
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("norm", NORMS)
 def test_twelve_networks_in_each_norm(norm: tuple[float, float]) -> None:
     first = {2.0: 0, 1.0: 1000, INF: 2000}[norm[0]]

@@ -147,6 +147,7 @@ def two_classes(w: Tensor, b: float = 0.0) -> nn.Module:
     return affine(torch.stack([w, torch.zeros_like(w)]), tensor(b, 0.0))
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e5, 1e25])
 @pytest.mark.parametrize("height", [1e-25, 1.0, 1e30])

@@ -111,6 +111,7 @@ def maxcut_graph(name: str) -> tuple[list[tuple[int, int]], int, int]:
     return edges, 9, max(sum(s[a] != s[b] for a, b in edges) for s in cuts)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["complete5", "complete8", "cycle7", "cycle10", "bipartite", "random"])
 def test_maxcut(name):
     """x ↦ 1ᵀ relu(Bx), B the (vertices × edges) incidence matrix.

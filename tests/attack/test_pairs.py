@@ -74,6 +74,7 @@ def operator_norm(matrix: Tensor, p: float, q: float) -> float:
 # -- what is found --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("where", ["everywhere", "ball", "tiny ball", "box"])
 def test_linear_models_have_their_norm(norm: tuple[float, float], where: str) -> None:
@@ -110,6 +111,7 @@ def _grid(domain: Domain, anchor: Tensor) -> Tensor:
     return points[(points - anchor).abs().sum(1) > 1e-9]
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(k, marks=pytest.mark.slow) for k in range(2, 6))])
 def test_small_networks_against_grids(seed: int, norm: tuple[float, float]) -> None:

@@ -66,6 +66,7 @@ def judge(seed: int) -> None:
     assert "lipsdp" in found, case.name
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(
     "seed", [s if s % 12 == 0 else pytest.param(s, marks=pytest.mark.slow) for s in range(5000, 5300)]
 )

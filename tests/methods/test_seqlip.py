@@ -156,6 +156,7 @@ def test_truncation_that_cannot_gain_is_left_alone() -> None:
             assert found.breakdown[0].remark == "product of norms"
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("seed", range(15))
 def test_chains_without_certified_pairs_are_products_of_norms(seed: int) -> None:
     case = random_network(seed)

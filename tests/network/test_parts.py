@@ -183,6 +183,7 @@ def test_bounded_factors_have_a_constant_everywhere(form: str, tmp_path: Path) -
     assert lipcert.verify(tmp_path / "c.lipcert", model, EXAMPLE).value == found.value
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("form", BOUNDED + FREE)
 def test_near_a_point_the_bound_is_the_jacobian(form: str) -> None:
     model, centre = Gates(form).eval(), EXAMPLE[0]
@@ -207,6 +208,7 @@ def test_a_denominator_that_may_vanish_is_named() -> None:
         lipcert.bound(model, EXAMPLE, domain=lipcert.Ball(torch.zeros(4), 1.0))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("form", BOUNDED + FREE)
 def test_outputs_lie_in_their_bounds(form: str) -> None:
     model, centre = Gates(form).eval(), EXAMPLE[0]

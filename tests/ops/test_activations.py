@@ -93,6 +93,7 @@ def derivative(function, x):
 # -- (a) and (b): the range holds, and is attained ------------------------------------------------------
 
 
+@pytest.mark.few(58)
 @pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_one_node_with_the_range(row, captured):
     _, network = captured(row)

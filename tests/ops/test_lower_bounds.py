@@ -38,6 +38,7 @@ def test_every_op_is_enclosed(name):
         check(module, net, scale * x, v)
 
 
+@pytest.mark.few(57)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_is_enclosed(name):
     torch.manual_seed(0)

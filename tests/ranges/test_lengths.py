@@ -53,6 +53,7 @@ def sampled(domain: Domain, center: Tensor, radius: float, count: int = 60) -> T
     return domain.project(torch.cat([center + noise, center + towards, center + noise + towards]))
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", CASES)
 def test_gains_on_domains(name: str) -> None:
     function, everywhere = CASES[name]
