@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lipcert.attack.adversarial import lowest
 from lipcert.certificates.base import Witness
-from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.multipliers import Multipliers, maximum
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.outputs import Subject, check_outputs
 from lipcert.domain import Ball, Box, Intersection
@@ -142,7 +142,7 @@ def deep(network: Network) -> bool:
         seen.add(k)
         if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
             return True
-        if isinstance(node, AffineNode) or applied(node) is not None:
+        if isinstance(node, AffineNode) or applied(node) is not None or maximum(node) is not None:
             waiting += node.parents
     return False
 
