@@ -204,9 +204,9 @@ def _only_summed(network: Network, position: int) -> bool:
 
 def around(node: Node, boxes: Sequence[Interval], own: Interval) -> Planes | WindowLines | AffineNode | None:
     """Linear bounds of a maximum, a part or a block from boxes of its arguments; by its own box where none is known."""
-    if isinstance(node, SelectionNode):
-        box = boxes[node.parents[0]]
-        return WindowLines.around(node.function, box, own) if isinstance(node.function, MaxSelection) else None
+    windows = maximum(node)
+    if windows is not None:
+        return WindowLines.around(windows, boxes[node.parents[0]], own)
     block = block_of(node)
     if block is not None:
         found = block.expansion(boxes[node.parents[0]])
@@ -304,6 +304,11 @@ def applied(node: object) -> Nonlinearity | None:
     if isinstance(node, ActivationNode):
         return node.function
     return node.steep if isinstance(node, OpenNode) else None
+
+
+def maximum(node: object) -> MaxSelection | None:
+    """The windows of which a node is the maxima, if it is that."""
+    return node.function if isinstance(node, SelectionNode) and isinstance(node.function, MaxSelection) else None
 
 
 def input_box(domain: Domain, shape: Shape) -> Interval:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lipcert.attack.adversarial import lowest
 from lipcert.certificates.base import Witness
-from lipcert.certificates.cost_to_go.multipliers import Multipliers, maximum
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.outputs import Subject, check_outputs
 from lipcert.domain import Ball, Box, Intersection
@@ -22,7 +22,7 @@ from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
 from lipcert.network.linear import size
 from lipcert.numerics.process_state import ordinary
-from lipcert.ranges.build import applied
+from lipcert.ranges.build import applied, maximum
 from lipcert.result import OutputBound
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains

@@ -12,9 +12,9 @@ from torch import Tensor
 from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.cells import LARGEST
 from lipcert.errors import CertificateError
-from lipcert.network.graph import Network, Node, SelectionNode
+from lipcert.network.graph import Network, Node
 from lipcert.network.linear import Shape
-from lipcert.network.nonlinearity import MaxSelection
+from lipcert.ranges.build import maximum
 
 #: (position of an affine node, place of one of its parents).
 Edge = tuple[int, int]
@@ -95,11 +95,6 @@ class Multipliers:
             numbers = tuple(int(p) for p in place)
             groups[name][numbers if len(numbers) == 2 else numbers[0]] = tensor
         return cls(*(groups[name] for name in _NAMES))
-
-
-def maximum(node: Node) -> MaxSelection | None:
-    """The windows of which a node is the maxima, if it is that."""
-    return node.function if isinstance(node, SelectionNode) and isinstance(node.function, MaxSelection) else None
 
 
 def handed(node: Node) -> Shape:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lipcert.certificates.cost_to_go.cells import FLOOR, LARGEST, Cell, least
 from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.inputs import least_on
-from lipcert.certificates.cost_to_go.multipliers import Multipliers, maximum
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
 from lipcert.certificates.cost_to_go.windows import WindowCell
 from lipcert.certificates.cost_to_go.windows import least as least_over_windows
@@ -22,10 +22,9 @@ from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Node
 from lipcert.network.images import image
 from lipcert.network.linear import size
-from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
-from lipcert.ranges.build import applied, cut_bounds
+from lipcert.ranges.build import applied, cut_bounds, maximum
 from lipcert.ranges.functions import Samples
 from lipcert.ranges.linear_bounds import LinearBounds
 
@@ -156,8 +155,8 @@ class _Walk:
                 self._affine(k, node, cost)
             elif self.setting.elementwise(node):
                 self._activation(k, node, cost)
-            elif (windows := maximum(node)) is not None:
-                self._maximum(k, node, windows, cost)
+            elif maximum(node) is not None:
+                self._maximum(k, node, cost)
             else:
                 self._cut(k, cost)
         if 0 in self.costs:
@@ -185,7 +184,9 @@ class _Walk:
         self._add_all(parts)
         self._hand(parent, *(t.reshape(self.count, *shape) for t in (slope, curvature, centre)))
 
-    def _maximum(self, k: int, node: Node, windows: MaxSelection, cost: Cost) -> None:
+    def _maximum(self, k: int, node: Node, cost: Cost) -> None:
+        windows = maximum(node)
+        assert windows is not None
         parent, index = node.parents[0], windows.index
         self._refuse_beyond(parent, cost.weight)
         zero = cost.linear.new_zeros(self.count, *index.shape)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.multipliers import Edge, maximum
+from lipcert.certificates.cost_to_go.multipliers import Edge
 from lipcert.network.graph import AffineNode, InputNode, Network
 from lipcert.network.linear import Identity, Shape, size
-from lipcert.ranges.build import applied
+from lipcert.ranges.build import applied, maximum
 from lipcert.search.cost_to_go.maps import BothWays
 
 if TYPE_CHECKING:
