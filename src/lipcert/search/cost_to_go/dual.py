@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Question:
     low: Mapping[int, Tensor]
     high: Mapping[int, Tensor]
     domains: Domains
-    relaxed: Relaxed
+    relaxed: Relaxed = field(default_factory=Relaxed)
 
     def at(self, rows: Tensor) -> Question:
         """Some of the functions."""

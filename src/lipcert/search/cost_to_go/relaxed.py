@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ class Relaxed:
         example: (P,), the domain of each function, on the CPU.
     """
 
-    planes: Mapping[int, Planes]
-    maps: Mapping[int, Sequence[AffineNode]]
-    parents: Mapping[int, tuple[int, ...]]
-    example: Tensor
+    planes: Mapping[int, Planes] = field(default_factory=dict)
+    maps: Mapping[int, Sequence[AffineNode]] = field(default_factory=dict)
+    parents: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    example: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @classmethod
     def of(
@@ -55,7 +55,7 @@ class Relaxed:
 
     def at(self, rows: Tensor) -> Relaxed:
         """Of some of the functions."""
-        return replace(self, example=self.example[rows.cpu()])
+        return replace(self, example=self.example[rows.cpu()]) if self.parents else self
 
     def back(self, k: int, g: Tensor) -> tuple[list[Handed], Tensor]:
         """Costs of the parents and a number (P,) that together are at most the cost g of the node, (P, *shape)."""
