@@ -22,6 +22,7 @@ from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, goal_of, joined_parts, open_classes, proved
 from lipcert.search.cost_to_go.dual import Question
 from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.settings import Settings
 
 
@@ -84,14 +85,15 @@ class Branching:
         network, norms = facts.subject.network, norms_of(facts.subject)
         ends = [end for box in place.boxes for end in (box.low, box.high)]
         settings, _ = precise_enough(settings, norms, [*ends, rows])
-        plan = Plan(network.to(settings.dtype, settings.device), norms)
-        like = torch.zeros(1, dtype=settings.dtype, device=settings.device)
         one = torch.zeros(len(rows), dtype=torch.int64)
+        relaxed = Relaxed.of([place.bounds], one, settings.dtype, settings.device)
+        plan = Plan(network.to(settings.dtype, settings.device), norms, relaxed.parents)
+        like = torch.zeros(1, dtype=settings.dtype, device=settings.device)
         low, high = (
             {k: getattr(place.boxes[k], end)[None][one].to(like) for k in plan.ranged} for end in ("low", "high")
         )
         domains = together([domain]).at(one).to(settings.dtype, settings.device)
-        question = Question(plan, rows.to(like), low, high, domains)
+        question = Question(plan, rows.to(like), low, high, domains, relaxed)
         return Forest(
             place, domain, rows, question, starts.reshape(len(rows), *network.in_shape).to(like), settings, goal
         )

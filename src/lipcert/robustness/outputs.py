@@ -142,8 +142,7 @@ def deep(network: Network) -> bool:
         seen.add(k)
         if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
             return True
-        if isinstance(node, AffineNode) or applied(node) is not None:
-            waiting += node.parents
+        waiting += node.parents
     return False
 
 
@@ -198,6 +197,7 @@ def _searched(
             network, norms, boxes, together([tasks[i].domain for i in used]),
             torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
             torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
+            [places[i].bounds for i in used],
         )  # fmt: skip
     except Exception as problem:  # ranges have proved something all the same
         if not moderate:

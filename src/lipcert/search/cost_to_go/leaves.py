@@ -37,6 +37,7 @@ def together(several: Sequence[Variables]) -> Variables:
     question = Question(
         first.question.plan, torch.cat([q.rows for q in questions]), of(lambda v: v.question.low),
         of(lambda v: v.question.high), Domains(center, radius, domains[0].p, low, high),
+        replace(first.question.relaxed, example=torch.cat([q.relaxed.example for q in questions])),
     )  # fmt: skip
     start = Start(*(of(lambda v, name=name: getattr(v.start, name)) for name in vars(first.start)))  # type: ignore[misc]
     names = {name: max(v.age.get(name, 0) for v in several) for name in first.age}
