@@ -133,8 +133,8 @@ def _wanted(above: float | None, below: float | None, split: bool, least: bool) 
 
     ends = {"above": above, "below": below}
     for name, given in ends.items():
-        if given is not None and not math.isfinite(real(given)):
-            raise InputError(f"{name} must be a finite number, what bounds are to pass, or None, not {given!r:.60}.")
+        if given is not None and math.isnan(real(given)):
+            raise InputError(f"{name} must be a number, what bounds are to pass, or None, not {given!r:.60}.")
     if not isinstance(split, bool):
         raise InputError(f"split must be True or False, not {split!r:.60}.")
     low, high = (None if end is None else real(end) for end in ends.values())

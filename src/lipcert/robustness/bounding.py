@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipcert.attack.adversarial import lowest
 from lipcert.certificates.outputs import Subject, check_outputs
-from lipcert.errors import InputError
+from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
 from lipcert.result import OutputBound
@@ -42,10 +42,9 @@ class Wanted:
 
     def goals(self, count: int, upper: bool) -> Tensor:
         """Of ``count`` functions, and of minus them."""
-        above = math.inf if self.above is None else self.above
-        below = math.inf if self.below is None else -self.below
-        if self.above is not None or self.below is not None:  # what is not asked for is good enough
-            above, below = (-math.inf if math.isinf(end) else end for end in (above, below))
+        none = math.inf if self.above is None and self.below is None else -math.inf  # what is not asked for is good
+        above = none if self.above is None else self.above
+        below = none if self.below is None else -self.below
         return torch.tensor([above] * count + [below] * count * upper, dtype=torch.float64)
 
 
@@ -90,8 +89,14 @@ def bound_outputs(
     if trees:
         with torch.no_grad():
             setting = subject.setting(subject.facts, domain, True)
+        if wanted.split:  # what cannot be reached is no end
+            goals = torch.where(reached > goals, goals, math.inf)
         own = replace(first, steps=min(ROOTS, max(FIRST, steps)), warm=40)
-        witness = raised(
+        split = raised(
             subject, setting, domain, rows, starts, best, goals, reached, wanted.least, upper, own, started + budget
         )
+        try:
+            return check_outputs(subject, domain, select, split, split.kind, started)
+        except (NotProved, CertificateError):  # what was known before is proved all the same
+            pass
     return check_outputs(subject, domain, select, witness, witness.kind, started)
