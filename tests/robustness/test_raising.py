@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import lipcert
+from lipcert.robustness import bounding
 from tests.robustness.test_branching import FAR, grid, network
 
 POINT = torch.tensor([0.7, -0.6])
@@ -17,35 +18,42 @@ def outputs(kind: str, radius: float, norm: float) -> torch.Tensor:
         return network(kind).double()(grid(POINT.double(), radius, norm))
 
 
+def bounded(found: lipcert.OutputBound, low: torch.Tensor, high: torch.Tensor) -> bool:
+    return bool((found.lower <= low).all() and (high <= found.upper).all())
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["relu", "tanh"])
 @pytest.mark.parametrize("norm", [2.0, FAR])
-def test_splits_tighten_and_never_pass_what_outputs_take(kind: str, norm: float, tmp_path: Path) -> None:
-    model, ball = network(kind), lipcert.Ball(POINT, 1.2, norm)
-    plain = lipcert.output_bounds(model, POINT[None], ball, budget=0.2)
-    found = lipcert.output_bounds(model, POINT[None], ball, budget=1.5, split=True)
-    seen = outputs(kind, 1.2, norm)
-    assert bool((found.lower <= seen.amin(0)).all())
-    assert bool((seen.amax(0) <= found.upper).all())
-    assert float((found.upper - found.lower).sum()) < float((plain.upper - plain.lower).sum())
-    found.save(tmp_path / "outputs.lipcert")
-    again = lipcert.verify(tmp_path / "outputs.lipcert", model, POINT[None])
-    assert torch.equal(again.lower, found.lower)
+def test_splits_pass_a_threshold_and_never_what_outputs_take(
+    kind: str, norm: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounding, "MOST", bounding.FIRST)  # what a longer search would prove is left to splits
+    model, ball = network(kind), lipcert.Ball(POINT, 0.9, norm)
+    seen = outputs(kind, 0.9, norm)
+    label = int(model(POINT[None]).argmax())
+    margins = (seen[:, [label]] - seen[:, [k for k in range(3) if k != label]]).amin(0)
+    plain = lipcert.margin(model, POINT[None], label, ball)
+    goal = plain.value + 0.2 * (float(margins.min()) - plain.value)
+    found = lipcert.margin(model, POINT[None], label, ball, budget=300.0, above=goal)
     assert found.method == "branched_cost_to_go"
+    assert found.value > goal
+    assert bounded(found, margins, margins)
+    found.save(tmp_path / "margin.lipcert")
+    assert torch.equal(lipcert.verify(tmp_path / "margin.lipcert", model, POINT[None]).lower, found.lower)
+    beyond = lipcert.margin(model, POINT[None], label, ball, budget=300.0, above=float(margins.min()) + 0.01)
+    assert bounded(beyond, margins, margins)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["relu", "tanh"])
-def test_a_threshold_ends_the_search_or_is_never_passed(kind: str) -> None:
-    model, ball = network(kind), lipcert.Ball(POINT, 0.9, 2)
-    seen = outputs(kind, 0.9, 2.0)
-    label = int(model(POINT[None]).argmax())
-    others = [k for k in range(3) if k != label]
-    least = float((seen[:, [label]] - seen[:, others]).min())
-    plain = lipcert.margin(model, POINT[None], label, ball, budget=0.2).value
-    reachable, beyond = plain + 0.3 * (least - plain), least + 0.01
-    assert lipcert.margin(model, POINT[None], label, ball, budget=300.0, above=reachable).value > reachable
-    assert lipcert.margin(model, POINT[None], label, ball, budget=1.0, above=beyond).value <= least
+def test_splits_to_the_end_of_the_budget(kind: str) -> None:
+    model, ball = network(kind), lipcert.Ball(POINT, 1.2, 2)
+    seen = outputs(kind, 1.2, 2.0)
+    plain = lipcert.output_bounds(model, POINT[None], ball, budget=0.1)
+    found = lipcert.output_bounds(model, POINT[None], ball, budget=20.0, split=True)
+    assert bounded(found, seen.amin(0), seen.amax(0))
+    assert float((found.upper - found.lower).sum()) <= float((plain.upper - plain.lower).sum())
 
 
 def test_thresholds_of_every_kind() -> None:
