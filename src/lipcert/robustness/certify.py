@@ -90,7 +90,7 @@ def certify(
         labels: (N,) whole numbers, the right classes.
         norm: of the perturbation: 1, 2 or inf.
         radius: one number; or ``radii``: several, ascending; or neither: about the largest radius of each example that
-            the search proves, at most 1 % below the nearest counter-example. In the units of ``inputs``.
+            the search proves. In the units of ``inputs``.
         clip: (least, greatest): perturbed inputs count only within these limits, as (0, 1) for pixels.
         scale: (mean, std): ``inputs`` are in pixel units and the model is to be given (x − mean)/std, one number each
             or one per channel; radii and clip are those of the pixels. A model that normalises its input itself needs
