@@ -50,6 +50,8 @@ from lipcert.version import __version__
 _BATCH, _HELD = 64, 16
 #: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first.
 _STEPS, _LEAST_STEPS, _SMALL = 300, 25, 4000
+#: Entries of a network beyond which largest radii come of one search; of smaller ones a bracket of searches is quicker.
+_WIDENED = 4000
 #: Seconds that the shared Lipschitz constant may take.
 _CONSTANT_SECONDS = 30.0
 
@@ -78,9 +80,9 @@ def certify(
 
     For each example: its class; a Lipschitz constant for each pair of outputs; an attack; then the quadratic
     cost-to-go, on ranges by intervals, then by linear bounds; at given radii, branch and bound around it, which also
-    finds counter-examples. The first that decides ends it, and its certificate is kept. Largest radii come of one
-    search of the cost-to-go per example, in which multipliers and radius rise together. What is certified holds for the
-    real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"`` for
+    finds counter-examples. The first that decides ends it, and its certificate is kept. Largest radii come of
+    a bracket; on large networks of one search, in which multipliers and radius rise together. What is certified holds
+    for the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"`` for
     the one that torch executes.
 
     Args:
@@ -148,7 +150,8 @@ def certify(
         facts = _facts(network, threat, store, rounding)
         steps = max(_LEAST_STEPS, round(_STEPS * times))
         provers = _provers(network, threat, steps, seconds, place, seed)
-        widening = Widening(steps=steps, device=place, seed=seed) if threat.radii is None else None
+        wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
+        widening = Widening(steps=steps, device=place, seed=seed) if wide else None
         cascade = Cascade(facts, provers, widening, seconds, times, seed, place)
         pending = batches(data, int(store.about["batch"]), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:
