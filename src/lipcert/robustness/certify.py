@@ -82,8 +82,8 @@ def certify(
     cost-to-go, on ranges by intervals, then by linear bounds; at given radii, branch and bound around it, which also
     finds counter-examples. The first that decides ends it, and its certificate is kept. Largest radii come of
     a bracket; on large networks of one search, in which multipliers and radius rise together. What is certified holds
-    for the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"`` for
-    the one that torch executes.
+    for the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"``
+    for the one that torch executes.
 
     Args:
         model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
