@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from lipcert.errors import LipcertError
+from lipcert.errors import CaptureError, LipcertError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import ALL_NORMS, Found, Method, Run, fork, method, registered
 from lipcert.methods.from_below import hopeless, may_be_below
@@ -95,13 +96,10 @@ class Auto(Method):
         if soon and not _settled(problem, found):
             self._attempt(self.early, trials, few)
             before = before if trials.best is found else trials.best
-        if (
-            (trials.best is before or problem.has_waves)
-            and problem.domain is not None
-            and problem.model.refusal is None
-        ):
-            trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
-            self._attempt(self.main, trials, math.inf)
+        if (trials.best is before or problem.has_waves) and problem.domain is not None:
+            with suppress(CaptureError):  # it may have no constant everywhere
+                trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
+                self._attempt(self.main, trials, math.inf)
             trials.problem = problem
         if trials.best is None or (trials.best is before and plain):
             self._attempt(self.early, trials, math.inf)
