@@ -182,3 +182,14 @@ def test_every_method_reaches_the_pairs_it_says_and_no_route_is_empty() -> None:
     for pair in PAIRS:
         reached = {name for name, kind in registered().items() if name != "auto" and routes(kind, pair)}
         assert {"mixed_product", "interval_jacobian", "lipsdp", "liplt", "branch_and_bound"} <= reached
+
+
+def test_what_ends_in_a_mean_is_bounded_as_such_from_l1_too(tmp_path: Path) -> None:
+    """Of one input all p say the same; [softmax]_i of a large multiple of it is far below the product of gains."""
+    model = nn.Sequential(nn.Linear(1, 6), nn.Softmax(1)).double().eval()
+    bounds = [lipcert.bound(model, torch.zeros(1, 1).double(), norm=(p, INF), budget=5) for p in (1.0, 2.0)]
+    assert bounds[0].value == pytest.approx(bounds[1].value, rel=SLACK)
+    several = lipcert.bound(model, torch.zeros(1, 1).double(), norm=(2, 1), budget=5).value
+    assert several <= 6 * bounds[1].value * (1 + SLACK)
+    bounds[0].save(tmp_path / "c.lipcert")
+    assert lipcert.verify(tmp_path / "c.lipcert", model, torch.zeros(1, 1).double()).value == bounds[0].value

@@ -154,6 +154,9 @@ class Auto(Method):
             for route in routes(kinds[name], norm, others=True) if name in kinds and norm[0] == norm[1] else ():
                 if trials.best is None or may_be_below(trials.best.value, trials.problem, route.via):
                     trials.attempt(kinds[name](), seconds, route=route)
+        each: Norm = max(norm[0], 2.0), math.inf  # what ends in means is bounded output by output
+        if norm[1] != math.inf and trials.problem.inner is None and trials.problem.between(each).inner is not None:
+            trials.attempt(Hull(), seconds, route=Route(each))
 
 
 @dataclass(eq=False)
