@@ -76,7 +76,8 @@ def bound_map(linear: LinearMap, values: Values, where: str) -> LinearMap:
         if linear.source is None:
             return linear
         scale = _evaluated(linear.source, values, where).reshape(())
-        return OpMap("times", times, linear.in_shape, linear.in_shape, (scale,), "times", math.inf)
+        shape = linear.in_shape
+        return OpMap("times", times, shape, shape, (scale,), "times", math.inf, sources=(linear.source,))
     if isinstance(linear, (Composition, Sum, Stacked)):
         return type(linear)(tuple(bound_map(part, values, where) for part in linear.maps))
     raise CaptureError(f"{where}: a map of kind {type(linear).__name__} does not know its parameters.")
@@ -139,13 +140,13 @@ def _constant(stored: Tensor, source: Source | None, values: Values, where: str)
 
 
 def _evaluated(source: Source, values: Values, where: str) -> Tensor:
-    missing = sorted(source.names - set(values.parameters)) if not values.parameters.keys() >= source.names else []
-    if missing:
-        raise InputError(
-            f"{where} needs {', '.join(map(repr, missing))}, which is not among the parameters and buffers given."
-        )
     try:
         return source.evaluate(values)
+    except KeyError:
+        missing = sorted(source.names - set(values.parameters))
+        raise InputError(
+            f"{where} needs {', '.join(map(repr, missing))}, which is not among the parameters and buffers given."
+        ) from None
     except RuntimeError as problem:  # shapes that do not fit each other, a device
         raise InputError(
             f"{where}: its constant cannot be worked out from {', '.join(sorted(source.names))}: {str(problem)[:200]}"
