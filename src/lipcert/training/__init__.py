@@ -1,5 +1,17 @@
-"""Training with Lipschitz constants: penalties that follow a model."""
+"""Training with Lipschitz constants: penalties and losses that follow a model, and changes that lower its constant."""
 
+from lipcert.training.balance import rebalance_
+from lipcert.training.change import Change
+from lipcert.training.margin_loss import AccuracyEstimate, MarginLoss, certified_accuracy
+from lipcert.training.projection import project_
 from lipcert.training.regularizer import LipschitzRegularizer
 
-__all__ = ["LipschitzRegularizer"]
+__all__ = [
+    "AccuracyEstimate",
+    "Change",
+    "LipschitzRegularizer",
+    "MarginLoss",
+    "certified_accuracy",
+    "project_",
+    "rebalance_",
+]
