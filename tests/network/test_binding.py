@@ -41,7 +41,7 @@ def step(model: nn.Module, x: Tensor) -> None:
                 buffer.mul_(1.1).add_(0.01)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [*MODELS, *(name for name, _, _ in ZOO)])
 def test_after_a_step_it_is_what_a_new_capture_gives(name: str) -> None:
     model, x = prepared(name)
@@ -57,7 +57,7 @@ def test_after_a_step_it_is_what_a_new_capture_gives(name: str) -> None:
         assert torch.allclose(bound.forward(x[None])[0], again.forward(x[None])[0], rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", list(MODELS))
 def test_gradients_are_those_of_the_model(name: str) -> None:
     """Of a random function of the value, against a quotient in a random direction of all parameters."""

@@ -89,7 +89,7 @@ def test_shared_weights_are_not_rescaled() -> None:
         project_(model, torch.zeros(1, 3), 1e-3, method="autolip")
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "block", "weight norm"])
 def test_projection_meets_its_target(kind: str) -> None:
     model, example = (Block().eval(), torch.zeros(1, 2, 6, 6)) if kind == "block" else (small().eval(), IMAGE)
