@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 
 from lipcert.api.constants import bound
 from lipcert.errors import InputError
-from lipcert.network.binding import bind
 from lipcert.network.source import Values
+from lipcert.training.binding import bind
 from lipcert.training.change import Change
 from lipcert.training.live import Live, in_eval_mode
 from lipcert.training.searches import AutoLipSearch

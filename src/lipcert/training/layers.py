@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lipcert.increments import Cell, EntryCell, Increments
-from lipcert.network.binding import bound_function, bound_map, place_of
 from lipcert.network.graph import ActivationNode, Network
 from lipcert.network.linear import Composition, LinearMap, OpMap
 from lipcert.network.source import Values
+from lipcert.training.binding import bound_function, bound_map, place_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Template:
         """With these parameters; gradients pass to them.
 
         Raises:
-            InputError, CaptureError: as ``lipcert.network.binding.bind``.
+            InputError, CaptureError: as ``lipcert.training.binding.bind``.
         """
         nodes, linears = self.network.nodes, self.increments.linears
         maps = {

@@ -15,10 +15,10 @@ from torch.export import ExportedProgram
 from lipcert.capture.model import as_module, one_tensor
 from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError, InputError, NumericsError
-from lipcert.network.binding import bind, names
 from lipcert.network.graph import Network
 from lipcert.network.source import Values
 from lipcert.ranges.collapse import collapse
+from lipcert.training.binding import bind, names
 
 #: Floating types whose numbers are followed in float32.
 _LOW = (torch.float32, torch.float16, torch.bfloat16)

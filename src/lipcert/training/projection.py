@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lipcert.api.constants import bound
 from lipcert.arguments import real
 from lipcert.errors import InputError, NumericsError
-from lipcert.network.binding import bind, names
 from lipcert.network.graph import AffineNode, Network
+from lipcert.training.binding import bind, names
 from lipcert.training.change import Change
 from lipcert.training.live import Live, in_eval_mode
 

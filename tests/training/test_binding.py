@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lipcert.capture.torch_export import capture
 from lipcert.errors import CaptureError, InputError
-from lipcert.network.binding import bind, names
+from lipcert.training.binding import bind, names
 from tests.network.test_source import MODELS, case, constants, values
 from tests.zoo import ZOO
 
