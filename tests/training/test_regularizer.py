@@ -238,6 +238,9 @@ def test_bad_models_are_named_at_construction() -> None:
     exploding = Apply(lambda s, x: torch.exp(s.inner(x)), inner=nn.Linear(3, 3))
     with pytest.raises(lipcert.NotLipschitzError):
         LipschitzRegularizer(exploding, torch.zeros(1, 3), penalty="value")
+    recurrent = Apply(lambda s, x: s.inner(x)[0], inner=nn.GRU(3, 2, batch_first=True))
+    with pytest.raises(lipcert.MethodError, match="known ranges"):
+        LipschitzRegularizer(recurrent, torch.zeros(1, 2, 3), penalty="value")
     with pytest.raises(lipcert.UnsupportedNormError):
         LipschitzRegularizer(small(), IMAGE, norm=1, penalty="value")
     numbers = Apply(lambda s, x: s.inner(x) * s.inner.bias[0].item(), inner=nn.Linear(3, 3))

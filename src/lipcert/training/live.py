@@ -14,9 +14,10 @@ from torch.export import ExportedProgram
 
 from lipcert.capture.model import as_module, one_tensor
 from lipcert.capture.torch_export import capture
-from lipcert.errors import CaptureError, InputError, NumericsError
-from lipcert.network.graph import Network
+from lipcert.errors import CaptureError, InputError, MethodError, NumericsError
+from lipcert.network.graph import Network, OpenNode
 from lipcert.network.source import Values
+from lipcert.problem import Problem
 from lipcert.ranges.collapse import collapse
 from lipcert.training.binding import bind, names
 
@@ -55,6 +56,7 @@ class Live:
             InputError: it has no parameters, or all that matter are frozen, or it cannot be copied.
             CaptureError: as ``lipcert.bound``; or a parameter enters the network in a way that cannot be followed.
             NotLipschitzError: it has no constant on the whole space.
+            MethodError: it has one only by what is known of values (nn.GRU).
         """
         if isinstance(model, ExportedProgram):
             raise InputError("an exported program is fixed: pass the nn.Module that is trained.")
@@ -62,11 +64,8 @@ class Live:
         if trained and not any(True for _ in module.parameters()):
             raise InputError("the model has no parameters: there is nothing to train.")
         network = capture(in_eval_mode(module), example)
-        refusal = network.refusal
-        if refusal is not None:
-            network = collapse(network)
-            if network.refusal is not None:
-                raise network.refusal
+        if network.refusal is not None:
+            network = _without_open(network)
         live = cls(module, example, network, tuple(sorted(names(network))), {}, _layout(module))
         found = live._tensors()
         live = cls(module, example, network, live.used, {n: tuple(found[n].shape) for n in live.used}, live.layout)
@@ -153,6 +152,24 @@ class Live:
         return found
 
 
+def _without_open(network: Network) -> Network:
+    """The network with expressions of one variable as one activation each, which leaves no open node.
+
+    Raises:
+        NotLipschitzError: it has no constant on the whole space.
+        MethodError: it has one only by what is known of values, which is not followed.
+    """
+    found = collapse(network)
+    if found.refusal is not None:
+        Problem(found)  # raises where there is no constant
+        node = next(node for node in found.nodes if isinstance(node, OpenNode))
+        raise MethodError(
+            f"{node.name}{f' at {node.where}' if node.where else ''} has a constant only because its arguments keep to "
+            "known ranges, and these are not followed through training. lipcert.bound bounds the model."
+        )
+    return found
+
+
 def in_eval_mode(module: nn.Module) -> nn.Module:
     """A copy in eval mode.
 
@@ -164,7 +181,8 @@ def in_eval_mode(module: nn.Module) -> nn.Module:
     except Exception as problem:
         raise InputError(
             f"the model cannot be copied ({type(problem).__name__}: {str(problem)[:200]}): keep no tensors that were "
-            "computed with gradients, no locks and no open files in its attributes."
+            "computed with gradients in its attributes (torch.nn.utils.weight_norm does; take that of "
+            "torch.nn.utils.parametrizations), no locks and no open files."
         ) from problem
 
 
