@@ -132,7 +132,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
 
 
 def deep(network: Network) -> bool:
-    """Whether a cost that goes back from the output meets an activation of a linear map's values."""
+    """Whether a cost that goes back from the output meets a maximum, or an activation of a linear map's values."""
     waiting, seen = [len(network.nodes) - 1], set()
     while waiting:
         k = waiting.pop()
@@ -140,9 +140,10 @@ def deep(network: Network) -> bool:
         if k in seen:
             continue
         seen.add(k)
-        if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
+        curved = applied(node) is not None
+        if maximum(node) is not None or (curved and isinstance(network.nodes[node.parents[0]], AffineNode)):
             return True
-        if isinstance(node, AffineNode) or applied(node) is not None or maximum(node) is not None:
+        if isinstance(node, AffineNode) or curved:
             waiting += node.parents
     return False
 
