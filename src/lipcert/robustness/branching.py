@@ -92,6 +92,6 @@ def _counter(facts: Facts, asked: Asked, point: Tensor, classes: Sequence[int]) 
     """Proved, of the class that is highest there."""
     domain = facts.domain(asked.claim)
     point = inside(domain, point)
-    scores = facts.network.forward(point.reshape(facts.network.in_shape)).reshape(-1)
+    scores = facts.network.forward(point.reshape(1, *facts.network.in_shape)).reshape(-1)
     other = max(classes, key=lambda k: float(scores[k]))
     return counter_example(facts.network, domain, point, asked.claim.label, other)

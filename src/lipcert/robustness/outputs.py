@@ -19,7 +19,7 @@ from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
 from lipcert.numerics.process_state import ordinary
-from lipcert.ranges.build import applied
+from lipcert.ranges.build import applied, maximum
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
@@ -126,7 +126,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
 
 
 def deep(network: Network) -> bool:
-    """Whether a cost that goes back from the output meets an activation of a linear map's values."""
+    """Whether a cost that goes back from the output meets a maximum, or an activation of a linear map's values."""
     waiting, seen = [len(network.nodes) - 1], set()
     while waiting:
         k = waiting.pop()
@@ -134,7 +134,8 @@ def deep(network: Network) -> bool:
         if k in seen:
             continue
         seen.add(k)
-        if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
+        of_affine = bool(node.parents) and isinstance(network.nodes[node.parents[0]], AffineNode)
+        if maximum(node) is not None or (applied(node) is not None and of_affine):
             return True
         waiting += node.parents
     return False

@@ -31,7 +31,7 @@ class Facts:
     """Of one network, worked out when first asked for and kept: many domains share them.
 
     Args:
-        network: fused, selections expanded.
+        network: fused, sorts expanded.
         chance: what random starts of norms may spend.
         claims: norms of the maps of all affine nodes, one after another, to be proved rather than found.
 

@@ -200,7 +200,7 @@ class _Walk:
         centre = self.centre(parent)
         if not isinstance(self.network.nodes[parent], AffineNode):
             centre = self.multipliers.anchor.get((k, 0), centre)
-        centre = centre.expand(self.count, *centre.shape[1:])
+        centre = centre.expand(self.count, *self.network.nodes[parent].shape)
         box = self.boxes[parent]
         low, high = (end.reshape(-1)[index] for end in (box.low, box.high))
         weight = cost.weight.expand_as(cost.linear)

@@ -72,7 +72,7 @@ def ascend(
     """Multipliers for lower bounds of P linear functions of a network's output on domains, as high as the search gets.
 
     Args:
-        network: float64 on the CPU, without selections.
+        network: float64 on the CPU, without sorts.
         norms: position of an affine node → upper bounds of the norms of its maps.
         boxes: per node its range on each domain, (B, *shape) twice.
         domains: B domains.

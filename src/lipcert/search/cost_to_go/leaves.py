@@ -99,6 +99,9 @@ def look(variables: Variables, count: int) -> Look:
             scores.append(score.flatten(1))
             thresholds.append(threshold.flatten(1))
             positions.append(torch.full_like(scores[-1], parent, dtype=torch.int64))
+        if not cells:  # maxima alone, no entry of which decides: nowhere
+            nowhere = x.new_zeros(len(x), 1)
+            return Look(x, nowhere.long(), nowhere.long(), nowhere, torch.full_like(nowhere, -math.inf))
     entries = [torch.arange(s.shape[1], device=s.device).expand(len(s), -1) for s in scores]
     score, index = torch.cat(scores, 1).topk(min(count, sum(s.shape[1] for s in scores)), dim=1)
     place, entry, threshold = (torch.cat(t, 1).gather(1, index) for t in (positions, entries, thresholds))
