@@ -235,7 +235,7 @@ class Problem:
         """
         if self.anchor is not None or self.slopes_only:
             return None
-        network, ranges = self._expanded_ranges
+        network, ranges = self.expanded_ranges
         nodes = remaining(self._whole_increments)
         if self.domain is None:
             return SpaceRegions.of(network, ranges, nodes)
@@ -244,7 +244,7 @@ class Problem:
 
     @cached_property
     def _whole_increments(self) -> Increments:
-        network, ranges = self._expanded_ranges
+        network, ranges = self.expanded_ranges
         return linked(Increments.of(network, ranges), self._twins(network))
 
     def _twins(self, network: Network) -> tuple[Twins, ...]:
@@ -252,7 +252,8 @@ class Problem:
         return () if self.slopes_only else twins_of(network)
 
     @cached_property
-    def _expanded_ranges(self) -> tuple[Network, Ranges | None]:
+    def expanded_ranges(self) -> tuple[Network, Ranges | None]:
+        """The network whose increments ``reduced_increments`` are, and its ranges."""
         if self.is_expanded:
             return self.expanded, self._ranges(self.expanded, "undecided")
         return self.network, self._network_ranges

@@ -9,17 +9,22 @@ from typing import ClassVar
 
 import torch
 
+from lipcert.certificates import joint_transform
 from lipcert.certificates.base import Witness
 from lipcert.certificates.loop_transform import is_dense, is_sparse, operations, sparse_operations, views
 from lipcert.errors import InputError
 from lipcert.increments import BlockCell, Increments, ScaledIncrements
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
-from lipcert.methods.cost import operations_per_second
+from lipcert.methods.cost import operations_per_second, seconds_of
 from lipcert.methods.norm_effort import maps_of, seconds_at_best
 from lipcert.problem import Norm, Problem
 
 #: Lanczos steps, forward and backward, of one probabilistic norm.
 _PASSES = 2.0 * 120.0
+#: Most floating-point operations of the recursion that works out ranges as it goes.
+JOINT_WORK = 3e12
+#: Of the network, half of which lies before a node on average, for one of its nodes that is not linear.
+_JOINT_PASSES = 200.0
 #: What the norm of one small matrix takes, whatever its size.
 _PAIR_SECONDS = 2e-3
 
@@ -52,23 +57,45 @@ class LipLT(Method):
         self.require_norm(problem.norm)
         if self.window is not None:
             return Found(Witness("loop_transform", {}, {"window": self.window}))
+        if joint_transform.applies(problem) and not _joint(problem):
+            return Found(Witness("loop_transform", {}, {"joint": "passes"}))
         wide = [increments for increments in views(problem) if not is_dense(increments)]
+        joint = {"joint": True} if _joint(problem) else {}
         if not wide:
-            return Found(Witness("loop_transform"))
+            return Found(Witness("loop_transform", {}, joint))
         if _sparse(problem, wide):
-            return Found(Witness("loop_transform", {}, {"sparse": True}))
+            return Found(Witness("loop_transform", {}, {"sparse": True, **joint}))
         window = min(_affordable(increments, run.left) for increments in wide)
         return Found(Witness("loop_transform", {}, {"window": window}))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
+        if self.window is None and joint_transform.applies(problem) and not _joint(problem):
+            needed = _joint_seconds(problem)
+            if needed > run.left:
+                return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
+            return "its norms here are probabilistic" if run.rigorous else None
         sparse = _sparse(problem, [increments for increments in views(problem) if not is_dense(increments)])
         needed = sum(_least_seconds(increments, problem.norm[0], sparse) for increments in views(problem))
+        needed += joint_transform.operations(problem) / operations_per_second() if _joint(problem) else 0.0
         if needed > run.left:
             return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
         if run.rigorous and not sparse and not all(is_dense(increments) for increments in views(problem)):
             return "its norms here are probabilistic"
         return None
+
+
+def _joint(problem: Problem) -> bool:
+    """Whether ranges and constants are worked out together, all maps as matrices."""
+    return joint_transform.applies(problem) and joint_transform.operations(problem) <= JOINT_WORK
+
+
+def _joint_seconds(problem: Problem) -> float:
+    """About what the same takes by passes, each a few times what the network itself does."""
+    x = torch.zeros(1, *problem.model.in_shape, dtype=torch.float64)
+    with torch.no_grad():
+        one = seconds_of(lambda: problem.model.forward(x))
+    return one * _JOINT_PASSES * len(joint_transform.asked(problem.expanded.nodes))
 
 
 def _sparse(problem: Problem, wide: Sequence[Increments]) -> bool:
