@@ -57,7 +57,7 @@ def applies(problem: Problem) -> bool:
     """Whether there are blocks or products of which a bounded domain leaves little, between l2 norms."""
     if problem.slopes_only or problem.norm != (2.0, 2.0) or not math.isfinite(reach_of(problem.domain)):
         return False
-    return problem.nearly_linear or any(isinstance(node, PartNode) for node in problem.expanded.nodes)
+    return problem.nearly_linear or any(isinstance(node, PartNode) for node in problem.unfused.nodes)
 
 
 class Along(Recursion):

@@ -57,7 +57,7 @@ class LipLT(Method):
         self.require_norm(problem.norm)
         if self.window is not None:
             return Found(Witness("loop_transform", {}, {"window": self.window}))
-        if joint_transform.applies(problem) and not _joint(problem):
+        if by_passes(problem):
             return Found(Witness("loop_transform", {}, {"joint": "passes"}))
         wide = [increments for increments in views(problem) if not is_dense(increments)]
         joint = {"joint": True} if _joint(problem) else {}
@@ -70,7 +70,7 @@ class LipLT(Method):
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
-        if self.window is None and joint_transform.applies(problem) and not _joint(problem):
+        if self.window is None and by_passes(problem):
             needed = _joint_seconds(problem)
             if needed > run.left:
                 return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
@@ -83,6 +83,12 @@ class LipLT(Method):
         if run.rigorous and not sparse and not all(is_dense(increments) for increments in views(problem)):
             return "its norms here are probabilistic"
         return None
+
+
+def by_passes(problem: Problem) -> bool:
+    """Whether ranges and constants are worked out together, and the network is too wide to do so with matrices."""
+    wide = joint_transform.applies(problem) and problem.nearly_linear
+    return wide and joint_transform.operations(problem) > JOINT_WORK
 
 
 def _joint(problem: Problem) -> bool:
