@@ -17,7 +17,7 @@ from lipcert.increments.adjoint import DUAL, adjoint
 from lipcert.increments.joint import linked, stacked
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
-from lipcert.network.graph import Network, SelectionNode
+from lipcert.network.graph import Network, PartNode, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.parts import block_of, split
 from lipcert.network.transform import expand, fuse, then
@@ -235,7 +235,7 @@ class Problem:
         """
         if self.anchor is not None or self.slopes_only:
             return None
-        network, ranges = self.expanded_ranges
+        network, ranges = self._expanded_ranges
         nodes = remaining(self._whole_increments)
         if self.domain is None:
             return SpaceRegions.of(network, ranges, nodes)
@@ -244,7 +244,7 @@ class Problem:
 
     @cached_property
     def _whole_increments(self) -> Increments:
-        network, ranges = self.expanded_ranges
+        network, ranges = self._expanded_ranges
         return linked(Increments.of(network, ranges), self._twins(network))
 
     def _twins(self, network: Network) -> tuple[Twins, ...]:
@@ -252,8 +252,7 @@ class Problem:
         return () if self.slopes_only else twins_of(network)
 
     @cached_property
-    def expanded_ranges(self) -> tuple[Network, Ranges | None]:
-        """The network whose increments ``reduced_increments`` are, and its ranges."""
+    def _expanded_ranges(self) -> tuple[Network, Ranges | None]:
         if self.is_expanded:
             return self.expanded, self._ranges(self.expanded, "undecided")
         return self.network, self._network_ranges
@@ -274,6 +273,11 @@ class Problem:
     def has_selections(self) -> bool:
         """Whether a node is a maximum or a sort."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+    @cached_property
+    def has_parts(self) -> bool:
+        """Whether a node is a part of a function of several values."""
+        return any(isinstance(node, PartNode) for node in self.unfused.nodes)
 
     @property
     def has_waves(self) -> bool:

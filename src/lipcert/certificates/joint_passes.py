@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.joint_transform import Along
 from lipcert.certificates.norms.operator_norm import NormBound, map_norm
-from lipcert.certificates.product_rule import Step
+from lipcert.certificates.recursions import Recursion
 from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation
-from lipcert.network.graph import PartNode
-from lipcert.network.linear import LinearMap, size
-from lipcert.numerics.interval import Interval
+from lipcert.network.linear import Identity, LinearMap, OpMap, size
+from lipcert.network.moves import DIAGONAL
 from lipcert.numerics.lanczos import random_normal
-from lipcert.numerics.magnitude import Magnitude
+from lipcert.numerics.magnitude import ONE, Magnitude
 from lipcert.numerics.probabilistic import sigma_max_probabilistic
-from lipcert.ranges.build import normalising
+from lipcert.ranges.course import Course
 
 if TYPE_CHECKING:
     from lipcert.numerics.chance import Chance
@@ -33,13 +31,13 @@ ON_THE_WAY, AT_THE_END = 0.05, 0.01
 PROBES, BATCH = 128, 1 << 24
 #: Up to so many entries each has a row of its own.
 FEW_ROWS = 2048
-#: What roundings of the values at the centre may be, relative to their length and to how far they go.
-LOST = 1e-9
+#: Diagonal maps whose least entry is at least this share of the greatest are as good as a number.
+UNIFORM = 0.95
 #: Rounds of weights, and steps of the power method in each.
 ROUNDS, STEPS = 3, 3
 
 
-class JointPasses(Along):
+class JointPasses(Recursion):
     """δv = Σ_s A_s w_s with ‖w_s‖ ≤ ℓ_s ‖δx‖ over sources s; the A_s are code.
 
     Why this is an upper bound: for any weights t_s > 0, ‖Σ A_s w_s‖ ≤ ‖[t_s A_s]‖ √(Σ (ℓ_s/t_s)²)‖δx‖, and the norm is
@@ -51,22 +49,24 @@ class JointPasses(Along):
     """
 
     def __init__(self, problem: Problem, chance: Chance) -> None:
-        super().__init__(problem, chance)
-        self.share = chance.group(2 * len(self.asked))
-        self.values: list[Tensor] = []
+        self.course = Course(problem.expanded, problem.domain, problem.anchor, enclosed=False)
+        super().__init__(Increments.of(problem.expanded, self.course.ranges), 2.0, chance, None)
+        self.share = chance.group(2 * len(self.course.asked))
+        self.relations: list[Relation] = []
+        self.entries: dict[int, Tensor] = {}
         self.norms: dict[int, tuple[LinearMap, NormBound]] = {}
-        self.entered: dict[int, Magnitude] = {0: Magnitude.of(1.0)}
-        self.wanted = {p for node in self.network.nodes if _by_entries(node) for p in node.parents}
+        self.entered: dict[int, Magnitude] = {0: ONE}
+
+    def relation(self, k: int) -> Relation:
+        """As the course has it."""
+        self.relations.append(self.course.relation(k))
+        return self.relations[k]
 
     def enter(self, k: int, relation: Relation) -> None:
-        """Cells are sources; and the value at the centre."""
+        """Cells are sources; the course is told."""
         if isinstance(relation, Cell):
             self.entered[k] = self.constants[relation.parent if isinstance(relation, EntryCell) else k]
-        node = self.network.nodes[k]
-        value = node.value([self.values[p][None] for p in node.parents], self.home[None])[0]
-        self.values.append(value)
-        slack = LOST * (float(value.norm()) / math.sqrt(max(1, value.numel())) + value.abs())
-        self.centres.append(Interval(value - slack, value + slack))
+        self.course.tell(float(self.constants[k]), self.entries.get(k))
 
     def _norm_of(self, linear: LinearMap, term: int) -> NormBound:
         if id(linear) not in self.norms:
@@ -75,31 +75,19 @@ class JointPasses(Along):
 
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
         """Norms where they are asked for."""
-        if k not in self.asked:
+        if k not in self.course.asked or (k not in self.course.by_entries and _only_scales(node)):
             return product, "rigorous"
         sources = _Sources(self, k, node)
         if not sources.lengths:
             return product, "rigorous"
-        last = k == len(self.network.nodes) - 1
+        last = k == len(self.increments.relations) - 1
         try:
             value = sources.whole(AT_THE_END if last else ON_THE_WAY)
-            if k in self.wanted:
+            if k in self.course.by_entries:
                 self.entries[k] = sources.each()
         except ValueError as error:
             raise NumericsError(f"the norm of a map over several layers cannot be bounded: {error}.") from error
         return (value, "probabilistic") if value < product else (product, "rigorous")
-
-
-def _by_entries(node: object) -> bool:
-    """Whether a node's relation depends on how far single entries go."""
-    return normalising(node) is None and not (isinstance(node, PartNode) and node.function.name == "matmul")
-
-
-def proved(problem: Problem, chance: Chance) -> tuple[Increments, list[Step]]:
-    """The relations and a step for each, where it applies (``joint_transform.applies``)."""
-    recursion = JointPasses(problem, chance)
-    steps = recursion.run()
-    return Increments(tuple(recursion.relations)), steps
 
 
 class _Sources:
@@ -210,6 +198,17 @@ class _Sources:
 
     def _normal(self, rows: int, leaf: Tensor) -> Tensor:
         return random_normal(rows * leaf.numel(), self.share.generator).reshape(rows, *leaf.shape[1:])
+
+
+def _only_scales(node: Linear) -> bool:
+    """Whether a node is about the same multiple of all entries of another, whose constant says it all."""
+    if len(node.maps) != 1 or isinstance(node.maps[0], Identity):
+        return len(node.maps) == 1
+    (linear,) = node.maps
+    if not isinstance(linear, OpMap) or linear.attributes != DIAGONAL or not linear.constants[0].numel():
+        return False
+    sizes = linear.constants[0].abs()
+    return float(sizes.min()) >= UNIFORM * float(sizes.max())
 
 
 def _starts(relation: Relation) -> bool:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lipcert.certificates import joint_passes, joint_transform
 from lipcert.certificates.base import Proof, Witness, certificate
 from lipcert.certificates.product_rule import Step, rows
 from lipcert.certificates.recursions import DenseRecursion, FreeRecursion, SparseRecursion
@@ -44,9 +43,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     whose entries are 0 in attention and normalisations; otherwise they are bounded by Lanczos, probabilistic. A network
     with selections is done twice, with selections as blocks and expanded into ReLUs, and the smaller value counts; and
     so is on a domain one with softmax or normalisations, as blocks and as a linear part and a rest; one with two
-    activations of one value is done with these as a block and as cells that share a slope, too. On a bounded domain
-    ``settings["joint"]`` asks for the recursion that works out ranges as it goes (``joint_transform``), as well, or, if
-    it is ``passes``, for that alone, by passes (``joint_passes``).
+    activations of one value is done with these as a block and as cells that share a slope, too.
     """
     p, q = problem.norm
     if p != q:
@@ -54,20 +51,13 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     window = witness.settings.get("window")
     if window is not None and (not isinstance(window, int) or window < 1):
         raise CertificateError(f"the certificate's window must be a positive integer, not {window!r}.")
-    joint, sparse = witness.settings.get("joint"), witness.settings.get("sparse", False) is True
-    if joint == "passes" and joint_transform.applies(problem):
-        increments, steps = joint_passes.proved(problem, chance)
-        return Proof(steps[-1].constant, steps[-1].guarantee, rows(increments, steps), computed=True)
+    sparse = witness.settings.get("sparse", False) is True
     best: list[Step] = []
     shown = views(problem)[0]
     for increments in views(problem):
         wide = SparseRecursion if sparse and is_sparse(increments) else FreeRecursion
         steps = (DenseRecursion if is_dense(increments) else wide)(increments, p, chance, window).run()
         if not best or steps[-1].constant < best[-1].constant:
-            best, shown = steps, increments
-    if joint is True and joint_transform.applies(problem):
-        increments, steps = joint_transform.proved(problem, chance)
-        if steps[-1].constant < best[-1].constant:
             best, shown = steps, increments
     guarantee = weakest([step.guarantee for step in best])
     return Proof(best[-1].constant, guarantee, rows(shown, best), computed=True)

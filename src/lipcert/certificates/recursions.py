@@ -47,7 +47,22 @@ class Recursion(ABC):
 
     def run(self) -> list[Step]:
         """A step per node."""
-        return self.increments.walk(self._start, self._linear, self._cell)
+        steps: list[Step] = []
+        for k in range(len(self.increments.relations)):
+            relation = self.relation(k)
+            before = [steps[p] for p in relation.parents]
+            if isinstance(relation, Linear):
+                steps.append(self._linear(k, relation, before))
+            elif isinstance(relation, Cell):
+                steps.append(self._cell(k, relation, before[0]))
+            else:
+                assert isinstance(relation, Start)
+                steps.append(self._start(k, relation))
+        return steps
+
+    def relation(self, k: int) -> Relation:
+        """What node k obeys."""
+        return self.increments.relations[k]
 
     def _start(self, k: int, start: Start) -> Step:
         return self._known(k, start, Step(ONE, ONE, kind="input"))

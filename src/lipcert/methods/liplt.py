@@ -18,6 +18,7 @@ from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.cost import operations_per_second, seconds_of
 from lipcert.methods.norm_effort import maps_of, seconds_at_best
 from lipcert.problem import Norm, Problem
+from lipcert.ranges.course import sides
 
 #: Lanczos steps, forward and backward, of one probabilistic norm.
 _PASSES = 2.0 * 120.0
@@ -58,15 +59,15 @@ class LipLT(Method):
         if self.window is not None:
             return Found(Witness("loop_transform", {}, {"window": self.window}))
         if by_passes(problem):
-            return Found(Witness("loop_transform", {}, {"joint": "passes"}))
+            return Found(Witness("joint_transform", {}, {"passes": True}))
+        kind = "joint_transform" if _joint(problem) else "loop_transform"
         wide = [increments for increments in views(problem) if not is_dense(increments)]
-        joint = {"joint": True} if _joint(problem) else {}
         if not wide:
-            return Found(Witness("loop_transform", {}, joint))
+            return Found(Witness(kind))
         if _sparse(problem, wide):
-            return Found(Witness("loop_transform", {}, {"sparse": True, **joint}))
+            return Found(Witness(kind, {}, {"sparse": True}))
         window = min(_affordable(increments, run.left) for increments in wide)
-        return Found(Witness("loop_transform", {}, {"window": window}))
+        return Found(Witness(kind, {}, {"window": window}))
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
@@ -101,7 +102,7 @@ def _joint_seconds(problem: Problem) -> float:
     x = torch.zeros(1, *problem.model.in_shape, dtype=torch.float64)
     with torch.no_grad():
         one = seconds_of(lambda: problem.model.forward(x))
-    return one * _JOINT_PASSES * len(joint_transform.asked(problem.expanded.nodes))
+    return one * _JOINT_PASSES * len(sides(problem.expanded))
 
 
 def _sparse(problem: Problem, wide: Sequence[Increments]) -> bool:
