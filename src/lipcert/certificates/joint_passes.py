@@ -49,7 +49,7 @@ class JointPasses(Recursion):
     """
 
     def __init__(self, problem: Problem, chance: Chance) -> None:
-        self.course = Course(problem.expanded, problem.domain, problem.anchor, enclosed=False)
+        self.course = Course(problem.expanded, problem.domain, enclosed=False)
         super().__init__(Increments.of(problem.expanded, self.course.ranges), 2.0, chance, None)
         self.share = chance.group(2 * len(self.course.asked))
         self.relations: list[Relation] = []

@@ -42,8 +42,8 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """ℓ_j ≤ ‖A_{j←0}‖ + Σ_{i<j} ‖A_{j←i}‖ ℓ_i as LipLT has it, each relation from the constants before it.
 
     The witness carries no numbers. ``settings["passes"]``: norms are bounded by passes from a random start. Otherwise
-    maps are written down, and what LipLT proves with ranges of their own, by ``loop_transform`` with the same settings,
-    counts where it is less.
+    maps are written down; unless ``settings["alone"]``, what LipLT proves with ranges of their own, by
+    ``loop_transform`` with the same settings, counts where it is less.
 
     Why this is an upper bound: by induction over the nodes. The constants before a node are true of all pairs of points
     of the domain, so the relation that ``Course`` makes of them is, and so is the constant that follows from it and the
@@ -56,7 +56,7 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     steps = recursion.run()
     last = steps[-1]
     found = Proof(last.constant, last.guarantee, rows(Increments(tuple(recursion.relations)), steps), computed=True)
-    if passes:
+    if passes or witness.settings.get("alone", False) is True:
         return found
     apart = loop_transform.check(problem, Witness("loop_transform", {}, witness.settings), chance)
     return apart if apart.value < found.value and apart.guarantee == "rigorous" else found
@@ -78,7 +78,7 @@ class JointRecursion(SparseRecursion):
     """With all maps from sources to nodes as matrices; rigorous."""
 
     def __init__(self, problem: Problem, chance: Chance) -> None:
-        self.course = Course(problem.expanded, problem.domain, problem.anchor, enclosed=True)
+        self.course = Course(problem.expanded, problem.domain, enclosed=True)
         super().__init__(Increments.of(problem.expanded, self.course.ranges), 2.0, chance, None)
         self.relations: list[Relation] = []
         self.entries: dict[int, Tensor] = {}
@@ -95,6 +95,8 @@ class JointRecursion(SparseRecursion):
     def enter(self, k: int, relation: Relation) -> None:
         """The course is told, too."""
         super().enter(k, relation)
+        for read in [p for p in self.blocks if max(self.readers(p), default=k + 1) <= k]:
+            del self.blocks[read]
         self.course.tell(float(self.constants[k]), self.entries.get(k))
 
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:

@@ -16,7 +16,7 @@ from lipcert.methods.from_below import hopeless, may_be_below
 from lipcert.methods.hand_over import closed
 from lipcert.methods.hull import Hull
 from lipcert.methods.interval_jacobian import IntervalJacobian
-from lipcert.methods.liplt import LipLT, by_passes
+from lipcert.methods.liplt import LipLT, alone
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.methods.mixed_product import MixedProduct
 from lipcert.methods.routes import DIRECT, Route, routes
@@ -85,7 +85,7 @@ class Auto(Method):
     def _plan(self, problem: Problem, trials: Trials) -> None:
         run, plain = trials.run, problem.norm == (2.0, 2.0)
         joint = joint_transform.applies(problem)
-        if joint and by_passes(problem):  # nothing else gives anything of use there, and even its ranges take long
+        if joint and alone(problem):  # nothing else gives anything of use there, and even its ranges take long
             self._attempt(self.early, trials, run.left)
             if trials.best is not None and trials.best.method == LipLT.name:
                 return

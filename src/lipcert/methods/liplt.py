@@ -24,6 +24,8 @@ from lipcert.ranges.course import sides
 _PASSES = 2.0 * 120.0
 #: Most floating-point operations of the recursion that works out ranges as it goes.
 JOINT_WORK = 3e12
+#: Beyond so many nothing is done beside it.
+JOINT_ALONE = 2e10
 #: Of the network, half of which lies before a node on average, for one of its nodes that is not linear.
 _JOINT_PASSES = 200.0
 #: What the norm of one small matrix takes, whatever its size.
@@ -58,8 +60,8 @@ class LipLT(Method):
         self.require_norm(problem.norm)
         if self.window is not None:
             return Found(Witness("loop_transform", {}, {"window": self.window}))
-        if by_passes(problem):
-            return Found(Witness("joint_transform", {}, {"passes": True}))
+        if alone(problem):
+            return Found(Witness("joint_transform", {}, {"alone": True} if _joint(problem) else {"passes": True}))
         kind = "joint_transform" if _joint(problem) else "loop_transform"
         wide = [increments for increments in views(problem) if not is_dense(increments)]
         if not wide:
@@ -71,14 +73,14 @@ class LipLT(Method):
 
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
-        if self.window is None and by_passes(problem):
+        if self.window is None and alone(problem):
             needed = _joint_seconds(problem)
             if needed > run.left:
                 return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
-            return "its norms here are probabilistic" if run.rigorous else None
+            return "its norms here are probabilistic" if run.rigorous and not _joint(problem) else None
         sparse = _sparse(problem, [increments for increments in views(problem) if not is_dense(increments)])
         needed = sum(_least_seconds(increments, problem.norm[0], sparse) for increments in views(problem))
-        needed += joint_transform.operations(problem) / operations_per_second() if _joint(problem) else 0.0
+        needed += _joint_seconds(problem) if _joint(problem) else 0.0
         if needed > run.left:
             return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
         if run.rigorous and not sparse and not all(is_dense(increments) for increments in views(problem)):
@@ -86,10 +88,10 @@ class LipLT(Method):
         return None
 
 
-def by_passes(problem: Problem) -> bool:
-    """Whether ranges and constants are worked out together, and the network is too wide to do so with matrices."""
+def alone(problem: Problem) -> bool:
+    """Whether only ranges that are worked out with the constants are of use: others take long and say less."""
     wide = joint_transform.applies(problem) and problem.nearly_linear
-    return wide and joint_transform.operations(problem) > JOINT_WORK
+    return wide and joint_transform.operations(problem) > JOINT_ALONE
 
 
 def _joint(problem: Problem) -> bool:
@@ -98,7 +100,9 @@ def _joint(problem: Problem) -> bool:
 
 
 def _joint_seconds(problem: Problem) -> float:
-    """About what the same takes by passes, each a few times what the network itself does."""
+    """About what the same takes: of matrices, or by passes, each a few times what the network itself does."""
+    if _joint(problem):
+        return joint_transform.operations(problem) / operations_per_second()
     x = torch.zeros(1, *problem.model.in_shape, dtype=torch.float64)
     with torch.no_grad():
         one = seconds_of(lambda: problem.model.forward(x))

@@ -49,14 +49,13 @@ class Course:
     Args:
         network: whose parts may be nearly linear.
         domain: bounded.
-        anchor: as for ``Ranges.of``.
         enclosed: z(x̂) with its roundings, which grow with depth; else as computed, with ``LOST`` for them.
     """
 
-    def __init__(self, network: Network, domain: Domain, anchor: Tensor | None, enclosed: bool) -> None:
+    def __init__(self, network: Network, domain: Domain, enclosed: bool) -> None:
         assert domain is not None
         self.network, self.radius, self.home = network, reach_of(domain), domain.home()
-        self.ranges = Ranges.of(network, domain, anchor, "none")
+        self.ranges = Ranges.of(network, domain, None, "none")
         self.asked = asked(network)
         self.by_entries = {p for node in network.nodes if _by_entries(node) for p in node.parents} & self.asked
         self._centres = boxes_of(network, Box(self.home, self.home), "none") if enclosed else []
