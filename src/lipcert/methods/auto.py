@@ -48,7 +48,7 @@ class Auto(Method):
     loss or a maximum is bounded by what that is a mean of (``hull``) before the main ones. Tiny networks go
     to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
     tighter, if there is time. Where LipLT works out ranges as it goes the early ones have most of the time, and on wide
-    networks all of it. On a domain where LipSDP is as quick as the early ones it comes first, and these only
+    networks it is the only one. On a domain where LipSDP is as quick as the early ones it comes first, and these only
     where they might be below it; where f is affine there, AutoLip is exact and enough; where the main ones prove
     nothing, they are asked for what holds everywhere, and so they are where a sine and a cosine share a multiplier on
     the whole space that they have not on parts of it.
@@ -85,9 +85,9 @@ class Auto(Method):
     def _plan(self, problem: Problem, trials: Trials) -> None:
         run, plain = trials.run, problem.norm == (2.0, 2.0)
         joint = joint_transform.applies(problem)
-        if joint and alone(problem):  # nothing else gives anything of use there, and even its ranges take long
-            self._attempt(self.early, trials, run.left)
-            if trials.best is not None and trials.best.method == LipLT.name:
+        if joint and alone(problem) and LipLT.name in self.early and LipLT().obstacle(problem, run) is None:
+            self._attempt((LipLT.name,), trials, run.left)  # nothing else is of use there, and even its ranges take long
+            if trials.best is not None:
                 return
         if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
             return
