@@ -86,7 +86,7 @@ class Auto(Method):
         run, plain = trials.run, problem.norm == (2.0, 2.0)
         joint = joint_transform.applies(problem)
         if joint and alone(problem) and LipLT.name in self.early and LipLT().obstacle(problem, run) is None:
-            self._attempt((LipLT.name,), trials, run.left)  # nothing else is of use there, and even its ranges take long
+            self._attempt((LipLT.name,), trials, run.left)  # nothing else is of use, and even its ranges take long
             if trials.best is not None:
                 return
         if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
