@@ -13,7 +13,6 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import joint_transform
 from lipcert.certificates.base import Witness, prove
-from lipcert.certificates.joint_passes import JointPasses
 from lipcert.certificates.joint_transform import JointRecursion
 from lipcert.errors import NotProved
 from lipcert.network.expanded import Expanded, MatrixProduct, SmoothBlock
@@ -27,8 +26,6 @@ from lipcert.ranges.course import reach_of
 from tests.test_attention import network, steepest
 
 D = torch.float64
-Kind = type[JointRecursion] | type[JointPasses]
-KINDS: list[Kind] = [JointRecursion, JointPasses]
 
 
 def values_of(problem: Problem, x: Tensor) -> list[Tensor]:
@@ -48,16 +45,13 @@ def points_of(ball: lipcert.Ball, count: int) -> Tensor:
     return ball.center + steps.reshape(count, *ball.center.shape)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("radius", [0.1, *(pytest.param(r, marks=pytest.mark.slow) for r in (1e-3, 1.0))])
 @pytest.mark.parametrize("seed", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in range(30))])
-def test_no_node_does_more_than_its_constants_say(
-    seed: int, radius: float, kind: type[JointRecursion] | type[JointPasses]
-) -> None:
+def test_no_node_does_more_than_its_constants_say(seed: int, radius: float) -> None:
     model, x = network(seed)
     problem = Problem(capture(model, x), (2.0, 2.0), lipcert.Ball(x[0], radius, p=2))
     assert isinstance(problem.domain, lipcert.Ball)
-    recursion = kind(problem, Chance(generator=torch.Generator().manual_seed(0)))
+    recursion = JointRecursion(problem, Chance())
     steps = recursion.run()
     centre = values_of(problem, problem.domain.center)
     shown = [
@@ -124,10 +118,7 @@ def test_boxes_that_explode_do_not_matter(tmp_path: Path) -> None:
     assert lipcert.verify(tmp_path / "joint.lipcert", model, x).value == pytest.approx(bound.value, rel=1e-9)
     problem = Problem(capture(model, x), (2.0, 2.0), ball)
     apart = prove(problem, Witness("loop_transform"), Chance())
-    assert float(apart.value) >= 2.0 * bound.value
-    passes = prove(problem, Witness("joint_transform", {}, {"passes": True}), Chance())
-    assert passes.guarantee == "probabilistic"
-    assert below <= float(passes.value) <= 2.0 * below
+    assert float(apart.value) >= 1.1 * bound.value
 
 
 def test_where_it_does_not_apply_it_proves_nothing() -> None:
@@ -140,7 +131,7 @@ def test_where_it_does_not_apply_it_proves_nothing() -> None:
         Problem(capture(plain, torch.zeros(1, 3, dtype=D)), (2.0, 2.0), ball),
     ):
         assert not joint_transform.applies(problem)
-        for settings in ({}, {"passes": True}):
+        for settings in ({}, {"alone": True}):
             with pytest.raises(NotProved):
                 prove(problem, Witness("joint_transform", {}, settings), Chance())
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lipcert.certificates import loop_transform
 from lipcert.certificates.base import Proof, Witness, certificate
-from lipcert.certificates.joint_passes import JointPasses
 from lipcert.certificates.norms.written_map import EnclosedMatrix
 from lipcert.certificates.product_rule import rows
 from lipcert.certificates.recursions import SparseRecursion
@@ -41,8 +40,7 @@ _STEPS = 12
 def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """ℓ_j ≤ ‖A_{j←0}‖ + Σ_{i<j} ‖A_{j←i}‖ ℓ_i as LipLT has it, each relation from the constants before it.
 
-    The witness carries no numbers. ``settings["passes"]``: norms are bounded by passes from a random start. Otherwise
-    maps are written down; unless ``settings["alone"]``, what LipLT proves with ranges of their own, by
+    The witness carries no numbers. Unless ``settings["alone"]``, what LipLT proves with ranges of their own, by
     ``loop_transform`` with the same settings, counts where it is less.
 
     Why this is an upper bound: by induction over the nodes. The constants before a node are true of all pairs of points
@@ -51,12 +49,11 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
     """
     if not applies(problem):
         raise NotProved("ranges and constants are worked out together for blocks on bounded domains, between l2 norms.")
-    passes = witness.settings.get("passes", False) is True
-    recursion = (JointPasses if passes else JointRecursion)(problem, chance)
+    recursion = JointRecursion(problem, chance)
     steps = recursion.run()
     last = steps[-1]
     found = Proof(last.constant, last.guarantee, rows(Increments(tuple(recursion.relations)), steps), computed=True)
-    if passes or witness.settings.get("alone", False) is True:
+    if witness.settings.get("alone", False) is True:
         return found
     apart = loop_transform.check(problem, Witness("loop_transform", {}, witness.settings), chance)
     return apart if apart.value < found.value and apart.guarantee == "rigorous" else found
@@ -78,7 +75,7 @@ class JointRecursion(SparseRecursion):
     """With all maps from sources to nodes as matrices; rigorous."""
 
     def __init__(self, problem: Problem, chance: Chance) -> None:
-        self.course = Course(problem.expanded, problem.domain, enclosed=True)
+        self.course = Course(problem.expanded, problem.domain)
         super().__init__(Increments.of(problem.expanded, self.course.ranges), 2.0, chance, None)
         self.relations: list[Relation] = []
         self.entries: dict[int, Tensor] = {}

@@ -15,10 +15,9 @@ from lipcert.certificates.loop_transform import is_dense, is_sparse, operations,
 from lipcert.errors import InputError
 from lipcert.increments import BlockCell, Increments, ScaledIncrements
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
-from lipcert.methods.cost import operations_per_second, seconds_of
+from lipcert.methods.cost import operations_per_second
 from lipcert.methods.norm_effort import maps_of, seconds_at_best
 from lipcert.problem import Norm, Problem
-from lipcert.ranges.course import sides
 
 #: Lanczos steps, forward and backward, of one probabilistic norm.
 _PASSES = 2.0 * 120.0
@@ -26,8 +25,6 @@ _PASSES = 2.0 * 120.0
 JOINT_WORK = 3e12
 #: Beyond so many nothing is done beside it.
 JOINT_ALONE = 2e10
-#: Of the network, half of which lies before a node on average, for one of its nodes that is not linear.
-_JOINT_PASSES = 200.0
 #: What the norm of one small matrix takes, whatever its size.
 _PAIR_SECONDS = 2e-3
 
@@ -61,7 +58,7 @@ class LipLT(Method):
         if self.window is not None:
             return Found(Witness("loop_transform", {}, {"window": self.window}))
         if alone(problem):
-            return Found(Witness("joint_transform", {}, {"alone": True} if _joint(problem) else {"passes": True}))
+            return Found(Witness("joint_transform", {}, {"alone": True}))
         kind = "joint_transform" if _joint(problem) else "loop_transform"
         wide = [increments for increments in views(problem) if not is_dense(increments)]
         if not wide:
@@ -77,7 +74,7 @@ class LipLT(Method):
             needed = _joint_seconds(problem)
             if needed > run.left:
                 return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
-            return "its norms here are probabilistic" if run.rigorous and not _joint(problem) else None
+            return None
         sparse = _sparse(problem, [increments for increments in views(problem) if not is_dense(increments)])
         needed = sum(_least_seconds(increments, problem.norm[0], sparse) for increments in views(problem))
         needed += _joint_seconds(problem) if _joint(problem) else 0.0
@@ -91,7 +88,7 @@ class LipLT(Method):
 def alone(problem: Problem) -> bool:
     """Whether only ranges that are worked out with the constants are of use: others take long and say less."""
     wide = joint_transform.applies(problem) and problem.nearly_linear
-    return wide and joint_transform.operations(problem) > JOINT_ALONE
+    return wide and JOINT_ALONE < joint_transform.operations(problem) <= JOINT_WORK
 
 
 def _joint(problem: Problem) -> bool:
@@ -100,13 +97,8 @@ def _joint(problem: Problem) -> bool:
 
 
 def _joint_seconds(problem: Problem) -> float:
-    """About what the same takes: of matrices, or by passes, each a few times what the network itself does."""
-    if _joint(problem):
-        return joint_transform.operations(problem) / operations_per_second()
-    x = torch.zeros(1, *problem.model.in_shape, dtype=torch.float64)
-    with torch.no_grad():
-        one = seconds_of(lambda: problem.model.forward(x))
-    return one * _JOINT_PASSES * len(sides(problem.expanded))
+    """About what the same takes."""
+    return joint_transform.operations(problem) / operations_per_second()
 
 
 def _sparse(problem: Problem, wide: Sequence[Increments]) -> bool:

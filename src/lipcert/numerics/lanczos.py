@@ -153,13 +153,7 @@ def _grown(basis: Tensor, rows: int) -> Tensor:
 
 
 def random_unit(n: int, generator: torch.Generator | None, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Uniform on the sphere: a normalised Gaussian vector, drawn in float64."""
-    x = random_normal(n, generator, device)
-    return (x / x.norm()).to(dtype)
-
-
-def random_normal(n: int, generator: torch.Generator | None, device: torch.device | str = "cpu") -> Tensor:
-    """n independent standard normal numbers, float64.
+    """Uniform on the sphere: a normalised Gaussian vector, drawn in float64.
 
     Without a generator: numpy's PCG64, seeded with 128 bits of the operating system's entropy. (torch's CPU generator
     keeps 32 bits of its seed. A matrix made blind to n of the 2^32 starts that it knows would be taken at its word with
@@ -167,8 +161,10 @@ def random_normal(n: int, generator: torch.Generator | None, device: torch.devic
     of the normal law; what is not covered is their rounding to 53 bits.
     """
     if generator is None:
-        return torch.from_numpy(np.random.default_rng().standard_normal(n)).to(device)
-    return torch.randn(n, generator=generator, dtype=torch.float64, device=device)
+        x = torch.from_numpy(np.random.default_rng().standard_normal(n)).to(device)
+    else:
+        x = torch.randn(n, generator=generator, dtype=torch.float64, device=device)
+    return (x / x.norm()).to(dtype)
 
 
 def apply_gram(gram: Gram, x: Tensor) -> Tensor:

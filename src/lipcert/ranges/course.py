@@ -20,10 +20,7 @@ from lipcert.numerics.interval import Around, Interval
 from lipcert.numerics.midrad import TINY, UP
 from lipcert.numerics.rounding import mul_up
 from lipcert.numerics.rows import length_up
-from lipcert.ranges.build import Ranges, applied, boxes_of, normalising
-
-#: What roundings of values at the centre may be that are not followed, relative to their size.
-LOST = 1e-9
+from lipcert.ranges.build import Ranges, applied, boxes_of
 
 
 def reach_of(domain: Domain) -> float:
@@ -45,21 +42,19 @@ class Course:
     ‖z(x) − z(x')‖ ≤ ℓ‖x − x'‖ in l2 for the argument z of a node and all points of the domain, z(x) lies within ℓρ of
     z(x̂), and so does each entry with a constant of its own. Between points of that set, which is convex, the node's
     increment obeys the relation that ``Around`` gives. So if all constants told so far are true, the next relation is.
+    z(x̂) is known but for its roundings, which are added.
 
     Args:
         network: whose parts may be nearly linear.
         domain: bounded.
-        enclosed: z(x̂) with its roundings, which grow with depth; else as computed, with ``LOST`` for them.
     """
 
-    def __init__(self, network: Network, domain: Domain, enclosed: bool) -> None:
+    def __init__(self, network: Network, domain: Domain) -> None:
         assert domain is not None
         self.network, self.radius, self.home = network, reach_of(domain), domain.home()
         self.ranges = Ranges.of(network, domain, None, "none")
         self.asked = asked(network)
-        self.by_entries = {p for node in network.nodes if _by_entries(node) for p in node.parents} & self.asked
-        self._centres = boxes_of(network, Box(self.home, self.home), "none") if enclosed else []
-        self._values: list[Tensor] = []
+        self._centres = boxes_of(network, Box(self.home, self.home), "none")
         self._constants: list[float] = []
         self._entries: dict[int, Tensor] = {}
         self._parts: dict[tuple[int, ...], tuple[Local, ...]] = {}
@@ -75,14 +70,6 @@ class Course:
         self._constants.append(constant)
         if entries is not None:
             self._entries[k] = entries
-        if len(self._centres) > k:
-            return
-        node = self.network.nodes[k]
-        with torch.no_grad():
-            value = node.value([self._values[p][None] for p in node.parents], self.home[None])[0]
-        self._values.append(value)
-        slack = LOST * (float(value.norm()) / math.sqrt(max(1, value.numel())) + value.abs())
-        self._centres.append(Interval(value - slack, value + slack))
 
     def _local(self, k: int, node: Node) -> Local | None:
         """What the node's increments obey where its arguments are around their centres."""
@@ -142,11 +129,6 @@ def sides(network: Network) -> list[tuple[float, float]]:
         rest = isinstance(node, PartNode) and node.which in node.function.chain
         columns += entries if rest or isinstance(node, (ActivationNode, GainNode, OpenNode)) else 0.0
     return found
-
-
-def _by_entries(node: Node) -> bool:
-    """Whether a node's relation depends on how far single entries go."""
-    return normalising(node) is None and not (isinstance(node, PartNode) and node.function.name == "matmul")
 
 
 def _below(x: Tensor) -> Tensor:
