@@ -17,7 +17,7 @@ from lipcert.increments.adjoint import DUAL, adjoint
 from lipcert.increments.joint import linked, stacked
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
-from lipcert.network.graph import Network, SelectionNode
+from lipcert.network.graph import Network, PartNode, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.parts import block_of, split
 from lipcert.network.transform import expand, fuse, then
@@ -282,6 +282,11 @@ class Problem:
     def has_selections(self) -> bool:
         """Whether a node is a maximum or a sort."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+    @cached_property
+    def has_parts(self) -> bool:
+        """Whether a node is a part of a function of several values."""
+        return any(isinstance(node, PartNode) for node in self.unfused.nodes)
 
     @property
     def has_waves(self) -> bool:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from lipcert.certificates import joint_transform
 from lipcert.errors import CaptureError, LipcertError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import ALL_NORMS, Found, Method, Run, fork, method, registered
@@ -16,6 +17,7 @@ from lipcert.methods.from_below import hopeless, may_be_below
 from lipcert.methods.hand_over import closed
 from lipcert.methods.hull import Hull
 from lipcert.methods.interval_jacobian import IntervalJacobian
+from lipcert.methods.liplt import LipLT, alone
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.methods.mixed_product import MixedProduct
 from lipcert.methods.routes import DIRECT, Route, routes
@@ -33,6 +35,8 @@ SMALL = 2_000
 
 #: Share of what is left of the budget for functions that end in a mean, before the methods that do not see that.
 INNER_SHARE = 0.7
+#: The same for LipLT where it works out ranges as it goes.
+JOINT_SHARE = 0.7
 
 #: The main methods' share of what is left, where others between the norms asked for were too dear to come first.
 LATE_SHARE = 0.7
@@ -47,7 +51,8 @@ class Auto(Method):
     then, where the main ones gave nothing better, the early ones again with the seconds that remain. What ends in a
     loss or a maximum is bounded by what that is a mean of (``hull``) before the main ones. Tiny networks go
     to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
-    tighter, if there is time. On a domain where LipSDP is as quick as the early ones it comes first, and these only
+    tighter, if there is time. Where LipLT works out ranges as it goes the early ones have most of the time, and on wide
+    networks it is the only one. On a domain where LipSDP is as quick as the early ones it comes first, and these only
     where they might be below it; where f is affine there, AutoLip is exact and enough; where the main ones prove
     nothing, they are asked for what holds everywhere, and so they are where a sine and a cosine share a multiplier on
     the whole space that they have not on parts of it.
@@ -84,13 +89,19 @@ class Auto(Method):
 
     def _plan(self, problem: Problem, trials: Trials) -> None:
         run, plain = trials.run, problem.norm == (2.0, 2.0)
+        joint = joint_transform.applies(problem)
+        if joint and alone(problem) and LipLT.name in self.early and LipLT().obstacle(problem, run) is None:
+            self._attempt((LipLT.name,), trials, run.left)  # nothing else is of use, and even its ranges take long
+            if trials.best is not None:
+                return
         if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
             return
         few = max(EARLY_SECONDS, EARLY_SHARE * run.budget)
+        early = max(few, JOINT_SHARE * run.left) if joint else few
         soon = LipSDP.name in self.main and _soon(problem, few)
         skipped = [] if plain else [name for name in self.wide if not self._attempt((name,), trials, few, spare=True)]
         if not soon:
-            self._attempt(self.early, trials, few, spare=not plain)
+            self._attempt(self.early, trials, early, spare=not plain)
         if trials.best is None and not plain:  # something is at hand before LipSDP has what is left
             trials.attempt(AutoLip(), few, route=DIRECT if problem.norm in AutoLip.norms else Route((2.0, 2.0)))
         if problem.inner is not None:
@@ -100,8 +111,8 @@ class Auto(Method):
         found = trials.best
         for name in skipped:
             self._attempt((name,), trials, run.left, spare=True)
-        if soon and not _settled(problem, found):
-            self._attempt(self.early, trials, few)
+        if soon and (joint or not _settled(problem, found)):
+            self._attempt(self.early, trials, early)
             before = before if trials.best is found else trials.best
         if (trials.best is before or problem.has_waves) and problem.domain is not None:
             with suppress(CaptureError):  # it may have no constant everywhere
