@@ -165,7 +165,7 @@ def test_pools_are_searched_where_no_activation_follows_a_map(act: type[nn.Modul
     domain = lipcert.Ball(x, 0.5)
     subject = Subject(capture(model, x))
     by_ranges = subject.setting(subject.facts, domain, True).plain(subject.rows(None))
-    found = lipcert.output_bounds(model, x, lipcert.Ball(x[0], 0.5), budget=0.1)
+    found = lipcert.output_bounds(model, x, lipcert.Ball(x[0], 0.5))
     assert found.method == "cost_to_go"
     assert bool((found.lower > by_ranges + 1e-3).any())
     assert bool((found.lower <= model(x)[0]).all())

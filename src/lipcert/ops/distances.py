@@ -22,8 +22,8 @@ from lipcert.ops.structure import sum_
 from lipcert.ops.terms import moved
 from lipcert.ops.unbounded import sqrt, square
 
-#: What torch adds to the squared lengths in cosine_embedding_loss.
-_EPSILON = 1e-12
+#: What torch adds to the squared lengths in cosine_embedding_loss: the float32 number nearest to 10⁻¹².
+_EPSILON = 9.999999960041972e-13
 
 
 @rule("cdist", "_cdist_forward", kind="gain")
