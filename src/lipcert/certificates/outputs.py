@@ -56,8 +56,8 @@ class Subject:
 
     @cached_property
     def network(self) -> Network:
-        """Fused, expressions in one variable as activations, selections as linear maps and ReLUs."""
-        return fuse(expand(fuse(joined(collapse(self.model)))))
+        """Fused, expressions in one variable as activations, sorts as linear maps and ReLUs; pools come first."""
+        return fuse(expand(fuse(joined(collapse(self.model))), maxima=False))
 
     @cached_property
     def facts(self) -> Facts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -308,12 +309,16 @@ class MaxSelection:
     @property
     def overlap(self) -> int:
         """m, the largest number of windows that share one input."""
-        count = torch.zeros(math.prod(self.in_shape), dtype=torch.int64)
-        ordered = self.index.sort(dim=1).values
+        count = torch.bincount(self.index[self.first].cpu(), minlength=math.prod(self.in_shape))
+        return int(count.max()) if count.numel() else 0
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(out_size, K) truth: no repetition of an earlier entry of the window."""
+        ordered, order = self.index.sort(dim=1, stable=True)
         fresh = torch.ones_like(ordered, dtype=torch.bool)
         fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        count += torch.bincount(ordered[fresh], minlength=count.numel())
-        return int(count.max()) if count.numel() else 0
+        return torch.zeros_like(fresh).scatter(1, order, fresh)
 
     def gain(self, p: float) -> float:
         """The constant l_p → l_p for p in {1, 2, inf}, rounded up."""

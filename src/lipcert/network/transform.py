@@ -100,10 +100,14 @@ def _moved_offset(node: AffineNode, outer: LinearMap) -> Range:
         return Range(mid, torch.full_like(mid, math.inf))
 
 
-def expand(network: Network) -> Network:
-    """Replace every selection by linear maps and ReLUs: max(a, b) = b + relu(a − b). Exact.
+def expand(network: Network, maxima: bool = True) -> Network:
+    """Replace selections by linear maps and ReLUs: max(a, b) = b + relu(a − b). Exact.
 
     A pool of a non-decreasing activation becomes the activation of the pool: same function, fewer neurons.
+
+    Args:
+        network: the nodes.
+        maxima: whether maxima over windows are replaced, too; sorts always are.
     """
     builder = NetworkBuilder()
     new: dict[int, Var] = {}
@@ -114,7 +118,10 @@ def expand(network: Network) -> Network:
         elif not isinstance(node, SelectionNode):
             new[position] = builder.again(node, parents)
         elif isinstance(node.function, MaxSelection):
-            pooled = _expand_max(builder, parents[0], node.function, node.origin)
+            if maxima:
+                pooled = _expand_max(builder, parents[0], node.function, node.origin)
+            else:
+                pooled = builder.selection(parents[0], node.function, node.origin)
             before = network.nodes[node.parents[0]]
             if isinstance(before, ActivationNode) and _commutes_with_pool(network, node.parents[0]):
                 pooled = builder.activation(pooled, before.function, before.origin)

@@ -14,10 +14,20 @@ from torch import Tensor
 from lipcert.domain import Box, Domain
 from lipcert.network.expanded import Expanded, SmoothBlock
 from lipcert.network.expansion import Expansion
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, InputNode, Network, Node, OpenNode, PartNode
+from lipcert.network.graph import (
+    ActivationNode,
+    AffineNode,
+    GainNode,
+    InputNode,
+    Network,
+    Node,
+    OpenNode,
+    PartNode,
+    SelectionNode,
+)
 from lipcert.network.joint import Planes
 from lipcert.network.linear import LinearMap, Shape, add, size
-from lipcert.network.nonlinearity import Nonlinearity
+from lipcert.network.nonlinearity import MaxSelection, Nonlinearity
 from lipcert.network.parts import block_of
 from lipcert.network.radial import Radial
 from lipcert.network.relations import Local, LocalGains, LocalSlopes
@@ -29,6 +39,7 @@ from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
 from lipcert.ranges.lengths import gains_beyond, groups_of, lengths_around
 from lipcert.ranges.linear_bounds import LinearBounds, Lines
+from lipcert.ranges.maxima import WindowLines
 
 Tighten = Literal["none", "undecided", "all"]
 
@@ -131,7 +142,7 @@ def cut_bounds(before: LinearBounds, position: int, box: Interval, tighten: Tigh
 
 def _filled(
     network: Network, domain: Domain, boxes: list[Interval], lines: dict[int, Lines],
-    planes: dict[int, Planes | AffineNode], tighten: Tighten, known: Mapping[int, Interval],
+    planes: dict[int, Planes | WindowLines | AffineNode], tighten: Tighten, known: Mapping[int, Interval],
 ) -> LinearBounds:  # fmt: skip
     """The boxes of the nodes that have none yet, and what is around them."""
     back = LinearBounds(network, domain, boxes, lines, planes)
@@ -191,8 +202,11 @@ def _only_summed(network: Network, position: int) -> bool:
     return all(isinstance(network.nodes[reader], AffineNode) for reader in network.consumers[position])
 
 
-def around(node: Node, boxes: Sequence[Interval], own: Interval) -> Planes | AffineNode | None:
-    """Linear bounds of a part or a block from boxes of its arguments; constants by its own box where there are none."""
+def around(node: Node, boxes: Sequence[Interval], own: Interval) -> Planes | WindowLines | AffineNode | None:
+    """Linear bounds of a maximum, a part or a block from boxes of its arguments; by its own box where none is known."""
+    windows = maximum(node)
+    if windows is not None:
+        return WindowLines.around(windows, boxes[node.parents[0]], own)
     block = block_of(node)
     if block is not None:
         found = block.expansion(boxes[node.parents[0]])
@@ -290,6 +304,11 @@ def applied(node: object) -> Nonlinearity | None:
     if isinstance(node, ActivationNode):
         return node.function
     return node.steep if isinstance(node, OpenNode) else None
+
+
+def maximum(node: object) -> MaxSelection | None:
+    """The windows of which a node is the maxima, if it is that."""
+    return node.function if isinstance(node, SelectionNode) and isinstance(node.function, MaxSelection) else None
 
 
 def input_box(domain: Domain, shape: Shape) -> Interval:

@@ -26,6 +26,7 @@ from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
 from lipcert.ranges.functions import Samples, lines_off
+from lipcert.ranges.maxima import WindowLines
 
 #: Entries of the coefficients of a chunk of rows: what a cache holds. Of wide nodes some rows more, up to ``MOST``.
 CHUNK, MOST, ROWS = 1 << 19, 1 << 24, 32
@@ -94,8 +95,8 @@ class LinearBounds:
     """Upper bounds of linear functions of nodes, by going back to the input.
 
     ``boxes``, ``lines`` and ``planes``, of functions of several values, are those of the nodes so far; they may grow
-    between calls. Planes may also be a sum of maps with an offset that is known to an error. Lines may be other ones
-    for each row, with a leading axis.
+    between calls. Planes may also be a sum of maps with an offset that is known to an error, or those of windows. Lines
+    may be other ones for each row, with a leading axis.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class LinearBounds:
         domain: Domain,
         boxes: Sequence[Interval],
         lines: Mapping[int, Lines],
-        planes: Mapping[int, Planes | AffineNode] | None = None,
+        planes: Mapping[int, Planes | WindowLines | AffineNode] | None = None,
     ) -> None:
         self.network, self.domain, self.boxes, self.lines = network, domain, boxes, lines
         self.planes = {} if planes is None else planes
@@ -265,6 +266,17 @@ class LinearBounds:
                 spend(coefficients.clamp(max=0.0), planes.least, -1.0)
                 for parent, slope in zip(node.parents, planes.slopes, strict=True):
                     hand_through(parent, coefficients * slope)
+            elif isinstance(planes, WindowLines):
+                parent = node.parents[0]
+                positive, negative = coefficients.clamp(min=0.0), coefficients.clamp(max=0.0)
+                spend(positive, planes.greatest, 1.0)
+                spend(negative, planes.least, -1.0)
+                entries = size(self.network.nodes[parent].shape)
+                own, sizes = planes.back(positive.flatten(1), negative.flatten(1), entries)
+                greatest = self.boxes[parent].greatest.reshape(-1)
+                lost = float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * planes.overlap * 2.0 * TINY
+                error = error + ((planes.overlap + 2.0) * UNIT * weigh(sizes, greatest) + lost) * UP
+                hand(parent, own.reshape(count, *self.network.nodes[parent].shape))
             else:
                 box = self.boxes[k]
                 spend(coefficients.clamp(min=0.0), box.high, 1.0)

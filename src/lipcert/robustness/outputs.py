@@ -22,7 +22,7 @@ from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
 from lipcert.network.linear import size
 from lipcert.numerics.process_state import ordinary
-from lipcert.ranges.build import applied
+from lipcert.ranges.build import applied, maximum
 from lipcert.result import OutputBound
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains
@@ -142,7 +142,7 @@ def deep(network: Network) -> bool:
         seen.add(k)
         if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
             return True
-        if isinstance(node, AffineNode) or applied(node) is not None:
+        if isinstance(node, AffineNode) or applied(node) is not None or maximum(node) is not None:
             waiting += node.parents
     return False
 

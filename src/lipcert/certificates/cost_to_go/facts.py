@@ -13,7 +13,7 @@ from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writab
 from lipcert.certificates.norms.scaling import absolute_sums, scaled, terms
 from lipcert.domain import Ball, Box, Domain
 from lipcert.errors import CertificateError
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network
+from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network, SelectionNode
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UP, lengths
@@ -112,7 +112,7 @@ class Facts:
         """e_j of the entries of every affine node: |δv_j| ≤ e_j ‖δx‖₂ for all pairs of inputs, rounded up.
 
         By the triangle inequality over a node's parents, the rows' lengths, and ‖δz‖₂ ≤ L ‖δx‖₂ of every node: by norms
-        of the maps, or the length of e; an activation multiplies it by its greatest slope.
+        of the maps, or the length of e; an activation multiplies it by its greatest slope, a selection by its gain.
         """
         rates = [1.0]
         found: dict[int, Tensor] = {}
@@ -132,6 +132,8 @@ class Facts:
                 lower, upper = node.function.slope_range(node.shape)
                 steepest = torch.maximum(lower.abs(), upper.abs())
                 rate = mul_up(before[0], float(steepest.max()) if steepest.numel() else 0.0)
+            elif isinstance(node, SelectionNode):
+                rate = mul_up(before[0], node.function.gain(2.0))
             elif isinstance(node, GainNode):
                 rate = mul_up(before[0], node.function.gains.get(2.0, math.inf))
             rates.append(rate if rate == rate else math.inf)

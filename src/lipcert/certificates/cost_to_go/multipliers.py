@@ -12,7 +12,9 @@ from torch import Tensor
 from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.cells import LARGEST
 from lipcert.errors import CertificateError
-from lipcert.network.graph import Network
+from lipcert.network.graph import Network, Node
+from lipcert.network.linear import Shape
+from lipcert.ranges.build import maximum
 
 #: (position of an affine node, place of one of its parents).
 Edge = tuple[int, int]
@@ -25,8 +27,9 @@ class Multipliers:
     Any numbers prove something; the better they are, the more.
 
     Attributes:
-        slope: position of an activation → g, (P, *shape): the linear cost that it hands to its parent.
-        curvature: position of an activation → D ≥ 0, (P, *shape), or (P, 1, …, 1) for one number per function.
+        slope: position of an activation or a maximum → g, (P, *handed): the linear cost that it hands to its parent;
+            of a maximum one for each entry of each window, see ``handed``.
+        curvature: the same → D ≥ 0, (P, *handed), or (P, 1, …, 1) for one number per function.
         anchor: edge of an affine node from a parent that is none → z̃, (P, *shape of the parent): where the quadratic
             cost of the parent is centred. Absent: at the middle of the parent's range.
         weight: edge of an affine node → T ≥ 0, (P, *shape of the parent), the quadratic cost there. Absent at any edge
@@ -56,7 +59,7 @@ class Multipliers:
             for key, tensor in group.items():
                 k, place = key if isinstance(key, tuple) else (key, None)
                 fits = 0 < k < len(nodes) and (place is None or 0 <= place < len(nodes[k].parents))
-                shape = () if not fits else nodes[k if place is None else nodes[k].parents[place]].shape
+                shape = () if not fits else handed(nodes[k]) if place is None else nodes[nodes[k].parents[place]].shape
                 allowed = {(count, *shape), (count, *[1] * len(shape))}
                 if not fits or tensor.dtype != torch.float64 or tuple(tensor.shape) not in allowed:
                     raise CertificateError(f"the certificate's {name} at {key} does not fit the network.")
@@ -92,6 +95,12 @@ class Multipliers:
             numbers = tuple(int(p) for p in place)
             groups[name][numbers if len(numbers) == 2 else numbers[0]] = tensor
         return cls(*(groups[name] for name in _NAMES))
+
+
+def handed(node: Node) -> Shape:
+    """Of what a node hands to its parent: an activation's own shape; windows × entries of a maximum."""
+    windows = maximum(node)
+    return node.shape if windows is None else tuple(windows.index.shape)
 
 
 _NAMES = ("slope", "curvature", "anchor", "weight")

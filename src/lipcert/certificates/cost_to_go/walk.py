@@ -14,6 +14,8 @@ from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
+from lipcert.certificates.cost_to_go.windows import WindowCell
+from lipcert.certificates.cost_to_go.windows import least as least_over_windows
 from lipcert.domain import Domain
 from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee, weakest
@@ -22,7 +24,7 @@ from lipcert.network.images import image
 from lipcert.network.linear import size
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
-from lipcert.ranges.build import applied, cut_bounds
+from lipcert.ranges.build import applied, cut_bounds, maximum
 from lipcert.ranges.functions import Samples
 from lipcert.ranges.linear_bounds import LinearBounds
 
@@ -105,6 +107,7 @@ def lower_bounds(setting: Setting, rows: Tensor, multipliers: Multipliers) -> tu
 
     * *Activation* z = φ(v): c φ(v) − ½ T (φ(v) − z̃)² − g v + ½ D (v − ṽ)² is at least its minimum over the range of v,
       entry by entry; what was subtracted is the parent's new cost.
+    * *Maximum* over windows: likewise, window by window; an entry of several windows gets the sum of their shares.
     * *Affine* v = Σ A_i z_i + b with ṽ = Σ A_i z̃_i + b: g·v = Σ (A_iᵀ g)·z_i + g·b, and ‖v − ṽ‖²_D =
       ‖Σ A_i (z_i − z̃_i)‖²_D ≤ Σ ‖z_i − z̃_i‖²_{T_i} whenever blockdiag(T_i) ⪰ AᵀDA (proved by ``require_order``), in
       particular for T_i = max(D) N_i Σ_j N_j with N_i ≥ ‖A_i‖₂, by Cauchy and Schwarz.
@@ -152,6 +155,8 @@ class _Walk:
                 self._affine(k, node, cost)
             elif self.setting.elementwise(node):
                 self._activation(k, node, cost)
+            elif maximum(node) is not None:
+                self._maximum(k, node, cost)
             else:
                 self._cut(k, cost)
         if 0 in self.costs:
@@ -178,6 +183,37 @@ class _Walk:
         parts = least(self.setting.samples(k), Cell(cost.linear, cost.weight, cost.centre, slope, curvature, centre))
         self._add_all(parts)
         self._hand(parent, *(t.reshape(self.count, *shape) for t in (slope, curvature, centre)))
+
+    def _maximum(self, k: int, node: Node, cost: Cost) -> None:
+        windows = maximum(node)
+        assert windows is not None
+        parent, index = node.parents[0], windows.index
+        self._refuse_beyond(parent, cost.weight)
+        zero = cost.linear.new_zeros(self.count, *index.shape)
+        slope = self.multipliers.slope.get(k, zero)
+        curvature = self.multipliers.curvature.get(k, zero).expand_as(zero)
+        centre = self.centre(parent)
+        if not isinstance(self.network.nodes[parent], AffineNode):
+            centre = self.multipliers.anchor.get((k, 0), centre)
+        centre = centre.expand(self.count, *centre.shape[1:])
+        box = self.boxes[parent]
+        low, high = (end.reshape(-1)[index] for end in (box.low, box.high))
+        weight = cost.weight.expand_as(cost.linear)
+        parts = least_over_windows(
+            WindowCell(
+                cost.linear.flatten(1), weight.flatten(1), cost.centre.flatten(1), slope, curvature,
+                centre.flatten(1)[:, index], low, high, windows.first,
+            )
+        )  # fmt: skip
+        self._add_all(parts)
+
+        def summed(shares: Tensor) -> Tensor:
+            shares = torch.where(windows.first, shares, 0.0).flatten(1)
+            return torch.zeros_like(centre).flatten(1).index_add(1, index.reshape(-1), shares).reshape(centre.shape)
+
+        rounding = 2.0 * windows.overlap * UNIT
+        self._lose(self._weigh(summed(slope.abs()), box.greatest) * rounding)
+        self._hand(parent, summed(slope), summed(curvature) * (1.0 + rounding), centre)
 
     def _affine(self, k: int, node: AffineNode, cost: Cost) -> None:
         centre = self.centre(k)

@@ -12,6 +12,7 @@ from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
 from lipcert.search.cost_to_go.cells import Cell
 from lipcert.search.cost_to_go.inputs import HALVINGS, Domains
 from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.windows import WindowCell
 
 #: (affine node, D on its value) → place of a parent → T on the parent's value.
 Weigh = Callable[[int, Tensor], Mapping[int, Tensor]]
@@ -99,6 +100,8 @@ class _Walk:
             return
         if k in self.plan.functions:
             self._through_activation(k, c, quadratics)
+        elif k in self.plan.maxima:
+            self._through_maximum(k, c, quadratics)
         elif k in self.plan.maps:
             self._through_affine(k, c, quadratics, weigh)
         else:
@@ -116,6 +119,24 @@ class _Walk:
         cell = self.cells[k] = Cell(self.plan.functions[k], c, weight, middle, g, curvature, centre, low, high)
         self.value = self.value + cell.least()
         self._hand(parent, g, (curvature, centre))
+
+    def _through_maximum(self, k: int, c: Tensor, quadratics: list[Quadratic]) -> None:
+        parent, windows = self.plan.network.nodes[k].parents[0], self.plan.maxima[k]
+        index, counts = windows.index.to(c.device), windows.first.to(c.device)
+        g, curvature = self.multipliers.slope[k], self.multipliers.curvature[k]
+        whole = self._centre(k, 0)
+        centre, low, high = (
+            t.flatten(1)[:, index] for t in (whole, self.question.low[parent], self.question.high[parent])
+        )
+        weight, middle = (t.expand_as(c).flatten(1) for t in self._joined(quadratics, c))
+        cell = WindowCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts)
+        self.value = self.value + cell.least()
+
+        def summed(shares: Tensor) -> Tensor:
+            flat = (shares * counts).flatten(1)
+            return torch.zeros_like(whole).flatten(1).index_add(1, index.reshape(-1), flat).reshape(whole.shape)
+
+        self._hand(parent, summed(g), (summed(curvature), whole))
 
     def _through_affine(self, k: int, c: Tensor, quadratics: list[Quadratic], weigh: Weigh) -> None:
         node = self.plan.network.nodes[k]

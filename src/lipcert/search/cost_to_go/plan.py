@@ -13,11 +13,11 @@ from torch import Tensor
 from lipcert.certificates.cost_to_go.multipliers import Edge
 from lipcert.network.graph import AffineNode, InputNode, Network
 from lipcert.network.linear import Identity, Shape, size
-from lipcert.ranges.build import applied
+from lipcert.ranges.build import applied, maximum
 from lipcert.search.cost_to_go.maps import BothWays
 
 if TYPE_CHECKING:
-    from lipcert.network.nonlinearity import Nonlinearity
+    from lipcert.network.nonlinearity import MaxSelection, Nonlinearity
 
 #: Position of an affine node → an upper bound of the norm of each of its maps.
 Norms = Mapping[int, tuple[float, ...]]
@@ -42,6 +42,12 @@ class Plan:
         return {k: function for k, function in found if function is not None}
 
     @cached_property
+    def maxima(self) -> dict[int, MaxSelection]:
+        """The maxima over windows that a cost comes to."""
+        found = ((k, maximum(self.network.nodes[k])) for k in sorted(self._costly))
+        return {k: windows for k, windows in found if windows is not None}
+
+    @cached_property
     def affine(self) -> tuple[int, ...]:
         """The affine nodes that a cost comes to."""
         return tuple(k for k in sorted(self._costly) if isinstance(self.network.nodes[k], AffineNode))
@@ -54,7 +60,7 @@ class Plan:
     @cached_property
     def cuts(self) -> tuple[int, ...]:
         """The nodes at which a cost is bounded by its range alone."""
-        known = (*self.functions, *self.affine)
+        known = (*self.functions, *self.maxima, *self.affine)
         return tuple(
             k for k in sorted(self._costly) if k not in known and not isinstance(self.network.nodes[k], InputNode)
         )
@@ -62,7 +68,7 @@ class Plan:
     @cached_property
     def bent(self) -> tuple[int, ...]:
         """The affine nodes that a quadratic cost comes to."""
-        found: set[int] = {self.network.nodes[k].parents[0] for k in self.functions}
+        found: set[int] = {self.network.nodes[k].parents[0] for k in (*self.functions, *self.maxima)}
         for k in reversed(self.affine):
             if k in found:
                 found |= {self.network.nodes[k].parents[i] for i in self.linked(k)}
@@ -72,7 +78,7 @@ class Plan:
     def anchored(self) -> tuple[Edge, ...]:
         """The edges whose quadratic cost is centred at an anchor: those into a parent that is not affine."""
         edges = [(k, i) for k in self.bent for i in self.linked(k)]
-        edges += [(k, 0) for k in self.functions]
+        edges += [(k, 0) for k in (*self.functions, *self.maxima)]
         return tuple((k, i) for k, i in edges if self.network.nodes[k].parents[i] not in self.affine)
 
     @cached_property
@@ -81,7 +87,7 @@ class Plan:
         nodes = self.network.nodes
         return tuple(
             sorted(
-                {nodes[k].parents[0] for k in self.functions}
+                {nodes[k].parents[0] for k in (*self.functions, *self.maxima)}
                 | {*self.cuts}
                 | {nodes[k].parents[i] for k, i in self.anchored}
             )
@@ -133,7 +139,7 @@ class Plan:
                 continue
             if isinstance(node, AffineNode):
                 reached |= set(node.parents)
-            elif _elementwise(self.network, k) is not None:
+            elif _elementwise(self.network, k) is not None or maximum(node) is not None:
                 reached.add(node.parents[0])
         return frozenset(reached)
 

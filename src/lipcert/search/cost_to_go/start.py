@@ -76,6 +76,21 @@ def start_at(question: Question, points: Tensor) -> Start:
             _add(linear, parent, slope)
             _add(weight, parent, curvature)
             _add(size, parent, most)
+        elif k in plan.maxima:
+            windows, parent = plan.maxima[k], nodes[k].parents[0]
+            flat, index = values[parent].flatten(1), windows.index.to(c.device)
+            chosen = torch.where(windows.first.to(c.device), flat[:, index], -math.inf).argmax(-1, keepdim=True)
+            slope = torch.zeros_like(flat[:, index]).scatter(2, chosen, c.reshape(len(c), -1, 1))
+            most = most * windows.gain(2.0)
+            length = torch.maximum(slope.flatten(1).norm(dim=1), LEAST * most) / math.sqrt(max(1, slope[0].numel()))
+            start.slope[k], start.slope_unit[k] = slope, by_row(length, slope)
+            span = torch.maximum(reach[parent], FINE * _terms(question, parent, values)).clamp(min=SMALL)
+            curvature = torch.where(total > 0, total, c.flatten(1).norm(dim=1) / span).clamp(min=SMALL)
+            start.curvature[k] = by_row(curvature.log(), slope)
+            back = torch.zeros_like(flat).index_add(1, index.reshape(-1), slope.flatten(1))
+            _add(linear, parent, back.reshape(values[parent].shape))
+            _add(weight, parent, curvature * windows.overlap)
+            _add(size, parent, most)
         elif k in plan.maps:
             gains = plan.gains(k)
             for i, parent in enumerate(nodes[k].parents):
@@ -94,6 +109,8 @@ def _reach(question: Question) -> list[Tensor]:
             found = sum((n * r for n, r in zip(plan.gains(k), before, strict=True)), torch.zeros_like(reach[0]))
         elif k in plan.functions:
             found = _steepness(plan.functions[k]) * before[0]
+        elif k in plan.maxima:
+            found = plan.maxima[k].gain(2.0) * before[0]
         else:
             found = torch.full_like(reach[0], math.inf)
         if k in question.low:
