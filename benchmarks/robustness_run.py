@@ -32,7 +32,7 @@ Row = dict[str, Any]
 #: What ``certify`` needs no search for.
 _QUICK = {"clean", "attack", "pair_constants"}
 #: Images of a row at most on which CROWN and α-CROWN are run.
-_COMPARED = 100
+_COMPARED = 20
 
 
 class Clock:
@@ -61,7 +61,7 @@ class Images:
 
 
 def run(case: Case, radius: Radius, count: int, effort: float, budget: float) -> Iterator[Row]:
-    """The row of a network and a ball, and again after the attack on what is certified, if there is effort for one."""
+    """The row of a network and a ball; again with other methods beside, and after the attack on what is certified."""
     model, x, labels = case.load()
     x, labels = x[:count], labels[:count]
     count = len(x)
@@ -91,11 +91,12 @@ def run(case: Case, radius: Radius, count: int, effort: float, budget: float) ->
         "budget": budget, "date": date.today().isoformat(),
         **{f"{name}_seconds": round(s, 2) for name, s in seconds.items()},
     }  # fmt: skip
+    yield row
     if case.compare or radius.p == math.inf:
         left = [row.index for row in found[:_COMPARED] if row.status in ("certified", "open")]
         chosen = Images(network, x[left], labels[left], radius.p)
         row |= compare(chosen, value, min(count, _COMPARED))
-    yield row
+        yield row
     if effort and certified:
         chosen = [row.index for row in certified]
         balls = Images(network, x[chosen], labels[chosen], radius.p).balls(value)

@@ -105,8 +105,8 @@ def write(results: Results, folder: Path) -> None:
         "times the usual attack, in float64, breaks after all (–: not tried). auto_LiRPA (0.3, the released one) needs",
         "torch below 1.13 and cannot be imported beside the torch of this project: CROWN and α-CROWN are own",
         "implementations (`slopes.py`; α-CROWN with the slopes of the last bound, unproved), certified per cent of the",
-        "first 100 images at most with the CPU seconds of those that the attack leaves; other tools' figures are",
-        "theirs.",
+        "first 20 to 100 images with the CPU seconds of those that the attack leaves; other tools'",
+        "figures are theirs.",
         "",
     ]
     if rows := [row for row in rows if row["group"] != "largest"]:
