@@ -43,7 +43,7 @@ def crown(subject: Subject, task: Task) -> Ranged:
     """Linear bounds as the check of an output bound works them out."""
     with torch.no_grad():
         setting = Setting(subject.facts, task.domain, True)
-        return Ranged(task, setting._bounds, setting.plain(task.rows))
+        return Ranged(task, setting.bounds, setting.plain(task.rows))
 
 
 def alpha_crown(subject: Subject, ranged: Ranged, steps: int = STEPS) -> Tensor:

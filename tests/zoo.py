@@ -410,6 +410,13 @@ def _products() -> nn.Module:
     return nn.Sequential(product, quotient, nn.Linear(4, 2))
 
 
+def _attention() -> nn.Module:
+    """One head over three bounded tokens, with a layer of neurons: its products have constants everywhere."""
+    maps = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
+    head = Apply(lambda s, x: torch.softmax(s.maps[0](x) @ s.maps[1](x).transpose(1, 2), 2) @ s.maps[2](x), maps=maps)
+    return nn.Sequential(nn.Linear(2, 2), nn.Tanh(), Residual(head), nn.Flatten(), nn.Linear(6, 2))
+
+
 def _gains_before_selections() -> nn.Module:
     return nn.Sequential(
         nn.Linear(4, 8), nn.LayerNorm(8, eps=0.1), nn.Unflatten(1, (2, 4)), nn.MaxPool1d(2), nn.Flatten(),
@@ -460,6 +467,7 @@ ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("gains before selections", lambda: _seeded(_gains_before_selections, 16), (4,)),
     ("twins and a loss", lambda: _seeded(_twins_and_a_loss, 18), (4,)),
     ("products", lambda: _seeded(_products, 18), (4,)),
+    ("attention", lambda: _seeded(_attention, 19), (3, 2)),
     ("recurrence", lambda: _seeded(lambda: nn.Sequential(Recurrence(2, 3), nn.Linear(3, 2)), 17), (4, 2)),
 )
 

@@ -17,7 +17,7 @@ from lipcert.increments.adjoint import DUAL, adjoint
 from lipcert.increments.joint import linked, stacked
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
-from lipcert.network.graph import Network, SelectionNode
+from lipcert.network.graph import Network, PartNode, SelectionNode
 from lipcert.network.linear import Dense, size
 from lipcert.network.parts import block_of, split
 from lipcert.network.transform import expand, fuse, then
@@ -194,7 +194,16 @@ class Problem:
 
         Linear bounds go through selections only where those are expanded: with any, ranges here are intervals.
         """
-        return Increments.of(self.network, self._network_ranges)
+        return self._obeyed(self.network, self._network_ranges)
+
+    def _obeyed(self, network: Network, ranges: Ranges | None) -> Increments:
+        """By these ranges; where they let a node come near a pole, by linear bounds, too, which may not."""
+        try:
+            return Increments.of(network, ranges)
+        except CaptureError:
+            if self.domain is None:
+                raise
+            return Increments.of(network, self._ranges(network, "undecided"))
 
     @cached_property
     def blocked_increments(self) -> Increments:
@@ -213,7 +222,7 @@ class Problem:
     @cached_property
     def unfused_increments(self) -> Increments:
         """The same op by op."""
-        return Increments.of(self.unfused, self._ranges(self.unfused, "none"))
+        return self._obeyed(self.unfused, self._ranges(self.unfused, "none"))
 
     @cached_property
     def reduced_increments(self) -> Increments:
@@ -273,6 +282,11 @@ class Problem:
     def has_selections(self) -> bool:
         """Whether a node is a maximum or a sort."""
         return any(isinstance(node, SelectionNode) for node in self.network.nodes)
+
+    @cached_property
+    def has_parts(self) -> bool:
+        """Whether a node is a part of a function of several values."""
+        return any(isinstance(node, PartNode) for node in self.unfused.nodes)
 
     @property
     def has_waves(self) -> bool:

@@ -22,12 +22,13 @@ def _input(shape: tuple[int, ...]) -> str:
     return f"; input {'×'.join(map(str, shape))}" if shape else ""
 
 
-def _where(domain: Domain) -> str:
+def place(domain: Domain) -> str:
+    """Where a claim holds, for a report."""
     return "everywhere" if domain is None else f"on the {domain.describe()}"
 
 
 def _between(domain: Domain) -> str:
-    return f"between an anchor and points {_where(domain)}"
+    return f"between an anchor and points {place(domain)}"
 
 
 class Saveable(Protocol):
@@ -113,7 +114,7 @@ class Bound:
         self.certificate.save(path)
 
     def __str__(self) -> str:
-        where = _where(self.domain)
+        where = place(self.domain)
         if self.anchor is not None:
             where = _between(self.domain)
         of = "" if self.select is None else f" of {self.select.shape[0]} selected combinations of outputs"
@@ -180,7 +181,7 @@ class OutputBound:
         shown = [_interval(*ends) for ends in zip(self.lower[:8].tolist(), self.upper[:8].tolist(), strict=True)]
         more = ", …" if len(self.lower) > 8 else ""
         return (
-            f"{len(self.lower)} {what}: {', '.join(shown)}{more}  ({_where(self.domain)}; "
+            f"{len(self.lower)} {what}: {', '.join(shown)}{more}  ({place(self.domain)}; "
             f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
@@ -240,7 +241,7 @@ class LowerBound:
     anchor: Tensor | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        where = "" if self.domain is None else f", {_where(self.domain)}"
+        where = "" if self.domain is None else f", {place(self.domain)}"
         how = "derivative at a point"
         if self.anchor is not None:
             where, how = f", {_between(self.domain)}", "a pair of points"
@@ -287,7 +288,7 @@ class Comparison:
         if self.lower.anchor is not None:
             lines.append(_between(self.lower.domain))
         elif self.lower.domain is not None:
-            lines.append(_where(self.lower.domain))
+            lines.append(place(self.lower.domain))
         if self.lower.input_shape:
             lines.append(f"input {'×'.join(map(str, self.lower.input_shape))}")
         return "\n".join(lines)

@@ -88,8 +88,9 @@ def spent(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(module.Share, "draw", drawing)
     monkeypatch.setattr(matrix_free, "kuczynski_wozniakowski_epsilon", judging)
     import lipcert.certificates.loop_transform as loop_transform
+    import lipcert.certificates.recursions as recursions
 
-    counted("sigma_max_probabilistic", loop_transform, "delta")
+    counted("sigma_max_probabilistic", recursions, "delta")
     monkeypatch.setattr(map_norm, "MAX_ENTRIES", 0)  # nothing is written down: all norms take a random start
     monkeypatch.setattr(loop_transform, "MAX_SIDE", 0)
     return deltas

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates import file as module
-from lipcert.certificates.file import read, save
+from lipcert.certificates.file import parsed, read, save, write
 from lipcert.certificates.verify import verify
 from lipcert.errors import CertificateError, InputError
 from lipcert.problem import Problem
@@ -224,3 +224,13 @@ def test_places_that_are_no_paths(place: Any) -> None:
         save(record, place)
     with pytest.raises(CertificateError, match="Path"):
         verify(place, genuine("layer_product").network)
+
+
+def test_a_certificate_without_arrays_is_read_whatever_the_default_dtype(tmp_path: Path) -> None:
+    write(tmp_path / "one", {"format": "f", "method": "m"}, {})
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert parsed(tmp_path / "one", {"f": lambda header, arrays: header["method"]}) == "m"
+    finally:
+        torch.set_default_dtype(before)

@@ -114,6 +114,7 @@ def test_other_kinds_with_these_arrays(case: Genuine) -> None:
         "vertex_enumeration",
         "mixed_product",
         "interval_jacobian",
+        "joint_transform",
         "converted",
         "transposed",
         "?",

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lipcert
+from lipcert.capture.torch_export import capture
 from lipcert.certificates.cost_to_go.windows import WindowCell, least
+from lipcert.certificates.counter_example import CounterExample
+from lipcert.certificates.outputs import Subject
 from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
 from lipcert.ranges.maxima import WindowLines
+from lipcert.robustness.branching import Branching
+from lipcert.robustness.checks import Claim, Facts
+from lipcert.robustness.provers import Asked
+from lipcert.robustness.threat import Threat
 from lipcert.search.cost_to_go.windows import WindowCell as SearchCell
 
 
@@ -147,3 +155,28 @@ def test_output_bounds_of_pools(which: int) -> None:
         values = model(points)
     assert bool((values >= torch.as_tensor(bounds.lower) - 1e-12).all())
     assert bool((values <= torch.as_tensor(bounds.upper) + 1e-12).all())
+
+
+@pytest.mark.parametrize("act", [nn.Identity, pytest.param(nn.ReLU, marks=pytest.mark.slow)])
+def test_pools_are_searched_where_no_activation_follows_a_map(act: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), act(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)).double().eval()
+    x = torch.rand(1, 1, 6, 6, dtype=torch.float64)
+    domain = lipcert.Ball(x, 0.5)
+    subject = Subject(capture(model, x))
+    by_ranges = subject.setting(subject.facts, domain, True).plain(subject.rows(None))
+    found = lipcert.output_bounds(model, x, lipcert.Ball(x[0], 0.5), budget=0.1)
+    assert found.method == "cost_to_go"
+    assert bool((found.lower > by_ranges + 1e-3).any())
+    assert bool((found.lower <= model(x)[0]).all())
+
+
+def test_branch_and_bound_finds_what_breaks_maxima_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), nn.MaxPool1d(3), nn.Flatten(), nn.Linear(2, 2))
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    label = int(model.double()(x).argmax())
+    facts = Facts(capture(model, x), Threat.of(2.0, None, (0.1,), None, None))
+    asked = Asked(Claim(x, label, 0.3), x.reshape(1, 1, 4))
+    found = Branching(steps=5).prove(facts, [asked], time.perf_counter() + 10.0)[0]
+    assert isinstance(found, CounterExample)

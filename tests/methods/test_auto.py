@@ -15,13 +15,16 @@ from lipcert.certificates.base import Witness, prove
 from lipcert.certificates.forms.matrix_free import ScaledMap
 from lipcert.certificates.forms.quadratic_form import Weights
 from lipcert.certificates.norms import operator_norm
+from lipcert.certificates.norms.conversion import cost
 from lipcert.errors import CertificateError, InputError, NotProved, NumericsError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.auto import Auto
 from lipcert.methods.base import Run
 from lipcert.methods.from_below import loop, product
+from lipcert.methods.interval_jacobian import IntervalJacobian
 from lipcert.methods.lipsdp_free import FreeEffort, Look
+from lipcert.methods.mixed_product import MixedProduct
 from lipcert.methods.norm_effort import maps_of, plan_norms
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
@@ -331,3 +334,18 @@ def test_what_liplt_and_autolip_cannot_be_below_is_below_them() -> None:
         assert product(increments) <= lipcert.bound(model, x, method="autolip", domain=ball).value * (1.0 + 1e-9)
         assert loop(increments) <= lipcert.bound(model, x, method="liplt", domain=ball).value * (1.0 + 1e-9)
         assert 0.5 * jacobian_norm(model, x) < loop(increments)
+
+
+@pytest.mark.parametrize("norm", [(1.0, 2.0), (2.0, math.inf), (math.inf, 1.0)])
+def test_what_takes_too_long_to_come_first_leaves_the_time_to_lipsdp(
+    norm: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """l1 → l2 is never above l2 → l2: where mixed_product does not fit, LipSDP's bound of the latter has to serve."""
+    for kind in (MixedProduct, IntervalJacobian):
+        monkeypatch.setattr(kind, "obstacle", lambda *_: "too long")
+    model, x = mlp(4, 6, 6, 3), torch.zeros(1, 4)
+    plain = lipcert.bound(model, x, budget=2)
+    found = lipcert.bound(model, x, norm=norm, budget=2)
+    left_out = [row for row in found.tried if row.remark == "too long"]
+    assert {row.method for row in left_out} == {"mixed_product", "interval_jacobian"}
+    assert found.value <= plain.value * float(cost(norm, (2.0, 2.0), 4, 3)) * (1 + 2e-3)

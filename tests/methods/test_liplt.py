@@ -15,6 +15,7 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import loop_transform
 from lipcert.certificates.norms import written_map
+from lipcert.certificates.recursions import SparseRecursion
 from lipcert.errors import CertificateError, InputError, UnsupportedNormError
 from lipcert.network.linear import Dense, Identity
 from lipcert.numerics.chance import Chance
@@ -216,7 +217,7 @@ def test_a_wide_network_with_pooling(monkeypatch):
 
 def test_norms_of_maps_that_are_gone_are_not_those_of_others() -> None:
     increments = Problem(capture(mlp([2, 3, 2]), torch.zeros(1, 2)), (2.0, 2.0)).increments
-    recursion = loop_transform.SparseRecursion(increments, 2.0, Chance(), None)
+    recursion = SparseRecursion(increments, 2.0, Chance(), None)
     for k in range(1, 100):
         value = recursion._norm_of(Identity((1, 2), float(k)), 0).value
         assert k <= value <= k * (1.0 + 1e-9)

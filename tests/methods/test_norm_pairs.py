@@ -56,6 +56,16 @@ def jacobians(case: Case, points: Tensor) -> Tensor:
     return torch.stack([row.reshape(row.shape[0], -1) for row in rows])
 
 
+def quotients(case: Case, points: Tensor, p: float, q: float) -> tuple[Tensor, Tensor]:
+    """‖f(x) − f(y)‖_q/‖x − y‖_p of all pairs of points, and what rounding may add to them."""
+    with torch.no_grad():
+        values = Double(case.model)(points).reshape(len(points), -1)
+    first, second = torch.triu_indices(len(points), len(points), 1)
+    apart = torch.linalg.vector_norm((points[first] - points[second]).reshape(len(first), -1), p, dim=1)
+    moved = torch.linalg.vector_norm(values[first] - values[second], q, dim=1)
+    return moved / apart, 1e-12 * (1.0 + values.abs().sum(1).max()) / apart
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", [row[0] for row in ZOO])
 def test_all_nine_on_the_zoo(name: str, tmp_path: Path) -> None:
@@ -72,7 +82,8 @@ def test_all_nine_on_the_zoo(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(7000, 7300))
-def test_all_nine_on_generated_networks(seed: int) -> None:
+def test_all_nine_on_generated_networks(seed: int, tmp_path: Path) -> None:
+    """Bounds are above the norms of dense Jacobians and above difference quotients, and their files prove them."""
     case = random_network(seed)
     shape = tuple(case.example.shape[1:])
     generator = torch.Generator().manual_seed(seed)
@@ -86,6 +97,11 @@ def test_all_nine_on_generated_networks(seed: int) -> None:
         low = float(best_directions(slopes, *pair)[0].max()) if slopes.numel() else 0.0
         # torch's own derivative of hardsigmoid holds 1/6 in float32
         assert low * (1.0 - 1e-7) <= bound.value, (case.name, pair, low, bound.value, bound.method)
+        quotient, noise = quotients(case, points, *pair)
+        assert bool((quotient <= bound.value * (1.0 + 1e-9) + noise).all()), (case.name, pair, bound.value)
+        bound.save(tmp_path / "c.lipcert")
+        again = verify(tmp_path / "c.lipcert", problem.model)
+        assert (again.value, again.norm, again.via) == (bound.value, bound.norm, bound.via), (case.name, pair)
     in_order(problem, found, case.name)
 
 
@@ -166,3 +182,14 @@ def test_every_method_reaches_the_pairs_it_says_and_no_route_is_empty() -> None:
     for pair in PAIRS:
         reached = {name for name, kind in registered().items() if name != "auto" and routes(kind, pair)}
         assert {"mixed_product", "interval_jacobian", "lipsdp", "liplt", "branch_and_bound"} <= reached
+
+
+def test_what_ends_in_a_mean_is_bounded_as_such_from_l1_too(tmp_path: Path) -> None:
+    """Of one input all p say the same; [softmax]_i of a large multiple of it is far below the product of gains."""
+    model = nn.Sequential(nn.Linear(1, 6), nn.Softmax(1)).double().eval()
+    bounds = [lipcert.bound(model, torch.zeros(1, 1).double(), norm=(p, INF), budget=5) for p in (1.0, 2.0)]
+    assert bounds[0].value == pytest.approx(bounds[1].value, rel=SLACK)
+    several = lipcert.bound(model, torch.zeros(1, 1).double(), norm=(2, 1), budget=5).value
+    assert several <= 6 * bounds[1].value * (1 + SLACK)
+    bounds[0].save(tmp_path / "c.lipcert")
+    assert lipcert.verify(tmp_path / "c.lipcert", model, torch.zeros(1, 1).double()).value == bounds[0].value

@@ -144,8 +144,23 @@ def test_no_pattern_absorbs_what_a_rule_refused() -> None:
     ],
 )
 def test_what_the_network_does_not_reproduce_is_refused_at_capture(forward) -> None:
-    with pytest.raises(CaptureError, match=r"aten\.(div|mul|topk)|couples its batch"):
+    with pytest.raises(CaptureError, match=r"aten\.(div|topk)|couples its batch|no leading batch dimension"):
         capture(Apply(forward).eval(), torch.ones(1, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_products_whose_values_cancel_are_not_refused_for_their_rounding(dtype) -> None:
+    """(x + c)(y + c) − cx − cy − c² is xy: in floats all but its rounding is gone."""
+    c = 1e8 if dtype == D else 2e3
+    model = Apply(lambda _, x: (x + c) * (x.flip(1) + c) - c * x - c * x.flip(1) - c**2).eval()
+    ball = lipcert.Ball(torch.ones(1, 6), 1.0)
+    assert 3.0 <= lipcert.bound(model, torch.ones(2, 6, dtype=dtype), domain=ball, budget=1).value <= 4.1
+
+
+def test_what_the_check_finds_is_said_where_products_have_nothing_to_do_with_it() -> None:
+    with pytest.raises(CaptureError, match="no leading batch dimension") as caught:
+        capture(Apply(lambda _, x: (x * x.flip(1)).sum()).eval(), torch.ones(1, 6))
+    assert not isinstance(caught.value, NotLipschitzError)
 
 
 def test_the_hash_is_over_op_arguments_and_constants() -> None:
@@ -280,3 +295,15 @@ def test_linear_bounds_go_through_a_product_with_itself() -> None:
     model, ones = Apply(lambda _, x: x * x + x).eval(), torch.ones(4, dtype=D)
     bound = lipcert.bound(model, torch.zeros(1, 4, dtype=D), domain=lipcert.Box(-ones, ones), method="autolip")
     assert 3.0 <= bound.value <= 3.0 * (1 + 1e-11)
+
+
+@pytest.mark.parametrize("between", [lambda x: x, lambda x: torch.relu(x + 9) - 9, lambda x: x.amax(1, keepdim=True)])
+def test_a_pole_that_intervals_reach_and_linear_bounds_do_not(between) -> None:
+    """1.5 + x ≥ ½ on the ball, so its logarithm has slopes up to 2; op by op, intervals of xWW⁻¹ reach far below."""
+    inverse = torch.linalg.inv(W)
+    model = Apply(lambda _, x: torch.log(1.5 + between(x @ W @ inverse))).eval()
+    ball = lipcert.Ball(torch.zeros(6, dtype=D), 1.0)
+    bound = lipcert.bound(model, torch.zeros(1, 6, dtype=D), domain=ball, budget=1)
+    assert 2.0 * (1 - 1e-9) <= bound.value <= 2.0 * math.sqrt(6)
+    by_op = lipcert.bound(model, torch.zeros(1, 6, dtype=D), method=lipcert.AutoLip(fuse=False), domain=ball)
+    assert by_op.value >= bound.value * (1 - 1e-9)

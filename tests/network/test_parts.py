@@ -204,7 +204,7 @@ def test_unbounded_factors_have_none(form: str) -> None:
 
 def test_a_denominator_that_may_vanish_is_named() -> None:
     model = Apply(lambda _, x: x / (x.flip(1) + 0.5)).eval()
-    with pytest.raises(NotLipschitzError, match=r"in forward.*denominator may vanish.*\[-0\.5, 1\.5\]"):
+    with pytest.raises(NotLipschitzError, match=r"in forward.*denominator may.*vanish.*\[-0\.5, 1\.5\]"):
         lipcert.bound(model, EXAMPLE, domain=lipcert.Ball(torch.zeros(4), 1.0))
 
 

@@ -248,11 +248,12 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "cut.npy").write_bytes((tmp_path / "alone.npy").read_bytes()[:-8])
     (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("no arrays")
     (tmp_path / "d.csv").write_text("1,2")
     for name, text in {
         "none.npz": "there is no file or folder", "o.npz": "pickled", "cut.npz": "truncated", "empty.npz": "cannot be",
         "names.npz": "holds no inputs: there is kinds, pictures", "unlabelled.npz": "holds no labels",
-        "d.csv": "ending",
+        "d.csv": "ending", "text.npz": "is no .npz file: it begins with",
         "alone.npy": "--labels", "cut.npy": "truncated", ".": "holds no inputs",
     }.items():  # fmt: skip
         with pytest.raises(lipcert.InputError, match=text):

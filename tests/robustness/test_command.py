@@ -106,6 +106,7 @@ def test_the_largest_radius(here: Path) -> None:
         (["m.pt2", "d.npz", "--radius", "0.1", "--rows", "-1"], "--rows"),
         (["m.pt2", "d.npz", "--radius", "0.1", "--labels", "l.npy"], "no file l.npy"),
         (["m.pt2", "d.npz", "--radius", "0.1", "--save", "no/where"], "--save: there is no folder"),
+        (["m.pt2", "d.npz", "--radius", "0.1", "--save", "."], "is a folder"),
     ],
 )
 def test_errors_end_with_two(here: Path, arguments: list[str], text: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
 
-from lipcert.arguments import budget_of, device_of, seed_of, whole
+from lipcert.arguments import budget_of, device_of, real, seed_of, whole
 from lipcert.capture.load import Model, load_model
 from lipcert.capture.torch_export import capture, capture_steps
 from lipcert.domain import Domain, exactly
@@ -22,6 +23,9 @@ from lipcert.numerics.process_state import ordinary
 from lipcert.problem import require_select
 from lipcert.ranges.build import Ranges
 from lipcert.result import OutputBound
+
+if TYPE_CHECKING:
+    from lipcert.robustness.bounding import Wanted
 
 
 def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[str, tuple[Tensor, Tensor]]:
@@ -64,6 +68,9 @@ def output_bounds(
     budget: float = 60.0,
     seed: int = 0,
     device: str | torch.device | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    split: bool = False,
 ) -> OutputBound:
     """Certified lower and upper bounds of what a model puts out on a domain.
 
@@ -73,6 +80,10 @@ def output_bounds(
         select: optional (k, m) matrix, tensor, array or lists: bounded are its k combinations of the flattened output;
             None: the m outputs.
         budget: seconds of search, about; ranges and the check come on top.
+        above, below: what is to be proved of all lower, of all upper bounds. The search ends as soon as they are beyond
+            it; where they are not, the domain is split as long as the budget lasts.
+        split: split the domain to the end of the budget to tighten the bounds, whatever they are. Without it and
+            without ``above`` or ``below`` the search ends when it has converged, which is seldom the whole budget.
 
     Returns:
         An ``OutputBound``: ``lower`` ≤ select·f(x) ≤ ``upper`` for every x of the domain, with a certificate.
@@ -80,7 +91,8 @@ def output_bounds(
     Raises:
         CaptureError, InputError: as ``bound``.
     """
-    return _outputs(model, example_input, domain, select, None, budget, seed, device)
+    wanted = _wanted(above, below, split, least=False)
+    return _outputs(model, example_input, domain, select, None, budget, seed, device, wanted)
 
 
 def margin(
@@ -91,12 +103,16 @@ def margin(
     budget: float = 60.0,
     seed: int = 0,
     device: str | torch.device | None = None,
+    above: float | None = None,
+    split: bool = False,
 ) -> OutputBound:
     """Certified lower bounds of f_label − f_k over a domain, for every other class k, in order.
 
     Args:
         model, example_input, domain, budget, seed, device: as for ``output_bounds``.
         label: a class, 0 ≤ label < number of outputs.
+        above: what every margin is to exceed, 0 for robustness; as for ``output_bounds``.
+        split: as for ``output_bounds``; what is tightened is the least of the margins.
 
     Returns:
         An ``OutputBound`` with m − 1 lower bounds. Where its ``value``, the least of them, is positive, every x of the
@@ -108,14 +124,29 @@ def margin(
     number = whole(label)
     if number is None:
         raise InputError(f"label must be an integer, the number of a class, not {label!r:.60}.")
-    return _outputs(model, example_input, domain, None, number, budget, seed, device)
+    wanted = _wanted(above, None, split, least=True)
+    return _outputs(model, example_input, domain, None, number, budget, seed, device, wanted)
+
+
+def _wanted(above: float | None, below: float | None, split: bool, least: bool) -> Wanted:
+    from lipcert.robustness.bounding import Wanted
+
+    ends = {"above": above, "below": below}
+    for name, given in ends.items():
+        if given is not None and math.isnan(real(given)):
+            raise InputError(f"{name} must be a number, what bounds are to pass, or None, not {given!r:.60}.")
+    if not isinstance(split, bool):
+        raise InputError(f"split must be True or False, not {split!r:.60}.")
+    low, high = (None if end is None else real(end) for end in ends.values())
+    return Wanted(low, high, split, least)
 
 
 def _outputs(
     model: Model, example: Tensor, domain: Domain, select: Any, label: int | None, budget: float, seed: int,
-    device: str | torch.device | None,
+    device: str | torch.device | None, wanted: Wanted,
 ) -> OutputBound:  # fmt: skip
-    from lipcert.robustness.outputs import bound_outputs, margin_rows
+    from lipcert.robustness.bounding import bound_outputs
+    from lipcert.robustness.outputs import margin_rows
 
     seed, seconds, place = seed_of(seed), budget_of(budget), device_of(device)
     if not isinstance(domain, get_args(Domain)[:-1]):
@@ -138,7 +169,7 @@ def _outputs(
         require_select(select, size(network.out_shape))
     fitted = domain.fitted(network.in_shape)
     with ordinary(), torch.random.fork_rng(devices=[]):
-        return bound_outputs(network, fitted, select, label is None, seconds, seed, place)
+        return bound_outputs(network, fitted, select, label is None, seconds, seed, place, wanted)
 
 
 @overload

@@ -82,26 +82,23 @@ def _check(network: Network, program: ExportedProgram | None, module: nn.Module,
         precision = example.dtype if program is None else check_replay(network, program, example[:1])
         check_shapes(network)
         run, dtype, judged = self_check(network, module, example, precision)
-    with _refusal_first(network, hopeless=True):
         check_examples_independent(network, run, dtype, judged, module, example)
-    with _refusal_first(network):
         check_quotients(network, example)
 
 
 @contextmanager
-def _refusal_first(network: Network, hopeless: bool = False) -> Iterator[None]:
-    """Where a network with open nodes fails a check, the error is theirs: it tells of the cause.
+def _refusal_first(network: Network) -> Iterator[None]:
+    """Where a network fails a check, and something in it has a constant on no domain, that is the error.
 
-    With ``hopeless`` only that of a node of which nothing is known on any domain: a product of two values does not
-    couple a batch.
+    An op that jumps, or that has no rule, tells more than what follows from it. A product of two values does not: it
+    has a constant on a ball, it does not couple a batch, and its value is that of the model.
     """
     try:
         yield
     except Exception as problem:
-        obstacle = network.hopeless if hopeless else network.obstacle
-        if obstacle is None:
+        if network.hopeless is None:
             raise
-        raise obstacle from problem
+        raise network.hopeless from problem
 
 
 def _exported(module: nn.Module, example: Tensor) -> tuple[Lowered, ExportedProgram]:

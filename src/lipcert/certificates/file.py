@@ -143,7 +143,10 @@ def require_name(method: Any) -> None:
 def _to_bytes(header: dict[str, Any], arrays: dict[str, Tensor]) -> bytes:
     """The one byte string that holds this header and these arrays."""
     signed = {**header, "sha256": _digest(header, arrays)}
-    return to_bytes(arrays or {"empty": torch.zeros(0)}, metadata={"header": json.dumps(signed, sort_keys=True)})
+    return to_bytes(
+        arrays or {"empty": torch.zeros(0, dtype=torch.float32)},
+        metadata={"header": json.dumps(signed, sort_keys=True)},
+    )
 
 
 def _header(content: bytes) -> dict[str, Any]:

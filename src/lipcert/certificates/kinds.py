@@ -5,6 +5,7 @@ from lipcert.certificates import (  # noqa: F401
     converted,
     hull,
     interval_jacobian,
+    joint_transform,
     layer_pairs,
     layer_product,
     loop_transform,

@@ -170,6 +170,8 @@ class _Recursion:
     def _constant(self, k: int) -> Known:
         relation = self.increments.relations[k]
         if isinstance(relation, Linear):
+            if relation.maps and (k, 0) not in self.chains:  # the linear part of a product, say, which ends no chain
+                return self.autolip[k]
             return self._linear(k, relation)
         if isinstance(relation, Cell):
             value, used = self.constant(relation.parent)

@@ -51,6 +51,8 @@ def certify(
             raise InputError(f"--rows must be a whole number from 0, not {rows}.")
         if save is not None and not save.absolute().parent.is_dir():
             raise InputError(f"--save: there is no folder {save.absolute().parent}.")  # before hours of work
+        if save is not None and save.is_dir():
+            raise InputError(f"--save: {save} is a folder; name a file.")
         inputs, classes = read_data(data, labels)
         if count is not None and count < 1:
             raise InputError(f"--count must be a whole number from 1, not {count}.")

@@ -61,6 +61,7 @@ def outputs(
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 60.0,
+    split: Annotated[bool, typer.Option("--split", help="split the domain to the end of the budget")] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,9 +74,11 @@ def outputs(
         rows = None if select is None else _matrix(select)
         built, example = load(model, input_shape)
         if label is None:
-            result = lipcert.output_bounds(built, example, domain, select=rows, budget=budget, seed=seed)
+            result = lipcert.output_bounds(
+                built, example, domain, select=rows, budget=budget, seed=seed, above=above, below=below, split=split
+            )
         else:
-            result = lipcert.margin(built, example, label, domain, budget=budget, seed=seed)
+            result = lipcert.margin(built, example, label, domain, budget=budget, seed=seed, above=above, split=split)
         if save is not None:
             result.save(save)
     names = _names(result, select is not None, label)

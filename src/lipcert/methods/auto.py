@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from lipcert.errors import LipcertError
+from lipcert.certificates import joint_transform
+from lipcert.errors import CaptureError, LipcertError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import ALL_NORMS, Found, Method, Run, fork, method, registered
 from lipcert.methods.from_below import hopeless, may_be_below
 from lipcert.methods.hand_over import closed
 from lipcert.methods.hull import Hull
 from lipcert.methods.interval_jacobian import IntervalJacobian
+from lipcert.methods.liplt import LipLT, alone
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.methods.mixed_product import MixedProduct
 from lipcert.methods.routes import DIRECT, Route, routes
@@ -32,6 +35,11 @@ SMALL = 2_000
 
 #: Share of what is left of the budget for functions that end in a mean, before the methods that do not see that.
 INNER_SHARE = 0.7
+#: The same for LipLT where it works out ranges as it goes.
+JOINT_SHARE = 0.7
+
+#: The main methods' share of what is left, where others between the norms asked for were too dear to come first.
+LATE_SHARE = 0.7
 
 
 @method
@@ -43,14 +51,16 @@ class Auto(Method):
     then, where the main ones gave nothing better, the early ones again with the seconds that remain. What ends in a
     loss or a maximum is bounded by what that is a mean of (``hull``) before the main ones. Tiny networks go
     to ``last`` for some seconds. A bound by passes that is the one to be returned is made rigorous, and by LipSDP
-    tighter, if there is time. On a domain where LipSDP is as quick as the early ones it comes first, and these only
+    tighter, if there is time. Where LipLT works out ranges as it goes the early ones have most of the time, and on wide
+    networks it is the only one. On a domain where LipSDP is as quick as the early ones it comes first, and these only
     where they might be below it; where f is affine there, AutoLip is exact and enough; where the main ones prove
     nothing, they are asked for what holds everywhere, and so they are where a sine and a cosine share a multiplier on
     the whole space that they have not on parts of it.
 
-    Between other norms than l2 → l2 ``wide`` come first, and methods that cannot do the norms themselves bound the
-    constant by others (``methods/routes``). At the end, for the price of an early method each and on networks that
-    are not large, all that another pair of norms implies: so no pair is worse than what the others say.
+    Between other norms than l2 → l2 ``wide`` come first, or, where they take more than a small share of the budget,
+    after the main ones; methods that cannot do the norms themselves bound the constant by others (``methods/routes``).
+    At the end, for the price of an early method each and on networks that are not large, all that another pair of norms
+    implies: so no pair is worse than what the others say.
 
     Attributes:
         early, main, last, wide: names of methods.
@@ -79,29 +89,35 @@ class Auto(Method):
 
     def _plan(self, problem: Problem, trials: Trials) -> None:
         run, plain = trials.run, problem.norm == (2.0, 2.0)
+        joint = joint_transform.applies(problem)
+        if joint and alone(problem) and LipLT.name in self.early and LipLT().obstacle(problem, run) is None:
+            self._attempt((LipLT.name,), trials, run.left)  # nothing else is of use, and even its ranges take long
+            if trials.best is not None:
+                return
         if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
             return
         few = max(EARLY_SECONDS, EARLY_SHARE * run.budget)
+        early = max(few, JOINT_SHARE * run.left) if joint else few
         soon = LipSDP.name in self.main and _soon(problem, few)
-        if not plain:
-            self._attempt(self.wide, trials, few)
+        skipped = [] if plain else [name for name in self.wide if not self._attempt((name,), trials, few, spare=True)]
         if not soon:
-            self._attempt(self.early, trials, few)
+            self._attempt(self.early, trials, early, spare=not plain)
+        if trials.best is None and not plain:  # something is at hand before LipSDP has what is left
+            trials.attempt(AutoLip(), few, route=DIRECT if problem.norm in AutoLip.norms else Route((2.0, 2.0)))
         if problem.inner is not None:
             self._attempt((Hull.name,), trials, INNER_SHARE * run.left)
         before = trials.best
-        self._attempt(self.main, trials, run.left)
+        self._attempt(self.main, trials, run.left * (LATE_SHARE if skipped else 1.0))
         found = trials.best
-        if soon and not _settled(problem, found):
-            self._attempt(self.early, trials, few)
+        for name in skipped:
+            self._attempt((name,), trials, run.left, spare=True)
+        if soon and (joint or not _settled(problem, found)):
+            self._attempt(self.early, trials, early)
             before = before if trials.best is found else trials.best
-        if (
-            (trials.best is before or problem.has_waves)
-            and problem.domain is not None
-            and problem.model.refusal is None
-        ):
-            trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
-            self._attempt(self.main, trials, math.inf)
+        if (trials.best is before or problem.has_waves) and problem.domain is not None:
+            with suppress(CaptureError):  # it may have no constant everywhere
+                trials.problem = problem.on(None)  # what holds everywhere holds there, and may be at hand sooner
+                self._attempt(self.main, trials, math.inf)
             trials.problem = problem
         if trials.best is None or (trials.best is before and plain):
             self._attempt(self.early, trials, math.inf)
@@ -125,8 +141,11 @@ class Auto(Method):
         if best.method == AutoLip.name and run.left > 2.0 * best.seconds:
             trials.attempt(AutoLip(), 0.9 * run.left, rigorous=True)
 
-    def _attempt(self, names: Sequence[str], trials: Trials, seconds: float) -> bool:
-        """Try methods by all their routes to the norms, each for so many seconds or what is left; whether any could."""
+    def _attempt(self, names: Sequence[str], trials: Trials, seconds: float, spare: bool = False) -> bool:
+        """Try methods by all their routes to the norms, each for so many seconds or what is left; whether any began.
+
+        With ``spare`` one that does not fit is left out even where there is no bound yet.
+        """
         kinds, norm, large = registered(), trials.problem.norm, _neurons(trials.problem) > TINY
         able = [
             (kinds[name](), route)
@@ -134,9 +153,8 @@ class Auto(Method):
             if name in kinds
             for route in routes(kinds[name], norm, large=large)
         ]
-        for one, route in able:
-            trials.attempt(one, seconds, route=route)
-        return bool(able)
+        begun = [trials.attempt(one, seconds, route=route, spare=spare) for one, route in able]
+        return any(begun)
 
     def _implied(self, trials: Trials, seconds: float) -> None:
         """What other pairs of norms imply of this one, where it is at hand and may be better."""
@@ -147,6 +165,9 @@ class Auto(Method):
             for route in routes(kinds[name], norm, others=True) if name in kinds and norm[0] == norm[1] else ():
                 if trials.best is None or may_be_below(trials.best.value, trials.problem, route.via):
                     trials.attempt(kinds[name](), seconds, route=route)
+        each: Norm = max(norm[0], 2.0), math.inf  # what ends in means is bounded output by output
+        if norm[1] != math.inf and trials.problem.inner is None and trials.problem.between(each).inner is not None:
+            trials.attempt(Hull(), seconds, route=Route(each))
 
 
 @dataclass(eq=False)
@@ -171,29 +192,35 @@ class Trials:
                 raise
             self.attempts.append(Attempt(self.current, None, None, time.perf_counter() - began, "interrupted"))
 
-    def attempt(self, one: Method, seconds: float, rigorous: bool = False, route: Route = DIRECT) -> None:
-        """Run a method for about so many seconds; one that fails, or has no time, leaves a remark."""
+    def attempt(
+        self, one: Method, seconds: float, rigorous: bool = False, route: Route = DIRECT, spare: bool = False
+    ) -> bool:
+        """Run a method for about so many seconds; one that fails, or has no time, leaves a remark.
+
+        Whether it began: where there is no bound yet it does, unless ``spare``.
+        """
         began = time.perf_counter()
         self.current = one.name
         self.run.report(0.0, one.name)
         own = replace(fork(self.run), budget=max(0.0, min(seconds, self.run.left)))
         own = replace(own, rigorous=own.rigorous or rigorous, spare=self.best is not None)
-        obstacle = route.obstacle(one, self.problem, own) if self.best is not None else None
+        obstacle = route.obstacle(one, self.problem, own) if self.best is not None or spare else None
         if obstacle is not None:
             self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, obstacle))
-            return
+            return False
         try:
             bound = route.bound(one, self.problem, own, self.chance)
         except LipcertError as reason:
             self.failures.append(reason)
             self.attempts.append(Attempt(one.name, None, None, time.perf_counter() - began, str(reason)))
-            return
+            return True
         remark = route.remark
         if self.run.rigorous and bound.guarantee != "rigorous":
             remark = "not rigorous, so not returned"
         elif self.best is None or _size(bound) <= _size(self.best):
             self.best = bound
         self.attempts.append(Attempt(one.name, bound.value, bound.guarantee, time.perf_counter() - began, remark))
+        return True
 
     def result(self, asked: Method) -> Bound:
         """The best Bound with the table of what was tried.

@@ -9,6 +9,7 @@ from lipcert.certificates.bound import restated
 from lipcert.errors import UnsupportedNormError
 from lipcert.methods.base import Method, Run
 from lipcert.methods.branch_and_bound import BranchAndBound
+from lipcert.methods.hull import Hull
 from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
@@ -62,9 +63,10 @@ DIRECT = Route()
 def routes(one: type[Method], norm: Norm, others: bool = False, large: bool = False) -> tuple[Route, ...]:
     """The routes of a method to a pair of norms, those first that lose least; none where another method is better.
 
-    LipSDP bounds p = 1 by p = 2, at no cost, and by the transposed network, a form for every input; 1 → ∞ by that of
-    1 → 2. Its relaxation obeys the order between norms, so that no further pair can serve, but for q = ∞, which takes a
-    form for every output, q = 2 may be all that there is time for. LipLT and branch and bound have equal norms only.
+    LipSDP and ``hull`` bound p = 1 by p = 2, at no cost, LipSDP also by the transposed network, a form for every input,
+    and 1 → ∞ by that of 1 → 2. Its relaxation obeys the order between norms, so that no further pair can serve, but for
+    q = ∞, which takes a form for every output, q = 2 may be all that there is time for. LipLT and branch and bound have
+    equal norms only.
 
     Args:
         one: the method.
@@ -80,6 +82,8 @@ def routes(one: type[Method], norm: Norm, others: bool = False, large: bool = Fa
         return first + routes(one, norm)
     if norm in one.norms:
         return (DIRECT,)
+    if issubclass(one, Hull):
+        return (Route((2.0, q)),)
     if issubclass(one, LipSDP):
         return Route((2.0, q)), Route((1.0, 2.0) if q == INF else None, True)
     if issubclass(one, LipLT):

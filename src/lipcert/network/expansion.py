@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lipcert.network.linear import Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.moves import DIAGONAL, times
-from lipcert.numerics.interval import Interval
+from lipcert.numerics.interval import Interval, middle_of
 from lipcert.numerics.matrices import norms_of, product_of_ranges
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 
@@ -92,13 +92,13 @@ def product_of_matrices(x: Interval, y: Interval) -> Expansion | None:
     With the middles C and D of the boxes and their radii R and S, XY − X'Y' = (X − X')Ȳ + X̄(Y − Y') exactly, where X̄
     and Ȳ are the means of the two points, which lie in the boxes. So it is δX D + C δY and rests δX(Ȳ − D), of norm at
     most ‖S‖₂‖δX‖, and (X̄ − C)δY, of at most ‖R‖₂‖δY‖, batch by batch: |Ȳ − D| ≤ S entry by entry, and matrices of
-    larger entries have a larger norm. Entry by entry ‖δX(Ȳ − D)‖∞ is at most the greatest column sum of S times
-    ‖δX‖∞, and in l1 at most the greatest row sum. And XY = XD + CY − CD + (X − C)(Y − D), of which the last is at most
-    RS.
+    larger entries have a larger norm. What an ``Around`` reaches bounds ‖Ȳ − D‖₂, too. Entry by entry ‖δX(Ȳ − D)‖∞ is
+    at most the greatest column sum of S times ‖δX‖∞, and in l1 at most the greatest row sum. And XY = XD + CY − CD +
+    (X − C)(Y − D), of which the last is at most RS.
     """
     if not bool(x.finite.all() & y.finite.all()):
         return None
-    a, b = Range.between(x.low, x.high), Range.between(y.low, y.high)
+    (a, reach_x), (b, reach_y) = middle_of(x), middle_of(y)
     k = a.mid.shape[-1]
     gamma = (k + 4.0) * UNIT * UP
     middle = torch.matmul(a.mid, b.mid)
@@ -107,8 +107,8 @@ def product_of_matrices(x: Interval, y: Interval) -> Expansion | None:
     if not bool(middle.isfinite().all() & spread.isfinite().all()):
         return None
     scales, gains = [], []
-    for rad, own, axes in ((b.rad, a.mid, (-1, -2)), (a.rad, b.mid, (-2, -1))):
-        two = norms_of(rad)
+    for rad, reach, own, axes in ((b.rad, reach_y, a.mid, (-1, -2)), (a.rad, reach_x, b.mid, (-2, -1))):
+        two = norms_of(rad).clamp(max=reach)
         row, column = (rad.sum(axis).amax(-1) if rad.numel() else two for axis in axes)
         scales.append(two[..., None, None].expand(own.shape).contiguous())
         widen = 1.0 + (max(rad.shape[-2:]) + 8.0) * 2.0 * UNIT

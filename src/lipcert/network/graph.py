@@ -82,11 +82,6 @@ class Network:
         return next((node.error for node in self.nodes if isinstance(node, OpenNode)), None)
 
     @property
-    def obstacle(self) -> CaptureError | None:
-        """As ``refusal``, but of the first node of which nothing is known on any domain, if there is one."""
-        return self.hopeless or self.refusal
-
-    @property
     def hopeless(self) -> CaptureError | None:
         """The error of the first node of which nothing is known on any domain; None where there is none."""
         open_ = [node for node in self.nodes if isinstance(node, OpenNode)]

@@ -269,6 +269,13 @@ class GainFunction(Fact):
         """The axes that the block is the l2 norm over, if it is that."""
         return None
 
+    def runs(self, shape: Shape) -> int:
+        """Into how many equal runs entries are divided, each of a value of ``shape`` a function of one of the argument.
+
+        The gain in l2 must hold run by run: see ``BlockCell.runs``.
+        """
+        return 1
+
     @property
     def evaluation_error(self) -> float:
         """What underflow inside the block may add to an entry of its value, beside relative roundings."""

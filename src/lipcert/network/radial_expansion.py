@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipcert.network.expansion import Expansion, diagonal, rank_one, total
 from lipcert.network.images import image
-from lipcert.numerics.interval import Interval
+from lipcert.numerics.interval import Interval, middle_of
 from lipcert.numerics.midrad import TINY, UNIT, Range
 from lipcert.numerics.rows import length_up, placed
 
@@ -50,9 +50,9 @@ def radial_expansion(function: Radial, box: Interval, least: Tensor | None = Non
     groups, n = places.shape
     if not groups or n < (2 if function.centred else 1):
         return None
-    ends = [end.reshape(-1)[places] for end in (box.low, box.high)]
-    middle = Range.between(*ends)
-    centre, far = Range.exact(middle.mid), length_up(middle.rad)
+    around, reach = middle_of(box)
+    middle = around.map(lambda t: t.reshape(-1)[places])
+    centre, far = Range.exact(middle.mid), length_up(middle.rad).clamp(max=reach)
     count = Range.exact(torch.tensor(float(n), dtype=torch.float64))
     own = centre - centre.sum((1,), True) * count.reciprocal() if function.centred else centre
     square = own.square().sum((1,), True)

@@ -12,13 +12,15 @@ from lipcert.network.expansion import Expansion, diagonal, rank_one, total
 from lipcert.network.hashing import index_key
 from lipcert.network.images import image
 from lipcert.network.linear import LinearMap, OpMap, Shape
-from lipcert.numerics.interval import Interval
+from lipcert.numerics.interval import Interval, middle_of
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.numerics.rows import length_up, most, placed, sum_up
 from lipcert.numerics.softmax_rows import greatest_norms, growth, probabilities, swings
 
 #: Share of the greatest norm of the Jacobian in a row up to which its distance from that at the middle is of use.
 WORTH = 0.5
+#: Above √2.
+_ROOT_2 = 1.41421356237309515
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class _Rows:
         low, high: bounds of the probabilities on the box.
         q: probabilities at the centre, as floats, and how far these may be off: ``off``.
         wide: bounds of |p − q| on the box.
-        swing: see ``swings``.
+        swing: see ``swings``; of a vector of length ρ no two entries are more than √2 ρ apart.
     """
 
     places: Tensor
@@ -54,8 +56,8 @@ class _Rows:
         n = math.prod(shape[a] for a in axes)
         places = index.movedim(axes, ends).reshape(-1, n)
         low, high = (end.reshape(-1)[places] for end in (box.low, box.high))
-        middle = Range.between(low, high)
-        centre, far = middle.mid, middle.rad
+        whole, reach = middle_of(box)
+        centre, far = (end.reshape(-1)[places] for end in (whole.mid, whole.rad))
         if kept is not None:
             out = (kept.expand(shape).reshape(-1)[places]) == 0
             centre, far = torch.where(out, 0.0, centre), torch.where(out, 0.0, far)
@@ -68,7 +70,8 @@ class _Rows:
         q = 0.5 * bottom + 0.5 * top
         off = torch.maximum(top - q, q - bottom) * UP
         wide = torch.maximum(greatest - q, q - least) * UP
-        return cls(places, centre, far, least, greatest, q, off, wide, swings(low, high, at))
+        swing = swings(low, high, at).clamp(max=_ROOT_2 * reach)
+        return cls(places, centre, far, least, greatest, q, off, wide, swing)
 
 
 def softmax_expansion(box: Interval, axis: int, kept: Tensor | None = None) -> Expansion | None:
@@ -88,11 +91,12 @@ def softmax_expansion(box: Interval, axis: int, kept: Tensor | None = None) -> E
     n = r.places.shape[-1]
     if not r.places.numel() or n == 0:
         return None
-    greatest = greatest_norms(r.low, r.high)[:, None]
     at = torch.where(r.q + r.off > 0, r.q + r.off, 0.0)
     here = greatest_norms((r.q - r.off).clamp(min=0.0), at)[:, None]
     length, off = length_up(r.q + r.off), length_up(r.off)
-    by_growth = growth(r.swing)[:, None] * here + most(r.off) + off * 2.0 * length
+    grown = growth(r.swing)[:, None]
+    greatest = torch.minimum(greatest_norms(r.low, r.high)[:, None], here * (1.0 + grown) * (1.0 + 4.0 * UNIT))
+    by_growth = grown * here + most(r.off) + off * 2.0 * length
     by_box = most(r.wide) + length_up(r.wide) * (length_up(r.high) + length_up(r.q))
     near = torch.minimum(by_growth, by_box) * (1.0 + 16.0 * UNIT)
     rows = most(r.wide * (1.0 + sum_up(r.q)) + r.high * sum_up(r.wide)) * (1.0 + 16.0 * UNIT)

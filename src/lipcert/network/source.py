@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,16 +12,35 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Tensors in the place of parameters, and what expressions gave for them: shared parts are worked out once.
+
+    Attributes:
+        parameters: by name.
+        dtype, device: of every floating number.
+    """
+
+    parameters: Mapping[str, Tensor]
+    dtype: torch.dtype = torch.float64
+    device: torch.device | str = "cpu"
+    _known: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def placed(self, value: Tensor) -> Tensor:
+        """In the dtype, if it is floating, and on the device."""
+        return value.to(self.device, self.dtype) if value.is_floating_point() else value.to(self.device)
+
+
 class Source(ABC):
     """An immutable expression in the parameters and buffers of a model. It plays no part in what a network is."""
 
-    def evaluate(self, parameters: Mapping[str, Tensor]) -> Tensor:
+    def evaluate(self, parameters: Mapping[str, Tensor] | Values) -> Tensor:
         """The tensor for these parameters, floating numbers in float64; gradients pass to the parameters.
 
         Raises:
             KeyError: a parameter that it needs is not given.
         """
-        value = self._value(parameters, {})
+        value = self._value(parameters if isinstance(parameters, Values) else Values(parameters))
         assert isinstance(value, Tensor)
         return value
 
@@ -40,8 +59,8 @@ class Source(ABC):
         return frozenset(source.name for source in seen.values() if isinstance(source, Named))
 
     @abstractmethod
-    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
-        """The value; ``known`` has those of expressions met before, by identity."""
+    def _value(self, values: Values) -> Any:
+        """What the expression gives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +69,8 @@ class Named(Source):
 
     name: str
 
-    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
-        value = parameters[self.name]
-        return value.double() if value.is_floating_point() else value
+    def _value(self, values: Values) -> Any:
+        return values.placed(values.parameters[self.name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +79,8 @@ class Fixed(Source):
 
     value: Tensor
 
-    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
-        return self.value.double() if self.value.is_floating_point() else self.value
+    def _value(self, values: Values) -> Any:
+        return values.placed(self.value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +92,12 @@ class Derived(Source):
     kwargs: Any
     place: int | None = None
 
-    def _value(self, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
+    def _value(self, values: Values) -> Any:
+        known = values._known
         if id(self) not in known:
-            args, kwargs = tree_map(lambda leaf: _argument(leaf, parameters, known), (self.args, self.kwargs))
+            args, kwargs = tree_map(lambda leaf: _argument(leaf, values), (self.args, self.kwargs))
             result = self.function(*args, **kwargs)
-            chosen = result if self.place is None else tree_leaves(result)[self.place]
-            known[id(self)] = chosen.double() if chosen.is_floating_point() else chosen
+            known[id(self)] = values.placed(result if self.place is None else tree_leaves(result)[self.place])
         return known[id(self)]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,12 +131,12 @@ def _named(name: str) -> Op:
     return Op(getattr(getattr(getattr(torch.ops, namespace), op), overload or "default"))
 
 
-def _argument(leaf: Any, parameters: Mapping[str, Tensor], known: dict[int, Any]) -> Any:
+def _argument(leaf: Any, values: Values) -> Any:
     if isinstance(leaf, Source):
-        return leaf._value(parameters, known)
+        return leaf._value(values)
     if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
-        return torch.float64
-    return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+        return values.dtype
+    return torch.device(values.device) if isinstance(leaf, torch.device) else leaf
 
 
 def derived(function: Callable[..., Tensor], *sources: Source | None) -> Source | None:

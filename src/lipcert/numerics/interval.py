@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipcert.numerics.midrad import Range
+
 
 @dataclass(frozen=True, eq=False)
 class Interval:
@@ -50,3 +52,19 @@ class Interval:
     def expanded(self, shape: tuple[int, ...]) -> Interval:
         """Broadcast to another shape."""
         return Interval(self.low.expand(shape), self.high.expand(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Around(Interval):
+    """The points of a box that are also within ``reach`` of ``centre`` in l2, a point that need not lie in the box."""
+
+    centre: Tensor
+    reach: float
+
+
+def middle_of(box: Interval) -> tuple[Range, float]:
+    """A point, how far points of the box may be from it entry by entry, and in l2; ∞ where that is not known apart."""
+    if not isinstance(box, Around):
+        return Range.between(box.low, box.high), math.inf
+    far = torch.maximum(box.high - box.centre, box.centre - box.low).clamp(min=0.0)
+    return Range(box.centre, torch.where(far > 0, torch.nextafter(far, torch.full_like(far, math.inf)), 0.0)), box.reach

@@ -7,6 +7,10 @@ from torch import Tensor
 
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 
+#: Rows that :func:`weighted_gram` takes together.
+_PIECE = 64
+#: Rows up to which it takes all together.
+_SMALL = 256
 #: Steps of the power method that finds weights for a bound of the norm of a non-negative matrix.
 _STEPS = 6
 
@@ -39,3 +43,42 @@ def norms_of(matrices: Tensor) -> Tensor:
     image = torch.matmul(scaled.transpose(-1, -2), torch.matmul(scaled, x))
     square = (image / x).amax((-2, -1)) * (1.0 + 4.0 * (n + m + 8.0) * UNIT) + (n + m) * TINY
     return torch.sqrt(square) * unit[..., 0, 0] * (1.0 + 16.0 * UNIT)
+
+
+def by_first_entry(matrix: Tensor) -> Tensor:
+    """Places of the rows in the order of their first entries that are not 0: a convolution's become a band."""
+    if len(matrix) <= _SMALL:
+        return torch.arange(len(matrix))
+    return (matrix != 0).to(torch.uint8).argmax(dim=1).argsort(stable=True)
+
+
+def weighted_gram(matrix: Tensor, weights: Tensor) -> Tensor:
+    """X diag(w) Xᵀ, exactly symmetric, (n, n), for X (n, m) and w (m,).
+
+    Rows are multiplied piece by piece over the columns that both pieces have: what is left out are products with 0, so
+    that every entry is a rounded sum of at most m products of two roundings each, as of the whole; an entry on a
+    diagonal block is the rounded middle of two such sums.
+    """
+    if len(matrix) <= _SMALL:
+        product = (matrix * weights) @ matrix.mT
+        return 0.5 * (product + product.mT)
+    pieces = matrix.split(_PIECE)
+    used = [(piece != 0).any(dim=0) for piece in pieces]
+    result = matrix.new_zeros(len(matrix), len(matrix))
+    for i, piece in enumerate(pieces):
+        here = slice(i * _PIECE, i * _PIECE + len(piece))
+        own = used[i].nonzero()[:, 0]
+        left = piece[:, own] * weights[own]
+        for j in range(i + 1):
+            both = used[j][own]
+            if not bool(both.any()):
+                continue
+            whole = bool(both.all())
+            part = left if whole else left[:, both]
+            block = part @ pieces[j][:, own if whole else own[both]].mT
+            there = slice(j * _PIECE, j * _PIECE + len(pieces[j]))
+            if i == j:
+                block = 0.5 * (block + block.mT)
+            result[here, there] = block
+            result[there, here] = block.mT
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,15 @@ def _sum(ctx: Context, terms: list[tuple[Any, float]]) -> Var:
     if kept is not None:
         ctx.require_finite(kept)
     return ctx.affine(parts, shape, kept)
+
+
+def under_name(ctx: Context, op: str, own: Callable[..., Var], *arguments: Any) -> Var:
+    """What the rule of another op makes of the arguments, under that op's name: patterns know it by that."""
+    before, ctx.op = ctx.op, op
+    try:
+        return own(ctx, *arguments)
+    finally:
+        ctx.op = before
 
 
 def exact_double(ctx: Context, x: Any) -> Constant:

@@ -9,6 +9,7 @@ from lipcert.ops import (  # noqa: F401
     attention,
     branches,
     convolution,
+    distances,
     linear,
     losses,
     masking,

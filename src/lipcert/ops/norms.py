@@ -26,7 +26,8 @@ def norm_gains(n: int, order: float) -> dict[float, float]:
     return gains
 
 
-def _reduced(ctx: Context, x: Any, order: Any, dim: Any, keepdim: bool, dtype: Any) -> Var:
+def reduced_norm(ctx: Context, x: Any, order: Any, dim: Any, keepdim: bool, dtype: Any) -> Var:
+    """The norm of any order ≥ 1 over the axes ``dim``, None for all; other arguments as PyTorch has them."""
     x = ctx.variable(x)
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
         raise ctx.not_lipschitz(f"conversion to {dtype} is discontinuous.")
@@ -50,7 +51,7 @@ def _reduced(ctx: Context, x: Any, order: Any, dim: Any, keepdim: bool, dtype: A
 @rule("linalg_vector_norm", kind="gain")
 def vector_norm(ctx: Context, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Var:
     """Norm of order p ≥ 1 of n entries: n^max(0, 1/p − 1/q) in l_q (triangle inequality), so 1 for p = q."""
-    return _reduced(ctx, x, ord, dim, keepdim, dtype)
+    return reduced_norm(ctx, x, ord, dim, keepdim, dtype)
 
 
 @rule("norm.Scalar", "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.ScalarOpt_dtype", kind="gain")
@@ -58,7 +59,7 @@ def norm(ctx: Context, x: Any, p: Any = 2, dim: Any = None, keepdim: bool = Fals
     """Norm of order p ≥ 1 of n entries: n^max(0, 1/p − 1/q) in l_q (triangle inequality)."""
     if isinstance(dim, torch.dtype):
         dim, dtype = None, dim
-    return _reduced(ctx, x, p, dim, keepdim, dtype)
+    return reduced_norm(ctx, x, p, dim, keepdim, dtype)
 
 
 @rule("linalg_norm", kind="gain")
@@ -70,7 +71,7 @@ def linalg_norm(
     matrix = (len(ctx.variable(x).shape) if axes is None else len(axes)) == 2 and ord is not None
     if matrix or isinstance(ord, str):
         return matrix_norm(ctx, x, ord, axes or [-2, -1], keepdim, dtype)
-    return _reduced(ctx, x, ord, axes, keepdim, dtype)
+    return reduced_norm(ctx, x, ord, axes, keepdim, dtype)
 
 
 @rule("linalg_matrix_norm", kind="gain")
@@ -80,4 +81,4 @@ def matrix_norm(
     """Frobenius norm of a matrix: 1 in l1 and l2, √n in l∞; other matrix norms are not supported."""
     if ord != "fro":
         raise ctx.unsupported(f"matrix norm {ord!r}; the Frobenius norm ('fro') is supported.")
-    return _reduced(ctx, x, 2, dim, keepdim, dtype)
+    return reduced_norm(ctx, x, 2, dim, keepdim, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from lipcert.network.builder import Var
 from lipcert.ops import nonlinearities as known
-from lipcert.ops.arithmetic import add, div, exact_double, mul, sub
+from lipcert.ops.arithmetic import add, div, exact_double, mul, sub, under_name
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, is_number, number
 from lipcert.ops.losses import reduced
@@ -38,8 +37,8 @@ def atan2(ctx: Context, y: Any, x: Any) -> Var:
 def hypot(ctx: Context, x: Any, y: Any) -> Var:
     """√(x² + y²): slopes ±1 for a constant number y; 1 in l2 for two variables."""
     if isinstance(x, Var) and isinstance(y, Var):
-        squares = [_as(ctx, "mul", mul, v, v) for v in (x, y)]
-        return _as(ctx, "sqrt", sqrt, _as(ctx, "add", add, *squares))
+        squares = [under_name(ctx, "mul", mul, v, v) for v in (x, y)]
+        return under_name(ctx, "sqrt", sqrt, under_name(ctx, "add", add, *squares))
     var, constant = (x, y) if isinstance(x, Var) else (y, x)
     size = uniform(constant)
     shape = constant.shape if isinstance(constant, Constant) else ()
@@ -50,15 +49,6 @@ def hypot(ctx: Context, x: Any, y: Any) -> Var:
     if not size.sign:
         raise ctx.unsupported("its constant argument is not known well enough.")
     return ctx.activation(var, known.root(exactly(1), exactly(0), size * size))
-
-
-def _as(ctx: Context, op: str, own: Callable[..., Var], *arguments: Any) -> Var:
-    """What the rule of another op makes of the arguments, under that op's name: patterns know it by that."""
-    before, ctx.op = ctx.op, op
-    try:
-        return own(ctx, *arguments)
-    finally:
-        ctx.op = before
 
 
 @rule("nan_to_num", kind="linear")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipcert.network.linear import Shape, size
 from lipcert.network.nonlinearity import GainFunction
 from lipcert.ops.rational import OutOfRange
 
@@ -25,6 +26,11 @@ class VectorNorm(GainFunction):
     def length(self) -> tuple[int, ...] | None:
         """The axes, for p = 2."""
         return self.axes if self.order == 2.0 else None
+
+    def runs(self, shape: Shape) -> int:
+        """One for each norm, where the axes are the last ones: its entries then lie side by side."""
+        last = len(shape) + (0 if self.keepdim else len(self.axes))
+        return size(shape) if self.axes == tuple(range(last - len(self.axes), last)) else 1
 
     def value(self, x: Tensor) -> Tensor:
         """The norm."""

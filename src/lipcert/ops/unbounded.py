@@ -115,12 +115,17 @@ _GROWS = "its slope grows without limit, so by itself it has no Lipschitz consta
 _POLE = "its slope is infinite at the edge of its domain, so by itself it has no Lipschitz constant there."
 _unbounded("expm1", summary="exp(x) − 1: rejected alone; part of ELU written by hand.", reason=_GROWS)
 _unbounded("exp2", "sinh", "cosh", summary="Exponential growth: rejected.", reason=_GROWS)
-_unbounded("square", summary="x²: rejected alone; part of √(x² + c) and of the tanh GELU.", reason=_GROWS)
 _unbounded(
     "log2", "log10", "rsqrt", "asin", "acos", "acosh", "atanh", "arcsin", "arccos", "arccosh",
     "arctanh", "logit", "special_logit", "erfinv", "special_erfinv", "lgamma", "digamma",
     summary="Unbounded slope at a finite point: rejected.", reason=_POLE,
 )  # fmt: skip
+
+
+@rule("square", kind="pattern")
+def square(ctx: Context, x: Any) -> Var:
+    """x²: rejected alone; part of √(x² + c) and of the tanh GELU."""
+    return ctx.without_constant((ctx.variable(x),), advised(_GROWS, True), function=torch.square, steep=STEEP["square"])
 
 
 @rule("exp", kind="pattern")

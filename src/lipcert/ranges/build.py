@@ -136,7 +136,7 @@ def cut_bounds(before: LinearBounds, position: int, box: Interval, tighten: Tigh
     """
     boxes = [*before.boxes[:position], box]
     lines = {k: own for k, own in before.lines.items() if k < position}
-    planes = {k: own for k, own in before.planes.items() if k < position}
+    planes = {k: own for k, own in before.planes.items() if k < position or tighten == "none"}
     return _filled(before.network, before.domain, boxes, lines, planes, tighten, dict(enumerate(before.boxes)))
 
 

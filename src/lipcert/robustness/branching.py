@@ -13,15 +13,12 @@ from torch import Tensor
 from lipcert.attack.starts import inside
 from lipcert.certificates.cost_to_go.walk import Setting
 from lipcert.certificates.counter_example import CounterExample, counter_example
-from lipcert.domain import Ball, Intersection
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Facts, Part, write_proof
 from lipcert.robustness.forest import Forest, entries_of
-from lipcert.robustness.outputs import deep, norms_of, precise_enough, together
+from lipcert.robustness.outputs import deep
 from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, goal_of, joined_parts, open_classes, proved
-from lipcert.search.cost_to_go.dual import Question
-from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.settings import Settings
 
 
@@ -68,7 +65,8 @@ class Branching:
         if many or not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()) or not bool(left.any()):
             return None
         classes = [k for k, still in zip(classes, left.tolist(), strict=True) if still]
-        forest = self._forest(facts, place, domain, rows[left], asked.starts[classes], goal)
+        settings = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
+        forest = Forest.of(facts.subject, place, domain, rows[left], asked.starts[classes], settings, goal)
         if forest.grow(until):
             return proved(self.name, facts, asked.claim, self._content(facts, classes, forest))
         if forest.counter is not None:
@@ -76,25 +74,6 @@ class Branching:
                 facts, asked, forest.counter, [others(asked.claim.label, facts.classes)[k] for k in classes]
             )
         return None
-
-    def _forest(
-        self, facts: Facts, place: Setting, domain: Ball | Intersection, rows: Tensor, starts: Tensor, goal: float
-    ) -> Forest:
-        settings = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
-        network, norms = facts.subject.network, norms_of(facts.subject)
-        ends = [end for box in place.boxes for end in (box.low, box.high)]
-        settings, _ = precise_enough(settings, norms, [*ends, rows])
-        plan = Plan(network.to(settings.dtype, settings.device), norms)
-        like = torch.zeros(1, dtype=settings.dtype, device=settings.device)
-        one = torch.zeros(len(rows), dtype=torch.int64)
-        low, high = (
-            {k: getattr(place.boxes[k], end)[None][one].to(like) for k in plan.ranged} for end in ("low", "high")
-        )
-        domains = together([domain]).at(one).to(settings.dtype, settings.device)
-        question = Question(plan, rows.to(like), low, high, domains)
-        return Forest(
-            place, domain, rows, question, starts.reshape(len(rows), *network.in_shape).to(like), settings, goal
-        )
 
     def _content(self, facts: Facts, classes: Sequence[int], forest: Forest) -> bytes:
         """The proof's bytes."""
@@ -113,6 +92,6 @@ def _counter(facts: Facts, asked: Asked, point: Tensor, classes: Sequence[int]) 
     """Proved, of the class that is highest there."""
     domain = facts.domain(asked.claim)
     point = inside(domain, point)
-    scores = facts.network.forward(point.reshape(facts.network.in_shape)).reshape(-1)
+    scores = facts.network.forward(point.reshape(1, *facts.network.in_shape)).reshape(-1)
     other = max(classes, key=lambda k: float(scores[k]))
     return counter_example(facts.network, domain, point, asked.claim.label, other)

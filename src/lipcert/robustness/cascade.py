@@ -23,6 +23,7 @@ from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
 from lipcert.robustness.schedule import Bracket
+from lipcert.robustness.widening import Widening
 
 #: Doublings of the radius that is attacked where none is given.
 _OUTWARD = 10
@@ -97,6 +98,7 @@ class Cascade:
     Attributes:
         facts: the network, the threat and what is known of both.
         provers: tried one after another on what constants and the attack leave open.
+        widening: looks for the largest radii, where none are given.
         budget: seconds that the provers may take per example, on average over a batch.
         effort: of the attack.
         seed: of its random starts; an example's row depends on it, on the batch and on nothing else, unless the budget
@@ -106,6 +108,7 @@ class Cascade:
 
     facts: Facts
     provers: tuple[Prover, ...]
+    widening: Widening | None = None
     budget: float = 60.0
     effort: float = 1.0
     seed: int = 0
@@ -134,6 +137,10 @@ class Cascade:
             self._attack(left, batch.indices[0])
         clock.share(left)
         until = time.perf_counter() + self.budget * sum(case.wanted for case in left)
+        if self.widening is not None:
+            with ordinary(), torch.random.fork_rng(devices=[]):
+                self._widen([case for case in left if case.wanted and not case.bracket.done], until)
+            clock.share(left)
         while True:
             done = [case for case in left if case.bracket.done or not case.wanted]
             left = [case for case in left if not (case.bracket.done or not case.wanted)]
@@ -263,6 +270,15 @@ class Cascade:
             case.bracket.fail(radius)
         for case, radius in tried:
             case.bracket.tried(radius)
+
+    def _widen(self, cases: Sequence[_Case], until: float) -> None:
+        """The largest radius of each; where that is not found, by a bracket, radius by radius."""
+        assert self.widening is not None
+        asked = [self._asked(case, case.bracket.next()) for case in cases]
+        for case, found in zip(cases, self.widening.widen(self.facts, asked, until), strict=True):
+            case.keep(found)
+            if found is not None:
+                case.bracket.stop()
 
     def _asked(self, case: _Case, radius: float) -> Asked:
         known = case.bracket

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,20 +11,17 @@ from textwrap import wrap
 from typing import Any, overload
 
 import numpy as np
-import torch
 
 from lipcert.arguments import real
-from lipcert.capture.load import Model, load_model
-from lipcert.certificates.verify import verify as verify_certificate
-from lipcert.errors import CertificateError, InputError, LipcertError, StoreError
-from lipcert.network.graph import Network
-from lipcert.robustness.checks import Claim, Facts, breaks, recheck
+from lipcert.capture.load import Model
+from lipcert.errors import CertificateError, InputError, StoreError
+from lipcert.robustness.checks import Facts
 from lipcert.robustness.examples import Examples
-from lipcert.robustness.executed import Arithmetic, Rounding, arithmetic_of, captured
-from lipcert.robustness.pair_constants import PairConstants, body
-from lipcert.robustness.rows import Decision, Row
+from lipcert.robustness.executed import Arithmetic, arithmetic_of
+from lipcert.robustness.rows import Row
 from lipcert.robustness.store import Store
-from lipcert.robustness.threat import Threat, scaled
+from lipcert.robustness.threat import Threat
+from lipcert.robustness.verification import capture_in_units, restored, verify_row
 
 #: Name of the shared certificate of the body's constant.
 CONSTANTS = "constants"
@@ -317,7 +313,7 @@ class Certification(Sequence[Row]):
                 if decision.row not in self._rows[place : place + 1]:
                     raise CertificateError(f"row {decision.row.index}: the file was changed after it was read.")
                 try:
-                    _verify_row(decision, facts, data)
+                    verify_row(decision, facts, data)
                 except CertificateError as reason:
                     raise CertificateError(f"row {decision.row.index}: {reason}") from reason
                 proved += 1
@@ -328,84 +324,6 @@ class Certification(Sequence[Row]):
         finally:
             self._store.rest()
         return self
-
-
-def capture_in_units(
-    model: Model, threat: Threat, shape: Sequence[int], arithmetic: Arithmetic
-) -> tuple[Network, Rounding | None]:
-    """The network that is certified, the model after the threat's normalisation, and what its execution adds."""
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(1, *shape, generator=generator)
-    return captured(scaled(load_model(model), threat.scale, shape), example, arithmetic)
-
-
-def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:
-    """The constants that a stored certificate proves.
-
-    Raises:
-        CertificateError: it proves none.
-    """
-    front = body(network)
-    if content is None or front is None:
-        return None
-    with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
-        path = Path(folder) / "constants.lipcert"
-        path.write_bytes(content)
-        bound = verify_certificate(path, front)
-    if bound.norm != (p, p) or bound.domain is not None or bound.select is not None or bound.anchor is not None:
-        raise CertificateError("the shared constant is of another question.")
-    return PairConstants.of(network, p, bound.value, bound.guarantee)
-
-
-def _verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
-    row, threat = decision.row, facts.threat
-    if not 0 <= row.label < facts.classes or (row.status == "wrong") != (row.predicted != row.label):
-        raise CertificateError("its classes do not fit its status.")
-    if row.status != _status_of(row, threat):
-        raise CertificateError(f"it is called {row.status}, its radii say {_status_of(row, threat)}.")
-    if row.status == "wrong":
-        return
-    if row.certified_radius == 0.0 and decision.counter is None:
-        if math.isfinite(row.attacked_radius):
-            raise CertificateError("it holds no counter-example.")
-        return
-    if decision.example is None:
-        raise CertificateError("it holds no example.")
-    x = _point(decision.example, facts)
-    if data is not None and not np.array_equal(data.batch([row.index]).reshape(-1), x.numpy().reshape(-1)):
-        raise CertificateError("its example is not the one of the data.")
-    try:
-        if row.certified_radius > 0.0:
-            claim = Claim(x, row.label, row.certified_radius)
-            if decision.proof is None or row.guarantee is None:
-                raise CertificateError("it holds no proof.")
-            recheck(row.method, facts, claim, decision.proof, row.margin, row.guarantee)
-        if math.isfinite(row.attacked_radius):
-            if decision.counter is None:
-                raise CertificateError("it holds no counter-example.")
-            claim = Claim(x, row.label, row.attacked_radius)
-            if not breaks(facts, claim, _point(decision.counter, facts)):
-                raise CertificateError("its counter-example is none.")
-    except CertificateError:
-        raise
-    except LipcertError as problem:
-        raise CertificateError(str(problem)) from problem
-
-
-def _status_of(row: Row, threat: Threat) -> str:
-    """What the radii of a row amount to."""
-    if threat.radii is not None or row.predicted != row.label:
-        return row.status_at(math.inf if threat.radii is None else threat.radii[-1])
-    if row.certified_radius > 0.0:
-        return "certified"
-    return "attacked" if math.isfinite(row.attacked_radius) else "open"
-
-
-def _point(content: bytes, facts: Facts) -> torch.Tensor:
-    values = np.frombuffer(content, dtype="<f8").astype(np.float64)
-    if values.size != math.prod(facts.network.in_shape) or not np.isfinite(values).all():
-        raise CertificateError("its example or counter-example does not fit the network.")
-    return torch.from_numpy(values).reshape(facts.network.in_shape)
 
 
 def _counted(counts: Counter[Any]) -> str:

@@ -32,7 +32,7 @@ from lipcert.problem import Problem
 from lipcert.result import Bound
 from lipcert.robustness.branching import Branching
 from lipcert.robustness.cascade import Batch, Cascade
-from lipcert.robustness.certification import CONSTANTS, Certification, restored
+from lipcert.robustness.certification import CONSTANTS, Certification
 from lipcert.robustness.checks import Facts
 from lipcert.robustness.engines import Engine, engine_of
 from lipcert.robustness.examples import Examples
@@ -42,12 +42,16 @@ from lipcert.robustness.progress import shown
 from lipcert.robustness.provers import CostToGo, Prover
 from lipcert.robustness.store import Store
 from lipcert.robustness.threat import Threat, scaled
+from lipcert.robustness.verification import restored
+from lipcert.robustness.widening import Widening
 from lipcert.version import __version__
 
 #: Examples decided together at most, and numbers held per entry of a network's values and class.
 _BATCH, _HELD = 64, 16
 #: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first.
 _STEPS, _LEAST_STEPS, _SMALL = 300, 25, 4000
+#: Entries of a network beyond which largest radii come of one search; of smaller ones a bracket of searches is quicker.
+_WIDENED = 4000
 #: Seconds that the shared Lipschitz constant may take.
 _CONSTANT_SECONDS = 30.0
 
@@ -76,9 +80,10 @@ def certify(
 
     For each example: its class; a Lipschitz constant for each pair of outputs; an attack; then the quadratic
     cost-to-go, on ranges by intervals, then by linear bounds; at given radii, branch and bound around it, which also
-    finds counter-examples. The first that decides ends it, and its certificate is kept. What is certified holds for
-    the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"`` for
-    the one that torch executes.
+    finds counter-examples. The first that decides ends it, and its certificate is kept. Largest radii come of
+    a bracket; on large networks of one search, in which multipliers and radius rise together. What is certified holds
+    for the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"``
+    for the one that torch executes.
 
     Args:
         model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
@@ -86,8 +91,8 @@ def certify(
         inputs: (N, *shape) tensor or array.
         labels: (N,) whole numbers, the right classes.
         norm: of the perturbation: 1, 2 or inf.
-        radius: one number; or ``radii``: several, ascending; or neither: the largest radius of each example is found
-            to 1 %. In the units of ``inputs``.
+        radius: one number; or ``radii``: several, ascending; or neither: about the largest radius of each example that
+            the search proves. In the units of ``inputs``.
         clip: (least, greatest): perturbed inputs count only within these limits, as (0, 1) for pixels.
         scale: (mean, std): ``inputs`` are in pixel units and the model is to be given (x − mean)/std, one number each
             or one per channel; radii and clip are those of the pixels. A model that normalises its input itself needs
@@ -143,8 +148,11 @@ def certify(
     store = Store.open(resume, about)
     try:
         facts = _facts(network, threat, store, rounding)
-        provers = _provers(network, threat, max(_LEAST_STEPS, round(_STEPS * times)), seconds, place, seed)
-        cascade = Cascade(facts, provers, seconds, times, seed, place)
+        steps = max(_LEAST_STEPS, round(_STEPS * times))
+        provers = _provers(network, threat, steps, seconds, place, seed)
+        wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
+        widening = Widening(steps=steps, device=place, seed=seed) if wide else None
+        cascade = Cascade(facts, provers, widening, seconds, times, seed, place)
         pending = batches(data, int(store.about["batch"]), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:
             for decision in runner.run(cascade, pending):

@@ -298,7 +298,7 @@ def write_proof(parts: Sequence[Part], linear: bool) -> bytes:
         for name, tensor in part.multipliers.items()
     }
     header = json.dumps({"classes": [part.classes for part in parts], "linear": linear})
-    return to_bytes({**arrays, "empty": torch.zeros(0)}, metadata={"header": header})
+    return to_bytes({**arrays, "empty": torch.zeros(0, dtype=torch.float32)}, metadata={"header": header})
 
 
 def read_proof(proof: bytes) -> tuple[list[Part], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,10 @@ def _nested(path: Path, name: str, column: Any) -> Array:
 
 def _unreadable(path: Path, problem: Exception, maker: str) -> InputError:
     text = str(problem).split("\n", 1)[0][:200]
+    with suppress(OSError), path.open("rb") as file:
+        first = file.read(8)
+        if path.suffix != ".parquet" and first and not first.startswith((b"PK", b"\x93NUMPY", b"\x80")):
+            return InputError(f"{path} is no {path.suffix} file: it begins with {first!r}. Make one with {maker}.")
     if "pickle" in text.lower() or "python object" in text.lower():
         return InputError(
             f"{path} holds Python objects (pickled), which are not read: unpickling runs whatever the file says. "

@@ -164,7 +164,8 @@ def _labels(labels: Any) -> npt.NDArray[np.int64]:
     if array.ndim != 1:
         raise InputError(f"labels have shape {array.shape}; give one class per example, (N,).")
     if array.dtype.kind not in "iu":
-        raise InputError(f"labels must be whole numbers (int64), not {array.dtype}: convert them with labels.long().")
+        how = "convert them with labels.long()" if array.dtype.kind in "fb" else "give the number of each class"
+        raise InputError(f"labels must be whole numbers (int64), not {array.dtype}: {how}.")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and array.max() > 2**62:
         raise InputError("labels hold whole numbers beyond 2^62: these are no classes.")
     return array.astype(np.int64)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,14 +15,18 @@ from lipcert.attack.adversarial import descend
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.splits import MOST_DEPTH, Split, write_trees
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
+from lipcert.certificates.outputs import Subject
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import CertificateError, NotProved
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
-from lipcert.robustness.outputs import joined
+from lipcert.robustness.outputs import joined, norms_of, precise_enough
+from lipcert.robustness.outputs import together as as_batch
 from lipcert.search.cost_to_go.ascent import WIDER, first_variables
 from lipcert.search.cost_to_go.dual import Question
 from lipcert.search.cost_to_go.leaves import Look, look, together, within
+from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.variables import Variables
 
@@ -48,7 +54,8 @@ class Node:
         variables: of the ascent, one function; None where it is done.
         split: None: a leaf.
         below: its children, the lower first; None: without points.
-        multipliers: that prove a leaf.
+        multipliers: that prove a leaf, or what is known of it.
+        value: what is proved there so far, where bounds are raised.
         room: relative, in which weights exceed what was found necessary.
         vain: how often the ascent was not enough where nothing is left to split.
     """
@@ -61,6 +68,7 @@ class Node:
     split: Split | None = None
     below: list[Node | None] = field(default_factory=list)
     multipliers: Multipliers | None = None
+    value: float = -math.inf
     vain: int = 0
 
     def preorder(self) -> Iterator[tuple[Split | None, Multipliers | None]]:
@@ -100,6 +108,37 @@ class Forest:
     stuck: bool = False
     trees: list[Node] = field(default_factory=list)
     open: list[Node] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, subject: Subject, setting: Setting, domain: Ball | Box | Intersection, rows: Tensor, starts: Tensor,
+        settings: Settings, goal: float,
+    ) -> Self:  # fmt: skip
+        """With the question for the search, in a precision that holds it.
+
+        Args:
+            subject: the captured network.
+            setting: it on the domain.
+            domain: the same.
+            rows: (P, m).
+            starts: (P, *in_shape), points where they are small.
+            settings: of the ascent at the roots.
+            goal: what bounds are to exceed.
+        """
+        network, norms = subject.network, norms_of(subject)
+        ends = [end for box in setting.boxes for end in (box.low, box.high)]
+        settings, _ = precise_enough(settings, norms, [*ends, rows])
+        one = torch.zeros(len(rows), dtype=torch.int64)
+        relaxed = Relaxed.of([setting.bounds], one, settings.dtype, settings.device)
+        plan = Plan(network.to(settings.dtype, settings.device), norms, relaxed.parents)
+        like = torch.zeros(1, dtype=settings.dtype, device=settings.device)
+        low, high = (
+            {k: getattr(setting.boxes[k], end)[None][one].to(like) for k in plan.ranged} for end in ("low", "high")
+        )
+        domains = as_batch([domain]).at(one).to(settings.dtype, settings.device)
+        question = Question(plan, rows.to(like), low, high, domains, relaxed)
+        points = starts.reshape(len(rows), *network.in_shape).to(like)
+        return cls(setting, domain, rows, question, points, settings, goal)
 
     def grow(self, until: float) -> bool:
         """Whether every row was proved before the time (perf_counter) ended."""
@@ -208,5 +247,6 @@ class Forest:
                 for end in ("low", "high")
             )
             child = Node(node.row, part, node.depth + 1, within(variables, *ends), self.settings.room)
+            child.multipliers, child.value = node.multipliers, node.value
             node.below.append(child)
             self.open.append(child)

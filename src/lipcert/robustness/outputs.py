@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,27 +10,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lipcert.attack.adversarial import lowest
 from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
-from lipcert.certificates.outputs import Subject, check_outputs
+from lipcert.certificates.outputs import Subject
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
-from lipcert.network.linear import size
 from lipcert.numerics.process_state import ordinary
 from lipcert.ranges.build import applied, maximum
-from lipcert.result import OutputBound
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
 
 Bounded = Ball | Box | Intersection
 
-#: Steps of the first search, and the most of the second.
-FIRST, MOST = 40, 600
 #: Norms and values beyond it, and norms below its reciprocal, are searched in float64.
 LARGE = 1e9
 
@@ -132,7 +126,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
 
 
 def deep(network: Network) -> bool:
-    """Whether a cost that goes back from the output meets an activation of a linear map's values."""
+    """Whether a cost that goes back from the output meets a maximum, or an activation of a linear map's values."""
     waiting, seen = [len(network.nodes) - 1], set()
     while waiting:
         k = waiting.pop()
@@ -140,10 +134,10 @@ def deep(network: Network) -> bool:
         if k in seen:
             continue
         seen.add(k)
-        if applied(node) is not None and isinstance(network.nodes[node.parents[0]], AffineNode):
+        of_affine = bool(node.parents) and isinstance(network.nodes[node.parents[0]], AffineNode)
+        if maximum(node) is not None or (applied(node) is not None and of_affine):
             return True
-        if isinstance(node, AffineNode) or applied(node) is not None or maximum(node) is not None:
-            waiting += node.parents
+        waiting += node.parents
     return False
 
 
@@ -198,6 +192,7 @@ def _searched(
             network, norms, boxes, together([tasks[i].domain for i in used]),
             torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
             torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
+            [places[i].bounds for i in used],
         )  # fmt: skip
     except Exception as problem:  # ranges have proved something all the same
         if not moderate:
@@ -269,37 +264,3 @@ def margin_rows(m: int, label: int) -> Tensor:
     rows = -torch.eye(m, dtype=torch.float64)
     rows[:, label] += 1.0
     return torch.cat([rows[:label], rows[label + 1 :]])
-
-
-def bound_outputs(
-    model: Network, domain: Bounded, select: Tensor | None, upper: bool, budget: float, seed: int, device: torch.device
-) -> OutputBound:
-    """Certified bounds of select·f on one domain, as tight as the search gets in the time.
-
-    Args:
-        model: as captured.
-        domain: of its in_shape.
-        select: (k, m) or None.
-        upper: whether upper bounds are wanted, too.
-        budget: seconds of search.
-        seed, device: of the search.
-    """
-    started = time.perf_counter()
-    if not size(model.out_shape):
-        raise InputError("the model puts out no numbers: there is nothing to bound.")
-    subject = Subject(model)
-    select = None if select is None else select.detach().clone()  # the claim stays what it was
-    rows = subject.rows(select)
-    rows = torch.cat([rows, -rows]) if upper else rows
-    starts = lowest(model, [domain], rows, seed=seed, device=device).points[0]
-    task = Task(domain, rows, starts.reshape(len(rows), *model.in_shape), None)
-    first = Settings(steps=FIRST, warm=FIRST // 2, goal=None, seed=seed, device=device)
-    before = time.perf_counter()
-    best = prove_below(subject, [task], first, linear=True)[0]
-    spent = time.perf_counter() - before
-    steps = min(MOST, int(FIRST * (budget - (time.perf_counter() - started)) / spent))
-    if steps > FIRST:
-        longer = prove_below(subject, [task], replace(first, steps=steps, warm=40, decay=0.99), linear=True)[0]
-        best = best.better(longer)
-    witness = best.witness(subject, upper)
-    return check_outputs(subject, domain, select, witness, witness.kind, started)

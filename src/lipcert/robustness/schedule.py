@@ -8,7 +8,7 @@ from dataclasses import dataclass
 #: How close the largest certified radius is to be found, relatively, where no radius is given.
 PRECISION = 1.01
 #: Below the nearest counter-example by this, a proof is close enough, and there is room for one.
-_BELOW = PRECISION**0.75
+BELOW = PRECISION**0.75
 #: Rounds at most.
 _MOST = 60
 
@@ -85,7 +85,7 @@ class Bracket:
         if math.isinf(above):
             return 2.0 * self.certified if self.certified > 0 else 1.0
         if math.isinf(self.failed):
-            return max(self.attacked / _BELOW, math.sqrt(self.certified * self.attacked))
+            return max(self.attacked / BELOW, math.sqrt(self.certified * self.attacked))
         if self.certified == 0.0:
             return above / 2.0 if above > 1e-300 else None
         return min(self.certified * PRECISION ** (2**self.streak), math.sqrt(self.certified * above))

@@ -12,6 +12,7 @@ from torch import Tensor
 from lipcert.errors import MethodError, NumericsError, named
 from lipcert.increments.jacobian import jacobian, operations
 from lipcert.numerics.process_state import ordinary
+from lipcert.result import place
 
 if TYPE_CHECKING:
     from lipcert.domain import Domain
@@ -52,12 +53,11 @@ class DerivativeSigns:
 
     def __str__(self) -> str:
         signs, constant = self.signs, (self.lower == 0) & (self.upper == 0)
-        where = "everywhere" if self.domain is None else f"on the {self.domain.describe()}"
         up, down, flat = int((signs > 0).sum()), int((signs < 0).sum()), int(constant.sum())
         unknown = signs.numel() - up - down - flat
         return (
             f"{signs.numel()} partial derivatives: {up} ≥ 0, {down} ≤ 0, {flat} zero, {unknown} "
-            f"of unknown sign  ({where}; rigorous, interval Jacobian, {self.seconds:.2f} s)"
+            f"of unknown sign  ({place(self.domain)}; rigorous, interval Jacobian, {self.seconds:.2f} s)"
         )
 
 

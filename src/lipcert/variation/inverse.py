@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -27,10 +28,11 @@ from lipcert.numerics.rounding import down, ldexp_down
 from lipcert.problem import Problem
 from lipcert.ranges.build import Ranges
 from lipcert.result import Bound
+from lipcert.variation.derived import Derived
 
 
 @dataclass(frozen=True, eq=False)
-class InverseBound:
+class InverseBound(Derived):
     """‖f(x) − f(y)‖_p ≥ ``value`` · ‖x − y‖_p for all x, y of a domain: f⁻¹ has Lipschitz constant ≤ 1/value.
 
     A ``value`` of 0 says nothing.
@@ -46,21 +48,15 @@ class InverseBound:
         seconds: wall time.
     """
 
-    value: float
-    guarantee: Guarantee
-    norm: float
-    domain: Domain = None
+    claim: ClassVar[str] = "inverse Lipschitz constant ≥"
+
     breakdown: tuple[BreakdownRow, ...] = ()
     branches: tuple[Bound, ...] = ()
-    delta: float = 0.0
-    seconds: float = 0.0
 
-    def __str__(self) -> str:
-        where = "everywhere" if self.domain is None else f"on the {self.domain.describe()}"
-        return (
-            f"inverse Lipschitz constant ≥ {self.value:.7g}  (l{self.norm:g} → l{self.norm:g}, {where}; "
-            f"{self.guarantee}, {self.seconds:.2f} s)"
-        )
+    @property
+    def norms(self) -> str:
+        """Of inputs and outputs."""
+        return f"l{self.norm:g} → l{self.norm:g}"
 
 
 def inverse_bound(problem: Problem, run: Run) -> InverseBound:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
-from lipcert.domain import Domain
 from lipcert.errors import InputError, LipcertError, NumericsError
-from lipcert.guarantee import Guarantee
 from lipcert.increments.jacobian import jacobian, operations
 from lipcert.methods.auto import Auto
 from lipcert.methods.base import Run, fork
@@ -25,13 +24,14 @@ from lipcert.numerics.spectral import norm_inf_upper
 from lipcert.problem import Problem
 from lipcert.result import Bound
 from lipcert.variation.derivatives import MOST_WORK
+from lipcert.variation.derived import Derived
 
 #: Shifts, in units of the Lipschitz constant: a larger one loses less, and feels the tolerance of the bound more.
 SHIFTS = (2.0, 16.0)
 
 
 @dataclass(frozen=True, eq=False)
-class OneSidedBound:
+class OneSidedBound(Derived):
     """μ ≤ ``value``, which may be negative, for μ the supremum of the logarithmic norms μ_p(J) on a convex domain.
 
     Solutions of x' = f(x) that stay in the domain obey ‖x(t) − y(t)‖_p ≤ e^(value·t)‖x(0) − y(0)‖_p; for p = 2
@@ -48,22 +48,16 @@ class OneSidedBound:
         seconds: wall time.
     """
 
-    value: float
-    guarantee: Guarantee
-    norm: float
-    domain: Domain = None
+    claim: ClassVar[str] = "one-sided Lipschitz constant ≤"
+
     method: str = "shift"
     shift: float = 0.0
     bound: Bound | None = None
-    delta: float = 0.0
-    seconds: float = 0.0
 
-    def __str__(self) -> str:
-        where = "everywhere" if self.domain is None else f"on the {self.domain.describe()}"
-        return (
-            f"one-sided Lipschitz constant ≤ {self.value:.7g}  (l{self.norm:g}, {where}; {self.guarantee}, "
-            f"{self.method}, {self.seconds:.2f} s)"
-        )
+    @property
+    def origin(self) -> str:
+        """The method."""
+        return self.method
 
 
 def one_sided_bound(problem: Problem, run: Run) -> OneSidedBound:

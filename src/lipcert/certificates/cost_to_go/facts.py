@@ -31,9 +31,12 @@ class Facts:
     """Of one network, worked out when first asked for and kept: many domains share them.
 
     Args:
-        network: fused, selections expanded.
+        network: fused, sorts expanded.
         chance: what random starts of norms may spend.
         claims: norms of the maps of all affine nodes, one after another, to be proved rather than found.
+
+    Attributes:
+        orders: hashes of the costs before and behind maps whose order was proved (``require_order``).
 
     Raises:
         CertificateError: there are not as many claims as maps.
@@ -45,6 +48,7 @@ class Facts:
         if claims is not None and (tuple(claims.shape) != (len(maps),) or not bool((claims >= 0).all())):
             raise CertificateError(f"the certificate must hold {len(maps)} norms.")
         self._claims = {} if claims is None else dict(zip(maps, claims.double().tolist(), strict=True))
+        self.orders: set[bytes] = set()
         self._share = chance.group(2 * len(maps))
         self._norms: dict[int, tuple[NormBound, ...]] = {}
         self._matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}

@@ -28,7 +28,8 @@ class Multipliers:
 
     Attributes:
         slope: position of an activation or a maximum → g, (P, *handed): the linear cost that it hands to its parent;
-            of a maximum one for each entry of each window, see ``handed``.
+            of a maximum one for each entry of each window, see ``handed``. Of any other node that is not affine: the
+            part of its linear cost that linear bounds hand to its parents; the rest is cut.
         curvature: the same → D ≥ 0, (P, *handed), or (P, 1, …, 1) for one number per function.
         anchor: edge of an affine node from a parent that is none → z̃, (P, *shape of the parent): where the quadratic
             cost of the parent is centred. Absent: at the middle of the parent's range.

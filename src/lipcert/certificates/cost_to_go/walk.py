@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Node
 from lipcert.network.images import image
+from lipcert.network.joint import Planes
 from lipcert.network.linear import size
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
@@ -55,8 +56,8 @@ class Setting:
 
     def __init__(self, facts: Facts, domain: Domain, linear: bool, bounds: LinearBounds | None = None) -> None:
         self.facts, self.network, self.domain, self.linear = facts, facts.network, domain, linear
-        self._bounds = facts.bounds(domain, linear) if bounds is None else bounds
-        self.boxes: Sequence[Interval] = self._bounds.boxes
+        self.bounds = facts.bounds(domain, linear) if bounds is None else bounds
+        self.boxes: Sequence[Interval] = self.bounds.boxes
         self._samples: dict[int, Samples] = {}
 
     def part(self, position: int, box: Interval) -> Setting:
@@ -65,7 +66,7 @@ class Setting:
         Linear bounds are worked out anew only where they cost little: there are many such parts.
         """
         anew = self.linear and sum(size(node.shape) for node in self.network.nodes) <= SMALL
-        bounds = cut_bounds(self._bounds, position, box, "undecided" if anew else "none")
+        bounds = cut_bounds(self.bounds, position, box, "undecided" if anew else "none")
         return Setting(self.facts, self.domain, self.linear, bounds)
 
     def samples(self, position: int) -> Samples:
@@ -78,16 +79,19 @@ class Setting:
             self._samples[position] = Samples.of(function, box.low, box.high, PARTS)
         return self._samples[position]
 
-    def reach(self, position: int, place: int) -> tuple[Tensor, float]:
+    @property
+    def planes(self) -> Mapping[int, Planes | AffineNode]:
+        """Linear bounds of nodes that have no cost of their own; on a part they may be those of the whole."""
+        return {k: own for k, own in self.bounds.planes.items() if isinstance(own, (Planes, AffineNode))}
+
+    def reach(self, position: int, place: int, node: AffineNode) -> tuple[Tensor, float]:
         """What the rounding of a transposed map may cost; see ``LinearBounds.reach``."""
-        node = self.network.nodes[position]
-        assert isinstance(node, AffineNode)
-        return self._bounds.reach(position, place, node.maps[place], node.parents[place])
+        return self.bounds.reach(position, place, node.maps[place], node.parents[place])
 
     def plain(self, rows: Tensor) -> Tensor:
         """Lower bounds of rows·f(x), (P,), by the output's box and, where they were asked for, linear bounds alone."""
         last = len(self.network.nodes) - 1
-        by_lines = -self._bounds.upper(last, -rows.reshape(len(rows), *self.network.nodes[last].shape))
+        by_lines = -self.bounds.upper(last, -rows.reshape(len(rows), *self.network.nodes[last].shape))
         box = self.boxes[last].reshaped((1, size(self.network.nodes[last].shape)))
         parts = torch.where(rows == 0, 0.0, torch.where(rows > 0, rows * box.low, rows * box.high))
         slack = ((parts.shape[1] + 4.0) * UNIT * parts.abs().sum(dim=1) + (parts.shape[1] + 1.0) * TINY) * UP
@@ -111,7 +115,8 @@ def lower_bounds(setting: Setting, rows: Tensor, multipliers: Multipliers) -> tu
     * *Affine* v = Σ A_i z_i + b with ṽ = Σ A_i z̃_i + b: g·v = Σ (A_iᵀ g)·z_i + g·b, and ‖v − ṽ‖²_D =
       ‖Σ A_i (z_i − z̃_i)‖²_D ≤ Σ ‖z_i − z̃_i‖²_{T_i} whenever blockdiag(T_i) ⪰ AᵀDA (proved by ``require_order``), in
       particular for T_i = max(D) N_i Σ_j N_j with N_i ≥ ‖A_i‖₂, by Cauchy and Schwarz.
-    * *Any other node*: its cost is concave in z, hence least at an end of z's range; its parents get none.
+    * *Any other node*: its cost less g·z is concave in z, hence least at an end of z's range; g·z is replaced by what
+      linear bounds of z make of it, where there are any, else g is 0 and the parents get nothing.
     * *Input*: ``least_on``.
 
     A cost that is centred elsewhere than at ṽ is, exactly, one that is centred there plus a linear one. What is
@@ -158,7 +163,7 @@ class _Walk:
             elif maximum(node) is not None:
                 self._maximum(k, node, cost)
             else:
-                self._cut(k, cost)
+                self._cut(k, node, cost)
         if 0 in self.costs:
             c = self.costs[0]
             self._add(least_on(self.setting.domain, self.boxes[0], c.linear, c.weight, c.centre))
@@ -195,7 +200,7 @@ class _Walk:
         centre = self.centre(parent)
         if not isinstance(self.network.nodes[parent], AffineNode):
             centre = self.multipliers.anchor.get((k, 0), centre)
-        centre = centre.expand(self.count, *centre.shape[1:])
+        centre = centre.expand(self.count, *self.network.nodes[parent].shape)
         box = self.boxes[parent]
         low, high = (end.reshape(-1)[index] for end in (box.low, box.high))
         weight = cost.weight.expand_as(cost.linear)
@@ -233,11 +238,7 @@ class _Walk:
             self._spend(linear, offset.mid)
             self._lose(self._weigh(linear, offset.rad))
         weights = self._weights(k, node, cost.weight)
-        for place, (parent, map_) in enumerate(zip(node.parents, node.maps, strict=True)):
-            reach, floor = self.setting.reach(k, place)
-            largest = linear.abs().flatten(1).amax(dim=1) if linear[0].numel() else self.constant * 0.0
-            self._lose(self._weigh(linear, reach) + floor * (1.0 + largest))
-            self._hand(parent, map_.transpose(linear).detach(), weights[place], self._anchor(k, place, parent))
+        self._hand_through(k, node, linear, weights)
 
     def _weights(self, k: int, node: AffineNode, curvature: Tensor) -> list[Tensor]:
         """T of every parent for the quadratic cost D of the node's value."""
@@ -266,8 +267,15 @@ class _Walk:
             result.append(torch.where(own.reshape(row), weight, by_norm.reshape(row)))
         return result
 
-    def _cut(self, k: int, cost: Cost) -> None:
+    def _cut(self, k: int, node: Node, cost: Cost) -> None:
         box = self.boxes[k]
+        slope, planes = self.multipliers.slope.get(k), self.setting.planes.get(k)
+        if slope is not None and planes is not None:
+            slope = slope.expand_as(cost.linear)
+            rest = cost.linear - slope
+            self._lose(2.0 * UNIT * self._weigh(rest, box.greatest))
+            cost = Cost(rest, cost.weight, cost.centre)
+            self._relax(k, node, planes, slope)
         ends = []
         for end in (box.low, box.high):
             away = end - cost.centre
@@ -277,6 +285,32 @@ class _Walk:
         least_end = torch.minimum(*ends)
         none = (cost.linear == 0) & (cost.weight == 0)
         self._add_all(torch.where(none, 0.0, torch.where(least_end.isnan(), -math.inf, least_end)))
+
+    def _relax(self, k: int, node: Node, planes: Planes | AffineNode, slope: Tensor) -> None:
+        """Replace slope·z by what linear bounds of z make of it."""
+        if isinstance(planes, AffineNode):
+            offset = planes.known_offset
+            if offset is not None:
+                self._spend(slope, offset.mid)
+                self._lose(self._weigh(slope, offset.rad))
+            self._hand_through(k, planes, slope, [torch.zeros_like(self.centre(p)) for p in planes.parents])
+            return
+        self._spend(slope.clamp(min=0.0), planes.least)
+        self._spend(slope.clamp(max=0.0), planes.greatest)
+        for parent, own in zip(node.parents, planes.slopes, strict=True):
+            greatest, centre = self.boxes[parent].greatest, self.centre(parent)
+            linear = (slope * own).reshape(centre.shape)
+            lost = float(torch.where(greatest.isfinite(), greatest, 0.0).sum()) * 2.0 * TINY
+            self._lose(2.0 * UNIT * self._weigh(linear, greatest) + lost)
+            self._hand(parent, linear, torch.zeros_like(centre), centre)
+
+    def _hand_through(self, k: int, node: AffineNode, linear: Tensor, weights: Sequence[Tensor]) -> None:
+        """Hand a linear cost to the parents of a sum of maps, with quadratic ones."""
+        for place, (parent, map_) in enumerate(zip(node.parents, node.maps, strict=True)):
+            reach, floor = self.setting.reach(k, place, node)
+            largest = linear.abs().flatten(1).amax(dim=1) if linear[0].numel() else self.constant * 0.0
+            self._lose(self._weigh(linear, reach) + floor * (1.0 + largest))
+            self._hand(parent, map_.transpose(linear).detach(), weights[place], self._anchor(k, place, parent))
 
     # -- sums ------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class GainNode(Node):
         gains = local.gains if isinstance(local, LocalGains) else self.function.gains
         return BlockCell(
             self.parents, self.shape, self.name, self.origin, position, gains, "gain",
-            self.function.source,
+            self.function.source, self.function.runs(self.shape),
         )  # fmt: skip
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:

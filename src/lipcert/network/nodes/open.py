@@ -82,12 +82,12 @@ class OpenNode(Node):
         place, at = f" (in {self.where})" if self.where else "", f"[{low:.4g}, {high:.4g}]"
         if isinstance(self.steep, Power) and self.steep.exponent < 0:
             raise NotLipschitzError(
-                f"{self.name}{place} has no Lipschitz constant on this domain: the denominator may vanish, as it "
-                f"ranges over {at}. Choose a smaller domain, or bound the denominator away from 0."
+                f"{self.name}{place} has no Lipschitz constant on this domain as far as is proved: the denominator may "
+                f"vanish, being known to lie in {at} only. Choose a smaller domain, or bound it away from 0."
             )
         raise NotLipschitzError(
-            f"{self.name} has no Lipschitz constant on this domain{place}: its argument ranges over {at}, where its "
-            "slope is not bounded. Choose a smaller domain."
+            f"{self.name}{place} has no Lipschitz constant on this domain as far as is proved: its argument is known "
+            f"to lie in {at} only, where its slope is not bounded. Choose a smaller domain."
         )
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:

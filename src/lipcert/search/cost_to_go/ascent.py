@@ -14,12 +14,14 @@ from lipcert.network.linear import size
 from lipcert.search.cost_to_go.dual import Question
 from lipcert.search.cost_to_go.inputs import Domains, by_row
 from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.start import start_at
 from lipcert.search.cost_to_go.variables import Variables
 
 if TYPE_CHECKING:
     from lipcert.network.graph import Network
+    from lipcert.ranges.linear_bounds import LinearBounds
 
 #: (functions, multipliers of these) → proved lower bounds, (P',) float64; −∞ where the proof failed.
 Prove = Callable[[Tensor, Multipliers], Tensor]
@@ -65,11 +67,12 @@ class Found:
 def ascend(
     network: Network, norms: Mapping[int, Sequence[float]], boxes: Sequence[tuple[Tensor, Tensor]], domains: Domains,
     rows: Tensor, example: Tensor, starts: Tensor, settings: Settings, prove: Prove,
+    bounds: Sequence[LinearBounds] = (),
 ) -> Found:  # fmt: skip
     """Multipliers for lower bounds of P linear functions of a network's output on domains, as high as the search gets.
 
     Args:
-        network: float64 on the CPU, without selections.
+        network: float64 on the CPU, without sorts.
         norms: position of an affine node → upper bounds of the norms of its maps.
         boxes: per node its range on each domain, (B, *shape) twice.
         domains: B domains.
@@ -78,8 +81,11 @@ def ascend(
         starts: (P, *in_shape), points of the domains, best where the functions are small.
         settings: of the search.
         prove: called with the functions whose value exceeds the goal.
+        bounds: linear bounds on the B domains, where there are any.
     """
-    plan = Plan(network.to(settings.dtype, settings.device), {k: tuple(n) for k, n in norms.items()})
+    relaxed = Relaxed.of(bounds, example, settings.dtype, settings.device)
+    known = {k: tuple(n) for k, n in norms.items()}
+    plan = Plan(network.to(settings.dtype, settings.device), known, relaxed.parents)
     found = Found.none(len(rows))
     entries = sum(size(node.shape) for node in network.nodes)
     for index in torch.arange(len(rows)).split(max(1, settings.chunk // max(1, entries))):
@@ -88,7 +94,8 @@ def ascend(
         at = example[index]
         low, high = ({k: boxes[k][end][at].to(settings.device, settings.dtype) for k in plan.ranged} for end in (0, 1))
         asked = rows[index].to(settings.device, settings.dtype)
-        question = Question(plan, asked, low, high, domains.at(at).to(settings.dtype, settings.device))
+        own = domains.at(at).to(settings.dtype, settings.device)
+        question = Question(plan, asked, low, high, own, relaxed.at(index))
         points = starts[index].to(settings.device, settings.dtype)
         _climb(first_variables(question, points, settings), index, prove, found)
     return found

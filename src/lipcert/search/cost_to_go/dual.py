@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
 from lipcert.search.cost_to_go.cells import Cell
 from lipcert.search.cost_to_go.inputs import HALVINGS, Domains
 from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.windows import WindowCell
 
 #: (affine node, D on its value) → place of a parent → T on the parent's value.
@@ -29,6 +30,7 @@ class Question:
         rows: (P, m).
         low, high: per node the range on the domain, (P, *shape); empty for nodes that nobody asks for.
         domains: P of them.
+        relaxed: linear bounds of nodes that have no cost of their own.
     """
 
     plan: Plan
@@ -36,11 +38,12 @@ class Question:
     low: Mapping[int, Tensor]
     high: Mapping[int, Tensor]
     domains: Domains
+    relaxed: Relaxed = field(default_factory=Relaxed)
 
     def at(self, rows: Tensor) -> Question:
         """Some of the functions."""
         low, high = ({k: t[rows] for k, t in ends.items()} for ends in (self.low, self.high))
-        return Question(self.plan, self.rows[rows], low, high, self.domains.at(rows))
+        return Question(self.plan, self.rows[rows], low, high, self.domains.at(rows), self.relaxed.at(rows))
 
     def value(self, multipliers: Multipliers, weigh: Weigh, halvings: int = HALVINGS) -> Tensor:
         """The lower bounds, (P,)."""
@@ -106,6 +109,13 @@ class _Walk:
             self._through_affine(k, c, quadratics, weigh)
         else:
             weight, middle = self._joined(quadratics, c)
+            if k in self.plan.relaxed:
+                g = self.multipliers.slope[k]
+                c = c - g
+                handed, constant = self.question.relaxed.back(k, g)
+                self.value = self.value + constant
+                for parent, linear in handed:
+                    self._hand(parent, linear, None)
             ends = (self.question.low[k], self.question.high[k])
             first, second = (c * z - 0.5 * weight * (z - middle).square() for z in ends)
             self.value = self.value + torch.minimum(first, second).flatten(1).sum(1)

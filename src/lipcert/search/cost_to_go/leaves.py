@@ -37,6 +37,7 @@ def together(several: Sequence[Variables]) -> Variables:
     question = Question(
         first.question.plan, torch.cat([q.rows for q in questions]), of(lambda v: v.question.low),
         of(lambda v: v.question.high), Domains(center, radius, domains[0].p, low, high),
+        replace(first.question.relaxed, example=torch.cat([q.relaxed.example for q in questions])),
     )  # fmt: skip
     start = Start(*(of(lambda v, name=name: getattr(v.start, name)) for name in vars(first.start)))  # type: ignore[misc]
     names = {name: max(v.age.get(name, 0) for v in several) for name in first.age}
@@ -98,6 +99,9 @@ def look(variables: Variables, count: int) -> Look:
             scores.append(score.flatten(1))
             thresholds.append(threshold.flatten(1))
             positions.append(torch.full_like(scores[-1], parent, dtype=torch.int64))
+        if not cells:  # maxima alone, no entry of which decides: nowhere
+            nowhere = x.new_zeros(len(x), 1)
+            return Look(x, nowhere.long(), nowhere.long(), nowhere, torch.full_like(nowhere, -math.inf))
     entries = [torch.arange(s.shape[1], device=s.device).expand(len(s), -1) for s in scores]
     score, index = torch.cat(scores, 1).topk(min(count, sum(s.shape[1] for s in scores)), dim=1)
     place, entry, threshold = (torch.cat(t, 1).gather(1, index) for t in (positions, entries, thresholds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,12 @@ class Plan:
     Attributes:
         network: with constants in the dtype and on the device of the search.
         norms: of the maps of affine nodes.
+        relaxed: position → parents of the nodes that linear bounds replace.
     """
 
     network: Network
     norms: Norms
+    relaxed: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @cached_property
     def functions(self) -> dict[int, Nonlinearity]:
@@ -141,6 +143,8 @@ class Plan:
                 reached |= set(node.parents)
             elif _elementwise(self.network, k) is not None or maximum(node) is not None:
                 reached.add(node.parents[0])
+            else:
+                reached |= set(self.relaxed.get(k, ()))
         return frozenset(reached)
 
 

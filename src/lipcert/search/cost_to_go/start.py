@@ -29,7 +29,8 @@ class Start:
     """A first point, and in which units to move from there.
 
     Attributes:
-        slope: position of an activation → g, (P, *shape): the gradient at the point, handed on.
+        slope: position of an activation → g, (P, *shape): the gradient at the point, handed on; of a node that linear
+            bounds replace all of its cost.
         slope_unit: (P, 1, …): root mean square of g, or a share of what it may be by norms.
         anchor: edge → values at the point.
         anchor_unit: (P, 1, …): how far a coordinate moves on the domain, by norms.
@@ -91,6 +92,12 @@ def start_at(question: Question, points: Tensor) -> Start:
             _add(linear, parent, back.reshape(values[parent].shape))
             _add(weight, parent, curvature * windows.overlap)
             _add(size, parent, most)
+        elif k in plan.relaxed:
+            length = torch.maximum(c.flatten(1).norm(dim=1), LEAST * most) / math.sqrt(max(1, c[0].numel()))
+            start.slope[k], start.slope_unit[k] = c, by_row(length, c)
+            for parent, own in question.relaxed.back(k, c)[0]:
+                _add(linear, parent, own)
+                _add(size, parent, torch.maximum(own.flatten(1).norm(dim=1), LEAST * most))
         elif k in plan.maps:
             gains = plan.gains(k)
             for i, parent in enumerate(nodes[k].parents):

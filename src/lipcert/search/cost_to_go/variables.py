@@ -62,7 +62,8 @@ class Variables:
         self, plan = cls(question, settings, start), question.plan
         for k, slope in start.slope.items():
             self.free["slope", k] = torch.zeros_like(slope)
-            self.free["scale", k] = start.curvature[k].clone()
+            if k in start.curvature:
+                self.free["scale", k] = start.curvature[k].clone()
         for edge, anchor in start.anchor.items():
             self.free["anchor", edge] = torch.zeros_like(anchor)
         self.release(
@@ -85,7 +86,7 @@ class Variables:
                 self.free["weight", (k, i)] = self._first_weight((k, i))
             self.directions.update(random_directions(plan, k, len(like), like, generator))
         self.diagonal += new
-        for k, slope in self.start.slope.items():
+        for k, slope in ((k, self.start.slope[k]) for k in self.start.curvature):
             parent = plan.network.nodes[k].parents[0]
             if parent in self.diagonal or parent not in plan.maps:
                 self.free.setdefault(("curve", k), torch.zeros_like(slope))
@@ -109,7 +110,7 @@ class Variables:
         slope = {k: s + start.slope_unit[k] * free["slope", k] for k, s in start.slope.items()}
         anchor = {e: a + start.anchor_unit[e] * free["anchor", e] for e, a in start.anchor.items()}
         curvature = {}
-        for k in slope:
+        for k in start.curvature:
             curve = free.get(("curve", k))
             curvature[k] = (free["scale", k] if curve is None else free["scale", k] + curve).exp()
         return Multipliers(slope, curvature, anchor)

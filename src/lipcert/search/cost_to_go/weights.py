@@ -14,6 +14,11 @@ from lipcert.search.cost_to_go.plan import Plan
 #: Directions that the power method keeps, of maps beyond a least side (of smaller ones one is enough, and quicker), and
 #: the square of a unit vector's part that counts as none.
 BLOCK, SIDE, THIN = 4, 64, 1e-5
+#: Images of the directions that are used together, and the part of one that is to be new at least: values see its
+#: square, and what is less would follow rounding, where eigenvalues come together.
+DEEP, FAINT = 3, 1e-3
+#: Steps of Lanczos between looks at its greatest values, and their relative change in so many that counts as none.
+LOOK, SETTLED = 8, 3e-5
 #: Where the power method stands at each edge: parts of orthonormal vectors over all parents, (P, BLOCK, *shape of the
 #: parent), the leading one first.
 Directions = dict[Edge, Tensor]
@@ -53,24 +58,53 @@ def scaled_weights(
     """
     with torch.no_grad():
         roots = {i: (-0.5 * t).exp().unsqueeze(1) for i, t in logs.items()}
-        wide = total.unsqueeze(1)
-        for _ in range(steps):
-            pulled = _pulled(plan, k, roots, wide * _image(plan, k, roots, directions))
-            directions.update({(k, i): p for i, p in _orthonormal(pulled).items()})
-        image = _image(plan, k, roots, directions)
-        if image.shape[1] > 1:
-            flat = (wide.sqrt() * image).flatten(2)
-            turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))[1].flip(2)  # the greatest first
-            for i in logs:
-                directions[k, i] = torch.einsum("pab,pa...->pb...", turn, directions[k, i])
-            image = torch.einsum("pa,pa...->p...", turn[:, :, 0], image).unsqueeze(1)
-        square = image[:, 0].square()
+        for start in range(0, max(1, steps), DEEP):
+            image = _leading_image(plan, k, total.unsqueeze(1), roots, directions, min(DEEP, steps - start))
+        square = image.square()
     size = (total * square).flatten(1).sum(1).clamp(min=SMALL).log()
     for i, t in logs.items():
         share = directions[k, i][:, 0].square()
         share = share.sum_to_size(t.shape) if t.shape != share.shape else share
         size = size - (share * (t - t.detach())).flatten(1).sum(1)
     return {i: (t + by_row(size, t)).exp() for i, t in logs.items()}
+
+
+def _leading_image(
+    plan: Plan, k: int, total: Tensor, roots: Mapping[int, Tensor], directions: Directions, steps: int
+) -> Tensor:
+    """Replace directions by the leading Ritz vectors of what they and their images span; the image of the first.
+
+    With G the map's square, X the directions, that is of X, GX, …, G^steps X: at the cost of as many steps of a power
+    method, which would go on with G^steps X alone, it comes much closer to the greatest eigenvalues.
+    """
+    block = torch.cat([directions[k, i].flatten(2) for i in roots], dim=2)
+    shapes = {i: directions[k, i].shape[2:] for i in roots}
+    sizes = [shape.numel() for shape in shapes.values()]
+
+    def image_of(rows: Tensor) -> Tensor:
+        parts = zip(shapes.items(), rows.split(sizes, dim=2), strict=True)
+        return _image(plan, k, roots, {(k, i): part.reshape(*part.shape[:2], *s) for (i, s), part in parts})
+
+    basis, images = [block], [image_of(block)]
+    for _ in range(steps):
+        pulled = torch.cat([t.flatten(2) for t in _pulled(plan, k, roots, total * images[-1]).values()], dim=2)
+        known, length = torch.cat(basis, dim=1), pulled.norm(dim=2, keepdim=True).clamp(min=SMALL)
+        pulled = pulled / length
+        for _ in range(2):
+            pulled = pulled - (pulled @ known.mT) @ known
+        length = pulled.norm(dim=2, keepdim=True)
+        pulled = torch.where(length > FAINT, pulled / length.clamp(min=FAINT), 0.0)
+        basis.append(_turned(pulled) if pulled.shape[1] > 1 else pulled)
+        images.append(image_of(basis[-1]))
+    spanned, reached = torch.cat(basis, dim=1), torch.cat(images, dim=1)
+    count = block.shape[1]
+    if len(basis) * count > 1:
+        flat = (total.sqrt() * reached).flatten(2)
+        turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))[1].flip(2)[:, :, :count]
+        for i, part in zip(roots, (turn.mT @ spanned).split(sizes, dim=2), strict=True):
+            directions[k, i] = part.reshape(*part.shape[:2], *shapes[i])
+        reached = torch.einsum("pa,pa...->p...", turn[:, :, 0], reached).unsqueeze(1)
+    return reached[:, 0]
 
 
 def _orthonormal(rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -128,23 +162,38 @@ def excess(
 
 
 def _lanczos(gram: Callable[[Tensor], Tensor], first: Tensor, steps: int) -> Tensor:
-    """The greatest Ritz values, (P,), with full reorthogonalisation; a basis that is complete ends with zeros."""
-    basis = [first / first.norm(dim=1, keepdim=True).clamp(min=SMALL)]
-    diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
+    """The greatest Ritz values, (P,), with full reorthogonalisation; a basis that is complete ends with zeros.
+
+    It ends early where they have settled, as they soon have from the directions of a long ascent; each by itself, so
+    that no function depends on those beside it.
+    """
+    steps = min(steps, first.shape[1])
+    basis = first.new_zeros(len(first), steps + 1, first.shape[1])
+    basis[:, 0] = first / first.norm(dim=1, keepdim=True).clamp(min=SMALL)
+    diagonal, beside = (first.new_zeros(len(first), steps) for _ in range(2))
+    found = first.new_zeros(len(first), dtype=torch.float64)
+    settled = torch.zeros_like(found, dtype=torch.bool)
     tiny = 100.0 * torch.finfo(first.dtype).eps
-    for _ in range(min(steps, first.shape[1])):
-        x = gram(basis[-1])
-        diagonal.append((x * basis[-1]).sum(1))
-        known = torch.stack(basis, dim=1)
+    for k in range(steps):
+        x = gram(basis[:, k])
+        diagonal[:, k] = (x * basis[:, k]).sum(1)
+        known = basis[:, : k + 1]
         for _ in range(2):
             x = x - torch.einsum("bkn,bk->bn", known, torch.einsum("bkn,bn->bk", known, x))
         length = x.norm(dim=1)
-        length = torch.where(length > tiny * torch.stack(diagonal).abs().amax(0), length, 0.0)
-        beside.append(length)
-        basis.append(torch.where(length[:, None] > 0, x / length.clamp(min=SMALL)[:, None], 0.0))
-    matrix = torch.diag_embed(torch.stack(diagonal, 1))
-    if len(beside) > 1:
-        off = torch.stack(beside[:-1], 1)
-        matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    return torch.linalg.eigvalsh(matrix.double().nan_to_num(0.0, 0.0, 0.0))[:, -1].to(first)
+        length = torch.where(length > tiny * diagonal.abs().amax(1), length, 0.0)
+        beside[:, k] = length
+        basis[:, k + 1] = torch.where(length[:, None] > 0, x / length.clamp(min=SMALL)[:, None], 0.0)
+        if (k + 1) % LOOK == 0 or k + 1 == steps:
+            now = _greatest(diagonal[:, : k + 1], beside[:, :k])
+            before, found = found, torch.where(settled, found, now)
+            settled |= found - before <= SETTLED * found
+            if bool(settled.all()):
+                break
+    return found.to(first)
+
+
+def _greatest(diagonal: Tensor, beside: Tensor) -> Tensor:
+    """Eigenvalues of tridiagonal matrices, (P,) float64."""
+    matrix = torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+    return torch.linalg.eigvalsh(matrix.double().nan_to_num(0.0, 0.0, 0.0))[:, -1]

@@ -1,0 +1,139 @@
+"""Ranges worked out along the graph together with constants: how far a node goes on a ball follows from its constant.
+
+Boxes alone are of little use behind a few layers: one of half-widths δ around n entries reaches √n times farther than
+the ball that it is around, node after node.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lipcert.domain import Ball, Box, Domain
+from lipcert.network.graph import ActivationNode, GainNode, InputNode, Network, Node, OpenNode, PartNode
+from lipcert.network.linear import size
+from lipcert.network.relations import Local, LocalGains, LocalSlopes, Relation
+from lipcert.network.slopes import slopes
+from lipcert.numerics.interval import Around, Interval
+from lipcert.numerics.midrad import TINY, UP
+from lipcert.numerics.rounding import mul_up
+from lipcert.numerics.rows import length_up
+from lipcert.ranges.build import Ranges, applied, boxes_of
+
+
+def reach_of(domain: Domain) -> float:
+    """How far points of the domain are from its ``home`` in l2, rounded up; ∞ where that is not bounded."""
+    if domain is None:
+        return math.inf
+    if isinstance(domain, Ball) and domain.p <= 2:
+        return domain.radius
+    low, high = domain.bounds()
+    home = domain.home()
+    far = torch.maximum(high - home, home - low).reshape(1, -1) * UP
+    return float(length_up(far)) if bool(far.isfinite().all()) else math.inf
+
+
+class Course:
+    """The relations of a network's nodes, each from the constants of the nodes before.
+
+    Why these hold: let x̂ be a point of the convex domain, none of whose points is farther from it than ρ. If
+    ‖z(x) − z(x')‖ ≤ ℓ‖x − x'‖ in l2 for the argument z of a node and all points of the domain, z(x) lies within ℓρ of
+    z(x̂), and so does each entry with a constant of its own. Between points of that set, which is convex, the node's
+    increment obeys the relation that ``Around`` gives. So if all constants told so far are true, the next relation is.
+    z(x̂) is known but for its roundings, which are added.
+
+    Args:
+        network: whose parts may be nearly linear.
+        domain: bounded.
+    """
+
+    def __init__(self, network: Network, domain: Domain) -> None:
+        assert domain is not None
+        self.network, self.radius, self.home = network, reach_of(domain), domain.home()
+        self.ranges = Ranges.of(network, domain, None, "none")
+        self.asked = asked(network)
+        self._centres = boxes_of(network, Box(self.home, self.home), "none")
+        self._constants: list[float] = []
+        self._entries: dict[int, Tensor] = {}
+        self._parts: dict[tuple[int, ...], tuple[Local, ...]] = {}
+
+    def relation(self, k: int) -> Relation:
+        """What node k's increments obey; the constants of all nodes before have been told."""
+        node = self.network.nodes[k]
+        return node.relation(k, self._local(k, node))
+
+    def tell(self, constant: float, entries: Tensor | None = None) -> None:
+        """A constant of the next node, and of each of its entries."""
+        k = len(self._constants)
+        self._constants.append(constant)
+        if entries is not None:
+            self._entries[k] = entries
+
+    def _local(self, k: int, node: Node) -> Local | None:
+        """What the node's increments obey where its arguments are around their centres."""
+        known = self.ranges.local.get(k)
+        if isinstance(node, PartNode):
+            key = (id(node.function), *node.arguments)
+            if key not in self._parts:
+                found = node.function.obeyed([self._around(p) for p in node.arguments])
+                lost = any(isinstance(part, LocalGains) and not part.gains for part in found)
+                self._parts[key] = () if lost else found
+            return self._parts[key][node.which] if self._parts[key] else known
+        function = applied(node)
+        if function is None:
+            return known
+        box = self._around(node.parents[0]).expanded(node.shape)
+        lower, upper = slopes(function, box.low, box.high)
+        return LocalSlopes(lower.expand(node.shape), upper.expand(node.shape), box)
+
+    def _around(self, k: int) -> Interval:
+        """The values of node k: in their box, and as near to those at x̂ as constants say."""
+        centre, box = self._centres[k], self.ranges.boxes[k]
+        shape = box.low.shape
+        middle = 0.5 * centre.low + 0.5 * centre.high
+        off = torch.maximum(centre.high - middle, middle - centre.low) * UP + TINY
+        reach = mul_up(self._constants[k], self.radius) if self.radius else 0.0
+        if not bool(off.isfinite().all()) or math.isnan(reach):
+            return box
+        far = torch.full(shape, reach, dtype=torch.float64)
+        if k in self._entries:
+            own = (self._entries[k] * self.radius * UP + TINY).reshape(shape)
+            far = torch.where(own < far, own, far)
+        far = (far + off) * UP
+        low, high = torch.maximum(box.low, _below(middle - far)), torch.minimum(box.high, _above(middle + far))
+        if bool((low > high).any()):
+            return box
+        return Around(low, high, middle, (reach + float(length_up(off.reshape(1, -1)))) * UP)
+
+
+def asked(network: Network) -> set[int]:
+    """Positions whose constants decide a relation, and the output's."""
+    found = {len(network.nodes) - 1}
+    for node in network.nodes:
+        if isinstance(node, PartNode):
+            found.update(node.parents)
+        elif isinstance(node, (ActivationNode, GainNode, OpenNode)):
+            found.update(node.parents[:1])
+    return {k for k in found if not isinstance(network.nodes[k], InputNode)}
+
+
+def sides(network: Network) -> list[tuple[float, float]]:
+    """(entries, entries of the input and all cells before) of every node whose constant is asked for."""
+    columns, found, wanted = float(size(network.in_shape)), [], asked(network)
+    for k, node in enumerate(network.nodes):
+        entries = float(size(node.shape))
+        if k in wanted:
+            found.append((entries, columns))
+        rest = isinstance(node, PartNode) and node.which in node.function.chain
+        columns += entries if rest or isinstance(node, (ActivationNode, GainNode, OpenNode)) else 0.0
+    return found
+
+
+def _below(x: Tensor) -> Tensor:
+    return torch.nextafter(x, torch.full_like(x, -math.inf))
+
+
+def _above(x: Tensor) -> Tensor:
+    return torch.nextafter(x, torch.full_like(x, math.inf))

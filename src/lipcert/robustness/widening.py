@@ -1,0 +1,311 @@
+"""The largest radius at which every margin of an example is positive: multipliers and radius rise together."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.domain import Ball, Intersection
+from lipcert.numerics.process_state import ordinary
+from lipcert.robustness.checks import Claim, Facts, Part, write_proof
+from lipcert.robustness.forest import entries_of
+from lipcert.robustness.outputs import deep, norms_of, precise_enough, together
+from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, stretched
+from lipcert.robustness.reach import VALUES, Ranges, Rows
+from lipcert.robustness.schedule import BELOW
+from lipcert.search.cost_to_go.ascent import first_variables
+from lipcert.search.cost_to_go.leaves import together as all_of
+from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.settings import Settings
+from lipcert.search.cost_to_go.variables import Variables
+
+#: Steps of the ascent between two looks at the radii; looks within which a radius must grow by a share to go on.
+EVERY, LOOKS, GAIN = 10, 4, 0.01
+#: Rate of the ascent at first, more than at a given radius, as the goal moves; and at which multiple of the radius that
+#: is reached it climbs.
+RATE, OVER = 0.08, 1.1
+#: Classes whose radii are within this factor of an example's least are raised; ranges are made anew beyond this one.
+BEHIND, STALE = 1.03, 1.2
+#: Part of the distance of the nearest counter-example that is tried first, how often a start is made anew where this
+#: was too far by a factor, and how many values it may take to see that.
+FIRST, STARTS, STRIDES, FAR = 0.25, 3, 2.0, 8
+#: How often steps are made smaller, and by which factor; ranges within this share of the radius are near enough.
+STAGES, SLOWER, NEAR = 3, 0.4, 0.01
+#: Classes beyond this multiple of an example's radius are not looked at again.
+AWAY = 1.6
+#: Steps of the power method after which weights are taken to be right.
+SETTLED = 15
+#: Share of the steps after which, and of the distance of a counter-example beyond which no more weights become free:
+#: these cost much to prove.
+LATE, REACHED = 0.5, 0.95
+#: Part of the radius found that is checked first, and rooms of weights that are tried.
+WITHIN, ROOMS = 1.0 - 1e-3, (1e-4, 1e-3, 1e-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widening:
+    """The cost-to-go at about the largest radius that it proves.
+
+    For given multipliers the bound falls as the radius grows, so every class has a radius of its own, a root in one
+    dimension; an example's is the least of them. The ascent is for the classes that are behind, at that radius, and
+    where it has moved far the ranges are made anew. First with weights by norms, which cost little; where these come to
+    an end, with diagonal ones. What is found is a radius and multipliers; the check decides.
+
+    Attributes:
+        linear: whether linear bounds tighten the ranges.
+        steps: of the ascent.
+        device: where it runs.
+        seed: of its random starts.
+    """
+
+    linear: bool = True
+    steps: int = 300
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: int = 0
+
+    @ordinary()
+    def widen(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
+        """For each a proof at the largest radius that was found, between the two it is asked for.
+
+        None where nothing larger was found, or the network is none for this: then other provers may know more.
+        """
+        found: list[Proof | None] = [None] * len(asked)
+        each = entries_of(facts.subject.network) * (facts.classes - 1)
+        if not deep(facts.subject.network) or each > Settings.chunk:
+            return found
+        group = max(1, Settings.chunk // each)
+        for start in range(0, len(asked), group):
+            some, now = asked[start : start + group], time.perf_counter()
+            own = now + (until - now) * len(some) / (len(asked) - start)
+            if now >= own:
+                break
+            try:
+                found[start : start + group] = self._group(facts, some, own)
+            except Exception as problem:  # there are other ways to a radius
+                warnings.warn(
+                    f"the search for largest radii broke ({type(problem).__name__}: {str(problem)[:200]}): they are "
+                    "looked for one by one. This is a bug in lipcert; please report it.",
+                    stacklevel=2,
+                )
+        return found
+
+    def _group(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
+        network, norms = facts.subject.network, norms_of(facts.subject)
+        settings, moderate = precise_enough(
+            Settings(device=self.device, seed=self.seed), norms, [one.claim.x for one in asked]
+        )
+        if not moderate:
+            return [None] * len(asked)
+        plan = Plan(network.to(settings.dtype, settings.device), norms)
+        examples = [_Example(facts, one, self.linear, plan, settings) for one in asked]
+        live = [example for example in examples if example.begin()]
+        for step in range(0, self.steps, EVERY):
+            live = [example for example in live if example.goes_on(step < LATE * self.steps)]
+            if not live or time.perf_counter() > until:
+                break
+            for classes in _alike([(example, k) for example in live for k in example.freed()]):
+                _climb(classes, settings.decay)
+            for example in live:
+                example.rate *= settings.decay**EVERY
+        return [example.proof() for example in examples]
+
+
+class _Example:
+    """One example in the search.
+
+    Attributes:
+        radius: the least of its classes'.
+        best, kept: the largest so far on the same ranges, and its variables.
+        sure, final: the largest of those that were looked at again.
+        roots: up to about which radius each class is proved.
+        floor: up to which constants and ranges prove it.
+        variables: of each class.
+        released: whether weights are diagonal everywhere.
+    """
+
+    def __init__(self, facts: Facts, asked: Asked, linear: bool, plan: Plan, settings: Settings) -> None:
+        assert asked.between is not None
+        self.facts, self.asked, self.linear, self.plan, self.settings = facts, asked, linear, plan, settings
+        self.least, high = asked.between
+        self.cap = high / BELOW if high > self.least * BELOW else high
+        self.rows, self.shape = facts.rows(asked.claim), facts.subject.network.in_shape
+        self.roots, self.floor = [0.0] * len(self.rows), [0.0] * len(self.rows)
+        self.variables: list[Variables] = []
+        self.released, self.history = False, list[float]()
+        self.best, self.kept, self.stage, self.rate = 0.0, list[Variables](), 0, RATE
+        self.sure, self.final = 0.0, list[Variables]()
+        self.centre = plan.values_at(self._like(asked.claim.x.reshape(1, *self.shape)))
+        self.radius = max(FIRST * self.cap if math.isfinite(self.cap) else 2.0 * self.least or 1.0, self.least)
+
+    def begin(self) -> bool:
+        """Whether there is something to climb from, at a radius that is not too large."""
+        everyone = list(range(len(self.rows)))
+        for _ in range(STARTS):
+            if not self._measure():
+                return False
+            ranges, radius = self.ranges(everyone), self.radius
+            starts = self._like(self._domain().project(self.asked.starts.reshape(-1, *self.shape)))
+            variables = first_variables(ranges.question(self.plan, ranges.measured), starts, self.settings)
+            self.variables = [variables.at(torch.tensor([k])) for k in everyone]
+            self.roots = [0.0] * len(self.rows)
+            self._look(FAR)
+            if self.radius > radius / STRIDES or self.radius == 0.0:
+                break
+            self.radius = max(STRIDES * self.radius, self.least)
+        return self.radius > 0.0
+
+    def goes_on(self, early: bool) -> bool:
+        """Whether the radius still grows, or may by smaller steps, or, if it is early, by weights that become free."""
+        self.radius = min(*self.roots, self.cap)
+        if not self.measured / STALE <= self.radius <= self.measured * STALE and not self._look(anew=True):
+            return False
+        if self.radius > self.best:
+            self.best, self.kept = self.radius, list(self.variables)
+        self.history.append(self.best)
+        if self.radius >= self.cap:
+            self.settle()
+            return self.radius < self.cap
+        if len(self.history) <= LOOKS or self.best > self.history[-1 - LOOKS] * (1.0 + GAIN):
+            return self.radius > 0.0
+        self.stage += 1
+        more = any(set(self.plan.bent) - set(self.variables[k].diagonal) for k in self.behind())
+        self.released |= early and more and self.best < REACHED * self.cap
+        self.rate *= SLOWER
+        return self.settle() and self.stage < STAGES
+
+    def settle(self) -> bool:
+        """Look again at the best since the last time, on ranges and with weights that are right; whether one may go on.
+
+        On the way weights lag behind, and radii seem larger than they are.
+        """
+        self.history.clear()
+        if self.best > 0.0:
+            self.radius, self.variables = self.best, list(self.kept)
+        usable = self._look(anew=abs(self.radius - self.measured) > NEAR * self.measured)
+        if usable and self.radius > self.sure:
+            self.sure, self.final = self.radius, list(self.variables)
+        self.best, self.kept = self.radius, list(self.variables)
+        return usable and self.radius > 0.0
+
+    def behind(self) -> list[int]:
+        """The classes to be raised."""
+        return [k for k, root in enumerate(self.roots) if root < BEHIND * self.radius]
+
+    def freed(self) -> list[int]:
+        """The same, with the weights that are to be free."""
+        for k in self.behind() if self.released else ():
+            self.variables[k].release(self.plan.bent)
+        return self.behind()
+
+    def ranges(self, classes: Sequence[int]) -> Ranges:
+        """Of some classes, at the radius that ranges are of."""
+        one = torch.zeros(len(classes), dtype=torch.int64)
+        domains = together([self.facts.searched(self.claim(self.measured))])
+        measured = torch.full((len(classes),), self.measured, dtype=torch.float64)
+        low, high = ({k: t[one] for k, t in ends.items()} for ends in self.ends)
+        return Ranges(
+            self._like(self.rows[list(classes)]), low, high, {k: self.centre[k][one] for k in low},
+            domains.at(one).to(self.settings.dtype, self.settings.device), self._like(measured),
+            self._like(self.goal[list(classes)]),
+        )  # fmt: skip
+
+    def claim(self, radius: float) -> Claim:
+        """At another radius."""
+        return replace(self.asked.claim, radius=radius)
+
+    def _like(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.settings.device, self.settings.dtype)
+
+    def _domain(self) -> Ball | Intersection:
+        return self.facts.searched(self.claim(self.radius))
+
+    def _measure(self) -> bool:
+        """Ranges at the radius; whether they are finite where multipliers need them."""
+        facts, claim = self.facts, self.claim(self.radius)
+        with torch.no_grad():
+            place = facts.subject.setting(facts.subject.facts, self._domain(), self.linear)
+            self.goal = facts.lost(claim)
+            sure = (place.plain(self.rows) > self.goal) | (facts.by_constants(claim).sure > 0.0)
+        self.measured = self.radius
+        self.floor = [max(f, self.radius) if s else f for f, s in zip(self.floor, sure.tolist(), strict=True)]
+        boxes = {k: place.boxes[k] for k in self.plan.ranged}
+        self.ends = tuple({k: self._like(getattr(b, end))[None] for k, b in boxes.items()} for end in ("low", "high"))
+        return bool(place.boxes[0].finite.all())
+
+    def _look(self, values: int = VALUES, anew: bool = False) -> bool:
+        """The roots of classes that are not far ahead, on ranges made anew or not; whether ranges are finite."""
+        if anew and not self._measure():
+            return False
+        near = [k for k, root in enumerate(self.roots) if not root > AWAY * self.radius]
+        for group in _alike([(self, k) for k in near]):
+            _take(group, _rows(group), values, SETTLED)
+        self.radius = min(*self.roots, self.cap)
+        if anew:
+            self.best, self.kept = self.radius, list(self.variables)
+        return True
+
+    def proof(self) -> Proof | None:
+        """By the multipliers that are there, at about the largest radius that they prove."""
+        if self.best > self.sure:
+            self.settle()
+        self.radius, self.variables = self.sure, self.final
+        if not self.radius > self.least:
+            return None
+        asked = replace(self.asked, claim=self.claim(self.radius * WITHIN))
+        for room in ROOMS:
+            found = {k: self._provable(k, room) for k in range(len(self.rows)) if self.floor[k] < self.radius}
+            norms = self.facts.subject.facts.claims
+            parts = [Part(part.classes, {**part.multipliers, "norms": norms}) for part in joined_parts(found)]
+            proof = stretched(CostToGo.name, self.facts, asked, write_proof(parts, self.linear))
+            if proof is not None:
+                return proof
+        return None
+
+    def _provable(self, k: int, room: float) -> Multipliers:
+        return self.variables[k].provable(self._like(torch.tensor([room])))[0]
+
+
+#: An example and one of its classes.
+Class = tuple[_Example, int]
+
+
+def _alike(classes: Sequence[Class]) -> list[list[Class]]:
+    """In groups whose variables can be put together, with one rate."""
+    groups: dict[Any, list[Class]] = {}
+    for example, k in classes:
+        own = example.variables[k]
+        groups.setdefault((own.diagonal, frozenset(own.first), example.rate), []).append((example, k))
+    return list(groups.values())
+
+
+def _rows(classes: Sequence[Class]) -> Rows:
+    ranges = Ranges.together([example.ranges([k]) for example, k in classes])
+    several = [example.variables[k].at(torch.tensor([0])) for example, k in classes]  # the old ones are kept
+    rows = Rows(classes[0][0].plan, ranges, all_of(several))
+    rows.move(torch.tensor([OVER * example.radius for example, _ in classes], dtype=torch.float64).to(ranges.goal))
+    return rows
+
+
+def _take(classes: Sequence[Class], rows: Rows, values: int = VALUES, power: int = 2) -> None:
+    """What became of classes, and their radii."""
+    roots = rows.roots(rows.radius, values, power).tolist()
+    for place, ((example, k), root) in enumerate(zip(classes, roots, strict=True)):
+        example.variables[k] = rows.variables.at(torch.tensor([place]))
+        example.roots[k] = max(root, example.floor[k])
+
+
+def _climb(classes: Sequence[Class], decay: float) -> None:
+    """Some steps, each class at its example's radius."""
+    rows, rate = _rows(classes), classes[0][0].rate
+    for _ in range(EVERY):
+        rows.variables.ascend(rate)
+        rate *= decay
+    _take(classes, rows)

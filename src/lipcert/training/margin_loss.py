@@ -1,0 +1,313 @@
+"""Losses for certified accuracy: margins counted against the Lipschitz constant of each pair of classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lipcert.arguments import real, seed_of, whole
+from lipcert.errors import InputError, NumericsError
+from lipcert.training.live import Live
+from lipcert.training.pairs import Pairs
+from lipcert.training.regularizer import require_two
+
+Kind = Literal["mixed", "gloro", "crm"]
+
+#: Default of ``strength`` for each kind.
+STRENGTH: Mapping[Kind, float] = {"mixed": 0.35, "gloro": 1.0, "crm": 1.0}
+#: Examples that an accuracy is worked out for at once, and power steps before it.
+_CHUNK, _SETTLED = 1000, 30
+
+
+class MarginLoss:
+    """A classification loss in which the constants K_ij of pairs of outputs stand against the margins.
+
+        loss = MarginLoss(model, example, radius=1.58)
+        for x, y in batches:
+            value = loss(x, y)
+            optimiser.zero_grad(); value.backward(); optimiser.step()
+
+    K_ij = ‖w_i − w_j‖ times the product of the norms of the layers before the last, one warm power step per call. With
+    ε the radius and r the strength:
+
+    * ``mixed``, the default: x' by projected gradient steps at the full radius, then cross-entropy of the logits
+      f_j(x') + r ε K_yj; r = 0.35. Adversarial training keeps attacks out, the reduced term keeps constants down: at
+      full strength (r = 1, x' = x) the bound is met at the cost of the function.
+    * ``gloro``: an extra logit max_{i ≠ j} (f_i + r ε K_ij), j the predicted class; cross-entropy over all (Leino, Wang
+      & Fredrikson 2021, *Globally-robust neural networks*).
+    * ``crm``: cross-entropy + r · mean over the examples with a radius below ε of (1/α) log Σ_{j ≠ y} exp(−α R_yj),
+      R_yj = (f_y − f_j)/K_yj the certified radius (Fazlyab et al. 2023, *Certified robustness via dynamic margin
+      maximization and improved Lipschitz regularization*).
+
+    A model that meets the full radius at once may end in a constant: ε grows from 0 over the first ``warm_up`` calls.
+    ``strength`` and ``radius`` may also be set to other numbers between calls.
+
+    Args:
+        model: the module that is trained; it returns logits (B, m). Never changed, but run.
+        example: floating tensor with a leading batch dimension of any size; only its shape matters.
+        kind: see above.
+        radius: ε > 0, l2, in the units of the inputs.
+        strength: r ≥ 0; None: as the kind has it.
+        warm_up: calls over which ε grows to ``radius``; a third of all is a good choice.
+        attack_steps: of ``mixed``.
+        clip: None, or (least, greatest) value of an input's entry, which the attack keeps to.
+        sharpness: α of ``crm``; None: 10/radius.
+        norm: 2.
+        passes: power steps per call.
+        seed: of the first vectors and of the attack's starts.
+
+    Raises:
+        InputError, CaptureError, UnsupportedNormError: as ``LipschitzRegularizer``.
+        MethodError: the model does not end in a linear map of two outputs or more.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        kind: Kind = "mixed",
+        *,
+        radius: float,
+        strength: float | None = None,
+        warm_up: int = 0,
+        attack_steps: int = 4,
+        clip: tuple[float, float] | None = None,
+        sharpness: float | None = None,
+        norm: float = 2,
+        passes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if kind not in get_args(Kind):
+            raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}.")
+        self.kind = kind
+        self.radius = _positive("radius", radius)
+        self.strength = STRENGTH[kind] if strength is None else _positive("strength", strength, zero=True)
+        self.sharpness = 10.0 / self.radius if sharpness is None else _positive("sharpness", sharpness)
+        for name, number in (("attack_steps", attack_steps), ("passes", passes)):
+            if (whole(number) or 0) < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, not {number!r}.")
+        if clip is not None and not (len(clip) == 2 and real(clip[0]) < real(clip[1])):
+            raise InputError(f"clip must be None or a pair of numbers, the lesser first, not {clip!r}.")
+        calls = whole(warm_up)
+        if calls is None or calls < 0:
+            raise InputError(f"warm_up must be a number of calls, not {warm_up!r}.")
+        require_two(norm)
+        self.attack_steps, self.clip, self.warm_up, self.calls = attack_steps, clip, warm_up, 0
+        self._model = model
+        self._pairs = Pairs(Live.of(model, example), passes, seed_of(seed))
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of a batch.
+
+        Args:
+            inputs: (B, *shape of one example).
+            labels: (B,) whole numbers from 0 to m − 1.
+
+        Raises:
+            InputError: labels or logits do not fit; NumericsError: parameters, logits or constants are not finite.
+        """
+        _require_labels(self._pairs.classes, inputs, labels)
+        self.calls += 1
+        points = self._attacked(inputs, labels) if self.kind == "mixed" else inputs
+        constants = self._pairs.matrix()
+        logits = _logits(self._model, points, self._pairs.classes).to(constants.dtype)
+        if self.kind == "mixed":
+            loss = F.cross_entropy(logits + self.strength * self.reach * constants[labels], labels)
+        elif self.kind == "gloro":
+            loss = F.cross_entropy(self._with_extra_logit(logits, constants), labels)
+        else:
+            loss = F.cross_entropy(logits, labels) + self.strength * self._lost_radius(logits, labels, constants)
+        if not bool(torch.isfinite(loss)):
+            self._explain(logits)
+        return loss
+
+    @property
+    def reach(self) -> float:
+        """ε at this call."""
+        return self.radius * min(1.0, self.calls / max(self.warm_up, 1))
+
+    def certified_accuracy(self, inputs: Tensor, labels: Tensor, radius: float | None = None) -> AccuracyEstimate:
+        """About how many examples the constants K certify at a radius (None: the loss's own); see the function."""
+        at = self.radius if radius is None else _positive("radius", radius, zero=True)
+        return _accuracy(self._model, self._pairs, inputs, labels, at)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What, with the model's own state, makes a resumed run go on exactly."""
+        own = {"generator": self._generator.get_state(), "calls": self.calls}
+        return {**self._pairs.follower.state_dict(), **own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            InputError: it is that of another model.
+        """
+        self._pairs.follower.load_state_dict(state)
+        try:
+            self.calls = int(state["calls"])
+            self._generator.set_state(state["generator"])
+        except (KeyError, TypeError, RuntimeError) as problem:
+            raise InputError("this is not what state_dict() of a MarginLoss gave: it has no generator.") from problem
+
+    def _with_extra_logit(self, logits: Tensor, constants: Tensor) -> Tensor:
+        predicted = logits.argmax(1)
+        reach = logits + self.strength * self.reach * constants[predicted]
+        return torch.cat([logits, reach.scatter(1, predicted[:, None], -math.inf).amax(1, keepdim=True)], 1)
+
+    def _lost_radius(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
+        margins, pairs = _margins(logits, labels, constants)
+        radii = margins / pairs.clamp(min=torch.finfo(pairs.dtype).tiny ** 0.5)
+        radii = radii.scatter(1, labels[:, None], math.inf)
+        low = radii.detach().amin(1) < self.reach
+        soft = torch.logsumexp(-self.sharpness * radii, 1) / self.sharpness
+        return torch.where(low, soft, 0.0).sum() / len(logits)
+
+    def _attacked(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Points of the ball of high loss: gradient steps of fixed length from a random start, projected."""
+        inputs = inputs.detach()
+        start = torch.randn(inputs.shape, generator=self._generator).to(inputs)
+        share = torch.rand(len(inputs), generator=self._generator).to(inputs)
+        moved = _of_length(start, self.reach * share)
+        model = self._model.module if isinstance(self._model, _WRAPPERS) else self._model
+        with evaluating(model), torch.enable_grad():
+            for _ in range(self.attack_steps):
+                x = self._clipped(inputs + moved).requires_grad_(True)
+                loss = F.cross_entropy(model(x).float(), labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, x)
+                moved = x.detach() - inputs + _of_length(gradient, 2.5 * self.reach / self.attack_steps)
+                length = _lengths(moved)
+                moved = moved * (self.reach / length.clamp(min=self.reach)).reshape(-1, *[1] * (moved.dim() - 1))
+        return self._clipped(inputs + moved).detach()
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else x.clamp(*self.clip)
+
+    def _explain(self, logits: Tensor) -> None:
+        self._pairs.live.require_finite(self._pairs.live.parameters())
+        if not bool(torch.isfinite(logits).all()):
+            raise NumericsError("the loss is not finite: the model returns NaN or infinity for finite inputs.")
+        raise NumericsError("the loss is not finite: margins against constants overflow. Take a smaller radius.")
+
+
+#: Modules that run another one.
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+@dataclass(frozen=True)
+class AccuracyEstimate:
+    """How many examples of a batch constants that are estimates would certify; ``lipcert.certify`` proves it.
+
+    Attributes:
+        value: certified accuracy, from 0 to 1.
+        clean: accuracy.
+        radius: l2.
+        count: of examples.
+    """
+
+    value: float
+    clean: float
+    radius: float
+    count: int
+
+    def __str__(self) -> str:
+        return (
+            f"certified accuracy ≈ {100 * self.value:.1f} % at l2 radius {self.radius:g} (estimate, not certified), "
+            f"clean {100 * self.clean:.1f} %, {self.count} examples"
+        )
+
+
+def certified_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, radius: float) -> AccuracyEstimate:
+    """About how many examples are right and keep their class within ``radius`` in l2, by one constant per pair.
+
+    An example counts if f_y − f_j > radius · K_yj for all j ≠ y, K as in ``MarginLoss`` after some power steps. It
+    costs one pass of the data; ``MarginLoss.certified_accuracy`` goes on from the loss's own constants.
+    ``lipcert.certify`` proves it, and certifies more.
+
+    Args:
+        model: returns logits (B, m).
+        inputs: (B, *shape).
+        labels: (B,) int64.
+        radius: ≥ 0, in the units of the inputs.
+
+    Raises:
+        As ``MarginLoss``.
+    """
+    at = _positive("radius", radius, zero=True)
+    return _accuracy(model, Pairs(Live.of(model, inputs[:1], trained=False)), inputs, labels, at)
+
+
+def _accuracy(model: nn.Module, pairs: Pairs, inputs: Tensor, labels: Tensor, radius: float) -> AccuracyEstimate:
+    _require_labels(pairs.classes, inputs, labels)
+    right = certain = 0
+    with torch.no_grad(), evaluating(model):
+        constants = pairs.matrix(_SETTLED)
+        for x, y in zip(inputs.split(_CHUNK), labels.split(_CHUNK), strict=True):
+            margins, against = _margins(_logits(model, x, pairs.classes).to(constants.dtype), y, constants)
+            right += _positive_but_own(margins, y)
+            certain += _positive_but_own(margins - radius * against, y)
+    return AccuracyEstimate(certain / len(inputs), right / len(inputs), radius, len(inputs))
+
+
+def _positive_but_own(room: Tensor, labels: Tensor) -> int:
+    """Rows of which all entries but the label's are positive."""
+    return int((room.scatter(1, labels[:, None], math.inf).amin(1) > 0).sum())
+
+
+def _logits(model: nn.Module, inputs: Tensor, classes: int) -> Tensor:
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(inputs), classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the model must return logits of shape ({len(inputs)}, {classes}), not {shape}.")
+    return logits
+
+
+def _require_labels(classes: int, inputs: Tensor, labels: Tensor) -> None:
+    fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and tuple(labels.shape) == (len(inputs),)
+    if not fits or not len(inputs):
+        raise InputError("labels must be an int64 tensor of shape (B,), one for each of B ≥ 1 inputs.")
+    if bool(((labels < 0) | (labels >= classes)).any()):
+        raise InputError(f"labels must lie from 0 to {classes - 1}.")
+    if not bool(torch.isfinite(inputs).all()):  # before a batch norm takes them into its statistics
+        raise NumericsError("the inputs hold NaN or infinity.")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; each part's own mode returns afterwards."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _margins(logits: Tensor, labels: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+    """f_y − f_j and K_yj, (B, m)."""
+    return logits.gather(1, labels[:, None]) - logits, constants[labels]
+
+
+def _lengths(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)
+
+
+def _of_length(x: Tensor, length: Tensor | float) -> Tensor:
+    """Each example scaled to this length; zero stays zero."""
+    scale = length / _lengths(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+    return x * scale.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _positive(name: str, value: Any, zero: bool = False) -> float:
+    number = real(value)
+    if not (0.0 < number < math.inf or (zero and number == 0.0)):
+        raise InputError(f"{name} must be a number {'≥' if zero else '>'} 0, not {value!r}.")
+    return number

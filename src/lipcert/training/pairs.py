@@ -1,0 +1,135 @@
+"""A constant for the difference of any two outputs, followed through training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipcert.errors import MethodError
+from lipcert.increments import Linear
+from lipcert.network.graph import Network
+from lipcert.network.linear import Dense, LinearMap, size
+from lipcert.training.follower import Follower, plain_arithmetic
+from lipcert.training.layers import Layers
+from lipcert.training.live import Live
+from lipcert.training.searches import AutoLipSearch, State
+
+
+class BodySearch(AutoLipSearch):
+    """AutoLip of what the last linear map reads.
+
+    Raises:
+        MethodError: the network does not end in a linear map, or has fewer than two outputs.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        last = self.increments.relations[-1]
+        if not isinstance(last, Linear) or not last.parents:
+            raise MethodError(
+                f"the model ends in {last.name}, not in a linear map: pairs of its outputs have no constants of their "
+                "own. Give the module that returns logits."
+            )
+        if size(last.shape) < 2:
+            raise MethodError("the model has one output: there are no pairs of classes.")
+
+    def start(self, generator: torch.Generator) -> State:
+        """A vector for each map but the last ones, which are written down."""
+        last = len(self.increments.relations) - 1
+        return {name: v for name, v in super().start(generator).items() if not name.startswith(f"{last}.")}
+
+    def value(self, layers: Layers, point: State) -> Tensor:  # type: ignore[override]
+        """The sum over all that the last map reads: each part of the point is moved as its own norm says."""
+        return sum(self.read(layers, point), torch.zeros(()))
+
+    def read(self, layers: Layers, point: State) -> list[Tensor]:
+        """The constant of each parent of the last map."""
+        if not point:  # one linear map of the input
+            like = next(
+                (c for m in layers.maps[len(self.increments.relations) - 1] for c in _constants(m)), torch.ones(())
+            )
+            return [like.new_ones(()) for _ in self.increments.relations[-1].parents]
+        known = self.constants(layers, point, but_last=True)
+        return [known[p] for p in self.increments.relations[-1].parents]
+
+
+class Pairs:
+    """K_ij ≥ about the constant of f_i − f_j in l2: Σ_p ‖w_i − w_j‖ L_p over what the last map reads.
+
+    |f_i − f_j| changes by at most ‖w_i − w_j‖ times the change of what the last map W reads, whose constant L is the
+    product of norms along the graph, each at a vector that one power step per call keeps near the maximum. So K lies
+    below the product's own bound, and is an estimate.
+
+    Args:
+        live: the model.
+        passes: power steps per call.
+        seed: of the first vectors.
+    """
+
+    def __init__(self, live: Live, passes: int = 1, seed: int = 0) -> None:
+        self.live, self.passes = live, passes
+        self.search = BodySearch(live.network)
+        self.follower = Follower(live, self.search, passes, seed)
+        self.classes = size(live.network.out_shape)
+
+    @torch.compiler.disable
+    def matrix(self, passes: int | None = None) -> Tensor:
+        """(m, m) with zeros on the diagonal, differentiable in the parameters unless gradients are off.
+
+        Raises:
+            InputError, NumericsError: as ``LipschitzRegularizer``.
+        """
+        with plain_arithmetic():
+            parameters = self.live.parameters()
+            if torch.is_grad_enabled():
+                self.live.require_trainable(parameters)
+            self.follower.settle(parameters)
+            for _ in range((self.passes if passes is None else passes) - 1):
+                self.follower._advance(parameters)
+            wanted = torch.is_grad_enabled()
+            given = parameters if wanted else {n: p.detach() for n, p in parameters.items()}
+            with torch.enable_grad():
+                found = self._matrix(given)
+            if not bool(torch.isfinite(found).all()):
+                raise self.live.explain(parameters)
+            return found if wanted else found.detach()
+
+    def _matrix(self, parameters: dict[str, Tensor]) -> Tensor:
+        values = self.live.values(parameters)
+        layers = self.search.template.layers(values)
+        point = self.follower.points(torch.empty(0, dtype=values.dtype, device=values.device))
+        lengths = self.search.read(layers, point)
+        if point:
+            total = torch.stack(lengths).sum()
+            keep = any(p.requires_grad for p in parameters.values())
+            found = torch.autograd.grad(total, list(point.values()), allow_unused=True, retain_graph=True)
+            self.follower.move({n: p.detach() for n, p in point.items()}, dict(zip(point, found, strict=True)))
+            lengths = lengths if keep else [v.detach() for v in lengths]
+        last = len(self.search.increments.relations) - 1
+        parts = [_distances(rows_of(m)) * v for m, v in zip(layers.maps[last], lengths, strict=True)]
+        return sum(parts[1:], parts[0])
+
+
+def _constants(linear: LinearMap) -> list[Tensor]:
+    return [c for leaf in linear.leaves() for c in getattr(leaf, "constants", ())]
+
+
+def _distances(rows: Tensor) -> Tensor:
+    """‖w_i − w_j‖ of all pairs of rows, (m, n) → (m, m)."""
+    gram = rows @ rows.T
+    squares = gram.diagonal()
+    apart = (squares[:, None] + squares[None, :] - 2.0 * gram).clamp(min=torch.finfo(rows.dtype).tiny)
+    own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    return torch.where(own, 0.0, torch.where(own, 1.0, apart).sqrt())
+
+
+def rows_of(linear: LinearMap) -> Tensor:
+    """The matrix of a map with few outputs, (out_size, in_size), differentiable in its constants."""
+    if isinstance(linear, Dense):
+        return linear.constants[0]
+    like = next(iter(_constants(linear)), torch.ones(()))
+    x = torch.zeros(1, *linear.in_shape, dtype=like.dtype, device=like.device, requires_grad=True)
+    y = linear.apply(x).reshape(-1)
+    units = torch.eye(len(y), dtype=y.dtype, device=y.device)
+    rows = [torch.autograd.grad(y, x, unit, create_graph=True)[0].reshape(-1) for unit in units]
+    return torch.stack(rows)

@@ -1,0 +1,82 @@
+"""The largest radii: proved again, less than a counter-example's distance, and as large as those found one by one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import lipcert
+import lipcert.robustness.certify as module
+from lipcert.capture.torch_export import capture
+from lipcert.certificates.outputs import Subject
+from lipcert.domain import Ball
+from lipcert.robustness.outputs import norms_of
+from lipcert.robustness.reach import Ranges
+from lipcert.search.cost_to_go.inputs import Domains
+from lipcert.search.cost_to_go.plan import Plan
+from tests.robustness.cases import mlp, points, right_labels
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 4)
+    ).eval()
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, object]]] = {
+    "l2": (mlp, (6,), {}),
+    "convolutions": (convolutions, (1, 8, 8), {}),
+    "l∞ within limits": (mlp, (6,), {"norm": float("inf"), "clip": (0.0, 1.0)}),
+    "l1": (mlp, (6,), {"norm": 1}),
+    "as it runs": (mlp, (6,), {"arithmetic": "float32"}),
+}
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", CASES)
+def test_radii_are_proved_and_near_those_of_counter_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WIDENED", 0)
+    build, shape, settings = CASES[name]
+    model, x = build(), points(2, size=shape)
+    y = right_labels(model, x)
+    found = lipcert.certify(model, x, y, **settings).verify(model, x, y)  # type: ignore[arg-type]
+    assert any(row.method == "cost_to_go" for row in found)
+    for row in found:
+        assert 0.7 * row.attacked_radius < row.certified_radius < row.attacked_radius
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_it_gets_as_far_as_a_bracket_of_radii(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, shape, settings = CASES[name]
+    model, x = build(), points(4, size=shape)
+    y = right_labels(model, x)
+    monkeypatch.setattr(module, "_WIDENED", 0)
+    found = lipcert.certify(model, x, y, **settings)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "_WIDENED", 1 << 40)
+    one_by_one = lipcert.certify(model, x, y, **settings)  # type: ignore[arg-type]
+    for row, other in zip(found, one_by_one, strict=True):
+        assert row.certified_radius >= 0.96 * other.certified_radius
+
+
+def test_ranges_at_another_radius_grow_from_the_centre() -> None:
+    model, x = mlp(), points(1, size=(6,))[0]
+    subject = Subject(capture(model, x[None]))
+    plan = Plan(subject.network, norms_of(subject))
+    place = subject.setting(subject.facts, Ball(x, 0.5, 2).fitted(subject.network.in_shape), True)
+    low, high = ({k: getattr(place.boxes[k], end)[None] for k in plan.ranged} for end in ("low", "high"))
+    one = x.double().reshape(1, *subject.network.in_shape)
+    open_ = torch.full_like(one, torch.inf)
+    radius = torch.tensor([0.5], dtype=torch.float64)
+    ranges = Ranges(
+        torch.eye(4, dtype=torch.float64)[:1], low, high, plan.values_at(one),
+        Domains(one, radius, 2.0, -open_, open_), radius, torch.zeros(1, dtype=torch.float64),
+    )  # fmt: skip
+    for share in (0.0, 0.5, 1.0):
+        asked = ranges.question(plan, share * radius)
+        for k in plan.ranged:
+            centre = ranges.centre[k]
+            assert torch.allclose(asked.low[k], centre + share * (low[k] - centre), atol=1e-12)
+            assert torch.allclose(asked.high[k], centre + share * (high[k] - centre), atol=1e-12)

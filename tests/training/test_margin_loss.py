@@ -1,0 +1,166 @@
+"""Margins against constants of pairs: what they are, what is differentiated, what a resumed run does."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lipcert
+from lipcert.training import MarginLoss, certified_accuracy
+from lipcert.training.live import Live
+from lipcert.training.margin_loss import Kind
+from lipcert.training.pairs import Pairs
+from tests.training.test_regularizer import IMAGE, Block, batch, small
+
+
+def converged(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    return Pairs(Live.of(model, example)).matrix(300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("convolution", [False, True])
+def test_constants_are_those_of_differences(convolution: bool) -> None:
+    """Each is AutoLip's value for the row e_i − e_j, where the last map is only one."""
+    model, example = small().eval().double(), IMAGE.double()
+    if convolution:
+        model = nn.Sequential(*model[:3], nn.Conv2d(4, 3, 3), nn.Flatten()).eval().double()
+    found = converged(model, example)
+    assert not bool(found.diagonal().any())
+    assert torch.equal(found, found.T)
+    for i, j in itertools.combinations(range(3), 2):
+        row = torch.zeros(1, 3, dtype=torch.float64)
+        row[0, i], row[0, j] = 1.0, -1.0
+        expected = lipcert.bound(model, example, method="autolip", select=row).value
+        assert float(found[i, j].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_of_constants() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, example = Block().double().eval(), torch.zeros(1, 2, 6, 6, dtype=torch.float64)
+    pairs = Pairs(Live.of(model, example))
+    value = pairs.matrix(300)[0, 1]
+    value.backward()
+    directions = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype) for p in model.parameters()
+    ]
+    slope = sum(
+        float((p.grad * d).sum()) for p, d in zip(model.parameters(), directions, strict=True) if p.grad is not None
+    )
+    ends = []
+    with torch.no_grad():
+        for h in (1e-5, -2e-5):
+            for p, d in zip(model.parameters(), directions, strict=True):
+                p += h * d
+            ends.append(float(pairs.matrix(100)[0, 1]))
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kind", ["mixed", "gloro", "crm"])
+def test_losses_and_resumption(kind: Kind) -> None:
+    def run(model: nn.Module, loss: MarginLoss, steps: range) -> list[float]:
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+        found = []
+        for k in steps:
+            value = loss(*batch(k))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            found.append(value.item())
+        return found
+
+    model = small().train()
+    expected = run(model, MarginLoss(model, IMAGE, kind, radius=0.3, warm_up=4), range(6))
+    first = small().train()
+    loss = MarginLoss(first, IMAGE, kind, radius=0.3, warm_up=4)
+    found = run(first, loss, range(3))
+    saved = copy.deepcopy((first.state_dict(), loss.state_dict()))
+    second = small(seed=3).train()
+    second.load_state_dict(saved[0])
+    again = MarginLoss(second, IMAGE, kind, radius=0.3, warm_up=4, seed=5)
+    again.load_state_dict(saved[1])
+    assert found + run(second, again, range(3, 6)) == expected
+    assert second.training
+    assert second[1].training
+
+
+def test_each_loss_is_its_formula() -> None:
+    model = small().eval()
+    x, y = batch(0)
+    constants = Pairs(Live.of(model, IMAGE)).matrix().detach()
+    logits = model(x)
+    radius, rows = 0.2, torch.arange(len(x))
+    with torch.no_grad():
+        reach = logits + radius * constants[logits.argmax(1)]
+        reach[rows, logits.argmax(1)] = -math.inf
+        gloro = F.cross_entropy(torch.cat([logits, reach.amax(1, keepdim=True)], 1), y)
+        assert float(MarginLoss(model, IMAGE, "gloro", radius=radius)(x, y)) == pytest.approx(float(gloro), rel=1e-5)
+        radii = (logits[rows, y][:, None] - logits) / constants[y]
+        radii[rows, y] = math.inf
+        soft = torch.logsumexp(-50.0 * radii, 1) / 50.0
+        crm = F.cross_entropy(logits, y) + 0.5 * (soft * (radii.amin(1) < radius)).mean()
+        own = MarginLoss(model, IMAGE, "crm", radius=radius, strength=0.5, sharpness=50.0)
+        assert float(own(x, y)) == pytest.approx(float(crm), rel=1e-5)
+        mixed = MarginLoss(model, IMAGE, radius=radius, clip=(0.0, 1.0))
+        mixed.calls = 1
+        points = mixed._attacked(x, y)
+        assert float((points - x).flatten(1).norm(dim=1).max()) <= radius * (1 + 1e-5)
+        assert 0.0 <= float(points.min()) <= float(points.max()) <= 1.0
+        assert float(F.cross_entropy(model(points), y)) > float(F.cross_entropy(logits, y))
+
+
+@pytest.mark.slow
+def test_accuracy_is_what_the_constants_say_and_not_more_than_certify() -> None:
+    model = small().eval()
+    x, y = batch(0)
+    y = torch.where(torch.arange(len(y)) < 12, model(x).argmax(1), y)
+    radius = 0.02
+    found = certified_accuracy(model.requires_grad_(False), x, y, radius)
+    assert found.clean == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
+    certified = lipcert.certify(model, x, y, radius=radius)
+    assert found.value <= sum(row.certified_radius >= radius for row in certified) / len(x) + 1e-9
+    assert found.value <= found.clean
+    assert "not certified" in str(found)
+    assert certified_accuracy(model, x, y, 0.0).value == found.clean
+
+
+def test_a_single_linear_layer() -> None:
+    model = nn.Linear(3, 2)
+    loss = MarginLoss(model, torch.zeros(1, 3), "gloro", radius=0.1)
+    loss(torch.ones(4, 3), torch.tensor([0, 1, 0, 1])).backward()
+    difference = (model.weight[0] - model.weight[1]).detach().norm()
+    assert float(loss._pairs.matrix()[0, 1].detach()) == pytest.approx(float(difference), rel=1e-5)
+
+
+def test_bad_input() -> None:
+    model = small()
+    for radius in (0.0, math.nan, -1.0, "1"):
+        with pytest.raises(lipcert.InputError, match="radius"):
+            MarginLoss(model, IMAGE, radius=radius)
+    with pytest.raises(lipcert.InputError, match="kind"):
+        MarginLoss(model, IMAGE, "trades", radius=1.0)
+    with pytest.raises(lipcert.MethodError, match="logits"):
+        MarginLoss(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.zeros(1, 3), radius=1.0)
+    with pytest.raises(lipcert.MethodError, match="one output"):
+        MarginLoss(nn.Linear(3, 1), torch.zeros(1, 3), radius=1.0)
+    loss = MarginLoss(model, IMAGE, radius=1.0)
+    x, y = batch(0)
+    with pytest.raises(lipcert.InputError, match="labels must lie"):
+        loss(x, y + 2)
+    with pytest.raises(lipcert.InputError, match="int64"):
+        loss(x, y.float())
+    with pytest.raises(lipcert.NumericsError, match="inputs hold NaN"):
+        loss(x * math.nan, y)
+    assert bool(model[1].running_mean.isfinite().all())
+    with torch.no_grad():
+        model[0].bias[0] = math.nan
+    with pytest.raises(lipcert.NumericsError, match=r"0\.bias.*NaN"):
+        loss(x, y)
