@@ -1,58 +1,38 @@
-"""One row of the robustness benchmark: attack, search with proof, certificates verified, and attacked again."""
+"""One row of the robustness benchmark: ``lipcert.certify``, its file verified, and what is certified attacked again."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
 from breaking import break_certified
 from robustness_networks import Case, Radius
 from slopes import alpha_crown, crown
-from torch import Tensor, nn
+from torch import Tensor
 
 import lipcert
-from lipcert.attack.adversarial import Attack, attack
+from lipcert.attack.adversarial import attack
 from lipcert.capture.torch_export import capture
-from lipcert.certificates.file import parsed
-from lipcert.certificates.outputs import FORMAT, OutputCertificate, Subject, verify_outputs
+from lipcert.certificates.outputs import Subject
 from lipcert.domain import Ball
-from lipcert.errors import CertificateError
 from lipcert.guarantee import weakest
 from lipcert.network.graph import Network
-from lipcert.robustness.outputs import Answer, Task, margin_rows, prove_below
-from lipcert.search.cost_to_go.settings import Settings
+from lipcert.robustness.outputs import Task, margin_rows
 
 Row = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A search for what the stages before left open.
-
-    Attributes:
-        settings: of the search.
-        linear: whether linear bounds tighten the ranges.
-    """
-
-    settings: Settings
-    linear: bool
-
-
-#: The same for every network, but that large norms make the first stage useless.
-CHEAP = Stage(Settings(), linear=False)
-THOROUGH = Stage(Settings(steps=600, warm=40, decay=0.995), linear=True)
-
-
-#: Relative, what a certificate claims less than was proved.
-ROOM = 1e-6
+#: What ``certify`` needs no search for.
+_QUICK = {"clean", "attack", "pair_constants"}
+#: Images of a row at most on which CROWN and α-CROWN are run.
+_COMPARED = 20
 
 
 class Clock:
@@ -80,152 +60,90 @@ class Images:
         return [Ball(x, radius, self.p).fitted(self.network.in_shape) for x in self.x.double()]
 
 
-@dataclass(eq=False)
-class Proofs:
-    """What is proved of the images that the attack leaves.
-
-    Attributes:
-        answers: place of an image → what was proved of it.
-    """
-
-    answers: dict[int, Answer] = field(default_factory=dict)
-
-    @property
-    def certified(self) -> list[int]:
-        """Places whose every margin is positive."""
-        return [i for i, answer in self.answers.items() if bool((answer.lower > 0.0).all())]
-
-    @property
-    def by_ranges(self) -> int:
-        """How many images were proved without a search."""
-        return sum(all(m is None for m in self.answers[i].multipliers) for i in self.certified)
-
-
-def run(case: Case, radius: Radius, count: int, effort: float) -> Iterator[Row]:
-    """The row of a network and a ball, and again after the attack on what is certified, if there is effort for one."""
-    clock = Clock()
+def run(case: Case, radius: Radius, count: int, effort: float, budget: float) -> Iterator[Row]:
+    """The row of a network and a ball; again with other methods beside, and after the attack on what is certified."""
     model, x, labels = case.load()
     x, labels = x[:count], labels[:count]
     count = len(x)
-    clock()
     network = capture(model, x[:1])
-    subject = Subject(network)
-    _ = subject.facts.reaches
-    seconds = {"setup": clock()}
     with torch.no_grad():
         right = (model(x).argmax(1) == labels).nonzero().reshape(-1)
-    images = Images(network, x[right], labels[right], radius.p)
-    value = radius.value or leaving(images, round(radius.share * count))
-    clock()
-    balls = images.balls(value)
-    found = attack(network, balls, images.labels)
-    seconds["attack"] = clock()
-    left = [i for i, broken in enumerate(found.broken) if broken is None]
-    tasks = {i: _task(network, balls[i], int(images.labels[i]), found, i) for i in left}
-    others = compare(subject, tasks) if case.compare or radius.p == math.inf else {}
-    clock()
-    proofs = prove(subject, tasks, (THOROUGH,) if case.plain else (CHEAP, THOROUGH))
-    seconds["search"] = clock()
-    verified, guarantee = verify(model, x[:1], subject, tasks, proofs)
-    seconds["verify"] = clock()
+    value = radius.value or leaving(Images(network, x[right], labels[right], radius.p), round(radius.share * count))
+    clock = Clock()
+    found = lipcert.certify(model, x, labels, norm=radius.p, radius=value, budget=budget)
+    seconds = {"certify": clock()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.robust"
+        found.save(path)
+        clock()
+        found = lipcert.Certification.load(path).verify(model)
+        seconds["verify"] = clock()
+    certified = [row for row in found if row.status == "certified"]
+    searched = [row.seconds for row in found if row.method not in _QUICK]
     row = {
         "net": case.name, "title": case.title, "group": case.group, "p": radius.p, "radius": value,
-        "label": radius.label, "images": count, "clean": _percent(len(right), count),
-        "attacked": _percent(len(left), count), "certified": _percent(len(verified), count),
-        "guarantee": guarantee, "open": len(left) - len(verified), "refused": len(proofs.certified) - len(verified),
-        "ranges": proofs.by_ranges, "date": date.today().isoformat(),
+        "label": radius.label, "images": count, "clean": _percent(found.clean_accuracy),
+        "attacked": _percent(found.attacked_accuracy(value)), "certified": _percent(found.certified_accuracy(value)),
+        "guarantee": weakest([row.guarantee for row in certified if row.guarantee]) if certified else "",
+        "open": sum(row.status == "open" for row in found),
+        "split": sum(row.method == "branched_cost_to_go" for row in certified),
+        "searched": len(searched), "each_seconds": round(mean(searched), 2) if searched else 0.0,
+        "budget": budget, "date": date.today().isoformat(),
         **{f"{name}_seconds": round(s, 2) for name, s in seconds.items()},
     }  # fmt: skip
-    row |= {name: value if name.endswith("seconds") else _percent(value, count) for name, value in others.items()}
     yield row
-    if effort and verified:
-        breaking = break_certified(network, [balls[i] for i in verified], images.labels[verified], effort=effort)
+    if case.compare or radius.p == math.inf:
+        left = [row.index for row in found[:_COMPARED] if row.status in ("certified", "open")]
+        chosen = Images(network, x[left], labels[left], radius.p)
+        row |= compare(chosen, value, min(count, _COMPARED))
+        yield row
+    if effort and certified:
+        chosen = [row.index for row in certified]
+        balls = Images(network, x[chosen], labels[chosen], radius.p).balls(value)
+        clock()
+        breaking = break_certified(network, balls, labels[chosen], effort=effort)
         again = {"effort": effort, "broken": len(breaking.broken), "least_margin": breaking.least}
         yield row | again | {"breaking_seconds": round(clock(), 2)}
 
 
-def compare(subject: Subject, tasks: dict[int, Task]) -> dict[str, Any]:
-    """Images certified by CROWN and by α-CROWN, of those that the attack leaves, and CPU seconds of each.
+def compare(images: Images, radius: float, count: int) -> Row:
+    """Per cent of ``count`` certified by CROWN and by α-CROWN, of those that the attack leaves, and CPU seconds.
 
     α-CROWN's begin with CROWN's own.
     """
+    subject, balls = Subject(images.network), images.balls(radius)
+    found = attack(images.network, balls, images.labels) if balls else None
     clock, counts, seconds = Clock(), {"crown": 0, "alpha_crown": 0}, {"crown": 0.0, "alpha_crown": 0.0}
-    for task in tasks.values():
+    for i, ball in enumerate(balls):
+        assert found is not None
+        starts = found.points[found.example == i].reshape(-1, *images.network.in_shape)
+        task = Task(ball, margin_rows(10, int(images.labels[i])), starts)
+        clock()
         ranged = crown(subject, task)
         seconds["crown"] += (spent := clock())
         margins = alpha_crown(subject, ranged)
         seconds["alpha_crown"] += spent + clock()
         counts["crown"] += bool((ranged.plain > 0.0).all())
         counts["alpha_crown"] += bool((margins > 0.0).all())
-    return counts | {f"{name}_seconds": round(s, 2) for name, s in seconds.items()}
+    shares = {name: _percent(number / count) for name, number in counts.items()}
+    return {"compared": count} | shares | {f"{name}_seconds": round(s, 2) for name, s in seconds.items()}
 
 
-def largest(case: Case, count: int) -> Row:
+def largest(case: Case, count: int, budget: float) -> Row:
     """The median of the largest certified radii, and of the nearest counter-examples; wrong images count as 0."""
     model, x, labels = case.load()
     x, labels = x[:count], labels[:count]
     clock = Clock()
-    rows = list(lipcert.certify(model, x, labels, norm=2))
+    rows = list(lipcert.certify(model, x, labels, norm=2, budget=budget))
     return {
         "net": case.name, "title": case.title, "group": "largest", "p": 2.0, "label": "largest", "images": count,
         "radius": median(row.certified_radius for row in rows), "nearest": median(row.attacked_radius for row in rows),
-        "search_seconds": round(clock(), 2), "date": date.today().isoformat(),
+        "certify_seconds": round(clock(), 2), "budget": budget, "date": date.today().isoformat(),
     }  # fmt: skip
 
 
-def _percent(part: int, count: int) -> float:
-    return round(100.0 * part / count, 2)
-
-
-def _task(network: Network, ball: Ball, label: int, found: Attack, place: int) -> Task:
-    """Margins to every other class, started at the attack's points; its pairs are in the order of the classes."""
-    mine = (found.example == place).nonzero().reshape(-1)
-    rows = margin_rows(10, label)
-    return Task(ball, rows, found.points[mine].reshape(-1, *network.in_shape))
-
-
-def prove(subject: Subject, tasks: dict[int, Task], stages: Sequence[Stage]) -> Proofs:
-    """Stage by stage; an image that is proved leaves."""
-    proofs = Proofs()
-    for stage in stages:
-        done = set(proofs.certified)
-        rest = {i: task for i, task in tasks.items() if i not in done}
-        if rest:
-            answers = prove_below(subject, list(rest.values()), stage.settings, stage.linear)
-            proofs.answers.update(zip(rest, answers, strict=True))
-    return proofs
-
-
-def verify(
-    model: nn.Module, example: Tensor, subject: Subject, tasks: dict[int, Task], proofs: Proofs
-) -> tuple[list[int], str]:
-    """Images whose certificate, saved, read and checked against the model captured anew, proves the class; how surely.
-
-    The check works out norms, ranges and bounds by itself; the norms are shared between images.
-    """
-    fresh = Subject(capture(model, example))
-    verified, guarantees = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image.lipcert"
-        for i in proofs.certified:
-            record(proofs.answers[i], tasks[i], subject).save(path)
-            try:
-                bound = verify_outputs(parsed(path, {FORMAT: OutputCertificate.of_parts}), fresh)
-            except CertificateError:
-                continue
-            if bound.value > 0.0:
-                verified.append(i)
-                guarantees.append(bound.guarantee)
-    return verified, weakest(guarantees) if guarantees else ""
-
-
-def record(answer: Answer, task: Task, subject: Subject) -> OutputCertificate:
-    """What the search takes to be proved, and a little less of it, for a check that rounds in another way."""
-    witness, lower = answer.witness(subject), answer.lower * (1.0 - ROOM)
-    return OutputCertificate(
-        witness, witness.kind, subject.model.fingerprint, task.domain, task.rows, lower,
-        torch.full_like(lower, torch.inf), answer.guarantee, lipcert.__version__,
-    )  # fmt: skip
+def _percent(share: float) -> float:
+    return round(100.0 * share, 2)
 
 
 def leaving(images: Images, wanted: int) -> float:

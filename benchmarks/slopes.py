@@ -19,8 +19,10 @@ from lipcert.certificates.outputs import Subject
 from lipcert.domain import Ball
 from lipcert.network.activations.clamp import RELU
 from lipcert.network.graph import AffineNode
+from lipcert.network.linear import size
 from lipcert.ranges.build import applied
 from lipcert.ranges.linear_bounds import DUAL, LinearBounds, Lines
+from lipcert.ranges.maxima import WindowLines
 from lipcert.robustness.outputs import Task
 from lipcert.search.cost_to_go.maps import BothWays
 
@@ -111,6 +113,12 @@ class _Walk:
                 total = total + offset
                 parent = node.parents[0]
                 self._hand(pending, parent, cost.reshape(count, *nodes[parent].shape))
+            elif isinstance(windows := self.bounds.planes.get(k), WindowLines):
+                positive, negative = cost.clamp(min=0.0), cost.clamp(max=0.0)
+                total = total + (positive * windows.least + negative * windows.greatest).reshape(count, -1).sum(1)
+                shape = nodes[node.parents[0]].shape
+                back, _ = windows.back(negative.flatten(1), positive.flatten(1), size(shape))
+                self._hand(pending, node.parents[0], back.reshape(count, *shape))
             else:
                 box = self.bounds.boxes[k]
                 parts = cost.clamp(min=0.0) * box.low + cost.clamp(max=0.0) * box.high
