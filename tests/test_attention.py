@@ -171,6 +171,7 @@ def test_encoder_layers_of_pytorch(tmp_path: Path) -> None:
         assert lipcert.verify(tmp_path / "encoder.lipcert", model, x).value == pytest.approx(bound.value, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_passes_through_maps_agree_with_matrices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What networks too wide for matrices get, on one that is not: no less than what holds, and hardly more."""
     torch.manual_seed(0)
@@ -310,6 +311,7 @@ def test_a_normalisation_after_a_map_that_stays_away(make: Callable[[], nn.Modul
     assert lipcert.bound(model, torch.zeros(1, 3, dtype=D), "autolip").value > 100.0
 
 
+@pytest.mark.slow
 def test_margins_of_a_transformer() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, activation="gelu")

@@ -101,6 +101,7 @@ SCALARS: dict[str, tuple[Callable[[Tensor], Tensor], Callable]] = {
 POINTS = (1e-300, 1e-9, 0.1, 0.7, 1.4142, 3.3, 8.5, 19.0, 26.0, 37.5, 45.0, 700.0, 1e6, 1e15)
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("name", SCALARS)
 def test_value_and_slope_enclose_mpmath(name):
     function, reference = SCALARS[name]

@@ -376,6 +376,7 @@ def _attacked(seed: int) -> None:
         assert found.value >= seen * (1.0 - 1e-3) - 1e-12, (seed, found.value, seen)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(8))
 def test_generated_networks(seed: int) -> None:
     _attacked(seed)

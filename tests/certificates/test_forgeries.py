@@ -40,6 +40,7 @@ def believed_if_true(case: Genuine, witness: Witness) -> None:
     assert bound.value == case.record.value
 
 
+@pytest.mark.few(10)
 def test_the_genuine_certificate_passes(case: Genuine) -> None:
     assert verify(case.record, case.network).value == case.record.value
     assert "claims" in case.refused()

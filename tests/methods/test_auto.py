@@ -68,6 +68,7 @@ def test_whatever_the_budget_there_is_a_bound_and_a_table(budget: float) -> None
     assert found.method in {row.method for row in found.tried}
 
 
+@pytest.mark.slow
 def test_with_time_it_is_never_above_the_single_methods() -> None:
     for seed in range(3):
         model, x = mlp(5, 16, 16, 16, 2, seed=seed), torch.zeros(1, 5)

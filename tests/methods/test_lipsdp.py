@@ -169,6 +169,7 @@ def test_constant_networks_have_the_constant_zero(place):
     assert 0.0 <= mixed.value < 1e-100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [pytest.param(-6, marks=pytest.mark.slow), 6])
 def test_a_hundred_layers_of_extreme_scale(power):
     weights = [randn(4, 4, seed=k) * 10.0**power for k in range(100)]

@@ -37,6 +37,7 @@ def recurrent(steps: int, width: int = 16, gain: float = 0.7, activation: nn.Mod
     return Recurrent(steps, width, gain, activation or nn.Tanh()).eval()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("gain", [0.1, 1.0, 2.0])
 @pytest.mark.parametrize("steps", [2, 16, pytest.param(50, marks=pytest.mark.slow)])
 def test_lipsdp_lies_between_the_attack_and_liplt(steps: int, gain: float) -> None:

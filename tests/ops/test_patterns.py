@@ -364,6 +364,7 @@ def test_random_expressions(block):
     assert sum(check(1000 * block + k) for k in range(200)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3))])
 def test_patterns_with_random_coefficients(block):
     assert sum(check(1000 * block + k, template=True) for k in range(200)) > 10

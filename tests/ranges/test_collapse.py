@@ -71,6 +71,7 @@ def bound(function, n: int = 3, domain=None):
     return lipcert.bound(Apply(lambda _, x: function(x)).eval(), torch.zeros(1, n, dtype=D), domain=domain, budget=1)
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("name", CASES)
 def test_case(name):
     function, truth = CASES[name]

@@ -48,6 +48,7 @@ def problem(model: nn.Module, example: torch.Tensor, norm: tuple[float, float] =
     return Problem(capture(model.eval(), example), norm)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_closed_forms(name: str, p: float) -> None:
@@ -81,6 +82,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, K)).double()
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_network_has_the_largest_pair_constant(tmp_path: Path) -> None:
     net, x = network(), torch.zeros(1, 4, dtype=D)
     pairs = -torch.eye(K, dtype=D)[2].expand(K - 1, K) + torch.eye(K, dtype=D)[[0, 1, 3, 4, 5]]

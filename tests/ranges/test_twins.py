@@ -132,7 +132,7 @@ def test_a_reader_that_is_an_activation() -> None:
         assert low <= lipcert.bound(model, x, method=method, budget=1).value
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("seed", range(30))
 def test_generated_networks(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -179,6 +179,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], lipcert.Box]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("name", MODELS)
 def test_odd_models(name: str) -> None:
     make, box = MODELS[name]
