@@ -155,6 +155,7 @@ def test_a_smaller_ball_has_no_greater_bound() -> None:
     assert values == sorted(values)
 
 
+@pytest.mark.slow
 def test_encoder_layers_of_pytorch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for layer in (

@@ -84,6 +84,7 @@ def test_the_controllers_grid_leaves_no_gap():
     assert len({a for a, _ in corners}) == len({b for _, b in corners}) == 4
 
 
+@pytest.mark.slow
 def test_output_ranges_are_settled_verified_and_true(tmp_path):
     options = ["--torque", "8", "--lift", "6", "--grid", "1", "1", "--boxes", "1", "--budget", "0.01", "--steps", "60"]
     found = output_ranges.main([str(tmp_path), *options])

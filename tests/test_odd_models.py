@@ -413,6 +413,7 @@ def test_a_bug_in_a_rule_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- deep and anisotropic networks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_deep_networks_do_not_exhaust_the_stack() -> None:
     layers = [m for _ in range(350) for m in (nn.Linear(1, 1), nn.LayerNorm(1, eps=1.0))]
     model = nn.Sequential(*layers, nn.Linear(1, 1)).double()

@@ -283,6 +283,7 @@ def test_budget_is_kept():
     assert time.perf_counter() - begin < 4.0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "target", "upper"), [("digits_20x3", 44.0, 44.2275454), ("mnist_64", 17.55, 17.5928)])
 def test_trained_networks(name, target, upper):
     model, points = trained(name)

@@ -66,7 +66,7 @@ def leaves(trees: list[Split | None]) -> int:
     return sum(split is None for split in trees)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("name", MODELS)

@@ -212,6 +212,7 @@ def test_random_networks_stay_above_samples_and_below_autolip(seed: int) -> None
     assert value <= lipcert.bound(case.model, case.example, method="autolip").value * (1 + 2e-3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "seed", [5000, 5002, *(pytest.param(s, marks=pytest.mark.slow) for s in (5001, *range(5003, 5012)))]
 )

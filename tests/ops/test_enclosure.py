@@ -516,6 +516,7 @@ BETWEEN = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", BETWEEN)
 def test_undetermined_constants_leave_the_truth_between_the_bounds(name):
     """a + 1 − 1 with a = 1e-17 is 0 in floats and 1e-17 in truth: neither bound takes the 0 for granted."""

@@ -32,6 +32,7 @@ def check(module: nn.Module, net: Network, x: Tensor, v: Tensor, tolerance: floa
     assert float(rad.max()) <= 1e-9 * max(size, 1e-5)
 
 
+@pytest.mark.few(110)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_op_is_enclosed(name):
     case, module, net = captured(name)
