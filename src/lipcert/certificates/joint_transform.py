@@ -162,11 +162,3 @@ def _factors(matrices: list[Tensor], lengths: list[float]) -> list[float]:
 def _rows(block: EnclosedMatrix, length: Magnitude) -> Tensor:
     """The norms of the rows times a number, rounded up."""
     return (length_up(block.matrix)[:, 0] + block.error) * UP * float(length.times_power(block.exponent))
-
-
-def _below(x: Tensor) -> Tensor:
-    return torch.nextafter(x, torch.full_like(x, -math.inf))
-
-
-def _above(x: Tensor) -> Tensor:
-    return torch.nextafter(x, torch.full_like(x, math.inf))
