@@ -50,7 +50,9 @@ def check(problem: Problem, witness: Witness, chance: Chance) -> Proof:
         raise UnsupportedNormError(f"the layer product needs equal norms on both sides, not l{p:g} → l{q:g}.")
     increments = view(problem, bool(witness.settings.get("fuse", True)), bool(witness.settings.get("blocks", False)))
     steps = recursion(increments, p, witness, chance)
-    return Proof(steps[-1].constant, weakest([step.guarantee for step in steps]), rows(increments, steps))
+    guarantee = weakest([step.guarantee for step in steps])
+    computed = p != 2 or problem.domain is not None  # sums of entries, and ranges: in an order that is the machine's
+    return Proof(steps[-1].constant, guarantee, rows(increments, steps), computed)
 
 
 def view(problem: Problem, fuse: bool, blocks: bool) -> Increments:

@@ -66,7 +66,7 @@ def verify(certificate: Certificate | str | Path, network: Network, generator: t
             f"the certificate claims {record.value!r} (log10 {record.log10!r}, {record.guarantee}), the check proves "
             f"only {bound.value!r} (log10 {bound.log10!r}, {bound.guarantee})."
         )
-    return replace(bound, value=record.value, log10=record.log10)
+    return replace(bound, value=record.value, log10=record.log10, certificate=record)
 
 
 def _covers(record: Certificate, bound: Bound) -> bool:
