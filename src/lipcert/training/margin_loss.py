@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -22,6 +22,8 @@ Kind = Literal["mixed", "gloro", "crm"]
 
 #: Default of ``strength`` for each kind.
 STRENGTH: Mapping[Kind, float] = {"mixed": 0.35, "gloro": 1.0, "crm": 1.0}
+#: Default of ``warm_up``.
+WARM_UP = 1000
 #: Examples that an accuracy is worked out for at once, and power steps before it.
 _CHUNK, _SETTLED = 1000, 30
 
@@ -46,8 +48,9 @@ class MarginLoss:
       R_yj = (f_y − f_j)/K_yj the certified radius (Fazlyab et al. 2023, *Certified robustness via dynamic margin
       maximization and improved Lipschitz regularization*).
 
-    A model that meets the full radius at once may end in a constant: ε grows from 0 over the first ``warm_up`` calls.
-    ``strength`` and ``radius`` may also be set to other numbers between calls.
+    A model that meets the full radius at once may end in a constant: ε grows from 0 over the first ``warm_up`` calls,
+    or as ``schedule`` says; ``reach`` is the present ε. ``strength`` and ``radius`` may also be set to other numbers
+    between calls.
 
     Args:
         model: the module that is trained; it returns logits (B, m). Never changed, but run.
@@ -55,7 +58,8 @@ class MarginLoss:
         kind: see above.
         radius: ε > 0, l2, in the units of the inputs.
         strength: r ≥ 0; None: as the kind has it.
-        warm_up: calls over which ε grows to ``radius``; a third of all is a good choice.
+        warm_up: calls over which ε grows to ``radius`` in a line; None: 1000. A third of all is a good choice.
+        schedule: instead: number of a call, from 1 on → share of the radius, from 0 to 1.
         attack_steps: of ``mixed``.
         clip: None, or (least, greatest) value of an input's entry, which the attack keeps to.
         sharpness: α of ``crm``; None: 10/radius.
@@ -76,7 +80,8 @@ class MarginLoss:
         *,
         radius: float,
         strength: float | None = None,
-        warm_up: int = 0,
+        warm_up: int | None = None,
+        schedule: Callable[[int], float] | None = None,
         attack_steps: int = 4,
         clip: tuple[float, float] | None = None,
         sharpness: float | None = None,
@@ -95,11 +100,13 @@ class MarginLoss:
                 raise InputError(f"{name} must be a whole number of at least 1, not {number!r}.")
         if clip is not None and not (len(clip) == 2 and real(clip[0]) < real(clip[1])):
             raise InputError(f"clip must be None or a pair of numbers, the lesser first, not {clip!r}.")
-        calls = whole(warm_up)
+        if schedule is not None and (warm_up is not None or not callable(schedule)):
+            raise InputError("schedule is a function of the number of a call, and takes the place of warm_up.")
+        calls = WARM_UP if warm_up is None else whole(warm_up)
         if calls is None or calls < 0:
             raise InputError(f"warm_up must be a number of calls, not {warm_up!r}.")
         require_two(norm)
-        self.attack_steps, self.clip, self.warm_up, self.calls = attack_steps, clip, warm_up, 0
+        self.attack_steps, self.clip, self.warm_up, self.schedule, self.calls = attack_steps, clip, calls, schedule, 0
         self._model = model
         self._pairs = Pairs(Live.of(model, example), passes, seed_of(seed))
         self._generator = torch.Generator().manual_seed(seed)
@@ -131,8 +138,17 @@ class MarginLoss:
 
     @property
     def reach(self) -> float:
-        """ε at this call."""
-        return self.radius * min(1.0, self.calls / max(self.warm_up, 1))
+        """ε at this call.
+
+        Raises:
+            InputError: the schedule gave no number from 0 to 1.
+        """
+        if self.schedule is None:
+            return self.radius * min(1.0, self.calls / max(self.warm_up, 1))
+        share = real(self.schedule(self.calls))
+        if not 0.0 <= share <= 1.0:
+            raise InputError(f"schedule({self.calls}) must be a share of the radius, from 0 to 1, not {share!r}.")
+        return self.radius * share
 
     def certified_accuracy(self, inputs: Tensor, labels: Tensor, radius: float | None = None) -> AccuracyEstimate:
         """About how many examples the constants K certify at a radius (None: the loss's own); see the function."""
@@ -173,8 +189,12 @@ class MarginLoss:
     def _attacked(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Points of the ball of high loss: gradient steps of fixed length from a random start, projected."""
         inputs = inputs.detach()
-        start = torch.randn(inputs.shape, generator=self._generator).to(inputs)
-        share = torch.rand(len(inputs), generator=self._generator).to(inputs)
+        if not self.reach:
+            return inputs
+        number = int(torch.randint(1 << 62, (), generator=self._generator))
+        generator = torch.Generator(inputs.device).manual_seed(number)  # drawn where they are, kept on the CPU
+        start = torch.randn(inputs.shape, generator=generator, device=inputs.device).to(inputs)
+        share = torch.rand(len(inputs), generator=generator, device=inputs.device).to(inputs)
         moved = _of_length(start, self.reach * share)
         model = self._model.module if isinstance(self._model, _WRAPPERS) else self._model
         with evaluating(model), torch.enable_grad():

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from lipcert.api.constants import bound
 from lipcert.arguments import real, seed_of, whole
+from lipcert.domain import NORMS
 from lipcert.errors import InputError, NumericsError, UnsupportedNormError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP
+from lipcert.network.linear import Dense, size
+from lipcert.network.source import Fixed
+from lipcert.network.transform import then
+from lipcert.problem import Norm, as_norm, require_select
 from lipcert.result import Bound, Estimate
 from lipcert.training.follower import Follower
 from lipcert.training.live import Live, in_eval_mode
@@ -48,7 +53,8 @@ class LipschitzRegularizer:
         method: ``autolip`` (cheapest), ``liplt`` or ``lipsdp`` (closest to the truth); or an ``AutoLip()``, ``LipLT()``
             or ``LipSDP(columns=8)``, of which the columns count and no other option.
         columns: rank of LipSDP's relaxation.
-        norm: of inputs and outputs; 2.
+        norm: of inputs and outputs: 2, or a pair (p, q). Of ``lipsdp`` p may be ∞, q 1 (or any, with one output).
+        select: optional (k, m) matrix applied to the flattened output, as for ``lipcert.bound``.
         penalty: see above.
         target: of ``hinge``, > 0, in output units per input unit.
         passes: for each call; 1 to 3 are enough at usual learning rates.
@@ -56,7 +62,7 @@ class LipschitzRegularizer:
 
     Raises:
         InputError: an unusable argument, a model without parameters or with all of them frozen.
-        UnsupportedNormError: a norm other than 2.
+        UnsupportedNormError: norms that the method does not follow.
         CaptureError: as ``lipcert.bound``; or a parameter enters the network in a way that cannot be followed.
     """
 
@@ -66,11 +72,12 @@ class LipschitzRegularizer:
         example: Tensor,
         method: Method | AutoLip | LipLT | LipSDP = "lipsdp",
         columns: int = 8,
-        norm: float = 2,
+        norm: float | tuple[float, float] = 2,
         penalty: Penalty = "hinge",
         target: float | None = None,
         passes: int = 1,
         seed: int = 0,
+        select: Tensor | None = None,
     ) -> None:
         if type(method) in (AutoLip, LipLT, LipSDP):
             assert not isinstance(method, str)
@@ -82,13 +89,19 @@ class LipschitzRegularizer:
         for name, number in (("columns", columns), ("passes", passes)):
             if (whole(number) or 0) < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {number!r}.")
-        require_two(norm)
+        pair = _pair(norm)
         live = Live.of(model, example)
+        network, self._select = live.network, select
+        if select is not None:
+            require_select(select, size(network.out_shape))
+            rows = select.detach().to("cpu", torch.float64).clone()
+            shapes = network.out_shape, (1, len(rows))
+            network = then(network, Dense((rows,), *shapes, math.inf, sources=(Fixed(rows),)))
         search: Search
         if method == "lipsdp":
-            search = LipSDPSearch(live.network, columns)
+            search = LipSDPSearch(network, columns, pair)
         else:
-            search = (AutoLipSearch if method == "autolip" else LipLTSearch)(live.network)
+            search = (AutoLipSearch if method == "autolip" else LipLTSearch)(network, pair)
         self._follower = Follower(live, search, passes, seed_of(seed))
         self._last: Tensor | None = None
 
@@ -119,7 +132,7 @@ class LipschitzRegularizer:
         """
         if self._last is None:
             raise InputError("there is no estimate before the first call.")
-        return Estimate(float(self._last), self._follower.search.name, (2.0, 2.0))
+        return Estimate(float(self._last), self._follower.search.name, self._follower.search.norm)
 
     def certify(self, **options: Any) -> Bound:
         """The Bound of the model as it is now, in eval mode, by the method of the same name.
@@ -127,8 +140,9 @@ class LipschitzRegularizer:
         Args:
             options: for ``lipcert.bound``; ``method``, too.
         """
-        live = self._follower.live
-        return bound(in_eval_mode(live.module), live.example, **{"method": self._follower.search.name, **options})
+        live, search = self._follower.live, self._follower.search
+        own = {"method": search.name, "norm": search.norm, "select": self._select}
+        return bound(in_eval_mode(live.module), live.example, **{**own, **options})
 
     def state_dict(self) -> dict[str, Any]:
         """What, with the model's own state, makes a resumed run go on exactly."""
@@ -150,6 +164,14 @@ def require_two(norm: Any) -> None:
     pair = norm if isinstance(norm, (tuple, list)) else (norm, norm)
     if len(pair) != 2 or any(real(p) != 2.0 for p in pair):
         raise UnsupportedNormError(f"training follows constants in l2 only, not norm={norm!r}.")
+
+
+def _pair(norm: Any) -> Norm:
+    """(p, q) of a pair, or of one number."""
+    pair = as_norm(norm if isinstance(norm, (tuple, list)) else (norm, norm))
+    if any(p not in NORMS for p in pair):
+        raise UnsupportedNormError(f"norm must be 2 or a pair (p, q) of 1, 2 and inf, not {norm!r}.")
+    return pair
 
 
 def _target(penalty: Any, target: Any) -> float:

@@ -8,6 +8,7 @@ methods give, the further the less the point has settled: they are estimates and
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -18,8 +19,10 @@ from torch import Tensor
 from lipcert.errors import UnsupportedNormError
 from lipcert.increments import BlockCell, Cell, EntryCell, Increments, Linear
 from lipcert.network.graph import Network, SelectionNode
+from lipcert.network.linear import size
 from lipcert.network.transform import expand, fuse
-from lipcert.search.sphere_ascent import scaled_to_unit, unit
+from lipcert.problem import Norm
+from lipcert.search.sphere_ascent import input_axes, scaled_to_unit, unit
 from lipcert.training.layers import Layers, Template, alone, widened
 
 #: Point of a search by the names of its parts.
@@ -32,17 +35,28 @@ class Search(ABC):
     Attributes:
         name: of the method, as ``lipcert.bound`` knows it.
         expands: whether maxima and sorts are written as linear maps and ReLUs.
+        norm: of inputs and of outputs.
     """
 
     name: ClassVar[str]
     expands: ClassVar[bool]
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, norm: Norm = (2.0, 2.0)) -> None:
+        self.norm = norm
+        self._require_norm(size(network.out_shape))
         selects = any(isinstance(node, SelectionNode) for node in network.nodes)
         self.template = Template.of(fuse(expand(network) if self.expands and selects else network))
         for cell in self.template.increments.cells:
             if isinstance(cell, BlockCell) and 2.0 not in cell.gains:
                 raise UnsupportedNormError(f"{cell.name} at {cell.where} has no known constant in l2.")
+
+    def _require_norm(self, outputs: int) -> None:
+        """Raise UnsupportedNormError if it cannot follow a constant between these norms."""
+        if self.norm != (2.0, 2.0):
+            raise UnsupportedNormError(
+                f"training follows {self.name} in l2 only, not from l{self.norm[0]:g} to l{self.norm[1]:g}; "
+                "method='lipsdp' follows constants from l2 or l∞ to l2 or l1."
+            )
 
     @property
     def increments(self) -> Increments:
@@ -120,8 +134,8 @@ class LipLTSearch(Search):
     name = "liplt"
     expands = True
 
-    def __init__(self, network: Network) -> None:
-        super().__init__(network)
+    def __init__(self, network: Network, norm: Norm = (2.0, 2.0)) -> None:
+        super().__init__(network, norm)
         increments = self.increments
         wanted = sorted({cell.parent for cell in increments.cells} | {len(increments.relations) - 1})
         sources = [0, *(cell.node for cell in increments.cells)]
@@ -167,27 +181,38 @@ class LipLTSearch(Search):
 
 
 class LipSDPSearch(Search):
-    """√ of LipSDP's dual at a point: the largest ‖Y‖_F for X and unit vectors u_j in R^columns (docs/soundness.md)."""
+    """√ of LipSDP's dual at a point: the largest ‖Y‖ for X and unit vectors u_j in R^columns (docs/soundness.md).
+
+    Input norm 2: ‖X‖_F = 1; ∞: every entry of the input has a unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖.
+    """
 
     name = "lipsdp"
     expands = True
 
-    def __init__(self, network: Network, columns: int) -> None:
-        super().__init__(network)
+    def __init__(self, network: Network, columns: int, norm: Norm = (2.0, 2.0)) -> None:
+        super().__init__(network, norm)
         self.columns = columns
+
+    def _require_norm(self, outputs: int) -> None:
+        p, q = self.norm
+        if p == 1.0 or (q == math.inf and outputs > 1):
+            raise UnsupportedNormError(
+                f"training follows constants from l2 or l∞ to l2 or l1, not from l{p:g} to l{q:g}. To l∞ is the "
+                "largest constant of one output: follow one, with select= its row."
+            )
 
     def start(self, generator: torch.Generator) -> State:
         """X and the u_j of every cell."""
         increments = self.increments
-        x = _random((1, self.columns, *increments.in_shape), generator)
-        found = {"x": x}
+        x = torch.randn(1, self.columns, *increments.in_shape, generator=generator, dtype=torch.float64)
+        found = {"x": scaled_to_unit(x, None, input_axes(x, self.norm))}
         for cell in increments.cells:
             u = torch.randn(1, self.columns, *cell.shape, generator=generator, dtype=torch.float64)
             found[str(cell.node)] = unit(u, None, cell)
         return found
 
     def value(self, layers: Layers, point: Mapping[str, Tensor]) -> Tensor:
-        """‖Y‖_F."""
+        """‖Y‖."""
 
         def cell(relation: Cell, v: Tensor, c: Tensor, d: Tensor) -> Tensor:
             u = point[str(relation.node)][0]
@@ -199,11 +224,12 @@ class LipSDPSearch(Search):
             count = relation.size // relation.groups
             return d * lengths.repeat_interleave(count).reshape(relation.shape) * u
 
-        return norm(layers.run(point["x"][0], cell)[-1])
+        y = layers.run(point["x"][0], cell)[-1]
+        return torch.linalg.vector_norm(y, dim=0).sum() if self.norm[1] == 1.0 else norm(y)
 
     def _unit(self, name: str, g: Tensor, old: Tensor) -> Tensor:
         if name == "x":
-            return super()._unit(name, g, old)
+            return scaled_to_unit(g, old, input_axes(g, self.norm))
         return unit(g, old, self.increments.cell_at[int(name)])
 
 

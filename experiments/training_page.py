@@ -1,0 +1,88 @@
+"""The page of the training experiment: a table per network, peers' published figures, and which bounds were broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import mean
+from typing import Any
+
+from experiments.common import table
+from experiments.training_recipes import RECIPES
+
+RADII = (0.3, 0.5, 1.0, 1.58)
+TITLES: Mapping[str, str] = {
+    "convsmall": "ConvSmall (2C2F): Conv 1→16 k4 s2, Conv 16→32 k4 s2, FC 100, FC 10",
+    "4c3f": "4C3F: Conv 1→32 k3, 32→32 k4 s2, 32→64 k3, 64→64 k4 s2, FC 512, FC 512, FC 10",
+}
+#: Published: method, network, radius, certified accuracy of all 10 000 test images, source.
+PEERS = (
+    ("GloRo", "2C2F", "0.3", "95.7", "Leino, Wang & Fredrikson 2021, *Globally-robust neural networks*"),
+    ("BCP", "4C3F", "1.58", "47.95", "Lee, Lee & Park 2020, *Lipschitz-certifiable training with a tight outer bound*"),
+    ("GloRo", "4C3F", "1.58", "62.8", "Leino, Wang & Fredrikson 2021"),
+    ("CRM", "4C3F", "1.58", "63.4", "Fazlyab et al. 2023, *Certified robustness via dynamic margin maximization*"),
+)
+
+Row = Mapping[str, Any]
+
+
+def page(rows: Iterable[Row]) -> str:
+    """Markdown for all rows."""
+    rows = list(rows)
+    lines = [
+        "# Training for certified accuracy",
+        "",
+        "MNIST, 60 000 images to train on, l2 perturbations, no limits of pixels. Written by `python -m "
+        "experiments.training` from training.csv, which has a row per network. Every recipe had the same budget: "
+        f"{_budget(rows)}. Adam from 2e-3 to 0, batches of 128; the radius grows over the first third. **Certified** "
+        "is by `lipcert.certify` (as `lipcert certify`) on the first test images, *attacked* what its attack leaves "
+        "of them: the truth lies between. *Clean* is of all 10 000. Means over seeds, least to greatest in brackets. "
+        "L is the attack's lower bound and the certified constant (LipSDP).",
+    ]
+    for net, title in TITLES.items():
+        own = [row for row in rows if row["net"] == net]
+        if own:
+            lines += ["", f"## {title}", "", *_table(own)]
+    lines += ["", "## Published", "", *table(["method", "network", "ε", "certified, %", "source"], PEERS)]
+    broken = [f"{row['net']} {row['recipe']} {row['seed']}: {what}" for row in rows for what in disorder(row)]
+    lines += ["", f"Bounds below a lower bound: {'; '.join(broken) or 'none'}.", ""]
+    return "\n".join(lines)
+
+
+def disorder(row: Row) -> list[str]:
+    """What of a row contradicts itself: certified beyond attacked, or a constant below its lower bound."""
+    found = [f"certified at {r:g}" for r in RADII if float(row[f"certified_{r:g}"]) > float(row[f"attacked_{r:g}"])]
+    return found + ["constant"] * (float(row["constant"]) < float(row["lower"]) * (1.0 - 1e-9))
+
+
+def _budget(rows: list[Row]) -> str:
+    devices = {row["device"] for row in rows}
+    found = []
+    for device in sorted(devices):
+        seconds = [float(row["train_seconds"]) for row in rows if row["device"] == device]
+        kind = "CPU" if device == "cpu" else f"wall, {device},"
+        found.append(f"{min(seconds):.0f} to {max(seconds):.0f} {kind} seconds")
+    return "; ".join(found)
+
+
+def _table(rows: list[Row]) -> list[str]:
+    head = ["recipe", "seeds", "clean", *(f"l2 {r:g}: **certified** (attacked)" for r in RADII), "L ≥, ≤", "ms a step"]
+    body = []
+    for name, recipe in RECIPES.items():
+        own = [row for row in rows if row["recipe"] == name]
+        if own:
+            at = [f"**{_spread(own, f'certified_{r:g}')}** ({_mean(own, f'attacked_{r:g}'):.1f})" for r in RADII]
+            constants = f"{_mean(own, 'lower'):.3g}, {_mean(own, 'constant'):.3g}"
+            clean, each = _spread(own, "clean", 2), f"{_mean(own, 'step_ms'):.1f}"
+            body.append([recipe.title, str(len(own)), clean, *at, constants, each])
+    return table(head, body)
+
+
+def _mean(rows: list[Row], name: str) -> float:
+    return mean(float(row[name]) for row in rows)
+
+
+def _spread(rows: list[Row], name: str, digits: int = 1) -> str:
+    values = [float(row[name]) for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f} [{min(values):.{digits}f}–{max(values):.{digits}f}]"

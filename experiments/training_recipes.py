@@ -1,0 +1,111 @@
+"""The recipes that the training experiment compares, and the networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from lipcert.training import LipschitzRegularizer, MarginLoss
+
+#: (model, one input, calls over which the radius grows) → loss of (inputs, labels).
+Made = Callable[[nn.Module, Tensor, int], Callable[[Tensor, Tensor], Tensor]]
+
+
+def convsmall() -> nn.Module:
+    """The 2C2F network of the literature: 1×28×28 → 10, 166 406 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+
+
+def four_c_three_f() -> nn.Module:
+    """The 4C3F network of the literature: 1×28×28 → 10, 1 974 762 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, 64, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+NETS: Mapping[str, Callable[[], nn.Module]] = {"convsmall": convsmall, "4c3f": four_c_three_f}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train.
+
+    Attributes:
+        title: for the table.
+        made: its loss.
+        radius: l2, that it trains for; None where it knows of none.
+        decay: weight decay of Adam.
+        spectral: whether each layer carries torch's spectral-norm parametrisation.
+    """
+
+    title: str
+    made: Made
+    radius: float | None = None
+    decay: float = 0.0
+    spectral: bool = False
+
+    def model(self, net: str, seed: int) -> nn.Module:
+        """A fresh network with the weights of a seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = NETS[net]()
+            if self.spectral:
+                for k, part in enumerate(model):
+                    if isinstance(part, nn.Linear | nn.Conv2d):
+                        model[k] = parametrizations.spectral_norm(part)
+            return model
+
+
+def _plain(model: nn.Module, _: Tensor, __: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: F.cross_entropy(model(x), y)
+
+
+def _margin(kind: str, radius: float, strength: float | None = None) -> Made:
+    def made(model: nn.Module, example: Tensor, warm_up: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return MarginLoss(model, example, kind, radius=radius, strength=strength, warm_up=warm_up)  # type: ignore[arg-type]
+
+    return made
+
+
+def _lipsdp(radius: float) -> Made:
+    """Cross-entropy of f_j + ε √2 L for j ≠ y: LipSDP's constant L of the whole output, for every pair alike."""
+
+    def made(model: nn.Module, example: Tensor, warm_up: int) -> Callable[[Tensor, Tensor], Tensor]:
+        reg, calls = LipschitzRegularizer(model, example, method="lipsdp", penalty="value"), 0
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            reach = radius * min(1.0, calls / max(warm_up, 1)) * math.sqrt(2.0) * reg()
+            return F.cross_entropy(model(x) + reach * (1.0 - F.one_hot(y, 10)), y)
+
+        return loss
+
+    return made
+
+
+def _with_radius(name: str, title: str, radii: tuple[float, ...], made: Callable[[float], Made]) -> dict[str, Recipe]:
+    return {f"{name}_{r:g}": Recipe(f"{title}, ε = {r:g}", made(r), r) for r in radii}
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "plain": Recipe("plain", _plain),
+    "weight_decay": Recipe("weight decay 5e-4", _plain, decay=5e-4),
+    "spectral_norm": Recipe("torch's spectral_norm on each layer", _plain, spectral=True),
+    **_with_radius("pgd", "adversarial (PGD)", (0.3, 1.58), lambda r: _margin("mixed", r, 0.0)),
+    **_with_radius("gloro", "GloRo, product constants", (0.3, 1.58), lambda r: _margin("gloro", r)),
+    **_with_radius("crm", "CRM, product constants", (1.58,), lambda r: _margin("crm", r)),
+    **_with_radius("lipsdp", "GloRo-like, LipSDP's constant", (0.3, 1.58), _lipsdp),
+    **_with_radius("mixed", "PGD + 0.35 × pair constants", (0.3, 1.0, 1.58), lambda r: _margin("mixed", r)),
+}
