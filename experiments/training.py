@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import fcntl
+import io
 import os
 import subprocess
 import sys
@@ -27,12 +29,19 @@ from torch import Tensor, nn
 import lipcert
 from experiments.mnist_data import FOLDER, Mnist
 from experiments.training_page import RADII, page
-from experiments.training_recipes import NETS, RECIPES, Recipe
+from experiments.training_recipes import ALL, NETS, RECIPES, Recipe
 
 HERE = Path(__file__).resolve().parent
 RATE, BATCH, COUNT = 2e-3, 128, 1000
 #: Share of the steps over which the radius grows; steps that are timed to see how many the budget allows.
 WARM_UP, PROBED = 1 / 3, 30
+
+#: Columns of the file.
+FIELDS = (
+    "net", "recipe", "seed", "radius", "device", "batch", "steps", "step_ms", "train_seconds", "clean", "torch",
+    "images", "clean_first", *(f"certified_{r:g}" for r in RADII), *(f"attacked_{r:g}" for r in RADII),
+    "constant", "lower", "guarantee", "certify_seconds", "budget",
+)  # fmt: skip
 
 Step = Callable[[Tensor], None]
 
@@ -81,7 +90,7 @@ def clock(device: str) -> float:
 
 def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict[str, Any]:
     """The state of a trained network and what its training took; Adam's rate falls to 0 in a line."""
-    recipe, device = RECIPES[name], setting.device
+    recipe, device = ALL[name], setting.device
     model = recipe.model(net, seed).to(device).train()
     order = torch.Generator(device).manual_seed(seed)
 
@@ -126,7 +135,7 @@ def trained(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> tu
         torch.save(train(net, name, seed, data, setting), partial)
         partial.replace(path)
     found = torch.load(path, weights_only=True)
-    model = RECIPES[name].model(net, seed)
+    model = ALL[name].model(net, seed)
     model.load_state_dict(found["state"])
     return model.eval(), found["facts"]
 
@@ -142,12 +151,17 @@ def measured(model: nn.Module, data: Mnist, store: Path, setting: Setting) -> di
     upper = lipcert.bound(model, images[:1], method="lipsdp", budget=20.0)
     lower = lipcert.lower_bound(model, images[:1], inputs=images[:200], budget=5.0)
     return {
-        "images": setting.count, "clean_first": 100 * found.clean_accuracy,
-        **{f"certified_{r:g}": 100 * found.certified_accuracy(r) for r in RADII},
-        **{f"attacked_{r:g}": 100 * found.attacked_accuracy(r) for r in RADII},
+        "images": setting.count, "clean_first": percent(found.clean_accuracy),
+        **{f"certified_{r:g}": percent(found.certified_accuracy(r)) for r in RADII},
+        **{f"attacked_{r:g}": percent(found.attacked_accuracy(r)) for r in RADII},
         "constant": upper.value, "lower": lower.value, "guarantee": upper.guarantee,
         "certify_seconds": round(seconds, 1), "budget": setting.budget,
     }  # fmt: skip
+
+
+def percent(share: float) -> float:
+    """With digits enough for 10 000 images."""
+    return round(100.0 * share, 2)
 
 
 def key(row: dict[str, Any]) -> tuple[str, str, int]:
@@ -164,13 +178,15 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def append(row: dict[str, Any], path: Path) -> None:
-    """One row more, under the header."""
-    new = not path.exists() or path.stat().st_size == 0
+    """One row more, by one write, so that several processes may."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_size == 0:
             writer.writeheader()
         writer.writerow(row)
+        file.write(text.getvalue())
 
 
 def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:
@@ -183,7 +199,7 @@ def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:
         return
     store = setting.place(net, name, seed).with_suffix(f".{setting.count}-{setting.budget:g}.run")
     found = measured(model, data, store, setting)
-    append({"net": net, "recipe": name, "seed": seed, "radius": RECIPES[name].radius, **facts, **found}, setting.out)
+    append({"net": net, "recipe": name, "seed": seed, "radius": ALL[name].radius, **facts, **found}, setting.out)
     print(f"{net} {name} seed {seed}: {found}", flush=True)
 
 
@@ -209,7 +225,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; it ends the program where it names what there is not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", default="convsmall", help=f"with commas between: {', '.join(NETS)}")
-    parser.add_argument("--only", default=",".join(RECIPES), help="recipes, with commas between")
+    parser.add_argument(
+        "--only", default=",".join(RECIPES), help=f"recipes, with commas between; also {', '.join(STRENGTHS)}"
+    )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training: CPU time, on a GPU wall time")
     parser.add_argument("--steps", type=int, help="instead of --minutes")
@@ -224,7 +242,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--no-page", action="store_true", help="leave training.md alone")
     found = parser.parse_args(arguments)
-    for option, known in (("net", NETS), ("only", RECIPES)):
+    for option, known in (("net", NETS), ("only", ALL)):
         unknown = [name for name in getattr(found, option).split(",") if name not in known]
         if unknown:
             parser.error(f"--{option}: {', '.join(unknown)} is not among {', '.join(known)}")

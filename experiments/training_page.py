@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from experiments.common import table
-from experiments.training_recipes import RECIPES
+from experiments.training_recipes import ALL
 
 RADII = (0.3, 0.5, 1.0, 1.58)
 TITLES: Mapping[str, str] = {
@@ -65,15 +65,24 @@ def _budget(rows: list[Row]) -> str:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    head = ["recipe", "seeds", "clean", *(f"l2 {r:g}: **certified** (attacked)" for r in RADII), "L ≥, ≤", "ms a step"]
+    head = [
+        "recipe",
+        "seeds",
+        "clean",
+        *(f"l2 {r:g}: **certified** (attacked)" for r in RADII),
+        "L ≥, ≤",
+        "steps",
+        "ms each",
+    ]
     body = []
-    for name, recipe in RECIPES.items():
+    for name, recipe in ALL.items():
         own = [row for row in rows if row["recipe"] == name]
         if own:
             at = [f"**{_spread(own, f'certified_{r:g}')}** ({_mean(own, f'attacked_{r:g}'):.1f})" for r in RADII]
             constants = f"{_mean(own, 'lower'):.3g}, {_mean(own, 'constant'):.3g}"
             clean, each = _spread(own, "clean", 2), f"{_mean(own, 'step_ms'):.1f}"
-            body.append([recipe.title, str(len(own)), clean, *at, constants, each])
+            steps = f"{_mean(own, 'steps'):.0f}"
+            body.append([recipe.title, str(len(own)), clean, *at, constants, steps, each])
     return table(head, body)
 
 

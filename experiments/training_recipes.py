@@ -99,6 +99,7 @@ def _with_radius(name: str, title: str, radii: tuple[float, ...], made: Callable
     return {f"{name}_{r:g}": Recipe(f"{title}, ε = {r:g}", made(r), r) for r in radii}
 
 
+#: What is compared.
 RECIPES: Mapping[str, Recipe] = {
     "plain": Recipe("plain", _plain),
     "weight_decay": Recipe("weight decay 5e-4", _plain, decay=5e-4),
@@ -109,3 +110,15 @@ RECIPES: Mapping[str, Recipe] = {
     **_with_radius("lipsdp", "GloRo-like, LipSDP's constant", (0.3, 1.58), _lipsdp),
     **_with_radius("mixed", "PGD + 0.35 × pair constants", (0.3, 1.0, 1.58), lambda r: _margin("mixed", r)),
 }
+
+
+def _strength(radius: float, strength: float) -> Recipe:
+    return Recipe(f"PGD + {strength:g} × pair constants, ε = {radius:g}", _margin("mixed", radius, strength), radius)
+
+
+#: The share of the pair constants in ``mixed``: only where they are asked for by name.
+STRENGTHS: Mapping[str, Recipe] = {
+    f"mixed_{radius:g}_r{r:g}": _strength(radius, r)
+    for radius in (0.3, 1.0, 1.58) for r in (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.5, 0.7)
+}  # fmt: skip
+ALL: Mapping[str, Recipe] = {**RECIPES, **STRENGTHS}
