@@ -225,9 +225,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; it ends the program where it names what there is not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", default="convsmall", help=f"with commas between: {', '.join(NETS)}")
-    parser.add_argument(
-        "--only", default=",".join(RECIPES), help=f"recipes, with commas between; also {', '.join(STRENGTHS)}"
-    )
+    parser.add_argument("--only", default=",".join(RECIPES), help="recipes, with commas between")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training: CPU time, on a GPU wall time")
     parser.add_argument("--steps", type=int, help="instead of --minutes")

@@ -78,11 +78,11 @@ def _table(rows: list[Row]) -> list[str]:
     for name, recipe in ALL.items():
         own = [row for row in rows if row["recipe"] == name]
         if own:
-            at = [f"**{_spread(own, f'certified_{r:g}')}** ({_mean(own, f'attacked_{r:g}'):.1f})" for r in RADII]
+            shares = [f"**{_spread(own, f'certified_{r:g}')}** ({_mean(own, f'attacked_{r:g}'):.1f})" for r in RADII]
             constants = f"{_mean(own, 'lower'):.3g}, {_mean(own, 'constant'):.3g}"
             clean, each = _spread(own, "clean", 2), f"{_mean(own, 'step_ms'):.1f}"
             steps = f"{_mean(own, 'steps'):.0f}"
-            body.append([recipe.title, str(len(own)), clean, *at, constants, steps, each])
+            body.append([recipe.title, str(len(own)), clean, *shares, constants, steps, each])
     return table(head, body)
 
 

@@ -102,19 +102,41 @@ def test_each_loss_is_its_formula() -> None:
         reach = logits + radius * constants[logits.argmax(1)]
         reach[rows, logits.argmax(1)] = -math.inf
         gloro = F.cross_entropy(torch.cat([logits, reach.amax(1, keepdim=True)], 1), y)
-        assert float(MarginLoss(model, IMAGE, "gloro", radius=radius)(x, y)) == pytest.approx(float(gloro), rel=1e-5)
+        assert float(MarginLoss(model, IMAGE, "gloro", radius=radius, warm_up=0)(x, y)) == pytest.approx(float(gloro), rel=1e-5)
         radii = (logits[rows, y][:, None] - logits) / constants[y]
         radii[rows, y] = math.inf
         soft = torch.logsumexp(-50.0 * radii, 1) / 50.0
         crm = F.cross_entropy(logits, y) + 0.5 * (soft * (radii.amin(1) < radius)).mean()
-        own = MarginLoss(model, IMAGE, "crm", radius=radius, strength=0.5, sharpness=50.0)
+        own = MarginLoss(model, IMAGE, "crm", radius=radius, strength=0.5, sharpness=50.0, warm_up=0)
         assert float(own(x, y)) == pytest.approx(float(crm), rel=1e-5)
-        mixed = MarginLoss(model, IMAGE, radius=radius, clip=(0.0, 1.0))
+        mixed = MarginLoss(model, IMAGE, radius=radius, clip=(0.0, 1.0), warm_up=0)
         mixed.calls = 1
         points = mixed._attacked(x, y)
         assert float((points - x).flatten(1).norm(dim=1).max()) <= radius * (1 + 1e-5)
         assert 0.0 <= float(points.min()) <= float(points.max()) <= 1.0
         assert float(F.cross_entropy(model(points), y)) > float(F.cross_entropy(logits, y))
+
+
+def test_the_radius_grows_as_the_schedule_says() -> None:
+    x, y = batch(0)
+    default = MarginLoss(small(), IMAGE, radius=2.0)
+    assert default.warm_up == 1000
+    for _ in range(2):
+        default(x, y)
+    assert default.reach == pytest.approx(2.0 * 2 / 1000)
+    own = MarginLoss(small(), IMAGE, radius=2.0, schedule=lambda call: 0.25 * (call - 1))
+    found = []
+    for _ in range(3):
+        assert bool(torch.isfinite(own(x, y)))
+        found.append(own.reach)
+    assert found == [0.0, 0.5, 1.0]
+    with pytest.raises(lipcert.InputError, match=r"schedule\(6\) must be a share"):
+        for _ in range(3):
+            own(x, y)
+    with pytest.raises(lipcert.InputError, match="takes the place of warm_up"):
+        MarginLoss(small(), IMAGE, radius=2.0, warm_up=5, schedule=lambda call: 1.0)
+    with pytest.raises(lipcert.InputError, match="warm_up"):
+        MarginLoss(small(), IMAGE, radius=2.0, warm_up=-1)
 
 
 @pytest.mark.slow

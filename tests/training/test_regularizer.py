@@ -325,3 +325,61 @@ def test_a_compiled_step_stays_compiled() -> None:
     with torch.compiler.set_stance("fail_on_recompile"):
         train(compiled, reg, optimiser, range(2, 5))
     assert reg.certify(method="autolip").value > 0
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("norm", [(math.inf, 2), (2, 1), (math.inf, 1)])
+def test_lipsdp_between_other_norms(norm: tuple[float, float]) -> None:
+    """The value is the method's own, and the gradient that of the converged value."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    apart(model)
+    x = torch.zeros(1, 4, dtype=D)
+    reg = LipschitzRegularizer(model, x, "lipsdp", 12, norm=norm, penalty="value", passes=400)
+    reg()
+    value = reg()
+    certified = reg.certify()
+    assert certified.norm == reg.estimate.norm == norm
+    assert certified.value * (1 - 2e-2) <= value.item() <= certified.value * (1 + 1e-9)
+    assert lipcert.lower_bound(model, x, norm=norm, budget=0.5).value <= certified.value
+    value.backward()
+    weight, h = model[2].weight, 1e-5
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=D)
+    ends = []
+    with torch.no_grad():
+        for step in (h, -2 * h):
+            weight += step * direction
+            ends.append(reg().item())
+    assert float((weight.grad * direction).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_selection_is_followed_and_certified(method: str) -> None:
+    model = small()
+    row = torch.tensor([[1.0, -1.0, 0.0]])
+    reg = LipschitzRegularizer(model, IMAGE, method, 8, penalty="value", passes=200, select=row)
+    difference = copy.deepcopy(model)
+    with torch.no_grad():
+        difference[6] = nn.Linear(8, 1)
+        difference[6].weight.copy_(row @ model[6].weight)
+    expected = LipschitzRegularizer(difference, IMAGE, method, 8, penalty="value", passes=200)()
+    value = reg()
+    value.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3)
+    assert torch.equal(model[6].weight.grad[0], -model[6].weight.grad[1])
+    assert not bool(model[6].weight.grad[2].any())
+    if method == "autolip":
+        assert reg.certify().value == pytest.approx(value.item(), rel=1e-3)
+
+
+def test_norms_and_selections_that_cannot_be() -> None:
+    for norm in (1, (1, 2), (2, math.inf), 3):
+        with pytest.raises(lipcert.UnsupportedNormError):
+            LipschitzRegularizer(small(), IMAGE, norm=norm, penalty="value")  # type: ignore[arg-type]
+    with pytest.raises(lipcert.UnsupportedNormError, match="method='lipsdp'"):
+        LipschitzRegularizer(small(), IMAGE, "autolip", norm=math.inf, penalty="value")
+    with pytest.raises(lipcert.InputError, match=r"select must be a \(k, 3\) matrix"):
+        LipschitzRegularizer(small(), IMAGE, select=torch.ones(1, 4), penalty="value")
+    one = torch.tensor([[1.0, 0.0, 0.0]])
+    assert LipschitzRegularizer(small(), IMAGE, norm=(2, math.inf), select=one, penalty="value")().item() > 0
