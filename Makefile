@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint trusted format bench experiments docs clean distclean
+.PHONY: help setup demo train-demo test test-slow lint trusted format bench experiments docs clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -28,6 +28,10 @@ $(STAMP): pyproject.toml
 
 demo: setup ## bound, breakdown, lower bound, certificate and its verification for two MNIST networks
 	$(BIN)/python examples/demo.py
+
+train-demo: setup ## a CNN trained with and without constants in its loss: table and plot (under 5 minutes)
+	$(BIN)/python -m pip install --quiet -e '.[report]'
+	OMP_NUM_THREADS=1 $(BIN)/python examples/train_demo.py
 
 test: setup ## the fast tests; COVERAGE=1 reports how much of the sources they run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(if $(COVERAGE),--cov=lipcert --cov-report=term)

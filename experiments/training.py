@@ -61,9 +61,9 @@ class Setting:
     workers: int
     stage: str
 
-    def place(self, net: str, recipe: str, seed: int) -> Path:
-        """Where a network's files are, without their endings."""
-        return self.work / f"{net}-{recipe}-{seed}"
+    def place(self, net: str, recipe: str, seed: int, ending: str) -> Path:
+        """A network's file of this kind; names of recipes hold dots."""
+        return self.work / f"{net}-{recipe}-{seed}.{ending}"
 
 
 def stepper(model: nn.Module, recipe: Recipe, data: Mnist, warm_up: int) -> tuple[Step, torch.optim.Optimizer]:
@@ -129,9 +129,9 @@ def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict
 
 def trained(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> tuple[nn.Module, dict[str, Any]]:
     """A network in eval mode on the CPU and the facts of its training, from its file or trained now."""
-    path = setting.place(net, name, seed).with_suffix(".pt")
+    path = setting.place(net, name, seed, "pt")
     if not path.exists():
-        partial = path.with_suffix(".partial")
+        partial = setting.place(net, name, seed, "partial")
         torch.save(train(net, name, seed, data, setting), partial)
         partial.replace(path)
     found = torch.load(path, weights_only=True)
@@ -197,7 +197,7 @@ def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:
     print(f"{net} {name} seed {seed}: {facts}", flush=True)
     if setting.stage == "train":
         return
-    store = setting.place(net, name, seed).with_suffix(f".{setting.count}-{setting.budget:g}.run")
+    store = setting.place(net, name, seed, f"{setting.count}-{setting.budget:g}.run")
     found = measured(model, data, store, setting)
     append({"net": net, "recipe": name, "seed": seed, "radius": ALL[name].radius, **facts, **found}, setting.out)
     print(f"{net} {name} seed {seed}: {found}", flush=True)

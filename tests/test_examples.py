@@ -116,3 +116,15 @@ def test_the_airfoil_is_neuralfoils():
     ]  # fmt: skip
     with torch.no_grad():
         assert torch.allclose(neuralfoil.load_airfoil().double()(states), torch.tensor(own).double(), atol=1e-6)
+
+
+def test_audits_say_what_is_proved():
+    pytest.importorskip("deel.torchlip")
+    from examples import one_lipschitz_layers as audits
+
+    chosen = {layer.name: layer for layer in audits.layers() if layer.library == "deel-torchlip"}
+    lower, upper = audits.audit(chosen["FrobeniusLinear"], steps=0, budget=0.1)
+    assert 1.0 - 1e-5 <= lower <= upper <= 1.0 + 1e-5
+    assert audits.verdict(1.03, 1.04) == "above 1 by 3.0e-02"
+    assert audits.verdict(0.5, 1.0) == "at most 1"
+    assert audits.verdict(0.5, 1.5) == "at most 1 + 5.0e-01"

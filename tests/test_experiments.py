@@ -162,3 +162,27 @@ def test_a_bound_below_a_lower_bound_is_reported() -> None:
     rows = [common.Row("net", "attack", "lower", 2.0), common.Row("net", "wrong", "upper", 1.9)]
     assert common.disorder([*rows, common.Row("other", "fine", "upper", 1.0)]) == ["net: wrong 1.9 < attack 2.0"]
     assert "wrong 1.9 < attack 2.0" in common.verdict(rows)
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_stopped_and_its_page_shows_each_row(tmp_path) -> None:
+    from experiments import training, training_page
+
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(40, 28, 28, generator=generator), torch.arange(40) % 10
+    np.savez(
+        tmp_path / "mnist.npz",
+        **{f"{part}_images": (255 * images).byte().numpy() for part in ("train", "test")},
+        **{f"{part}_labels": labels.byte().numpy() for part in ("train", "test")},
+    )
+    places = ["--data", str(tmp_path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "training.csv")]
+    options = [*places, "--steps", "2", "--count", "2", "--budget", "0.01", "--only", "mixed_0.3", "--seeds"]
+    training.main([*options, "0", "--stage", "train"])
+    assert (tmp_path / "work" / "convsmall-mixed_0.3-0.pt").exists()
+    training.main([*options, "0"])
+    training.main([*options, "0"])
+    (row,) = training.rows_of(tmp_path / "training.csv")
+    assert training_page.disorder(row) == []
+    assert float(row["lower"]) <= float(row["constant"])
+    assert training_page.disorder({**row, "certified_1": "100", "attacked_1": "50"}) == ["certified at 1"]
+    assert "PGD + 0.35 × pair constants, ε = 0.3" in (tmp_path / "training.md").read_text()

@@ -102,7 +102,9 @@ def test_each_loss_is_its_formula() -> None:
         reach = logits + radius * constants[logits.argmax(1)]
         reach[rows, logits.argmax(1)] = -math.inf
         gloro = F.cross_entropy(torch.cat([logits, reach.amax(1, keepdim=True)], 1), y)
-        assert float(MarginLoss(model, IMAGE, "gloro", radius=radius, warm_up=0)(x, y)) == pytest.approx(float(gloro), rel=1e-5)
+        assert float(MarginLoss(model, IMAGE, "gloro", radius=radius, warm_up=0)(x, y)) == pytest.approx(
+            float(gloro), rel=1e-5
+        )
         radii = (logits[rows, y][:, None] - logits) / constants[y]
         radii[rows, y] = math.inf
         soft = torch.logsumexp(-50.0 * radii, 1) / 50.0
@@ -152,6 +154,45 @@ def test_accuracy_is_what_the_constants_say_and_not_more_than_certify() -> None:
     assert found.value <= found.clean
     assert "not certified" in str(found)
     assert certified_accuracy(model, x, y, 0.0).value == found.clean
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixed", "gloro", "crm"])
+def test_autocast_and_compilation_leave_the_loss_as_it_is(kind: Kind) -> None:
+    x, y = batch(0)
+    values, gradients = [], []
+    for way in ("plain", "autocast", "compiled"):
+        model = small().train()
+        run = torch.compile(model, backend="aot_eager") if way == "compiled" else model
+        loss = MarginLoss(run, IMAGE, kind, radius=0.3, warm_up=0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way == "autocast"):
+            value = loss(x, y)
+        value.backward()
+        values.append(value.item())
+        gradients.append(model[4].weight.grad)
+        if way == "compiled":
+            with torch.compiler.set_stance("fail_on_recompile"):
+                loss(x, y).backward()
+        assert model.training
+    assert values[1:] == pytest.approx([values[0]] * 2, rel=0.05)
+    assert values[2] == pytest.approx(values[0], rel=1e-4)
+    for g in gradients[1:]:
+        assert torch.nn.functional.cosine_similarity(g.flatten(), gradients[0].flatten(), dim=0) > 0.97
+
+
+def test_bad_models_and_steps_are_named() -> None:
+    with pytest.raises(lipcert.InputError, match="frozen"):
+        MarginLoss(small().requires_grad_(False), IMAGE, radius=1.0)
+    model = small()
+    loss, (x, y) = MarginLoss(model, IMAGE, radius=1.0), batch(0)
+    loss(x, y)
+    model.requires_grad_(False)
+    with pytest.raises(lipcert.InputError, match="frozen"):
+        loss(x, y)
+    model.requires_grad_(True)
+    model[6] = nn.Linear(8, 4)
+    with pytest.raises(lipcert.InputError, match=r"6\.bias"):
+        loss(x, y)
 
 
 def test_a_single_linear_layer() -> None:
