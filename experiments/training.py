@@ -60,6 +60,7 @@ class Setting:
     count: int
     workers: int
     stage: str
+    radii: tuple[float, ...] = RADII
 
     def place(self, net: str, recipe: str, seed: int, ending: str) -> Path:
         """A network's file of this kind; names of recipes hold dots."""
@@ -145,15 +146,15 @@ def measured(model: nn.Module, data: Mnist, store: Path, setting: Setting) -> di
     images, labels = data.test_images[: setting.count].cpu(), data.test_labels[: setting.count].cpu()
     started = time.perf_counter()
     found = lipcert.certify(
-        model, images, labels, radii=RADII, budget=setting.budget, workers=setting.workers, resume=store
+        model, images, labels, radii=setting.radii, budget=setting.budget, workers=setting.workers, resume=store
     )
     seconds = time.perf_counter() - started
-    upper = lipcert.bound(model, images[:1], method="lipsdp", budget=20.0)
-    lower = lipcert.lower_bound(model, images[:1], inputs=images[:200], budget=5.0)
+    upper = lipcert.bound(model, images[:1], method="lipsdp", budget=5.0)
+    lower = lipcert.lower_bound(model, images[:1], inputs=images[:200], budget=2.0)
     return {
         "images": setting.count, "clean_first": percent(found.clean_accuracy),
-        **{f"certified_{r:g}": percent(found.certified_accuracy(r)) for r in RADII},
-        **{f"attacked_{r:g}": percent(found.attacked_accuracy(r)) for r in RADII},
+        **{f"certified_{r:g}": percent(found.certified_accuracy(r)) for r in setting.radii},
+        **{f"attacked_{r:g}": percent(found.attacked_accuracy(r)) for r in setting.radii},
         "constant": upper.value, "lower": lower.value, "guarantee": upper.guarantee,
         "certify_seconds": round(seconds, 1), "budget": setting.budget,
     }  # fmt: skip
@@ -197,7 +198,7 @@ def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:
     print(f"{net} {name} seed {seed}: {facts}", flush=True)
     if setting.stage == "train":
         return
-    store = setting.place(net, name, seed, f"{setting.count}-{setting.budget:g}.run")
+    store = setting.place(net, name, seed, f"{setting.count}-{setting.budget:g}-{setting.radii}.run")
     found = measured(model, data, store, setting)
     append({"net": net, "recipe": name, "seed": seed, "radius": ALL[name].radius, **facts, **found}, setting.out)
     print(f"{net} {name} seed {seed}: {found}", flush=True)
@@ -236,10 +237,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=("all", "train"), default="all")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of certification per image")
     parser.add_argument("--count", type=int, default=COUNT, help="test images that are certified")
+    parser.add_argument("--radii", default=",".join(f"{r:g}" for r in RADII), help="the others stay empty")
     parser.add_argument("--workers", type=int, default=1, help="processes of certification")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     parser.add_argument("--no-page", action="store_true", help="leave training.md alone")
     found = parser.parse_args(arguments)
+    if not set(found.radii.split(",")) <= {f"{r:g}" for r in RADII}:
+        parser.error(f"--radii: of {', '.join(f'{r:g}' for r in RADII)}")
     for option, known in (("net", NETS), ("only", ALL)):
         unknown = [name for name in getattr(found, option).split(",") if name not in known]
         if unknown:
@@ -256,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]  # fmt: skip
     setting = Setting(
         given.data, given.work, given.out, given.device, given.minutes, given.steps, given.budget, given.count,
-        given.workers, given.stage,
+        given.workers, given.stage, tuple(float(r) for r in given.radii.split(",")),
     )  # fmt: skip
     setting.work.mkdir(parents=True, exist_ok=True)
     if given.jobs > 1:

@@ -50,7 +50,8 @@ def page(rows: Iterable[Row]) -> str:
 
 def disorder(row: Row) -> list[str]:
     """What of a row contradicts itself: certified beyond attacked, or a constant below its lower bound."""
-    found = [f"certified at {r:g}" for r in RADII if float(row[f"certified_{r:g}"]) > float(row[f"attacked_{r:g}"])]
+    pairs = {r: (row[f"certified_{r:g}"], row[f"attacked_{r:g}"]) for r in RADII}
+    found = [f"certified at {r:g}" for r, (low, high) in pairs.items() if low and float(low) > float(high)]
     return found + ["constant"] * (float(row["constant"]) < float(row["lower"]) * (1.0 - 1e-9))
 
 
@@ -65,25 +66,27 @@ def _budget(rows: list[Row]) -> str:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    head = [
-        "recipe",
-        "seeds",
-        "clean",
-        *(f"l2 {r:g}: **certified** (attacked)" for r in RADII),
-        "L ≥, ≤",
-        "steps",
-        "ms each",
-    ]
+    at = (f"l2 {r:g}: **certified** (attacked)" for r in RADII)
+    head = ["recipe", "seeds", "images", "clean, of these", "clean, of all", *at, "L ≥, ≤", "steps", "ms each"]
     body = []
     for name, recipe in ALL.items():
         own = [row for row in rows if row["recipe"] == name]
         if own:
-            shares = [f"**{_spread(own, f'certified_{r:g}')}** ({_mean(own, f'attacked_{r:g}'):.1f})" for r in RADII]
+            shares = [_shares(own, f"{r:g}") for r in RADII]
             constants = f"{_mean(own, 'lower'):.3g}, {_mean(own, 'constant'):.3g}"
             clean, each = _spread(own, "clean", 2), f"{_mean(own, 'step_ms'):.1f}"
             steps = f"{_mean(own, 'steps'):.0f}"
-            body.append([recipe.title, str(len(own)), clean, *shares, constants, steps, each])
+            images = "/".join(sorted({str(row["images"]) for row in own}))
+            these = _spread(own, "clean_first")
+            body.append([recipe.title, str(len(own)), images, these, clean, *shares, constants, steps, each])
     return table(head, body)
+
+
+def _shares(rows: list[Row], radius: str) -> str:
+    own = [row for row in rows if row[f"certified_{radius}"]]
+    if not own:
+        return "–"
+    return f"**{_spread(own, f'certified_{radius}')}** ({_mean(own, f'attacked_{radius}'):.1f})"
 
 
 def _mean(rows: list[Row], name: str) -> float:

@@ -132,9 +132,10 @@ def test_the_radius_grows_as_the_schedule_says() -> None:
         assert bool(torch.isfinite(own(x, y)))
         found.append(own.reach)
     assert found == [0.0, 0.5, 1.0]
+    own(x, y)
+    own(x, y)
     with pytest.raises(lipcert.InputError, match=r"schedule\(6\) must be a share"):
-        for _ in range(3):
-            own(x, y)
+        own(x, y)
     with pytest.raises(lipcert.InputError, match="takes the place of warm_up"):
         MarginLoss(small(), IMAGE, radius=2.0, warm_up=5, schedule=lambda call: 1.0)
     with pytest.raises(lipcert.InputError, match="warm_up"):
