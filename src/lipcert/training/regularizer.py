@@ -91,10 +91,11 @@ class LipschitzRegularizer:
                 raise InputError(f"{name} must be a whole number of at least 1, not {number!r}.")
         pair = _pair(norm)
         live = Live.of(model, example)
-        network, self._select = live.network, select
+        network = live.network
+        self._select: Tensor | None = None
         if select is not None:
             require_select(select, size(network.out_shape))
-            rows = select.detach().to("cpu", torch.float64).clone()
+            self._select = rows = select.detach().to("cpu", torch.float64).clone()
             shapes = network.out_shape, (1, len(rows))
             network = then(network, Dense((rows,), *shapes, math.inf, sources=(Fixed(rows),)))
         search: Search
