@@ -68,7 +68,7 @@ class LocalEngine:
         elif torch.cuda.is_available():
             raise EngineError(
                 "workers > 1 fork this process, and PyTorch's gradients cannot be used in a fork where it sees a GPU. "
-                "Start Python with CUDA_VISIBLE_DEVICES= (empty), or use one worker with device='cuda', or engine='ray'."
+                "Start Python with CUDA_VISIBLE_DEVICES= (empty), or use one worker, or engine='ray'."
             )
         else:
             yield from _Pool(decider, batches, self.workers).run()
