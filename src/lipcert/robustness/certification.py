@@ -15,6 +15,7 @@ import numpy as np
 from lipcert.arguments import real
 from lipcert.capture.load import Model
 from lipcert.errors import CertificateError, InputError, StoreError
+from lipcert.markup import tag
 from lipcert.robustness.checks import Facts
 from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, arithmetic_of
@@ -137,6 +138,9 @@ class Certification(Sequence[Row]):
 
     def __str__(self) -> str:
         return self.table()
+
+    def _repr_html_(self) -> str:
+        return tag("pre", self.table())
 
     def table(self, rows: int = 0) -> str:
         """Accuracies by radius, what decided, and as many rows of single examples as asked for.
