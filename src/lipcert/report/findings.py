@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lipcert.markup import table, tag
 from lipcert.result import Bound, Comparison, LowerBound
 from lipcert.robustness.certification import Certification
 
@@ -82,6 +83,15 @@ class LayerTable:
     lower: float | None = None
     sdp: float | None = None
     form: float | None = None
+
+    def _repr_html_(self) -> str:
+        head = ("layer", "kind", "factor", "stretch", "lost, %")
+        rows = [
+            (v.label, v.kind, f"{v.constant:.6g}", "" if v.stretch is None else f"{v.stretch:.6g}",
+             "" if v.share is None else f"{100 * v.share:.1f}")
+            for v in self.layers
+        ]  # fmt: skip
+        return tag("div", table(tag("b", f"product of layer constants {self.product:.7g}"), head, rows))
 
 
 @dataclass(frozen=True, eq=False)

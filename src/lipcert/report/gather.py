@@ -16,6 +16,7 @@ from lipcert.arguments import budget_of, device_of, generator_of
 from lipcert.capture.load import Model
 from lipcert.domain import Ball, Domain
 from lipcert.errors import LipcertError
+from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Run
 from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
@@ -24,7 +25,7 @@ from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.ops.registry import supported_ops
 from lipcert.ranges.build import Ranges
-from lipcert.report.findings import Findings, Part
+from lipcert.report.findings import Findings, LayerTable, Part
 from lipcert.report.layers import layer_table
 from lipcert.result import Bound, Comparison, LowerBound
 
@@ -129,6 +130,29 @@ def _explained(findings: Findings, problem: Problem, wanted: Wanted, remarks: li
     return replace(findings, table=table, nodes=_parts(problem, constants))
 
 
+def layers(
+    model: Model, example_input: Tensor, norm: tuple[float, float] = (2, 2), domain: Domain = None,
+    lower: LowerBound | None = None, budget: float = 20.0, seed: int = 0,
+) -> LayerTable:  # fmt: skip
+    """Where the looseness of a bound comes from, layer by layer: the table of a report, to print or to plot.
+
+    Args:
+        model, example_input, domain, seed: as for ``lipcert.bound``.
+        norm: (p, p).
+        lower: what shares are measured against; None: found here.
+        budget: seconds for the layers' norms, for LipSDP's multipliers, and for the lower bound.
+
+    Raises:
+        LipcertError: as ``lipcert.bound``; norms that differ, which no product of layer constants has.
+    """
+    problem, wanted = problem_of(model, example_input, norm, domain, None), Wanted(budget=budget, seed=seed)
+    if lower is None:
+        lower = lower_bound(model, example_input, norm, domain, budget=budget, seed=seed)
+    AutoLip().require_norm(problem.norm)
+    with ordinary():
+        return layer_table(problem, lower, _with_multipliers(None, problem, wanted), _run(wanted))
+
+
 def _run(wanted: Wanted) -> Run:
     """Circumstances that start now."""
     return Run(generator_of(wanted.seed), device_of(None), budget_of(wanted.budget))
@@ -140,9 +164,9 @@ def _better(bound: Bound, other: Bound) -> Bound:
     return best if best.guarantee == "rigorous" or best is bound is other else replace(best, delta=delta)
 
 
-def _with_multipliers(bound: Bound, problem: Problem, wanted: Wanted) -> Bound | None:
+def _with_multipliers(bound: Bound | None, problem: Problem, wanted: Wanted) -> Bound | None:
     """A Bound of LipSDP: the one that is shown, or one for the table alone."""
-    if bound.certificate is not None and bound.certificate.kind == "quadratic":
+    if bound is not None and bound.certificate is not None and bound.certificate.kind == "quadratic":
         return bound
     if problem.norm != (2.0, 2.0):
         return None

@@ -72,7 +72,16 @@ def layers(findings: Findings) -> Markup | None:
             "“Given away” says which part of bound² − witness² LipSDP's inequality of the layer leaves unused at the "
             f"witness; {100 * found.form:.1f} % belong to no layer: another direction would be worse for the form."
         )
-    head = ("layer", "kind", "factor", "stretch of witness", "lost", "multipliers", "given away", "singular values")
+    head: tuple[str, ...] = (
+        "layer",
+        "kind",
+        "factor",
+        "stretch of witness",
+        "lost",
+        "multipliers",
+        "given away",
+        "singular values",
+    )
     rows = [_layer(layer) for layer in found.layers[:LAYERS]]
     filled = [k for k, _ in enumerate(head) if any(row[k] != "" for row in rows) and (k != GIVEN or given)]
     head, rows = tuple(head[k] for k in filled), [[row[k] for k in filled] for row in rows]
