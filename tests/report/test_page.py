@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from dataclasses import replace
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
@@ -17,6 +21,7 @@ import lipcert
 from lipcert.cli.main import app
 from lipcert.markup import tag
 from lipcert.report import Findings, Wanted, gather, page
+from lipcert.report.digits import at_least, at_most
 from tests.zoo import mlp
 
 NAME = '<script>alert("1")</script>'
@@ -92,8 +97,8 @@ def test_names_of_a_model_are_text(findings: Findings) -> None:
 def test_it_says_what_was_found(findings: Findings) -> None:
     words = Reader(page(findings)).words
     assert findings.lower is not None
-    for value in (findings.bound.value, findings.lower.value):
-        assert f"{value:.7g}" in words
+    assert at_most(findings.bound.value) in words
+    assert at_least(findings.lower.value) in words
     assert findings.bound.guarantee in words
     assert "inner.0" in words
 
@@ -123,7 +128,7 @@ def test_the_hash_is_that_of_the_saved_certificate(findings: Findings, tmp_path:
 def test_a_bound_alone_has_a_page(tmp_path: Path) -> None:
     bound = lipcert.bound(mlp([3, 4, 2]), torch.zeros(1, 3), method="autolip")
     bound.report(tmp_path / "r.html")
-    assert f"{bound.value:.7g}" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert at_most(bound.value) in (tmp_path / "r.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
@@ -163,6 +168,34 @@ def test_every_result_shows_itself_in_a_notebook(findings: Findings) -> None:
         shown = Reader(result._repr_html_())  # type: ignore[union-attr]
         assert not shown.open
         assert shown.words
+
+
+@given(st.floats(allow_nan=False))
+def test_printed_digits_hold_of_what_is_claimed(value: float) -> None:
+    if math.isfinite(value):
+        for digits in (4, 7):
+            assert Fraction(at_least(value, digits)) <= Fraction(value) <= Fraction(at_most(value, digits))
+    else:
+        assert at_most(value) == ("∞" if value > 0 else "−∞")
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    model, x, place = mlp([3, 4, 2]), torch.zeros(1, 3), tmp_path / "r.html"
+    ball, select = lipcert.Ball(torch.zeros(3), 0.1), torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    bound = lipcert.bound(model, x, method="autolip", domain=ball, select=select)
+    everywhere = lipcert.lower_bound(model, x, budget=0.2)
+    with pytest.raises(lipcert.InputError, match="larger domain"):
+        bound.report(place, lower=everywhere)
+    with pytest.raises(lipcert.NumericsError, match="lies above"):
+        replace(bound, value=1e-3, domain=None).report(place, lower=everywhere)
+    with pytest.raises(lipcert.InputError, match="of network"):
+        bound.report(place, mlp([3, 4, 2], seed=1), x, lower_budget=0.1)
+    lipcert.bound(model, x, method="autolip").save(tmp_path / "other.lipcert")
+    with pytest.raises(lipcert.InputError, match="not this bound's"):
+        bound.report(place, certificate=tmp_path / "other.lipcert")
+    assert not place.exists()
+    bound.report(place, model, x, lower_budget=0.1, budget=1)  # its domain and its outputs are those of the bound
+    assert "linf ball" in place.read_text(encoding="utf-8")
 
 
 def test_text_that_hides_is_shown_by_number() -> None:

@@ -27,7 +27,7 @@ from lipcert.cli.common import (
     finite,
     guard,
 )
-from lipcert.cli.load import load, parse_domain, parse_norm
+from lipcert.cli.load import find_model, load, parse_domain, parse_norm
 from lipcert.errors import InputError
 from lipcert.report.gather import Wanted, gather
 from lipcert.report.write import require_place, write
@@ -49,7 +49,7 @@ def report(
         str | None, typer.Option("--radii", help="a curve of bounds on balls around --ball (or 0): 0.1,0.3,1")
     ] = None,
     certification: Annotated[
-        Path | None, typer.Option("--certification", help="what `lipcert certify --save` wrote")
+        Path | None, typer.Option("--certification", help="what `lipcert certify --save` wrote; it is verified")
     ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="the certificate; the default lies beside the report, as .lipcert")
@@ -71,8 +71,8 @@ def report(
             domain, centre = parse_domain(None, None, None, box), ball
         else:
             domain, centre = parse_domain(ball, radius, p if radius is not None else None, box), ball or "0"
-        run = None if certification is None else Certification.load(certification)
         built, example = load(model, input_shape)
+        run = None if certification is None else Certification.load(certification).verify(find_model(model))
         around = parse_domain(centre, 1.0, p, None)
         wanted = Wanted(
             budget=budget, lower_budget=lower_budget, methods=not quick, radii=curve, seed=seed, progress=not as_json,

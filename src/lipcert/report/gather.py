@@ -14,8 +14,9 @@ from lipcert.api.constants import bound as bound_of
 from lipcert.api.constants import compare, lower_bound
 from lipcert.arguments import budget_of, device_of, generator_of
 from lipcert.capture.load import Model
+from lipcert.certificates.bound import Certificate
 from lipcert.domain import Ball, Domain
-from lipcert.errors import LipcertError
+from lipcert.errors import InputError, LipcertError
 from lipcert.methods.autolip import AutoLip
 from lipcert.methods.base import Run
 from lipcert.methods.lipsdp import LipSDP
@@ -76,17 +77,16 @@ def gather(
     Raises:
         LipcertError: as ``lipcert.bound``; what fails beside it becomes a remark of the report.
     """
-    common: dict[str, Any] = {"norm": norm, "domain": domain, "anchor": anchor, "seed": wanted.seed}
-    common["progress"] = wanted.progress
+    common: dict[str, Any] = {
+        "norm": norm, "domain": domain, "anchor": anchor, "seed": wanted.seed, "progress": wanted.progress,
+        "select": None if bound is None else bound.select,
+    }  # fmt: skip
     remarks: list[str] = []
     given = bound is not None
     if bound is None:
         bound = bound_of(model, example_input, budget=wanted.budget, **common)
     if comparison is None and wanted.methods:
-        comparison = compare(
-            model, example_input, budget=wanted.budget, lower_budget=wanted.lower_budget if lower is None else 0.0,
-            **common,
-        )  # fmt: skip
+        comparison = compare(model, example_input, budget=wanted.budget, lower_budget=wanted.lower_budget, **common)
     if lower is None and comparison is not None:
         lower = comparison.lower
     if lower is None:
@@ -100,6 +100,11 @@ def gather(
         bound = _better(bound, again)  # one method had more time than ``auto`` gave it
     findings = Findings(bound, lower=lower, comparison=comparison)
     problem = problem_of(model, example_input, norm, domain, bound.select, anchor)
+    if isinstance(bound.certificate, Certificate) and bound.certificate.fingerprint != problem.model.fingerprint:
+        raise InputError(
+            f"the bound is of network {bound.certificate.fingerprint[:12]}…, the model given is "
+            f"{problem.model.fingerprint[:12]}…: give the model that the bound is of, as it was."
+        )
     with ordinary():
         findings = _explained(findings, problem, wanted, remarks, given)
     curve: list[tuple[float, Bound]] = []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lipcert.markup import Markup, joined, table, tag
 from lipcert.report.charts import scrolled
+from lipcert.report.digits import at_least, at_most
 from lipcert.report.findings import Part
 
 #: Nodes up to which there is a picture, and rows of the table.
@@ -19,7 +20,7 @@ def graph(nodes: Sequence[Part]) -> Markup:
     shown = nodes[:LISTED]
     rows = [[
         tag("b", node.label), node.kind, "×".join(map(str, node.shape[1:] or node.shape)),
-        ", ".join(str(p) for p in node.parents), "" if node.constant is None else f"{node.constant:.6g}",
+        ", ".join(str(p) for p in node.parents), "" if node.constant is None else at_most(node.constant, 6),
         between(node.low, node.high), node.rule or node.line,
     ] for node in shown]  # fmt: skip
     head = ("node", "kind", "shape", "reads", "constant", "value lies in", "rule")
@@ -35,7 +36,7 @@ def between(low: float, high: float) -> str:
     """An interval, in words where nothing is known."""
     if low == -math.inf and high == math.inf:
         return "unbounded"
-    return f"{'−∞' if low == -math.inf else f'{low:.4g}'} … {'∞' if high == math.inf else f'{high:.4g}'}"
+    return f"{at_least(low, 4)} … {at_most(high, 4)}"
 
 
 def _picture(nodes: Sequence[Part]) -> Markup:

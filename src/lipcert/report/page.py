@@ -10,6 +10,7 @@ from pathlib import Path
 from lipcert.certificates.bound import Certificate
 from lipcert.certificates.file import content_of
 from lipcert.markup import Markup, joined, tag
+from lipcert.report.digits import at_least, at_most
 from lipcert.report.findings import Findings
 from lipcert.report.graph import graph
 from lipcert.report.sections import breakdown, curve, layers, methods, ratio, robustness
@@ -64,12 +65,12 @@ def page(findings: Findings) -> str:
 
 def _headline(findings: Findings) -> Markup:
     bound, lower = findings.bound, findings.lower
-    value = f"{bound.value:.7g}"
+    value = at_most(bound.value)
     if bound.log10 is not None and not 0.0 < bound.value < math.inf:
-        value = f"10^{bound.log10:.6g}"
+        value = f"10^{at_most(bound.log10)}"
     cards = [("L ≤", value), ("guarantee", bound.guarantee)]
     if lower is not None:
-        cards.append(("L ≥ (witness)", f"{lower.value:.7g}"))
+        cards.append(("L ≥ (witness)", at_least(lower.value)))
         if times := ratio(bound.value, lower.value):
             cards.append(("bound / lower bound", times))
     cards += [("method", bound.method), ("seconds", f"{bound.seconds:.2f}")]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lipcert.markup import Markup, joined, table, tag
 from lipcert.report.charts import Axis, bar, chart, dots, frame, level, line, scrolled, spark
+from lipcert.report.digits import at_least, at_most
 from lipcert.report.findings import Findings, Layer
 from lipcert.result import Attempt, Bound
 
@@ -21,10 +22,10 @@ def methods(findings: Findings) -> Markup | None:
         return None
     lower = None if findings.lower is None else findings.lower.value
     cells = [[
-        row.method, "none" if row.value is None else f"{row.value:.7g}", ratio(row.value, lower), f"{row.seconds:.2f}",
+        row.method, "none" if row.value is None else at_most(row.value), ratio(row.value, lower), f"{row.seconds:.2f}",
         row.guarantee or "", row.remark,
     ] for row in rows]  # fmt: skip
-    caption = "Bounds by method" + ("." if lower is None else f", beside the lower bound {lower:.7g}.")
+    caption = "Bounds by method" + ("." if lower is None else f", beside the lower bound {at_least(lower)}.")
     head = ("method", "bound", "bound / lower", "seconds", "guarantee", "remark")
     listed = scrolled(table(caption, head, cells, data_sortable=True))
     points = [
@@ -57,7 +58,7 @@ def layers(findings: Findings) -> Markup | None:
     if found is None or not found.layers:
         return None
     several = any(layer.share is not None for layer in found.layers)
-    words = [f"The product of the layers' own constants is {found.product:.6g}."]
+    words = [f"The product of the layers' own constants is {at_most(found.product)}."]
     if several and found.lower is not None:
         words.append(
             f"The lower bound's witness is stretched by {found.lower:.6g} in all. "
@@ -65,7 +66,7 @@ def layers(findings: Findings) -> Markup | None:
             "inside a branch is told where the branch ends."
         )
     if found.sdp is not None:
-        words.append(f"Multipliers are those of LipSDP's bound {found.sdp:.6g}.")
+        words.append(f"Multipliers are those of LipSDP's bound {at_most(found.sdp)}.")
     given = any(abs(layer.slack or 0.0) > 1e-3 for layer in found.layers)  # at a ReLU's slopes nothing is, ever
     if found.form is not None and given:
         words.append(
@@ -99,7 +100,7 @@ def _layer(layer: Layer) -> list[object]:
     return [
         layer.label,
         layer.kind,
-        f"{layer.constant:.6g}",
+        at_most(layer.constant, 6),
         "" if layer.stretch is None else f"{layer.stretch:.6g}",
         _share(layer.share),
         "" if spread is None else f"{spread[0]:.3g} … {spread[1]:.3g} … {spread[2]:.3g}",
@@ -123,7 +124,7 @@ def curve(findings: Findings) -> Markup | None:
     if not found:
         return None
     everywhere = findings.bound if findings.bound.domain is None else None
-    rows = [[f"{radius:.6g}", f"{b.value:.7g}", b.guarantee, b.method, f"{b.seconds:.2f}"] for radius, b in found]
+    rows = [[f"{radius:.6g}", at_most(b.value), b.guarantee, b.method, f"{b.seconds:.2f}"] for radius, b in found]
     head = ("radius", "bound", "guarantee", "method", "seconds")
     listed = scrolled(table("Bounds on balls around one point.", head, rows))
     points = [(radius, b.value) for radius, b in found if math.isfinite(b.value)]
@@ -166,7 +167,7 @@ def breakdown(bound: Bound) -> Markup | None:
     if not bound.breakdown:
         return None
     rows = [
-        [row.label, row.kind, f"{row.constant:.6g}", f"{row.cumulative:.6g}", row.guarantee, row.remark]
+        [row.label, row.kind, at_most(row.constant, 6), at_most(row.cumulative), row.guarantee, row.remark]
         for row in bound.breakdown[:LAYERS]
     ]
     head = ("step", "kind", "constant", "so far", "guarantee", "remark")

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipcert.certificates.file import placed
-from lipcert.errors import InputError
+from lipcert.certificates.bound import Certificate
+from lipcert.certificates.file import content_of, placed
+from lipcert.errors import InputError, NumericsError
 from lipcert.report.findings import Findings
 from lipcert.report.gather import Wanted, gather
 from lipcert.report.page import page
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lipcert.result import Bound
+
+
+#: A lower bound is evaluated in float64: it may lie above the truth by its rounding.
+SLACK = 1e-9
 
 
 def require_place(path: str | Path) -> Path:
@@ -44,11 +49,42 @@ def write(findings: Findings, path: str | Path) -> None:
         InputError: it cannot be written there.
     """
     place = require_place(path)
+    require_consistent(findings)
     content = page(findings).encode()
     try:
         placed(place, content)
     except (OSError, ValueError) as problem:
         raise InputError(f"cannot write the report {path}: {problem}") from problem
+
+
+def require_consistent(findings: Findings) -> None:
+    """A page says of one problem what was found of it.
+
+    Raises:
+        InputError: the lower bound is of other norms, or of more points than the bound; or the file that is named as
+            the bound's certificate is another.
+        NumericsError: the lower bound lies above the bound.
+    """
+    bound, lower = findings.bound, findings.lower
+    if lower is not None:
+        wider = bound.domain is not None and lower.domain is None
+        if lower.norm != bound.norm or wider or (bound.anchor is not None and lower.anchor is None):
+            raise InputError(
+                "the lower bound is of other norms, or of a larger domain than the bound: find it with the norm=, "
+                "domain= and anchor= of the bound."
+            )
+        if not lower.value <= bound.value * (1.0 + SLACK):
+            raise NumericsError(
+                f"the lower bound {lower.value:.9g} lies above the bound {bound.value:.9g}: they are of different "
+                "models, domains or outputs. If they are not, one of them is wrong; please report it."
+            )
+    if findings.certificate and isinstance(bound.certificate, Certificate):
+        try:
+            content = Path(findings.certificate).read_bytes()
+        except (OSError, ValueError) as problem:
+            raise InputError(f"cannot read the certificate {findings.certificate}: {problem}") from problem
+        if content != content_of(bound.certificate):
+            raise InputError(f"{findings.certificate} is not this bound's certificate: write that with bound.save.")
 
 
 def report_of(
