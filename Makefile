@@ -69,8 +69,8 @@ experiments: setup ## the 2018 paper's experiments, into experiments/results (do
 docs: setup ## run the examples of the pages, write docs/constants.md, and build the site, in build/site
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/python docs/make_constants.py
-	$(BIN)/python docs/run_examples.py
-	$(BIN)/python docs/run_notebook.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/run_examples.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/run_notebook.py
 	$(BIN)/python -m docs.make_site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
