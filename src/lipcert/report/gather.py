@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from lipcert.api.common import Anchor, problem_of
+from lipcert.api.common import Anchor, problem_of, reporter
 from lipcert.api.constants import bound as bound_of
 from lipcert.api.constants import compare, lower_bound
 from lipcert.arguments import budget_of, device_of, generator_of
@@ -18,7 +19,7 @@ from lipcert.certificates.bound import Certificate
 from lipcert.domain import Ball, Domain
 from lipcert.errors import InputError, LipcertError
 from lipcert.methods.autolip import AutoLip
-from lipcert.methods.base import Run
+from lipcert.methods.base import Report, Run
 from lipcert.methods.lipsdp import LipSDP
 from lipcert.network.linear import size
 from lipcert.network.origin import module_paths
@@ -105,8 +106,8 @@ def gather(
             f"the bound is of network {bound.certificate.fingerprint[:12]}…, the model given is "
             f"{problem.model.fingerprint[:12]}…: give the model that the bound is of, as it was."
         )
-    with ordinary():
-        findings = _explained(findings, problem, wanted, remarks, given)
+    with ordinary(), reporter(wanted.progress, "layers") as report, torch.random.fork_rng(devices=[]):
+        findings = _explained(findings, problem, wanted, remarks, given, report)
     curve: list[tuple[float, Bound]] = []
     if wanted.radii and wanted.centre is not None:
         balls = [Ball(wanted.centre, radius, wanted.p) for radius in wanted.radii]
@@ -118,17 +119,19 @@ def gather(
     return replace(findings, curve=curve, remarks=tuple(remarks))
 
 
-def _explained(findings: Findings, problem: Problem, wanted: Wanted, remarks: list[str], given: bool) -> Findings:
+def _explained(
+    findings: Findings, problem: Problem, wanted: Wanted, remarks: list[str], given: bool, report: Report
+) -> Findings:
     """With the layers and the graph."""
     table = None
     if problem.norm[0] != problem.norm[1]:
         remarks.append("No table of layers: a product of layer constants needs equal norms on both sides.")
     else:
         try:
-            sdp = _with_multipliers(findings.bound, problem, wanted)
+            sdp = _with_multipliers(findings.bound, problem, _run(wanted, report))
             if sdp is not None and not given:
                 findings = replace(findings, bound=_better(findings.bound, sdp))
-            table = layer_table(problem, findings.lower, sdp, _run(wanted))
+            table = layer_table(problem, findings.lower, sdp, _run(wanted, report))
         except LipcertError as reason:
             remarks.append(f"No table of layers: {reason}")
     constants = {} if table is None else {layer.position: layer.constant for layer in table.layers}
@@ -154,13 +157,13 @@ def layers(
     if lower is None:
         lower = lower_bound(model, example_input, norm, domain, budget=budget, seed=seed)
     AutoLip().require_norm(problem.norm)
-    with ordinary():
-        return layer_table(problem, lower, _with_multipliers(None, problem, wanted), _run(wanted))
+    with ordinary(), torch.random.fork_rng(devices=[]):
+        return layer_table(problem, lower, _with_multipliers(None, problem, _run(wanted)), _run(wanted))
 
 
-def _run(wanted: Wanted) -> Run:
+def _run(wanted: Wanted, report: Report = lambda fraction, text: None) -> Run:
     """Circumstances that start now."""
-    return Run(generator_of(wanted.seed), device_of(None), budget_of(wanted.budget))
+    return Run(generator_of(wanted.seed), device_of(None), budget_of(wanted.budget), report)
 
 
 def _better(bound: Bound, other: Bound) -> Bound:
@@ -169,14 +172,14 @@ def _better(bound: Bound, other: Bound) -> Bound:
     return best if best.guarantee == "rigorous" or best is bound is other else replace(best, delta=delta)
 
 
-def _with_multipliers(bound: Bound | None, problem: Problem, wanted: Wanted) -> Bound | None:
+def _with_multipliers(bound: Bound | None, problem: Problem, run: Run) -> Bound | None:
     """A Bound of LipSDP: the one that is shown, or one for the table alone."""
     if bound is not None and bound.certificate is not None and bound.certificate.kind == "quadratic":
         return bound
     if problem.norm != (2.0, 2.0):
         return None
     try:
-        return LipSDP().own_bound(problem, _run(wanted), Chance())
+        return LipSDP().own_bound(problem, run, Chance())
     except LipcertError:
         return None
 

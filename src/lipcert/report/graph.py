@@ -12,6 +12,8 @@ from lipcert.report.findings import Part
 
 #: Nodes up to which there is a picture, and rows of the table.
 DRAWN, LISTED = 120, 600
+#: Characters that fit into a box.
+FIT = 30
 ROW, WIDE, TALL, EDGE = 46, 240, 30, 60
 
 
@@ -46,7 +48,7 @@ def _picture(nodes: Sequence[Part]) -> Markup:
         for parent in node.parents:
             edges.append(tag("path", class_="edge", d=_edge(parent, k)))
         top = ROW * k + 8
-        label = node.label if len(node.label) <= 34 else node.label[:15] + "…" + node.label[-18:]
+        label = node.label if len(node.label) <= FIT else node.label[: FIT // 2 - 1] + "…" + node.label[-FIT // 2 :]
         boxes.append(tag(
             "a", tag("title", f"node {k}: {node.label}"),
             tag("rect", class_="box", x=EDGE, y=top, width=WIDE, height=TALL, rx=4),

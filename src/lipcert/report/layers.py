@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Singular values that are shown of a map; entries up to which all of them are worked out; entries of the largest map.
 SHOWN, WRITTEN, LARGEST = 16, 1_000_000, 50_000_000
+#: Share of the budget for singular values.
+SPECTRA = 0.5
 
 
 def layer_table(problem: Problem, lower: LowerBound | None, sdp: Bound | None, run: Run) -> LayerTable:
@@ -58,6 +61,7 @@ def layer_table(problem: Problem, lower: LowerBound | None, sdp: Bound | None, r
     stretches = None if lower is None else witnessed(problem, network, lower)
     if stretches is not None:
         layers = _with_shares(layers, rows, network, stretches)
+    run = replace(run, started=time.perf_counter(), budget=SPECTRA * run.budget)  # norms may have used it up
     table = LayerTable(
         tuple(_with_spectrum(layer, network.nodes[layer.position], run) for layer in layers),
         bound.value,
