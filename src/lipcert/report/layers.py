@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lipcert.attack.pushforward import Pair, push
 from lipcert.errors import LipcertError
-from lipcert.increments import Increments
 from lipcert.methods.autolip import AutoLip
 from lipcert.network.graph import AffineNode, Network, Node
 from lipcert.network.linear import LinearMap
@@ -60,7 +59,7 @@ def layer_table(problem: Problem, lower: LowerBound | None, sdp: Bound | None, r
     layers = [Layer(k, row.label, row.kind, row.constant) for k, row in enumerate(rows, start=1)]
     stretches = None if lower is None else witnessed(problem, network, lower)
     if stretches is not None:
-        layers = _with_shares(layers, rows, network, stretches)
+        layers = _with_shares(layers, rows, network, stretches, problem.increments.cuts)
     run = replace(run, started=time.perf_counter(), budget=SPECTRA * run.budget)  # norms may have used it up
     table = LayerTable(
         tuple(_with_spectrum(layer, network.nodes[layer.position], run) for layer in layers),
@@ -105,7 +104,11 @@ def _length(increment: Tensor, p: float) -> float:
 
 
 def _with_shares(
-    layers: list[Layer], rows: tuple[BreakdownRow, ...], network: Network, stretches: list[float]
+    layers: list[Layer],
+    rows: tuple[BreakdownRow, ...],
+    network: Network,
+    stretches: list[float],
+    cuts: tuple[int, ...],
 ) -> list[Layer]:
     constants = [1.0, *(row.cumulative for row in rows)]
     result = [
@@ -117,7 +120,6 @@ def _with_shares(
     if not all(0.0 < c < math.inf for c in constants) or not stretches[-1] > 0.0:
         return result
     whole = math.log(constants[-1] / stretches[-1])
-    cuts = Increments.of(network, None).cuts if not network.refusal else ()
     for before, after in pairwise(cuts):
         if stretches[before] > 0.0 and stretches[after] > 0.0 and whole > 1e-9:
             loss = math.log(constants[after] / constants[before] * stretches[before] / stretches[after])

@@ -12,6 +12,7 @@ from torch import Tensor
 from lipcert.attack.pushforward import Pair, push
 from lipcert.certificates.forms.multipliers import Notation, in_own_units, read_multipliers
 from lipcert.errors import LipcertError
+from lipcert.network.graph import PartNode
 from lipcert.network.relations import BlockCell, Cell
 from lipcert.report.findings import Layer, LayerTable
 from lipcert.result import LowerWitness
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from lipcert.network.origin import Origins
     from lipcert.problem import Problem
     from lipcert.result import Bound, LowerBound
+
+
+#: What float64 may leave of a number that is ≥ 0, as a share of the gap.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,11 @@ class Sdp:
         length = float(direction.norm())
         steep = float(image.norm()) / length if length > 0 else 0.0
         gap = (self.value**2 - steep**2) / 4.0 ** transformed.exponents[-1]
-        if gap > 1e-9 * self.value**2 / 4.0 ** transformed.exponents[-1]:
+        # a loss below 0 is no increment that the form is about
+        if (
+            min((loss for _, loss in losses), default=0.0) >= -ROUNDING * abs(gap) * length**2
+            and gap > 1e-9 * self.value**2 / 4.0 ** transformed.exponents[-1]
+        ):
             for origin, loss in losses:
                 self.slacks[origin].append(loss / length**2 / gap)
 
@@ -108,8 +117,13 @@ class Sdp:
 
 
 def _same(transformed: ScaledIncrements, network: Network) -> bool:
-    """Whether the form is about this network's nodes, one by one."""
+    """Whether the form is about this network's nodes, one by one, and each has an increment of its own.
+
+    Parts of a product have not: only their sum is a value.
+    """
     relations = transformed.increments.relations
+    if any(isinstance(node, PartNode) for node in network.nodes):
+        return False
     return [(r.name, r.shape) for r in relations] == [(n.name, n.shape) for n in network.nodes]
 
 
