@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 import math
 import re
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -200,3 +203,27 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
 
 def test_text_that_hides_is_shown_by_number() -> None:
     assert tag("b", "a\x00\u202eb<\ud800") == "<b>a\\u0000\\u202eb&lt;\\ud800</b>"
+
+
+def test_the_command_with_radii_and_a_certification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report_cli_model.py").write_text(
+        "import torch\nfrom torch import nn\ntorch.manual_seed(0)\nmodel = nn.Sequential(nn.Linear(2, 2)).eval()\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    model = importlib.import_module("report_cli_model").model
+    inputs = torch.randn(4, 2)
+    lipcert.certify(model, inputs, model(inputs).argmax(1), radii=(0.01, 0.1), budget=1).save("run.robust")
+    call = ["report", "report_cli_model:model", "--input-shape", "2", "-o", "r.html", "--quick", "--budget", "1"]
+    call += ["--lower-budget", "0.1", "--radii", "0.1,1", "--json"]
+    done = CliRunner().invoke(app, [*call, "--certification", "run.robust"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["lower_bound"] <= told["bound"]
+    read = Reader(Path("r.html").read_text(encoding="utf-8"))
+    assert {"radius", "robustness"} <= set(read.ids)
+    assert "lipcert verify r.lipcert report_cli_model:model --input-shape 2" in read.words
+    lipcert.verify(told["certificate"], model, torch.zeros(1, 2))
+    refused = CliRunner().invoke(app, [*call[:-3], "--radii", "1,0.1"])
+    assert refused.exit_code == 2
+    assert "--radii" in refused.output
