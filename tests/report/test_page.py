@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
@@ -173,6 +173,7 @@ def test_every_result_shows_itself_in_a_notebook(findings: Findings) -> None:
         assert shown.words
 
 
+@settings(max_examples=30)
 @given(st.floats(allow_nan=False))
 def test_printed_digits_hold_of_what_is_claimed(value: float) -> None:
     if math.isfinite(value):
@@ -199,6 +200,17 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     assert not place.exists()
     bound.report(place, model, x, lower_budget=0.1, budget=1)  # its domain and its outputs are those of the bound
     assert "linf ball" in place.read_text(encoding="utf-8")
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(("scale", "shown"), [(1e40, "10^"), (1e-40, "10^"), (0.0, "L ≤0")])
+def test_what_leaves_the_floats_has_a_page(scale: float, shown: str) -> None:
+    layers = [nn.Linear(3, 3, bias=False, dtype=torch.float64) for _ in range(12)]
+    for layer in layers:
+        layer.weight.data = scale * torch.eye(3, dtype=torch.float64)
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))).eval()
+    wanted = Wanted(budget=0.5, lower_budget=0.1, methods=False)
+    assert shown in Reader(page(gather(model, torch.zeros(1, 3), wanted))).words
 
 
 def test_text_that_hides_is_shown_by_number() -> None:

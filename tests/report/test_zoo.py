@@ -13,7 +13,7 @@ from tests.report.test_page import Reader
 from tests.zoo import ZOO, zoo_case
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["everywhere", "ball", "anchored"])
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_a_page_of_every_network(name: str, where: str) -> None:

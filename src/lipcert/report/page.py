@@ -17,6 +17,8 @@ from lipcert.report.sections import breakdown, curve, layers, methods, ratio, ro
 from lipcert.report.style import POLICY, SCRIPT, STYLE
 from lipcert.result import Bound, place
 
+#: Values up to this are shown by their logarithm: digits are lost below.
+LEAST = 1e-300
 #: What each guarantee means, in a sentence.
 MEANS = {
     "rigorous": "Rigorous: the check accounts for its own rounding.",
@@ -66,7 +68,7 @@ def page(findings: Findings) -> str:
 def _headline(findings: Findings) -> Markup:
     bound, lower = findings.bound, findings.lower
     value = at_most(bound.value)
-    if bound.log10 is not None and not 0.0 < bound.value < math.inf:
+    if bound.log10 is not None and math.isfinite(bound.log10) and not LEAST < bound.value < math.inf:
         value = f"10^{at_most(bound.log10)}"
     cards = [("L ≤", value), ("guarantee", bound.guarantee)]
     if lower is not None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: What float64 may leave of a number that is ≥ 0, as a share of the gap.
 ROUNDING = 1e-6
+#: Powers of two up to which the units of a form are worked with.
+MODERATE = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,8 @@ class Sdp:
             multipliers[cell.origin].append(held[cell.node][0])
         found = cls(bound.value, multipliers, defaultdict(list))
         network = problem.expanded if problem.is_expanded else problem.network
-        if lower is not None and isinstance(lower.witness, LowerWitness) and _same(transformed, network):
+        moderate = max(map(abs, transformed.exponents)) < MODERATE  # squares of what is shown stay in float64
+        if moderate and lower is not None and isinstance(lower.witness, LowerWitness) and _same(transformed, network):
             found._look(transformed, network, held, lower.witness)
         return found
 
