@@ -114,6 +114,15 @@ def test_the_page_in_a_browser(browser: Browser, file: Path) -> None:
     sort = "return document.querySelectorAll('#methods thead th')[3].getAttribute('aria-sort')"
     assert browser.run(sort) == "descending"
 
+    # shares are sorted as numbers, and layers without one come last
+    heads = "Array.from(document.querySelectorAll('#layers thead button'))"
+    lost = f"{heads}.findIndex(b => b.textContent === 'lost')"
+    cells = f"Array.from(document.querySelectorAll('#layers tbody tr')).map(r => r.cells[{lost}].textContent)"
+    shares = browser.run(f"{heads}[{lost}].click(); return {cells}")
+    told = [float(share.removesuffix(" %")) for share in shares if share]
+    assert told == sorted(told)
+    assert all(shares[: len(told)])
+
     # a box of the graph leads to its row
     browser.run("document.querySelectorAll('svg.tree a')[2].dispatchEvent(new MouseEvent('click', {bubbles: true}))")
     assert browser.run("return location.hash") == "#node-2"

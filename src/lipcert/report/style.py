@@ -58,9 +58,9 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+      const value = (row) => row.cells[column].textContent;
       const order = (a, b) => {
-        const [x, y] = [value(a), value(b)], [m, n] = [Number(x || NaN), Number(y || NaN)];
+        const [x, y] = [value(a), value(b)], [m, n] = [parseFloat(x), parseFloat(y)];
         if (Number.isNaN(m) || Number.isNaN(n)) {
           return Number.isNaN(m) && Number.isNaN(n) ? x.localeCompare(y) : Number.isNaN(m) ? 1 : -1;
         }
