@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lipcert
-from lipcert.training import MarginLoss, certified_accuracy
+from lipcert.training import LipschitzRegularizer, MarginLoss, certified_accuracy
 from lipcert.training.live import Live
 from lipcert.training.margin_loss import Kind
 from lipcert.training.pairs import Pairs
@@ -179,6 +179,24 @@ def test_autocast_and_compilation_leave_the_loss_as_it_is(kind: Kind) -> None:
     assert values[2] == pytest.approx(values[0], rel=1e-4)
     for g in gradients[1:]:
         assert torch.nn.functional.cosine_similarity(g.flatten(), gradients[0].flatten(), dim=0) > 0.97
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["mixed", "gloro", "crm", "penalty"])
+def test_on_a_gpu_it_is_the_same(kind: str) -> None:
+    values = []
+    for device in ("cpu", "cuda"):
+        model = small().to(device)
+        x, y = (t.to(device) for t in batch(0))
+        if kind == "penalty":
+            value = LipschitzRegularizer(model, IMAGE.to(device), penalty="value", passes=200)()
+        else:
+            value = MarginLoss(model, IMAGE.to(device), kind, radius=0.3, warm_up=0)(x, y)  # type: ignore[arg-type]
+        value.backward()
+        assert value.device.type == device
+        assert model[4].weight.grad is not None
+        values.append(value.item())
+    assert values[1] == pytest.approx(values[0], rel=2e-2)  # the noise of the attack is another
 
 
 def test_bad_models_and_steps_are_named() -> None:
