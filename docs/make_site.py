@@ -19,6 +19,7 @@ SHOWN = {
     "docs": ("*.md", "api/*.md", "*.css", "trusted.txt"),
     "benchmarks": ("*.md", "*.png"),
     "experiments/results": ("*.md", "*.png"),
+    "experiments": ("training.md", "training.py"),
     "examples": ("*.py", "*.ipynb"),
 }
 
