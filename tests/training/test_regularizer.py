@@ -366,6 +366,7 @@ def test_lipsdp_between_other_norms(norm: tuple[float, float]) -> None:
     assert float((weight.grad * direction).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_selection_is_followed_and_certified(method: str) -> None:
     model = small()
