@@ -35,6 +35,7 @@ from lipcert.cli.common import (
     norm_json,
 )
 from lipcert.cli.load import load, parse_domain, parse_norm
+from lipcert.digits import at_most
 from lipcert.errors import InputError
 from lipcert.result import Bound
 
@@ -264,8 +265,8 @@ def _print(result: Bound) -> None:
         table.add_row(
             escape(row.name),
             row.kind,
-            f"{row.constant:.6g}",
-            f"{row.cumulative:.6g}",
+            at_most(row.constant, 6),
+            at_most(row.cumulative, 6),
             row.guarantee,
             escape(row.remark),
         )

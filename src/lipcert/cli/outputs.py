@@ -32,6 +32,7 @@ from lipcert.cli.common import (
     guard,
 )
 from lipcert.cli.load import load, parse_domain, read_array
+from lipcert.digits import at_least, at_most
 from lipcert.errors import InputError
 from lipcert.result import OutputBound
 
@@ -145,7 +146,9 @@ def _not_proved(result: OutputBound, names: list[str], above: float | None, belo
 
 
 def _known(sign: str, end: float) -> str:
-    return f"known: {sign} {end:.7g}" if math.isfinite(end) else "nothing is known"
+    if not math.isfinite(end):
+        return "nothing is known"
+    return f"known: {sign} {at_least(end) if sign == '≥' else at_most(end)}"
 
 
 def _number(value: float | None) -> Any:
@@ -158,5 +161,5 @@ def _print(result: OutputBound, names: list[str]) -> None:
         return
     table = Table("", "at least", "at most")
     for name, low, high in zip(names, result.lower.tolist(), result.upper.tolist(), strict=True):
-        table.add_row(name, *(f"{end:.7g}" if math.isfinite(end) else "" for end in (low, high)))
+        table.add_row(name, at_least(low) if low > -math.inf else "", at_most(high) if high < math.inf else "")
     console.print(table)
