@@ -89,7 +89,9 @@ class Builder:
     def reference(self, value: Value) -> fx.Node:
         """The node of the graph that gives a value."""
         if value not in self._nodes:
-            stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in self._names.get(value, ""))[:80].strip("_")
+            stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in self._names.get(value, ""))[:80].strip(
+                "_"
+            )
             stem = stem if stem and not stem[0].isdigit() else f"c_{stem}"
             name = stem
             number = 0
@@ -138,8 +140,8 @@ class Builder:
             raise CaptureError(f"{place}: its shape cannot be told ({_first_line(problem)}).") from problem
         except Exception as problem:
             raise CaptureError(
-                f"{place} does not take these arguments ({_first_line(problem)}): the file is damaged, no valid ONNX, or "
-                "the input shape does not fit it."
+                f"{place} does not take these arguments ({_first_line(problem)}): the file is damaged, no valid ONNX, "
+                "or the input shape does not fit it."
             ) from problem
         if not varies and not any(v.floating for v in values):
             return tree_map(lambda t: self.constant(t.contiguous()), result)

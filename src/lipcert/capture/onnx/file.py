@@ -54,10 +54,10 @@ def parsed(path: Path) -> Any:
         length = path.stat().st_size
         content = path.read_bytes() if length <= FILE_BYTES and path.is_file() else None
     except OSError as problem:
-        raise CaptureError(f"cannot read {path}: {problem.strerror or problem}.") from problem
+        raise CaptureError(f"cannot load {path}: {problem.strerror or problem}.") from problem
     if content is None:
         raise CaptureError(
-            f"cannot read {path}: an ONNX model is one file of less than 2 GiB; larger weights go into a file beside "
+            f"cannot load {path}: an ONNX model is one file of less than 2 GiB; larger weights go into a file beside "
             "it (onnx.save(..., save_as_external_data=True))."
         )
     model = onnx.ModelProto()
@@ -65,10 +65,13 @@ def parsed(path: Path) -> Any:
         model.ParseFromString(content)
     except Exception as problem:
         raise CaptureError(
-            f"{path} is no ONNX model, or truncated: it cannot be parsed ({str(problem)[:120]}). Export it again."
+            f"cannot load {path}: it is no ONNX model, or truncated: it cannot be parsed "
+            f"({str(problem)[:120]}). Export it again."
         ) from problem
     if not model.HasField("graph") or not model.graph.output:
-        raise CaptureError(f"{path} is no ONNX model, or truncated: it holds no graph with an output. Export it again.")
+        raise CaptureError(
+            f"cannot load {path}: it is no ONNX model, or truncated: it holds no graph with an output. Export it again."
+        )
     return model
 
 
@@ -80,7 +83,9 @@ def torch_type(place: str, number: int) -> torch.dtype:
     """
     if number not in _TYPES:
         kind = _NAMES.get(number, f"number {number}")
-        raise CaptureError(f"{place} has element type {kind}, which lipcert does not read. Export it in floating point.")
+        raise CaptureError(
+            f"{place} has element type {kind}, which lipcert does not read. Export it in floating point."
+        )
     return _TYPES[number][1]
 
 

@@ -91,8 +91,8 @@ def _compare(found: Tensor, module: fx.GraphModule, double: fx.GraphModule, poin
         high: Tensor = double(point.double())
         if found.numel() != high.numel():
             raise CaptureError(
-                f"onnxruntime gives an output of shape {tuple(found.shape)}, lipcert one of {tuple(high.shape)}: this is a "
-                "bug in lipcert, or in the file; no bound is given."
+                f"onnxruntime gives an output of shape {tuple(found.shape)}, lipcert one of {tuple(high.shape)}: this "
+                "is a bug in lipcert, or in the file; no bound is given."
             )
         found = found.reshape(high.shape)
         if not bool(high.isfinite().all()) or not bool(found.isfinite().all()) or not high.numel():
@@ -104,8 +104,8 @@ def _compare(found: Tensor, module: fx.GraphModule, double: fx.GraphModule, poin
             return
     raise CaptureError(
         f"self-check failed: onnxruntime and lipcert differ by {difference:.3g} on a random input (values up to "
-        f"{float(high.abs().max()):.3g}). This is a bug in lipcert or in onnxruntime, or far larger values cancel, so that "
-        "floats do not tell; no bound is given."
+        f"{float(high.abs().max()):.3g}). This is a bug in lipcert or in onnxruntime, or far larger values cancel, "
+        "so that floats do not tell; no bound is given."
     )
 
 

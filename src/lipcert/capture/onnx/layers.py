@@ -83,7 +83,9 @@ def _conv_transpose(build: Builder, node: OnnxNode, x: Value, weight: Value, bia
 def _spatial(node: OnnxNode, x: Value, weight: Value) -> int:
     spatial = weight.rank - 2
     if not 1 <= spatial <= 3 or x.rank != weight.rank:
-        raise node.unsupported(f"a convolution of shape {x.shape} with a weight of shape {weight.shape}; 1-d to 3-d is.")
+        raise node.unsupported(
+            f"a convolution of shape {x.shape} with a weight of shape {weight.shape}; 1-d to 3-d is."
+        )
     return spatial
 
 

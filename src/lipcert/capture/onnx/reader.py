@@ -61,8 +61,8 @@ class Graph:
             for name in node.input:
                 if name and name not in made:
                     raise CaptureError(
-                        f"ONNX {place} reads {name[:120]!r}, which nothing before it makes: it is missing, or the graph "
-                        "has a cycle or is out of order. The file is damaged, or no valid ONNX."
+                        f"ONNX {place} reads {name[:120]!r}, which nothing before it makes: it is missing, or the "
+                        "graph has a cycle or is out of order. The file is damaged, or no valid ONNX."
                     )
             for name in node.output:
                 if name and name in made:
@@ -136,6 +136,7 @@ def _module(
     scope = {graph.inputs[0].name: build.reshaped(x, reading.declared)}
     functions = {(f.domain, f.name) for f in model.functions}
     found = _translated(build, graph, [name], scope, version, functions)[name]
+    assert found is not None
     batched = bool(found.rank) and found.shape[0] == reading.declared[0]
     build.at = None
     if not found.floating:
@@ -167,12 +168,12 @@ def _translated(
         if node.domain not in _OWN_DOMAINS or (node.domain, node.op) in functions:
             advice = " (onnx.inliner.inline_local_functions)" if (node.domain, node.op) in functions else ""
             raise node.unsupported(
-                f"it is of the domain {node.domain[:80]!r}, whose operators lipcert does not know. Export the model with "
-                f"ONNX's own operators{advice}."
+                f"it is of the domain {node.domain[:80]!r}, whose operators lipcert does not know. Export the model "
+                f"with ONNX's own operators{advice}."
             )
         inputs = [_present(node, name, scope) if name else None for name in node.inputs]
         if node.op == "If":
-            results = _branch(build, node, inputs, scope, version, functions)
+            results: Sequence[Value | None] = _branch(build, node, inputs, scope, version, functions)
         else:
             results = _applied(build, node, inputs)
         for name, value in zip(node.outputs, results, strict=False):
@@ -247,8 +248,8 @@ def _version(model: Any) -> int:
     found = versions.get("", versions.get("ai.onnx"))
     if found is None or found not in OPERATOR_SETS:
         raise CaptureError(
-            f"the ONNX file uses operator set {found}; lipcert reads {OPERATOR_SETS[0]} to {OPERATOR_SETS[-1]}. Convert "
-            "it with onnx.version_converter.convert_version."
+            f"the ONNX file uses operator set {found}; lipcert reads {OPERATOR_SETS[0]} to {OPERATOR_SETS[-1]}. "
+            "Convert it with onnx.version_converter.convert_version."
         )
     return int(found)
 
@@ -279,8 +280,8 @@ def _input(graph: Graph, shape: Sequence[int] | None) -> tuple[torch.dtype, list
     dtype = torch_type(f"the ONNX input {info.name[:60]!r}", kind.elem_type)
     if not dtype.is_floating_point:
         raise InputError(
-            f"the ONNX input {info.name[:60]!r} holds {str(dtype).removeprefix('torch.')} numbers; a Lipschitz constant "
-            "needs a floating-point input. Export the part of the model behind the conversion."
+            f"the ONNX input {info.name[:60]!r} holds {str(dtype).removeprefix('torch.')} numbers; a Lipschitz "
+            "constant needs a floating-point input. Export the part of the model behind the conversion."
         )
     declared = None
     if kind.HasField("shape"):

@@ -32,7 +32,9 @@ def _gru(
     h: Value | None = None,
 ) -> Any:  # fmt: skip
     if not node.integer("linear_before_reset", 0):
-        raise node.unsupported("it resets the state before multiplying it (linear_before_reset = 0); PyTorch's GRU does not.")
+        raise node.unsupported(
+            "it resets the state before multiplying it (linear_before_reset = 0); PyTorch's GRU does not."
+        )
     order, activations = _GATES["GRU"]
     _require_plain(node, x, lengths, activations)
     return _run(build, node, _aten.gru.input, x, (w, r, b), order, (h,))

@@ -31,7 +31,11 @@ def _reduction(name: str, since: int) -> Any:
     def register(function: Any) -> Any:
         def reduced(build: Builder, node: OnnxNode, x: Value, axes: Value | None = None) -> Any:
             chosen, keep = _axes(build, node, x, axes, since), bool(node.integer("keepdims", 1))
-            return function(build, x, chosen, keep) if chosen else function(build, build.reshaped(x, (*x.shape, 1)), [x.rank], False)
+            return (
+                function(build, x, chosen, keep)
+                if chosen
+                else function(build, build.reshaped(x, (*x.shape, 1)), [x.rank], False)
+            )
 
         translates(name)(reduced)
         return function

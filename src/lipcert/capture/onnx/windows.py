@@ -58,7 +58,10 @@ class Window:
         auto = node.text("auto_pad", "NOTSET")
         if not (len(found) == len(strides) == len(dilations) == spatial and len(pads) == 2 * spatial):
             raise node.wrong("the lengths of its kernel_shape, strides, dilations and pads do not fit its input")
-        if min((*found, *strides, *dilations), default=1) < 1 or max((*found, *strides, *dilations), default=1) > 1 << 24:
+        if (
+            min((*found, *strides, *dilations), default=1) < 1
+            or max((*found, *strides, *dilations), default=1) > 1 << 24
+        ):
             raise node.wrong("its kernel_shape, strides and dilations are no numbers from 1")
         if min(pads, default=0) < 0 or max(pads, default=0) > 1 << 24:
             raise node.wrong("its pads are no numbers from 0")
