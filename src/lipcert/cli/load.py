@@ -45,8 +45,13 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def parse_domain(ball: str | None, radius: float | None, p: str | None, box: tuple[str, str] | None) -> Domain:
+def parse_domain(
+    ball: str | None, radius: float | None, p: str | None, box: tuple[str, str] | None,
+    shape: Sequence[int] | None = None,
+) -> Domain:  # fmt: skip
     """The domain that ``--ball``, ``--radius``, ``--p`` and ``--box`` describe; a ball and a box make an intersection.
+
+    ``shape`` is that of one example: a .vnnlib file has its inputs in a row.
 
     Raises:
         InputError: options that belong together stand alone, a file that cannot be read, or no such domain.
@@ -65,7 +70,7 @@ def parse_domain(ball: str | None, radius: float | None, p: str | None, box: tup
     if any(end.endswith(".vnnlib") for end in box):
         if box[0] != box[1]:
             raise InputError("--box takes the box of a .vnnlib file where both ends name it: --box p.vnnlib p.vnnlib.")
-        inside = read_vnnlib(box[0])
+        inside = read_vnnlib(box[0], shape)
     else:
         inside = Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
     return inside if round_ is None else Intersection(round_, inside)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from lipcert.capture.onnx.file import Tensors
 from lipcert.capture.onnx.limits import Room
-from lipcert.capture.onnx.node import OnnxNode
+from lipcert.capture.onnx.node import OnnxNode, printable
 from lipcert.errors import CaptureError, InputError, LipcertError
 
 _aten = torch.ops.aten
@@ -89,9 +89,9 @@ class Builder:
     def reference(self, value: Value) -> fx.Node:
         """The node of the graph that gives a value."""
         if value not in self._nodes:
-            stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in self._names.get(value, ""))[:80].strip(
-                "_"
-            )
+            stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in printable(self._names.get(value, "")))[
+                :80
+            ].strip("_")
             stem = stem if stem and not stem[0].isdigit() else f"c_{stem}"
             name = stem
             number = 0
@@ -131,7 +131,7 @@ class Builder:
                 if varies:
                     self.room.value(place, one.shape)
                 else:
-                    self.room.constant(place, one.shape, one.element_size())
+                    self._require_room(place, target, values, one)
             if not varies:
                 result = run(None)
         except LipcertError:
@@ -157,6 +157,15 @@ class Builder:
             found.append(self._kept(one, varies, part))
         return tuple(found)
 
+    def _require_room(self, place: str, target: Any, values: Sequence[Value], result: Tensor) -> None:
+        """Room for a constant; a view of its operand takes none."""
+        read = sum(v.tensor.numel() for v in values)
+        schema = getattr(target, "_schema", None)
+        view = schema is not None and any(r.alias_info is not None for r in schema.returns)
+        view = view and result.numel() <= read and all(v.tensor.is_contiguous() for v in values)
+        self.room.own = self.tensors.bytes
+        self.room.constant(place, result.shape, 0 if view else result.element_size(), 0 if view else read)
+
     def _kept(self, tensor: Tensor, varies: bool, node: fx.Node) -> Value:
         value = Value(tensor, varies)
         self._nodes[value] = node
@@ -165,7 +174,7 @@ class Builder:
     def _mark(self, node: fx.Node) -> None:
         """Let the node carry its place in the user's file, as a traced module's calls carry their module."""
         if self.at is not None:
-            node.meta["nn_module_stack"] = {"onnx": (self.at.name[:200], f"onnx.{self.at.op}")}
+            node.meta["nn_module_stack"] = {"onnx": (self.at.name, f"onnx.{printable(self.at.op)}")}
 
     # -- what translations ask ----------------------------------------------------------------------------------
 

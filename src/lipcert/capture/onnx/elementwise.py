@@ -9,7 +9,7 @@ import torch
 
 from lipcert.capture.onnx.build import Builder, Value
 from lipcert.capture.onnx.file import torch_type
-from lipcert.capture.onnx.node import OnnxNode, translates
+from lipcert.capture.onnx.node import OnnxNode, Translation, translates
 
 _aten = torch.ops.aten
 
@@ -34,28 +34,30 @@ _TWO = {
 _MANY = {"Max": _aten.maximum.default, "Min": _aten.minimum.default, "Sum": _aten.add.Tensor}
 
 
-def _plain_ones() -> None:
-    for name, target in _ONE.items():
+def _one(target: Any) -> Translation:
+    def one(build: Builder, node: OnnxNode, x: Value) -> Any:
+        return build(target, x)
 
-        def one(build: Builder, node: OnnxNode, x: Value, target: Any = target) -> Any:
-            return build(target, x)
-
-        translates(name)(one)
-    for name, target in _TWO.items():
-
-        def two(build: Builder, node: OnnxNode, a: Value, b: Value, target: Any = target) -> Any:
-            return build(target, a, b)
-
-        translates(name)(two)
-    for name, target in _MANY.items():
-
-        def many(build: Builder, node: OnnxNode, *values: Value, target: Any = target) -> Any:
-            return reduce(lambda a, b: build(target, a, b), values)
-
-        translates(name)(many)
+    return one
 
 
-_plain_ones()
+def _two(target: Any) -> Translation:
+    def two(build: Builder, node: OnnxNode, a: Value, b: Value) -> Any:
+        return build(target, a, b)
+
+    return two
+
+
+def _many(target: Any) -> Translation:
+    def many(build: Builder, node: OnnxNode, first: Value, *others: Value) -> Any:
+        return reduce(lambda a, b: build(target, a, b), others, first)
+
+    return many
+
+
+for _table, _kind in ((_ONE, _one), (_TWO, _two), (_MANY, _many)):
+    for _name, _target in _table.items():
+        translates(_name)(_kind(_target))
 
 
 @translates("Identity")
@@ -74,9 +76,9 @@ def _dropout(
 
 
 @translates("Mean")
-def _mean(build: Builder, node: OnnxNode, *values: Value) -> Any:
-    total = reduce(lambda a, b: build(_aten.add.Tensor, a, b), values)
-    return build(_aten.div.Tensor, total, build.like(total, float(len(values))))
+def _mean(build: Builder, node: OnnxNode, first: Value, *others: Value) -> Any:
+    total = reduce(lambda a, b: build(_aten.add.Tensor, a, b), others, first)
+    return build(_aten.div.Tensor, total, build.like(total, float(len(others) + 1)))
 
 
 @translates("Div")

@@ -94,7 +94,9 @@ class Tensors:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.bytes = 0  # of the tensors that were read
         self._read: dict[tuple[Path, int, int], bytes] = {}
+        self._shared: dict[tuple[Any, int], Tensor] = {}
         self._sizes: dict[Path, int] = {}
         self._total = 0
 
@@ -113,18 +115,29 @@ class Tensors:
         shape = tuple(int(n) for n in proto.dims)
         if any(n < 0 for n in shape) or proto.HasField("segment"):
             raise CaptureError(f"{place} has shape {shape[:8]}, or is a segment of a tensor: the file is damaged.")
+        if proto.data_location == 1:
+            return self._from_outside(proto, place, shape)
         array = self._array(proto, place, shape)
         if array.size != math.prod(shape):
             raise CaptureError(
                 f"{place} has shape {shape[:8]} but holds {array.size} entries: the file is damaged or truncated."
             )
-        return self._as_torch(array, proto.data_type, place).reshape(shape)
+        return self._as_torch(array, proto.data_type).reshape(shape)
+
+    def _from_outside(self, proto: Any, place: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor in a file of its own; those that share all their bytes are one."""
+        kind = np.dtype(_TYPES[proto.data_type][0])
+        key, raw = self._external(proto, place, math.prod(shape) * kind.itemsize)
+        if (key, proto.data_type) not in self._shared:
+            array = np.frombuffer(raw, "|u1") != 0 if proto.data_type == 9 else np.frombuffer(raw, kind)
+            if proto.data_type == 13 and array.size and int(array.min()) < 0:
+                raise CaptureError(f"{place} holds whole numbers of 2^63 and more, which lipcert does not read.")
+            self._shared[key, proto.data_type] = self._as_torch(array, proto.data_type)
+        return self._shared[key, proto.data_type].reshape(shape)
 
     def _array(self, proto: Any, place: str, shape: tuple[int, ...]) -> Any:
         kind, held = _TYPES[proto.data_type]
-        if proto.data_location == 1:
-            raw = self._external(proto, place, math.prod(shape) * np.dtype(kind).itemsize)
-        elif proto.HasField("raw_data"):
+        if proto.HasField("raw_data"):
             raw = proto.raw_data
         else:
             listed = np.asarray(getattr(proto, _FIELDS.get(proto.data_type, "int32_data")))
@@ -144,9 +157,9 @@ class Tensors:
             raise CaptureError(f"{place} holds whole numbers of 2^63 and more, which lipcert does not read.")
         return found
 
-    @staticmethod
-    def _as_torch(array: Any, number: int, place: str) -> Tensor:
+    def _as_torch(self, array: Any, number: int) -> Tensor:
         held = _TYPES[number][1]
+        self.bytes += array.nbytes
         if held is torch.bfloat16:
             return torch.from_numpy(array.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
         if number in (4, 12):
@@ -156,10 +169,10 @@ class Tensors:
     def external(self, proto: Any) -> bytes:
         """The bytes of a tensor that lies in a file of its own; errors as ``tensor``."""
         itemsize = np.dtype(_TYPES[proto.data_type][0]).itemsize
-        return self._external(proto, f"ONNX tensor {proto.name[:120]!r}", math.prod(proto.dims) * itemsize)
+        return self._external(proto, f"ONNX tensor {proto.name[:120]!r}", math.prod(proto.dims) * itemsize)[1]
 
-    def _external(self, proto: Any, place: str, length: int) -> bytes:
-        """The bytes of a tensor that lies in a file of its own.
+    def _external(self, proto: Any, place: str, length: int) -> tuple[Any, bytes]:
+        """Where a tensor lies that has a file of its own, and its bytes.
 
         What is read is in all no more than the sizes of the files, each once: tensors that share bytes in another way
         than as the same tensor are refused, or a small file would fill any memory.
@@ -187,7 +200,7 @@ class Tensors:
                 self._read[key] = file.read(length)
         if len(self._read[key]) != length:
             raise CaptureError(f"{place}: {path.name} ends before its data does.")
-        return self._read[key]
+        return key, self._read[key]
 
     def _inside(self, location: str, place: str) -> Path:
         """The path of an external file, if it is one inside the folder, links followed."""

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from lipcert.errors import CaptureError
 
-#: Bytes of all constants that are computed while a file is read; its own tensors are as large as their files.
+#: Bytes of all constants that are computed while a file is read, beyond four times those of its own tensors.
 COMPUTED_BYTES = 1 << 30
+#: Entries of the operands and results of all ops on constants.
+WORK = 1 << 34
 #: Entries of one value that depends on the input, and of all of them together.
 ENTRIES, TOTAL_ENTRIES = 1 << 28, 1 << 30
 #: Nodes, branches of ``If`` included.
@@ -21,19 +23,27 @@ class Room:
     """Counts what has been asked for, before it is allocated."""
 
     def __init__(self) -> None:
-        self.computed = self.entries = self.nodes = 0
+        self.computed = self.work = self.entries = self.nodes = 0
+        self.own = 0
 
-    def constant(self, place: str, shape: Sequence[int], itemsize: int) -> None:
+    def constant(self, place: str, shape: Sequence[int], itemsize: int, read: int = 0) -> None:
         """Room for a constant that is about to be computed.
+
+        Args:
+            place: where.
+            shape, itemsize: of the constant; an item of 0 bytes if nothing is allocated for it.
+            read: entries of the operands that it is computed from.
 
         Raises:
             CaptureError: there is none left.
         """
         self.computed += math.prod(shape) * itemsize
-        if self.computed > COMPUTED_BYTES:
+        self.work += read + math.prod(shape)
+        if self.computed > COMPUTED_BYTES + 4 * self.own or self.work > WORK + 64 * self.own:
             raise CaptureError(
                 f"{place}: a constant of shape {shown(shape)} takes what the file computes from constants over "
-                f"{COMPUTED_BYTES >> 20} MiB. No more is allocated for a file; store the result as an initializer."
+                f"{COMPUTED_BYTES >> 20} MiB and four times its own tensors, or its computation over {WORK} entries. "
+                "No more is done for a file; store the result as an initializer."
             )
 
     def value(self, place: str, shape: Sequence[int]) -> None:

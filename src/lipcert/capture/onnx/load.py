@@ -24,8 +24,8 @@ def load_onnx(path: str | Path, input_shape: Sequence[int] | None = None, output
 
     Args:
         path: of a file of operator sets 8 to 28. Tensors may lie in other files of its own folder, and are read from
-            nowhere else. What may be asked for is limited: 1 GiB of constants computed from constants, 2^28 entries of
-            one value and 2^30 of all together, 100 000 nodes.
+            nowhere else. What may be asked for is limited: constants that are computed take up to 1 GiB and four times
+            the file's own tensors, a value up to 2^28 entries, all together 2^30, and nodes are up to 100 000.
         input_shape: of one example, without batch dimension; needed where the file has dynamic axes.
         output: which one, by name; needed where the file has several.
 

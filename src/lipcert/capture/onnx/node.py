@@ -24,7 +24,7 @@ class OnnxNode:
 
     def __init__(self, proto: Any, number: int, version: int) -> None:
         self.op: str = proto.op_type
-        self.name: str = proto.name or f"{proto.op_type}_{number}"
+        self.name: str = printable(proto.name or f"{proto.op_type}_{number}")
         self.version = version
         self.inputs, self.outputs = list(proto.input), list(proto.output)
         self.domain: str = proto.domain
@@ -34,7 +34,7 @@ class OnnxNode:
             raise self.wrong("an attribute occurs twice")
 
     def __str__(self) -> str:
-        return f"node '{self.name[:200]}' ({self.op[:80]})"
+        return f"node '{self.name}' ({printable(self.op)})"
 
     # -- errors -------------------------------------------------------------------------------------------------
 
@@ -139,6 +139,15 @@ class OnnxNode:
         if len(set(found)) != len(found):
             raise self.wrong(f"its axes {list(values)[:8]} name one twice")
         return found
+
+
+def printable(name: str | bytes) -> str:
+    """A name out of a file for a message: of moderate length, without control characters.
+
+    Protobuf gives a name that is no text as bytes.
+    """
+    text = name if isinstance(name, str) else name.decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 #: (builder, node, inputs) → the output, or outputs with None for those that are not translated.

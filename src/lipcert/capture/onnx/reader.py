@@ -10,10 +10,10 @@ import torch
 from torch import fx
 
 import lipcert.capture.onnx.translations  # noqa: F401  (registers every translation)
-from lipcert.capture.onnx.build import Builder, Value
+from lipcert.capture.onnx.build import Builder, Value, fitting
 from lipcert.capture.onnx.file import Tensors, parsed, torch_type
 from lipcert.capture.onnx.limits import Room
-from lipcert.capture.onnx.node import OnnxNode, translates, translation_of
+from lipcert.capture.onnx.node import OnnxNode, printable, translates, translation_of
 from lipcert.capture.onnx.shapes import Reading, readings
 from lipcert.errors import CaptureError, InputError, LipcertError, UnsupportedOpError
 
@@ -57,7 +57,7 @@ class Graph:
         if len({i.name for i in proto.input}) != len(proto.input) or "" in made:
             raise CaptureError("two ONNX inputs have one name, or none: the file is damaged.")
         for number, node in enumerate(proto.node):
-            place = f"node '{(node.name or f'{node.op_type}_{number}')[:200]}' ({node.op_type[:80]})"
+            place = f"node '{printable(node.name or f'{node.op_type}_{number}')}' ({printable(node.op_type)})"
             for name in node.input:
                 if name and name not in made:
                     raise CaptureError(
@@ -144,7 +144,7 @@ def _module(
     if not found.rank or found.shape[0] != 1:
         found = build.reshaped(found, (1, *found.shape))
     build.graph.output(build.reference(found))
-    build.graph.eliminate_dead_code()
+    build.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is fitting)
     module = fx.GraphModule(build.root, build.graph, class_name="OnnxModel")
     module.meta.update(input_shape=reading.example, path=str(path))
     return module.eval(), batched

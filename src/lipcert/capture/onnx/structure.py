@@ -139,12 +139,12 @@ def _depth_to_space(build: Builder, node: OnnxNode, x: Value) -> Value:
 
 @translates("SpaceToDepth")
 def _space_to_depth(build: Builder, node: OnnxNode, x: Value) -> Value:
-    block = node.integer("blocksize")
-    if x.rank != 4 or block < 1 or x.shape[2] % block or x.shape[3] % block:
+    block, mode = node.integer("blocksize"), node.text("mode", "DCR")
+    if x.rank != 4 or block < 1 or x.shape[2] % block or x.shape[3] % block or mode not in ("DCR", "CRD"):
         raise node.wrong(f"blocks of {block} of a value of shape {x.shape}")
     n, c, h, w = x.shape
     y = build.reshaped(x, (n, c, h // block, block, w // block, block))
-    y = build(_aten.permute.default, y, [0, 3, 5, 1, 2, 4])
+    y = build(_aten.permute.default, y, [0, 3, 5, 1, 2, 4] if mode == "DCR" else [0, 1, 3, 5, 2, 4])
     return build.reshaped(y, (n, c * block * block, h // block, w // block))
 
 
