@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -45,7 +44,7 @@ def test_the_command_line_prints_one_line_and_writes_nothing(tmp_path: Path) -> 
     path, out = saved(model, tmp_path), tmp_path / "out.lipcert"
     run = CliRunner().invoke(app, ["bound", str(path), "--save", str(out)])
     assert run.exit_code == 2
-    assert run.stderr.startswith("UnsupportedOpError: ONNX node '[bold]n??' (No[red]pe?[31m)")
+    assert run.stderr.startswith("CaptureError: ONNX node '[bold]n??' (No[red]pe?[31m)")
     assert run.stderr.count("\n") == 1
     assert not out.exists()
 
@@ -90,6 +89,7 @@ TWICE = [RELU, helper.make_node("Tanh", ["x"], ["y"])]
         _named("two ONNX initializers are named 'w'", [RELU], constant("w", 1.0), constant("w", 2.0)),
         _named("nothing makes the ONNX output 'y'", [helper.make_node("Relu", ["x"], ["z"])]),
         _named("operator set 7", opset=7),
+        _named("operator set 11 has no such operator", [helper.make_node("Gelu", ["x"], ["y"])], opset=11),
         _named("operator set 99", opset=99),
         _named("inputs, or lacks one", [helper.make_node("Add", ["x"], ["y"])]),
         _named("inputs, or lacks one", [helper.make_node("Relu", ["x", "x"], ["y"])]),
@@ -260,9 +260,3 @@ def test_the_shape_of_a_box_must_fit(tmp_path: Path) -> None:
         lipcert.read_vnnlib(tmp_path / "p.vnnlib", (3,))
     with pytest.raises(InputError, match="cannot read"):
         lipcert.read_vnnlib(tmp_path / "none.vnnlib")
-
-
-def test_models_are_parsed_with_the_package(tmp_path: Path) -> None:
-    """The base files of the mutations are valid by the checker of onnx."""
-    for model in (mlp(), convolutional(), recurrent()):
-        onnx.checker.check_model(model)

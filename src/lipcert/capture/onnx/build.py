@@ -17,6 +17,12 @@ from lipcert.capture.onnx.node import OnnxNode, printable
 from lipcert.errors import CaptureError, InputError, LipcertError
 
 _aten = torch.ops.aten
+#: Ops that choose, compare and move: what they make of numbers of the file is exact, and may stand for the call.
+_EXACT = frozenset((
+    _aten.eq.Tensor, _aten.lt.Tensor, _aten.le.Tensor, _aten.gt.Tensor, _aten.ge.Tensor, _aten.isnan.default,
+    _aten.where.self, _aten.amax.default, _aten.amin.default, _aten.maximum.default, _aten.minimum.default,
+    _aten.expand.default, _aten.reshape.default, _aten.slice.Tensor, _aten.select.int, _aten.cat.default,
+))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +57,8 @@ class Builder:
     """A graph that grows by ATen calls.
 
     A call on constants is evaluated, because shapes are computed so. Its result stands as a constant where it is made
-    of whole numbers alone; what floating numbers give is left as a call, so that what rounding does to it is enclosed
-    where all constants are (``lipcert.ops.folding``).
+    of whole numbers alone, or chosen among numbers of the file; what else floating numbers give is left as a call, so
+    that what rounding does to it is enclosed where all constants are (``lipcert.ops.folding``).
     """
 
     def __init__(self, room: Room, tensors: Tensors) -> None:
@@ -143,8 +149,10 @@ class Builder:
                 f"{place} does not take these arguments ({_first_line(problem)}): the file is damaged, no valid ONNX, "
                 "or the input shape does not fit it."
             ) from problem
-        if not varies and not any(v.floating for v in values):
-            return tree_map(lambda t: self.constant(t.contiguous()), result)
+        own = [v for v in values if v.floating]
+        exact = not own or (all(v in self._names for v in own) and (target in _EXACT or _adds_nothing(target, own)))
+        if not varies and exact:
+            return tree_map(lambda t: self.constant(t), result)
         plain, named = tree_unflatten([self.reference(v) if isinstance(v, Value) else v for v in leaves], spec)
         node = self.graph.call_function(target, plain, named)
         self._mark(node)
@@ -230,6 +238,14 @@ def fitting(x: Tensor, shape: Sequence[int], precision: Tensor) -> Tensor:
             "again with input_shape=."
         )
     return x
+
+
+def _adds_nothing(target: Any, values: Sequence[Value]) -> bool:
+    """Whether a sum of two constants needs no rounding, as one of each two entries is 0 or infinite: a mask."""
+    if target is not _aten.add.Tensor or len(values) != 2:
+        return False
+    plain = [(v.tensor == 0) | v.tensor.isinf() for v in values]
+    return bool((plain[0] | plain[1]).all())
 
 
 def _first_line(problem: Exception) -> str:

@@ -42,6 +42,15 @@ def package() -> Any:
     return onnx
 
 
+def exists(op: str, version: int) -> bool:
+    """Whether an operator set has an operator of this name, as far as the installed package knows."""
+    definitions = package().defs
+    try:
+        return not definitions.get_schema(op, version, "").deprecated
+    except definitions.SchemaError:
+        return False
+
+
 def parsed(path: Path) -> Any:
     """The ModelProto of a file.
 

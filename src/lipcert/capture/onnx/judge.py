@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from lipcert.capture.noise import rounding_noise
 from lipcert.capture.onnx.file import Tensors, package
-from lipcert.capture.onnx.reader import Graph
+from lipcert.capture.onnx.graph import Graph
 from lipcert.capture.onnx.shapes import Reading
 from lipcert.capture.self_check import TOLERANCE
 from lipcert.errors import CaptureError
@@ -153,7 +153,7 @@ def _pruned(model: Any, output: str | None, tensors: Tensors) -> bytes:
 
     Raises:
         CaptureError: a tensor cannot be read.
-        ValueError: it has branches, or is too large for one message.
+        ValueError: it has branches or functions of its own, or is too large for one message.
     """
     onnx = package()
     graph = Graph(model.graph)
@@ -163,6 +163,9 @@ def _pruned(model: Any, output: str | None, tensors: Tensors) -> bytes:
     new = onnx.ModelProto(ir_version=model.ir_version)
     new.opset_import.extend(o for o in model.opset_import if o.domain in ("", "ai.onnx"))
     new.graph.name = "graph"
+    own = {(f.domain, f.name) for f in model.functions}
+    if any((node.domain, node.op_type) in own for node in nodes):
+        raise ValueError("it has functions of its own")
     for node in nodes:
         if any(a.type in (5, 10) for a in node.attribute):
             raise ValueError("it has branches")

@@ -1,4 +1,4 @@
-"""What an ONNX file may ask for before it is refused: a file of a few hundred bytes can name tensors of terabytes."""
+"""What an ONNX file may be and ask for: one of a few hundred bytes can name tensors of terabytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from lipcert.errors import CaptureError
 
+#: Operator sets whose meaning is known here.
+OPERATOR_SETS = range(8, 29)
 #: Bytes of all constants that are computed while a file is read, beyond four times those of its own tensors.
 COMPUTED_BYTES = 1 << 30
 #: Entries of the operands and results of all ops on constants.

@@ -62,6 +62,11 @@ class OnnxNode:
             raise self.wrong(f"its attribute {name!r} is {value}")
         return value
 
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self._attributes)
+
     def has(self, name: str) -> bool:
         """Whether an attribute is given."""
         return name in self._attributes

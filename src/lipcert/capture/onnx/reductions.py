@@ -128,8 +128,13 @@ def _einsum(build: Builder, node: OnnxNode, *values: Value) -> Any:
 
 
 @translates("TopK")
-def _top_k(build: Builder, node: OnnxNode, x: Value, count: Value) -> Any:
-    (k,) = build.integers(build.reshaped(count, (1,)), "k")
+def _top_k(build: Builder, node: OnnxNode, x: Value, count: Value | None = None) -> Any:
+    if node.version < 10:
+        k = node.integer("k")
+    elif count is None:
+        raise node.wrong("its number of entries is missing")
+    else:
+        (k,) = build.integers(build.reshaped(count, (1,)), "k")
     axis, ordered = node.axis(node.integer("axis", -1), x.rank), bool(node.integer("sorted", 1))
     return build(_aten.topk.default, x, k, axis, bool(node.integer("largest", 1)), ordered)
 
