@@ -42,9 +42,11 @@ def package() -> Any:
     return onnx
 
 
-def exists(op: str, version: int) -> bool:
+def exists(op: Any, version: int) -> bool:
     """Whether an operator set has an operator of this name, as far as the installed package knows."""
     definitions = package().defs
+    if not isinstance(op, str):  # bytes that are no text
+        return False
     try:
         return not definitions.get_schema(op, version, "").deprecated
     except definitions.SchemaError:
