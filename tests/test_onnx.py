@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import lipcert
+from lipcert.capture.onnx.file import Tensors
 from lipcert.capture.onnx.node import translated_ops
 from lipcert.capture.onnx.shapes import readings
 from lipcert.capture.torch_export import capture
@@ -251,6 +252,32 @@ def test_functions_and_branches_are_written_out(tmp_path: Path) -> None:
     model.functions[0].node[0].CopyFrom(helper.make_node("Attend", ["q", "k"], ["z"], domain="own"))
     with pytest.raises(CaptureError, match="more than 32 deep"):
         lipcert.load_onnx(saved(model, tmp_path))
+
+
+def test_tensors_of_every_type_in_every_form(tmp_path: Path) -> None:
+    """Raw bytes, typed fields and external bytes give the same numbers."""
+    reader = Tensors(tmp_path)
+    for number in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16):
+        dtype = helper.tensor_dtype_to_np_dtype(number)
+        values = np.array([[1, 0, 3], [100, 1, 0]]).astype(dtype)
+        raw = onnx.numpy_helper.from_array(values, "t")
+        typed = helper.make_tensor("t", number, (2, 3), values.reshape(-1).tolist())
+        (tmp_path / f"{number}.bin").write_bytes(raw.raw_data)
+        outside = TensorProto(name="t", data_type=number, dims=[2, 3], data_location=TensorProto.EXTERNAL)
+        outside.external_data.add(key="location", value=f"{number}.bin")
+        for proto in (raw, typed, outside):
+            found = reader.tensor(proto, "a tensor")
+            assert found.shape == (2, 3)
+            assert found.double().tolist() == values.astype(float).tolist(), number
+    for number in (0, 8, 14, 17, 21, 99):
+        with pytest.raises(CaptureError, match="which lipcert does not read"):
+            reader.tensor(TensorProto(data_type=number), "a tensor")
+    for proto in (
+        helper.make_tensor("t", TensorProto.UINT64, (1,), [1 << 63]),
+        onnx.numpy_helper.from_array(np.array([1 << 63], np.uint64)),
+    ):
+        with pytest.raises(CaptureError, match=r"2\^63 and more"):
+            reader.tensor(proto, "a tensor")
 
 
 # -- slow: exporters, and the specification's own cases ----------------------------------------------------------
