@@ -1,5 +1,6 @@
 """Damaged and malicious ONNX and VNN-LIB files: a named error, little memory, nothing read outside, nothing written."""
 
+import itertools
 import random
 import resource
 import time
@@ -246,6 +247,7 @@ def test_a_box_is_rounded_outward(tmp_path: Path) -> None:
         (FIRST + "(assert (<= X_1 nan))", "no bound of"), ("(declare-const X_99999999999 Real)", "number of"),
         ("(" * 50_000 + ")" * 50_000, "no VNN-LIB"), ("é", "cannot read"),
     ],
+    ids=itertools.count(),
 )  # fmt: skip
 def test_other_properties_are_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "p.vnnlib"

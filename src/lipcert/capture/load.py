@@ -45,5 +45,7 @@ def load_model(model: Model, shape: Sequence[int] | None = None) -> nn.Module | 
 
 def shape_of(example: Any) -> tuple[int, ...] | None:
     """The shape of one example, given one with a batch dimension; None of what is no example."""
-    shape = getattr(example, "shape", None)
-    return tuple(int(n) for n in shape[1:]) if isinstance(shape, tuple) and len(shape) > 1 else None
+    try:
+        return tuple(int(n) for n in example.shape[1:]) or None
+    except Exception:  # nested, or no tensor at all: the capture says what is wrong with it
+        return None
