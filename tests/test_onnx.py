@@ -23,6 +23,7 @@ from lipcert.cli.common import app
 from lipcert.errors import CaptureError, InputError, UnsupportedOpError
 from tests.onnx_files import constant, convolutional, graph, mlp, recurrent, saved
 
+N = helper.make_node
 X = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -153,6 +154,14 @@ def test_a_coupled_batch_is_told(tmp_path: Path) -> None:
         lipcert.load_onnx(saved(graph(nodes, ("b", 3)), tmp_path))
 
 
+def test_names_of_tensors_are_free(tmp_path: Path) -> None:
+    names = ["graph", "class", "forward", "meta", "0", "a.b", "a_b", "precision", "training", "code", "é", "\x00", " "]
+    held = [constant(name, np.full(3, 2.0**k)) for k, name in enumerate(names)]
+    module = lipcert.load_onnx(saved(graph([N("Sum", ["x", *names], ["y"])], (1, 3), held), tmp_path))
+    assert module(torch.zeros(1, 3))[0, 0] == 2.0 ** len(names) - 1
+    assert lipcert.bound(module, torch.zeros(1, 3), method="autolip").value == pytest.approx(1.0)
+
+
 def test_one_of_several_outputs(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("ArgMax", ["x"], ["z"], axis=1)]
     path = saved(graph(nodes, (1, 3), outputs=("y", "z")), tmp_path)
@@ -256,7 +265,6 @@ def test_functions_and_branches_are_written_out(tmp_path: Path) -> None:
         lipcert.load_onnx(saved(model, tmp_path))
 
 
-N = helper.make_node
 FOUR = [constant(name, [1.0, 2.0, 0.5, 3.0]) for name in ("s", "b", "m", "v")]
 
 

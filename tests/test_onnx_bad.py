@@ -97,6 +97,8 @@ TWICE = [RELU, helper.make_node("Tanh", ["x"], ["y"])]
         _named("'axis' is missing", [helper.make_node("Concat", ["x", "x"], ["y"])]),
         _named("axis 7", [helper.make_node("Concat", ["x", "x"], ["y"], axis=7)]),
         _named("'alpha' is of another type", [helper.make_node("Elu", ["x"], ["y"], alpha=1)]),
+        _named("is no number", [helper.make_node("Clip", ["x", "n"], ["y"])], constant("n", float("nan"))),
+        _named("it clips to", [helper.make_node("Clip", ["x", "n"], ["y"])], constant("n", float("inf"))),
         _named("'alpha' is inf", [helper.make_node("Elu", ["x"], ["y"], alpha=float("inf"))]),
         _named("depends on the values of the input", [
             helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64), helper.make_node("Tile", ["x", "i"], ["y"]),

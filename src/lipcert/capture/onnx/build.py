@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
+import math
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -70,6 +74,7 @@ class Builder:
         self._nodes: dict[Value, fx.Node] = {}
         self._start: fx.Node | None = None
         self._names: dict[Value, str] = {}
+        self._taken: Counter[str] = Counter()
 
     # -- leaves -------------------------------------------------------------------------------------------------
 
@@ -95,19 +100,20 @@ class Builder:
     def reference(self, value: Value) -> fx.Node:
         """The node of the graph that gives a value."""
         if value not in self._nodes:
-            stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in printable(self._names.get(value, "")))[
-                :80
-            ].strip("_")
-            stem = stem if stem and not stem[0].isdigit() else f"c_{stem}"
-            name = stem
-            number = 0
-            while hasattr(self.root, name):
-                number += 1
-                name = f"{stem}_{number}"
+            name = self._buffer_name(printable(self._names[value])[:80])
             self.root.register_buffer(name, value.tensor)
             with self.graph.inserting_before(self._start):
                 self._nodes[value] = self.graph.get_attr(name)
         return self._nodes[value]
+
+    def _buffer_name(self, name: str) -> str:
+        """A name for a buffer that is free, and no attribute of a module or word of Python."""
+        stem = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
+        if not stem.isidentifier() or keyword.iskeyword(stem) or stem in _attributes():
+            stem = f"c_{stem}"
+        self._taken[stem] += 1
+        name = stem if self._taken[stem] == 1 else f"{stem}_{self._taken[stem]}"
+        return self._buffer_name(f"{name}_") if hasattr(self.root, name) else name
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -201,13 +207,16 @@ class Builder:
         return [int(v) for v in value.tensor.reshape(-1).tolist()]
 
     def number(self, value: Value, what: str) -> float:
-        """The one number of a constant, exactly."""
+        """The one number of a constant, exactly; not NaN."""
         assert self.at is not None
         if value.varies:
             raise self.at.unsupported(f"its {what} depends on the input; a constant is needed.")
         if value.tensor.numel() != 1:
             raise self.at.wrong(f"its {what} has shape {value.shape}, not one number")
-        return float(value.tensor.double().reshape(()).item())
+        found = float(value.tensor.double().reshape(()).item())
+        if math.isnan(found):
+            raise self.at.wrong(f"its {what} is no number")
+        return found
 
     # -- calls that many translations make ------------------------------------------------------------------------
 
@@ -238,6 +247,12 @@ def fitting(x: Tensor, shape: Sequence[int], precision: Tensor) -> Tensor:
             "again with input_shape=."
         )
     return x
+
+
+@cache
+def _attributes() -> frozenset[str]:
+    """The names that a module made of a graph has for itself."""
+    return frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
 def _adds_nothing(target: Any, values: Sequence[Value]) -> bool:

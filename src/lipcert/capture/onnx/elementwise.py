@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -95,6 +96,8 @@ def _mod(build: Builder, node: OnnxNode, a: Value, b: Value) -> Any:
 
 @translates("Pow")
 def _pow(build: Builder, node: OnnxNode, x: Value, exponent: Value) -> Any:
+    if not exponent.varies and bool(exponent.tensor.isinf().any()):
+        raise node.wrong("its exponent is infinite")
     if not exponent.varies and exponent.tensor.numel() == 1 and x.floating and exponent.rank <= x.rank:
         return build(_aten.pow.Tensor_Scalar, x, build.number(exponent, "exponent"))
     return build.cast(build(_aten.pow.Tensor_Tensor, x, exponent), x.tensor.dtype)
@@ -205,6 +208,9 @@ def _clip(build: Builder, node: OnnxNode, x: Value, low: Value | None = None, hi
     else:
         given = [None if v is None else build.number(v, "bound") for v in (low, high)]
     least, most = given
+    least, most = (None if least == -math.inf else least), (None if most == math.inf else most)
+    if math.inf in (abs(least or 0.0), abs(most or 0.0)):
+        raise node.wrong(f"it clips to [{least}, {most}]")
     if least is not None and most is not None and least > most:
         least = most  # the specification: the result is the upper bound everywhere
     if least is None and most is None:
