@@ -87,7 +87,7 @@ def certify(
 
     Args:
         model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
-            of a ``.pt2`` file. Never changed.
+            of a ``.pt2`` or ``.onnx`` file. Never changed.
         inputs: (N, *shape) tensor or array.
         labels: (N,) whole numbers, the right classes.
         norm: of the perturbation: 1, 2 or inf.
