@@ -83,7 +83,8 @@ def bound(
     """A certified upper bound of the Lipschitz constant of ``model``.
 
     Args:
-        model: an ``nn.Module`` in eval mode, an ExportedProgram, or the path of a ``.pt2`` or ``.onnx`` file. Never changed.
+        model: an ``nn.Module`` in eval mode, an ExportedProgram, or the path of a ``.pt2`` or ``.onnx`` file. Never
+            changed.
         example_input: floating tensor with a leading batch dimension of any size; only its shape matters.
         method: a name from ``lipcert.methods()`` or a method object such as ``lipcert.AutoLip()``.
         norm: (p, q), input norm first, each 1, 2 or inf.
