@@ -93,7 +93,7 @@ def bound(
             example,
             method=method,
             norm=parse_norm(norm),
-            domain=parse_domain(ball, radius, p, box),
+            domain=parse_domain(ball, radius, p, box, example.shape[1:]),
             seed=seed,
             budget=budget,
             progress=not as_json,
@@ -132,8 +132,8 @@ def lower(
     with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.lower_bound(
-            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget, seed=seed,
-            progress=not as_json, anchor="center" if anchored else None,
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, example.shape[1:]),
+            budget=budget, seed=seed, progress=not as_json, anchor="center" if anchored else None,
         )  # fmt: skip
     if as_json:
         witness = {name: tensor.reshape(-1).tolist() for name, tensor in vars(result.witness).items()}
@@ -165,8 +165,9 @@ def compare(
     with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.compare(
-            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget,
-            lower_budget=lower_budget, seed=seed, progress=not as_json, anchor="center" if anchored else None,
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, example.shape[1:]),
+            budget=budget, lower_budget=lower_budget, seed=seed, progress=not as_json,
+            anchor="center" if anchored else None,
         )  # fmt: skip
     if as_json:
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]

@@ -68,11 +68,12 @@ def outputs(
     """Certified lower and upper bounds of MODEL's outputs on a ball, a box or both."""
     with guard(as_json):
         _require(select, label, above, below)
-        domain = parse_domain(ball, radius, p, box)
-        if domain is None:
+        if ball is None and box is None and radius is None and p is None:
             raise InputError("outputs are bounded on a domain: give --ball CENTER --radius R, --box LOW HIGH, or both.")
         rows = None if select is None else _matrix(select)
         built, example = load(model, input_shape)
+        domain = parse_domain(ball, radius, p, box, example.shape[1:])
+        assert domain is not None
         if label is None:
             result = lipcert.output_bounds(
                 built, example, domain, select=rows, budget=budget, seed=seed, above=above, below=below, split=split

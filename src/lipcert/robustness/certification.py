@@ -65,6 +65,11 @@ class Certification(Sequence[Row]):
                 f"lipcert.certify with the same arguments and resume={store.where!r}."
             )
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return self._shape
+
     @classmethod
     def load(cls, path: str | Path) -> Certification:
         """Read what ``save`` wrote, or the file of a finished run; nothing in it is executed.

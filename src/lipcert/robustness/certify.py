@@ -134,7 +134,7 @@ def certify(
     settings = {
         "threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times, "arithmetic": kind
     }  # fmt: skip
-    whole = scaled(load_model(model), threat.scale, data.shape)
+    whole = scaled(load_model(model, data.shape), threat.scale, data.shape)
     network, rounding = _captured(whole, data, kind)
     scores = None if rounding is None else executed_scores(whole, data)
     _require_classes(network, data)
