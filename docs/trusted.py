@@ -82,10 +82,12 @@ def parts() -> dict[str, list[Path]]:
     read = [path for folder in ("capture", "ops") for path in sorted((SOURCE / folder).rglob("*.py"))]
     model = {found for path in read for found in closure(path)}
     problem = closure(SOURCE / "problem.py")
+    files = {*(SOURCE / "capture" / "onnx").glob("*.py"), SOURCE / "capture" / "vnnlib.py"}
     proofs = {found for start in kinds().values() for found in closure(start)}
     return {
         "problem": problem,
-        "capture": sorted(model - set(problem)),
+        "capture": sorted(model - set(problem) - files),
+        "onnx": sorted(files),
         "verify": sorted(
             set(closure(SOURCE / "certificates" / "verify.py")) - proofs - set(problem)
             | {SOURCE / "certificates" / "verify_file.py"}
@@ -108,6 +110,7 @@ def parts() -> dict[str, list[Path]]:
 PARTS = {
     "problem": "how a network with a domain and norms becomes increments",
     "capture": "how a model becomes a network, beyond that",
+    "onnx": "how an ONNX file becomes a model, and a VNN-LIB file a box",
     "verify": "how a file is read and a Bound is made of a proof, beyond the checks and that",
     "outputs": "how bounds of outputs are proved, beyond the checks of norms and what f is",
     "rows": "how the rows of a certification are proved, beyond bounds of outputs and what f is",

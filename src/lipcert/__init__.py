@@ -3,6 +3,8 @@
 from lipcert.api.constants import bound, compare, estimate, lower_bound, methods, supported_ops, verify
 from lipcert.api.outputs import execution_error, margin, output_bounds, ranges
 from lipcert.api.variation import derivative_signs, inverse_lipschitz_bound, one_sided_lipschitz_bound
+from lipcert.capture.onnx.load import load_onnx
+from lipcert.capture.vnnlib import read_vnnlib
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.errors import (
     CaptureError,
@@ -87,12 +89,14 @@ __all__ = [
     "estimate",
     "execution_error",
     "inverse_lipschitz_bound",
+    "load_onnx",
     "lower_bound",
     "margin",
     "methods",
     "one_sided_lipschitz_bound",
     "output_bounds",
     "ranges",
+    "read_vnnlib",
     "supported_ops",
     "verify",
 ]

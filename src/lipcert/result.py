@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from lipcert.digits import at_least, at_most
 from lipcert.markup import Shown, table, tag
 
 if TYPE_CHECKING:
@@ -123,13 +124,14 @@ class Bound:
         sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
         via = "" if self.via is None else f" by l{self.via[0]:g} → l{self.via[1]:g}"
         return (
-            f"Lipschitz constant{of} ≤ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}{via}, {where}; "
+            f"Lipschitz constant{of} ≤ {at_most(self.value)}  (l{self.norm[0]:g} → l{self.norm[1]:g}{via}, {where}; "
             f"{sure}, {self.method}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
     def _repr_html_(self) -> str:
         rows = [
-            (r.label, r.kind, f"{r.constant:.6g}", f"{r.cumulative:.6g}", r.guarantee, r.remark) for r in self.breakdown
+            (r.label, r.kind, at_most(r.constant, 6), at_most(r.cumulative, 6), r.guarantee, r.remark)
+            for r in self.breakdown
         ]
         head = ("step", "kind", "constant", "so far", "guarantee", "")
         return tag("div", table(tag("b", str(self)), head, rows))
@@ -182,7 +184,7 @@ class OutputBound(Shown):
 
     def _repr_html_(self) -> str:
         ends = zip(self.lower[:40].tolist(), self.upper[:40].tolist(), strict=True)
-        rows = [(k, f"{low:.7g}", f"{high:.7g}") for k, (low, high) in enumerate(ends)]
+        rows = [(k, at_least(low), at_most(high)) for k, (low, high) in enumerate(ends)]
         return tag("div", table(tag("b", str(self)), ("no.", "at least", "at most"), rows))
 
     @property
@@ -212,8 +214,9 @@ class OutputBound(Shown):
 def _interval(low: float, high: float) -> str:
     """What is known of a number: both ends, one, or nothing."""
     if low == -math.inf:
-        return "no bound" if high == math.inf else f"≤ {high:.6g}"
-    return f"≥ {low:.6g}" if high == math.inf else f"[{low:.6g}, {high:.6g}]"
+        return "no bound" if high == math.inf else f"≤ {at_most(high, 6)}"
+    least = at_least(low, 6)
+    return f"≥ {least}" if high == math.inf else f"[{least}, {at_most(high, 6)}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +272,7 @@ class LowerBound(Shown):
         if self.anchor is not None:
             where, how = f", {_between(self.domain)}", "a pair of points"
         return (
-            f"Lipschitz constant ≥ {self.value:.7g}  (l{self.norm[0]:g} → l{self.norm[1]:g}{where}; "
+            f"Lipschitz constant ≥ {at_least(self.value)}  (l{self.norm[0]:g} → l{self.norm[1]:g}{where}; "
             f"{how}, {self.seconds:.2f} s{_input(self.input_shape)})"
         )
 
@@ -303,7 +306,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = []
         for row in self.rows:
-            ratio, value = self.ratio(row), "" if row.value is None else f"{row.value:.7g}"
+            ratio, value = self.ratio(row), "" if row.value is None else at_most(row.value)
             times = "" if ratio is None else f"{ratio:.4g}"
             rows.append((row.method, value, times, f"{row.seconds:.2f}", row.guarantee or "", row.remark))
         head = ("method", "bound", "/ lower", "seconds", "guarantee", "remark")
@@ -313,10 +316,10 @@ class Comparison:
         lines = [f"{'method':<18}{'bound':>14}{'/ lower':>10}{'seconds':>9}  guarantee"]
         for row in self.rows:
             ratio = self.ratio(row)
-            value = "-" if row.value is None else f"{row.value:.7g}"
+            value = "-" if row.value is None else at_most(row.value)
             times = "-" if ratio is None else f"{ratio:.4g}"
             lines.append(f"{row.method:<18}{value:>14}{times:>10}{row.seconds:>9.2f}  {row.guarantee or row.remark}")
-        lines.append(f"{'lower bound':<18}{self.lower.value:>14.7g}{1:>10}{self.lower.seconds:>9.2f}  witness")
+        lines.append(f"{'lower bound':<18}{at_least(self.lower.value):>14}{1:>10}{self.lower.seconds:>9.2f}  witness")
         if self.lower.anchor is not None:
             lines.append(_between(self.lower.domain))
         elif self.lower.domain is not None:

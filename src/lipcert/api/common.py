@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from lipcert.capture.load import Model, load_model
+from lipcert.capture.load import Model, load_model, shape_of
 from lipcert.capture.torch_export import capture
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import InputError
@@ -43,7 +43,7 @@ def problems_of(
             )
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
-    network = capture(load_model(model), example)
+    network = capture(load_model(model, shape_of(example)), example)
     for number, one in enumerate(domains if several else []):
         try:
             _ = one and one.fitted(network.in_shape)

@@ -15,7 +15,7 @@ from torch import Tensor
 import lipcert.methods.all  # noqa: F401  (registers every method)
 from lipcert.api.common import Anchor, problem_of, problems_of, reporter, require_data
 from lipcert.arguments import budget_of, device_of, generator_of, seed_of
-from lipcert.capture.load import Model, load_model
+from lipcert.capture.load import Model, load_model, shape_of
 from lipcert.capture.torch_export import capture
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify_file import verify_file
@@ -83,7 +83,8 @@ def bound(
     """A certified upper bound of the Lipschitz constant of ``model``.
 
     Args:
-        model: an ``nn.Module`` in eval mode, an ExportedProgram, or the path of a ``.pt2`` file. Never changed.
+        model: an ``nn.Module`` in eval mode, an ExportedProgram, or the path of a ``.pt2`` or ``.onnx`` file. Never
+            changed.
         example_input: floating tensor with a leading batch dimension of any size; only its shape matters.
         method: a name from ``lipcert.methods()`` or a method object such as ``lipcert.AutoLip()``.
         norm: (p, q), input norm first, each 1, 2 or inf.
@@ -251,7 +252,7 @@ def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound | Out
         raise InputError(
             f"verify takes the path of a certificate, not {type(path).__name__}; a bound writes one with .save(path)."
         )
-    return verify_file(path, capture(load_model(model), example_input))
+    return verify_file(path, capture(load_model(model, shape_of(example_input)), example_input))
 
 
 def methods() -> tuple[MethodInfo, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lipcert.arguments import budget_of, device_of, real, seed_of, whole
-from lipcert.capture.load import Model, load_model
+from lipcert.capture.load import Model, load_model, shape_of
 from lipcert.capture.torch_export import capture, capture_steps
 from lipcert.domain import Domain, exactly
 from lipcert.errors import InputError, NumericsError, named
@@ -44,7 +44,7 @@ def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[s
     Raises:
         CaptureError, InputError: as ``bound``.
     """
-    network = capture(load_model(model), example_input)
+    network = capture(load_model(model, shape_of(example_input)), example_input)
     if domain is not None:
         if not isinstance(domain, get_args(Domain)):
             raise InputError(f"domain must be a lipcert.Ball, Box or Intersection, not {type(domain).__name__}.")
@@ -154,7 +154,7 @@ def _outputs(
             f"domain must be a lipcert.Ball, a lipcert.Box or a lipcert.Intersection, not {type(domain).__name__}: "
             "outputs are bounded on a bounded part of the input space."
         )
-    network = capture(load_model(model), example)
+    network = capture(load_model(model, shape_of(example)), example)
     if label is not None:
         select = margin_rows(size(network.out_shape), label)
     elif select is not None and not isinstance(select, Tensor):
@@ -226,7 +226,7 @@ def execution_error(
             f"arithmetic must be 'float32', not {arithmetic!r}: TF32, bfloat16, float16 and other precisions are not "
             "covered."
         )
-    steps = capture_steps(load_model(model), example_input)
+    steps = capture_steps(load_model(model, shape_of(example_input)), example_input)
     require_float32(steps)
     network = steps.network
     if select is not None:

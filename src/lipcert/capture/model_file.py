@@ -10,8 +10,6 @@ _FACTORY = "or name it on the command line as package.module:factory"
 
 #: Suffix → what such a file is and what to do.
 _FOREIGN = {
-    ".onnx": "an ONNX graph. Turn it into a module first (onnx2torch.convert(path) from the package onnx2torch, or the "
-    f"PyTorch code it was exported from), then {_SAVE}.",
     ".safetensors": "a file of weights without the network. Build the module, load the weights into it "
     f"(model.load_state_dict(safetensors.torch.load_file(path))) and pass the module, {_FACTORY}.",
     ".h5": "a Keras file. Rebuild the network in PyTorch with its weights.",
@@ -47,7 +45,7 @@ def what_a_file_is(path: Path, problem: Exception | None = None) -> str:
             f"it), {_FACTORY}."
         )
     reason = "" if problem is None else f" ({type(problem).__name__}: {str(problem)[:200]})"
-    return f"it is no readable torch.export program (.pt2){reason}. Save one with {_SAVE}."
+    return f"it is no readable torch.export program (.pt2){reason}, nor does it end in .onnx. Save one with {_SAVE}."
 
 
 def _archive(path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from lipcert.network.graph import Network
 
 #: Largest relative difference tolerated between Network and model, by the dtype the model ran in. In the lower ones
 #: it says little: there ``replay`` compares with the exported program, run in float64.
-_TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 #: Batch sizes from the shapes of parameters that are tried when a model takes neither two nor three examples.
 _MOST_SIZES, _LARGEST_SIZE, _MOST_ENTRIES = 16, 4096, 1 << 24
 
@@ -148,7 +148,7 @@ def _compare(network: Network, run: Run, dtype: torch.dtype, judged: torch.dtype
         compared += 1
         scale = max(float(expected.abs().max()) if expected.numel() else 0.0, 1e-300)
         difference = float((expected - actual).abs().max()) if expected.numel() else 0.0
-        if difference <= _TOLERANCE[judged] * scale:
+        if difference <= TOLERANCE[judged] * scale:
             continue
         if difference > network_noise(network, rounded.double()[None], actual[None], judged):
             raise CaptureError(
@@ -199,7 +199,7 @@ def _compare_batch(
             continue
         scale = max(float(row.abs().max()) if row.numel() else 0.0, 1e-300)
         difference = float((row - expected).abs().max()) if row.numel() else 0.0
-        if difference > 10 * _TOLERANCE[dtype] * scale and difference > rounding():
+        if difference > 10 * TOLERANCE[dtype] * scale and difference > rounding():
             raise CaptureError(
                 f"{_reading(example)}, but the output of one example changes with the other examples of its batch (a "
                 "batch-coupled operation, or an example without its batch dimension); a per-example Lipschitz "

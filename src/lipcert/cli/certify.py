@@ -57,7 +57,7 @@ def certify(
         if count is not None and count < 1:
             raise InputError(f"--count must be a whole number from 1, not {count}.")
         result = lipcert.certify(
-            find_model(model), inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
+            find_model(model, inputs.shape[1:]), inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
             radii=None if radii is None else _numbers("--radii", radii), clip=clip, scale=_scale(mean, std),
             budget=budget, engine=engine, workers=workers, resume=resume, seed=seed, progress=not as_json,
             arithmetic=arithmetic,  # type: ignore[arg-type]
@@ -85,7 +85,8 @@ def is_run(path: Path) -> bool:
 def verified_run(path: Path, model: str, as_json: bool) -> None:
     """``lipcert verify`` of a certification: every row proved again."""
     with guard(as_json):
-        result = Certification.load(path).verify(find_model(model))
+        run = Certification.load(path)
+        result = run.verify(find_model(model, run.input_shape))
     if as_json:
         typer.echo(json.dumps({"verified": True, **result.to_json()}))
     else:

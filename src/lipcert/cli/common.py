@@ -25,7 +25,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ModelArgument = Annotated[str, typer.Argument(help="a .pt2 file, or package.module:factory")]
+ModelArgument = Annotated[str, typer.Argument(help="a .pt2 or .onnx file, or package.module:factory")]
 ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="one example, no batch: 1,28,28")]
 NormOption = Annotated[str, typer.Option("--norm", help="p,q: norms of input and output, each 1, 2 or inf")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from lipcert.capture.load import load_model
+from lipcert.capture.vnnlib import read_vnnlib
 from lipcert.domain import Ball, Box, Domain, Intersection
 from lipcert.errors import CaptureError, InputError
 
@@ -42,8 +45,13 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def parse_domain(ball: str | None, radius: float | None, p: str | None, box: tuple[str, str] | None) -> Domain:
+def parse_domain(
+    ball: str | None, radius: float | None, p: str | None, box: tuple[str, str] | None,
+    shape: Sequence[int] | None = None,
+) -> Domain:  # fmt: skip
     """The domain that ``--ball``, ``--radius``, ``--p`` and ``--box`` describe; a ball and a box make an intersection.
+
+    ``shape`` is that of one example: a .vnnlib file has its inputs in a row.
 
     Raises:
         InputError: options that belong together stand alone, a file that cannot be read, or no such domain.
@@ -59,7 +67,12 @@ def parse_domain(ball: str | None, radius: float | None, p: str | None, box: tup
     round_ = None if ball is None or radius is None else Ball(_numbers("--ball", ball), radius, order)
     if box is None:
         return round_
-    inside = Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
+    if any(end.endswith(".vnnlib") for end in box):
+        if box[0] != box[1]:
+            raise InputError("--box takes the box of a .vnnlib file where both ends name it: --box p.vnnlib p.vnnlib.")
+        inside = read_vnnlib(box[0], shape)
+    else:
+        inside = Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
     return inside if round_ is None else Intersection(round_, inside)
 
 
@@ -90,7 +103,7 @@ def read_array(option: str, path: str) -> npt.NDArray[Any]:
 
 
 def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgram, Tensor]:
-    """The model behind ``file.pt2`` or ``package.module:factory``, and one example input of batch size 1.
+    """The model behind ``file.pt2``, ``file.onnx`` or ``package.module:factory``, and one example of batch size 1.
 
     Raises:
         InputError: no such module or factory, or no input shape where one is needed.
@@ -100,21 +113,26 @@ def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgra
     _require_place(name)
     if not _is_file(name) and shape is None:
         raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
-    model = find_model(name)
+    model = find_model(name, shape)
     if isinstance(model, ExportedProgram):
         return model, _example_of(model, shape)
+    if isinstance(model, fx.GraphModule) and "input_shape" in model.meta:  # of an ONNX file
+        shape = model.meta["input_shape"]
     assert shape is not None
     return model, _random(shape)
 
 
-def find_model(name: str) -> nn.Module | ExportedProgram:
-    """The model behind ``file.pt2`` or ``package.module:factory``; errors as ``load``."""
+def find_model(name: str, shape: Sequence[int] | None = None) -> nn.Module | ExportedProgram:
+    """The model behind ``file.pt2``, ``file.onnx`` or ``package.module:factory``; errors as ``load``."""
     _require_place(name)
     if not _is_file(name):
         return _build(name)
-    program = load_model(name)
-    assert isinstance(program, ExportedProgram)
-    return program
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        model = load_model(name, shape)
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return model
 
 
 def _is_file(name: str) -> bool:
@@ -126,7 +144,9 @@ def _require_place(name: str) -> None:
         raise InputError(f"there is no file {name}.")
     if not _is_file(name) and ":" not in name:
         dotted = ":".join(name.rsplit(".", 1)) if "." in name else "package.module:factory"
-        raise InputError(f"MODEL must be a .pt2 file or package.module:factory (here perhaps {dotted}), not {name!r}.")
+        raise InputError(
+            f"MODEL must be a .pt2 or .onnx file or package.module:factory (here perhaps {dotted}), not {name!r}."
+        )
 
 
 def _build(name: str) -> nn.Module:

@@ -35,6 +35,7 @@ from lipcert.cli.common import (
     norm_json,
 )
 from lipcert.cli.load import load, parse_domain, parse_norm
+from lipcert.digits import at_most
 from lipcert.errors import InputError
 from lipcert.result import Bound
 
@@ -94,7 +95,7 @@ def bound(
             example,
             method=method,
             norm=parse_norm(norm),
-            domain=parse_domain(ball, radius, p, box),
+            domain=parse_domain(ball, radius, p, box, example.shape[1:]),
             seed=seed,
             budget=budget,
             progress=not as_json,
@@ -133,8 +134,8 @@ def lower(
     with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.lower_bound(
-            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget, seed=seed,
-            progress=not as_json, anchor="center" if anchored else None,
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, example.shape[1:]),
+            budget=budget, seed=seed, progress=not as_json, anchor="center" if anchored else None,
         )  # fmt: skip
     if as_json:
         witness = {name: tensor.reshape(-1).tolist() for name, tensor in vars(result.witness).items()}
@@ -166,8 +167,9 @@ def compare(
     with guard(as_json):
         built, example = load(model, input_shape)
         result = lipcert.compare(
-            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box), budget=budget,
-            lower_budget=lower_budget, seed=seed, progress=not as_json, anchor="center" if anchored else None,
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, example.shape[1:]),
+            budget=budget, lower_budget=lower_budget, seed=seed, progress=not as_json,
+            anchor="center" if anchored else None,
         )  # fmt: skip
     if as_json:
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
@@ -264,8 +266,8 @@ def _print(result: Bound) -> None:
         table.add_row(
             escape(row.name),
             row.kind,
-            f"{row.constant:.6g}",
-            f"{row.cumulative:.6g}",
+            at_most(row.constant, 6),
+            at_most(row.cumulative, 6),
             row.guarantee,
             escape(row.remark),
         )

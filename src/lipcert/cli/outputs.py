@@ -32,6 +32,7 @@ from lipcert.cli.common import (
     guard,
 )
 from lipcert.cli.load import load, parse_domain, read_array
+from lipcert.digits import at_least, at_most
 from lipcert.errors import InputError
 from lipcert.result import OutputBound
 
@@ -68,11 +69,12 @@ def outputs(
     """Certified lower and upper bounds of MODEL's outputs on a ball, a box or both."""
     with guard(as_json):
         _require(select, label, above, below)
-        domain = parse_domain(ball, radius, p, box)
-        if domain is None:
+        if ball is None and box is None and radius is None and p is None:
             raise InputError("outputs are bounded on a domain: give --ball CENTER --radius R, --box LOW HIGH, or both.")
         rows = None if select is None else _matrix(select)
         built, example = load(model, input_shape)
+        domain = parse_domain(ball, radius, p, box, example.shape[1:])
+        assert domain is not None
         if label is None:
             result = lipcert.output_bounds(
                 built, example, domain, select=rows, budget=budget, seed=seed, above=above, below=below, split=split
@@ -145,7 +147,9 @@ def _not_proved(result: OutputBound, names: list[str], above: float | None, belo
 
 
 def _known(sign: str, end: float) -> str:
-    return f"known: {sign} {end:.7g}" if math.isfinite(end) else "nothing is known"
+    if not math.isfinite(end):
+        return "nothing is known"
+    return f"known: {sign} {at_least(end) if sign == '≥' else at_most(end)}"
 
 
 def _number(value: float | None) -> Any:
@@ -158,5 +162,5 @@ def _print(result: OutputBound, names: list[str]) -> None:
         return
     table = Table("", "at least", "at most")
     for name, low, high in zip(names, result.lower.tolist(), result.upper.tolist(), strict=True):
-        table.add_row(name, *(f"{end:.7g}" if math.isfinite(end) else "" for end in (low, high)))
+        table.add_row(name, at_least(low) if low > -math.inf else "", at_most(high) if high < math.inf else "")
     console.print(table)

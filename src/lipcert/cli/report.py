@@ -27,7 +27,7 @@ from lipcert.cli.common import (
     finite,
     guard,
 )
-from lipcert.cli.load import find_model, load, parse_domain, parse_norm
+from lipcert.cli.load import load, parse_domain, parse_norm
 from lipcert.errors import InputError
 from lipcert.report.gather import Wanted, gather
 from lipcert.report.write import require_place, write
@@ -67,12 +67,13 @@ def report(
         if not place.absolute().parent.is_dir():
             raise InputError(f"--save: there is no folder {place.absolute().parent}.")
         curve = [] if radii is None else _radii(radii)
-        if ball is not None and radius is None and curve:
-            domain, centre = parse_domain(None, None, None, box), ball
-        else:
-            domain, centre = parse_domain(ball, radius, p if radius is not None else None, box), ball or "0"
         built, example = load(model, input_shape)
-        run = None if certification is None else Certification.load(certification).verify(find_model(model))
+        shape = example.shape[1:]
+        if ball is not None and radius is None and curve:
+            domain, centre = parse_domain(None, None, None, box, shape), ball
+        else:
+            domain, centre = parse_domain(ball, radius, p if radius is not None else None, box, shape), ball or "0"
+        run = None if certification is None else Certification.load(certification).verify(built)
         around = parse_domain(centre, 1.0, p, None)
         wanted = Wanted(
             budget=budget, lower_budget=lower_budget, methods=not quick, radii=curve, seed=seed, progress=not as_json,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lipcert.digits import at_most
 from lipcert.domain import NORMS
 from lipcert.errors import InputError
 from lipcert.markup import Shown
@@ -53,8 +54,9 @@ class ExecutionError(Shown):
     def __str__(self) -> str:
         where = "" if self.domain is None else f"on the {self.domain.describe()}; "
         shape = "×".join(map(str, self.input_shape))
+        each, together = (at_most(self.norm(q), 6) for q in (math.inf, 2.0))
         return (
-            f"|executed − real| ≤ {self.norm(math.inf):.6g} in every output, ≤ {self.norm():.6g} in l2  "
+            f"|executed − real| ≤ {each} in every output, ≤ {together} in l2  "
             f"({where}{self.arithmetic} on a CPU, any order of summation; input {shape})"
         )
 

@@ -153,11 +153,13 @@ def min_all(ctx: Context, x: Any) -> Var:
 
 
 def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var:
-    """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x)."""
+    """max(x, c) = c + relu(x − c), min(x, c) = c − relu(c − x); max(x, −∞) = x."""
     given = exact_double(ctx, constant)
     value = Constant.within(given.floating, given.source)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
+    if shape == x.shape and bool((value.value == -sign * math.inf).all()):
+        return x
     linear = broadcast(ctx, x, shape, sign)
     opposite = derived(lambda c: -sign * c, value.source)
     shifted = ctx.affine([(x, linear)], shape, Constant.within(Ball(-sign * value.value, value.error), opposite))

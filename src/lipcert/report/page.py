@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lipcert.certificates.bound import Certificate
 from lipcert.certificates.file import content_of
+from lipcert.digits import at_least, at_most
 from lipcert.markup import Markup, joined, tag
-from lipcert.report.digits import at_least, at_most
 from lipcert.report.findings import Findings
 from lipcert.report.graph import graph
 from lipcert.report.sections import breakdown, curve, layers, methods, ratio, robustness

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lipcert.digits import at_least, at_most
 from lipcert.markup import Markup, joined, table, tag
 from lipcert.report.charts import Axis, bar, chart, dots, frame, level, line, scrolled, spark
-from lipcert.report.digits import at_least, at_most
 from lipcert.report.findings import Findings, Layer
 from lipcert.result import Attempt, Bound
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from lipcert.arguments import real
 from lipcert.capture.load import Model
+from lipcert.digits import at_least, at_most
 from lipcert.errors import CertificateError, InputError, StoreError
 from lipcert.figures import new_figure, saved
 from lipcert.markup import tag
@@ -66,6 +67,11 @@ class Certification(Sequence[Row]):
                 f"{store.where} holds {len(self._rows)} of {count} examples: the run was not finished. Call "
                 f"lipcert.certify with the same arguments and resume={store.where!r}."
             )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return self._shape
 
     @classmethod
     def load(cls, path: str | Path) -> Certification:
@@ -185,7 +191,9 @@ class Certification(Sequence[Row]):
             facts.append("guarantee: " + _counted(kinds))
         radii = [row.certified_radius for row in self if row.status != "wrong"]
         if self.threat.radii is None and radii:
-            facts.append(f"median certified radius of what is classified rightly: {np.median(radii):.4g}")
+            facts.append(
+                f"median certified radius of what is classified rightly: {at_least(float(np.median(radii)), 4)}"
+            )
         if self.arithmetic != "real" and any(0.0 < row.attacked_radius < math.inf for row in self):
             facts.append("counter-examples are of the network in real arithmetic")
         if not math.isnan(self.seconds):
@@ -195,13 +203,14 @@ class Certification(Sequence[Row]):
     def _listed(self, count: int) -> list[str]:
         head = (
             f"{'index':>6} {'label':>5} {'class':>5} {'status':<10}{'certified':>10}{'attacked':>10}{'margin':>11} "
-            f"{'method':<15}{'guarantee':<13}{'s':>6}"
+            f"{'method':<20}{'guarantee':<13}{'s':>6}"
         )
         lines = [head]
         for r in self._rows[:count]:
+            certified, attacked = at_least(r.certified_radius, 4), at_most(r.attacked_radius, 4)
             lines.append(
-                f"{r.index:>6} {r.label:>5} {r.predicted:>5} {r.status:<10}{r.certified_radius:>10.4g}"
-                f"{r.attacked_radius:>10.4g}{r.margin:>11.4g} {r.method:<15}{r.guarantee or '-':<13}{r.seconds:>6.2f}"
+                f"{r.index:>6} {r.label:>5} {r.predicted:>5} {r.status:<10}{certified:>10}{attacked:>10}"
+                f"{at_least(r.margin, 4):>11} {r.method:<20}{r.guarantee or '-':<13}{r.seconds:>6.2f}"
             )
         return lines
 

@@ -87,7 +87,7 @@ def certify(
 
     Args:
         model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
-            of a ``.pt2`` file. Never changed.
+            of a ``.pt2`` or ``.onnx`` file. Never changed.
         inputs: (N, *shape) tensor or array.
         labels: (N,) whole numbers, the right classes.
         norm: of the perturbation: 1, 2 or inf.
@@ -134,7 +134,7 @@ def certify(
     settings = {
         "threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times, "arithmetic": kind
     }  # fmt: skip
-    whole = scaled(load_model(model), threat.scale, data.shape)
+    whole = scaled(load_model(model, data.shape), threat.scale, data.shape)
     network, rounding = _captured(whole, data, kind)
     scores = None if rounding is None else executed_scores(whole, data)
     _require_classes(network, data)

@@ -28,7 +28,7 @@ def capture_in_units(
     """The network that is certified, the model after the threat's normalisation, and what its execution adds."""
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(1, *shape, generator=generator)
-    return captured(scaled(load_model(model), threat.scale, shape), example, arithmetic)
+    return captured(scaled(load_model(model, shape), threat.scale, shape), example, arithmetic)
 
 
 def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from lipcert.digits import at_least, at_most
 from lipcert.domain import Domain
 from lipcert.guarantee import Guarantee
 from lipcert.markup import Shown
@@ -48,4 +49,5 @@ class Derived(Shown):
 
     def __str__(self) -> str:
         how = ", ".join(word for word in (self.guarantee, self.origin, f"{self.seconds:.2f} s") if word)
-        return f"{self.claim} {self.value:.7g}  ({self.norms}, {place(self.domain)}; {how})"
+        shown = (at_least if self.claim.endswith("≥") else at_most)(self.value)
+        return f"{self.claim} {shown}  ({self.norms}, {place(self.domain)}; {how})"

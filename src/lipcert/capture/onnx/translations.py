@@ -1,0 +1,5 @@
+"""Imports every file of translations, so that the table is complete."""
+
+from lipcert.capture.onnx import constants, elementwise, layers, recurrent, reductions, resizing, structure, windows
+
+__all__ = ["constants", "elementwise", "layers", "recurrent", "reductions", "resizing", "structure", "windows"]
