@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import real_networks as nets
 import torch
 from torch import Tensor, nn
 
 import lipcert
+import real_networks as nets
 
 Model = nn.Module | Path
 

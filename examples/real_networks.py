@@ -15,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from efficientnet import load_efficientnet_lite0
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from efficientnet import load_efficientnet_lite0
+
 __all__ = ["load_efficientnet_lite0"]
+
+Layer = tuple[int, int, int, tuple[int, int] | None]
 
 
 def folder(project: str, package: str | None = None) -> Path:
@@ -73,6 +76,18 @@ def digit_recognizer() -> nn.Module:
     return nn.Sequential(normalise, model).eval()
 
 
+#: Convolutions (channels in and out, kernel, kernel and stride of the pool behind it), a linear layer, heads.
+FACES: dict[str, tuple[tuple[Layer, ...], tuple[int, int] | None, tuple[int, ...]]] = {
+    "pnet": (((3, 10, 3, (2, 2)), (10, 16, 3, None), (16, 32, 3, None)), None, (32, 2, 4)),
+    "rnet": (((3, 28, 3, (3, 2)), (28, 48, 3, (3, 2)), (48, 64, 2, None)), (576, 128), (128, 2, 4)),
+    "onet": (
+        ((3, 32, 3, (3, 2)), (32, 64, 3, (3, 2)), (64, 64, 3, (2, 2)), (64, 128, 2, None)),
+        (1152, 256),
+        (256, 2, 4, 10),
+    ),
+}
+
+
 class FaceNetwork(nn.Module):
     """One of the three networks of MTCNN (Zhang et al. 2016): face probability and box, O-Net landmarks too.
 
@@ -81,20 +96,14 @@ class FaceNetwork(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.body, heads = {
-            "pnet": (self._body((3, 10, 3, (2, 2)), (10, 16, 3, None), (16, 32, 3, None)), (32, 2, 4)),
-            "rnet": (self._body((3, 28, 3, (3, 2)), (28, 48, 3, (3, 2)), (48, 64, 2, None), flat=(576, 128)), (128, 2, 4)),
-            "onet": (
-                self._body((3, 32, 3, (3, 2)), (32, 64, 3, (3, 2)), (64, 64, 3, (2, 2)), (64, 128, 2, None), flat=(1152, 256)),
-                (256, 2, 4, 10),
-            ),
-        }[name]  # fmt: skip
+        layers, flat, heads = FACES[name]
+        self.body = self._body(*layers, flat=flat)
         width, *outputs = heads
         kind = (lambda n: nn.Conv2d(width, n, 1)) if name == "pnet" else (lambda n: nn.Linear(width, n))
         self.heads = nn.ModuleList(kind(n) for n in outputs)
 
     @staticmethod
-    def _body(*layers: tuple[int, int, int, tuple[int, int] | None], flat: tuple[int, int] | None = None) -> nn.Module:
+    def _body(*layers: Layer, flat: tuple[int, int] | None) -> nn.Module:
         parts: list[nn.Module] = []
         for fan_in, fan_out, kernel, pool in layers:
             parts += [nn.Conv2d(fan_in, fan_out, kernel), nn.PReLU(fan_out)]
