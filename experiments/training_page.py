@@ -71,15 +71,14 @@ def _table(rows: list[Row]) -> list[str]:
     head = ["recipe", "seeds", "images", "clean, of these", "clean, of all", *at, "L ≥, ≤", "steps", "ms each"]
     body = []
     for name, recipe in ALL.items():
-        own = [row for row in rows if row["recipe"] == name]
-        if own:
+        for images in sorted({int(row["images"]) for row in rows if row["recipe"] == name}, reverse=True):
+            own = [row for row in rows if row["recipe"] == name and int(row["images"]) == images]
             shares = [_shares(own, f"{r:g}") for r in RADII]
             constants = f"{_mean(own, 'lower'):.3g}, {_mean(own, 'constant'):.3g}"
             clean, each = _spread(own, "clean", 2), f"{_mean(own, 'step_ms'):.1f}"
             steps = f"{_mean(own, 'steps'):.0f}"
-            images = "/".join(sorted({str(row["images"]) for row in own}))
             these = _spread(own, "clean_first")
-            body.append([recipe.title, str(len(own)), images, these, clean, *shares, constants, steps, each])
+            body.append([recipe.title, str(len(own)), str(images), these, clean, *shares, constants, steps, each])
     return table(head, body)
 
 
