@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,9 @@ import lipcert
 from lipcert.cli.common import JsonOption, ModelArgument, SeedOption, console, errors, guard
 from lipcert.cli.load import find_model
 from lipcert.errors import InputError
-from lipcert.robustness.certification import Certification
-from lipcert.robustness.data_file import read_data
+
+if TYPE_CHECKING:
+    from lipcert.robustness.certification import Certification
 
 
 def certify(
@@ -45,6 +46,8 @@ def certify(
 ) -> None:
     """Which examples of DATA keep their class under every perturbation up to a radius. Neither: the largest radius."""
     with guard(as_json), warnings.catch_warnings(record=True) as caught:
+        from lipcert.robustness.data_file import read_data
+
         warnings.simplefilter("always", UserWarning)
         _require_share(at_least, radius, radii)
         if rows < 0:
@@ -85,7 +88,7 @@ def is_run(path: Path) -> bool:
 def verified_run(path: Path, model: str, as_json: bool) -> None:
     """``lipcert verify`` of a certification: every row proved again."""
     with guard(as_json):
-        result = Certification.load(path).verify(find_model(model))
+        result = lipcert.Certification.load(path).verify(find_model(model))
     if as_json:
         typer.echo(json.dumps({"verified": True, **result.to_json()}))
     else:

@@ -6,17 +6,17 @@ import importlib
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
-
-from lipcert.capture.load import load_model
-from lipcert.domain import Ball, Box, Domain, Intersection
+import lipcert
 from lipcert.errors import CaptureError, InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+    from lipcert.domain import Domain
 
 #: Names that mean a file even if there is none.
 _SUFFIXES = (".onnx", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".ts", ".jit")
@@ -56,11 +56,11 @@ def parse_domain(ball: str | None, radius: float | None, p: str | None, box: tup
         order = math.inf if p is None else float(p)
     except ValueError:
         raise InputError(f"--p must be 1, 2 or inf, not {p!r}.") from None
-    round_ = None if ball is None or radius is None else Ball(_numbers("--ball", ball), radius, order)
+    round_ = None if ball is None or radius is None else lipcert.Ball(_numbers("--ball", ball), radius, order)
     if box is None:
         return round_
-    inside = Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
-    return inside if round_ is None else Intersection(round_, inside)
+    inside = lipcert.Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
+    return inside if round_ is None else lipcert.Intersection(round_, inside)
 
 
 def _numbers(option: str, text: str) -> Any:
@@ -80,6 +80,8 @@ def read_array(option: str, path: str) -> npt.NDArray[Any]:
     Raises:
         InputError: it holds something else.
     """
+    import numpy as np
+
     try:
         found = np.load(path, allow_pickle=False)
     except Exception as problem:
@@ -101,10 +103,7 @@ def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgra
     if not _is_file(name) and shape is None:
         raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
     model = find_model(name)
-    if isinstance(model, ExportedProgram):
-        return model, _example_of(model, shape)
-    assert shape is not None
-    return model, _random(shape)
+    return model, _random(shape) if shape is not None else _example_of(model)
 
 
 def find_model(name: str) -> nn.Module | ExportedProgram:
@@ -112,9 +111,9 @@ def find_model(name: str) -> nn.Module | ExportedProgram:
     _require_place(name)
     if not _is_file(name):
         return _build(name)
-    program = load_model(name)
-    assert isinstance(program, ExportedProgram)
-    return program
+    from lipcert.capture.load import load_model
+
+    return load_model(name)
 
 
 def _is_file(name: str) -> bool:
@@ -130,6 +129,8 @@ def _require_place(name: str) -> None:
 
 
 def _build(name: str) -> nn.Module:
+    from torch import nn
+
     module_name, _, factory_name = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -154,13 +155,15 @@ def _build(name: str) -> nn.Module:
 
 def _random(shape: tuple[int, ...]) -> Tensor:
     """A batch of one, whatever default device or dtype the model's module has set."""
+    import torch
+
     generator = torch.Generator(device="cpu").manual_seed(0)
     return torch.rand(1, *shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
-def _example_of(program: ExportedProgram, shape: tuple[int, ...] | None) -> Tensor:
-    if shape is not None:
-        return _random(shape)
+def _example_of(program: Any) -> Tensor:
+    from torch import Tensor
+
     arguments: tuple[Any, ...] = tuple(program.example_inputs[0]) if program.example_inputs else ()
     if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
         raise InputError("the .pt2 file carries no single example input; give --input-shape.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -35,7 +35,9 @@ from lipcert.cli.common import (
 )
 from lipcert.cli.load import load, parse_domain, parse_norm
 from lipcert.errors import InputError
-from lipcert.result import Bound
+
+if TYPE_CHECKING:
+    from lipcert.result import Bound
 
 AnchoredOption = Annotated[
     bool, typer.Option("--anchored", help="bound |f(x) - f(c)| / |x - c| for the ball's centre c alone")

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 import lipcert
 from lipcert.cli.common import (
@@ -33,7 +30,11 @@ from lipcert.cli.common import (
 )
 from lipcert.cli.load import load, parse_domain, read_array
 from lipcert.errors import InputError
-from lipcert.result import OutputBound
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lipcert.result import OutputBound
 
 #: Most rows that are printed as a table.
 ROWS = 40
@@ -115,6 +116,9 @@ def _matrix(path: str) -> Tensor:
     Raises:
         InputError: no such file, or not one array of real numbers.
     """
+    import numpy as np
+    import torch
+
     if not Path(path).is_file():
         raise InputError(f"--select takes a .npy file; there is no file {path!r}.")
     found = read_array("--select", path)
