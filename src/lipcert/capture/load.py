@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +17,12 @@ from lipcert.capture.torch_export import quiet
 from lipcert.errors import CaptureError
 from lipcert.numerics.process_state import ordinary
 
-Model = nn.Module | ExportedProgram | str | Path
+#: A model as the public functions take it.
+Model = nn.Module | ExportedProgram | Callable[..., Any] | str | Path
 
 
 @ordinary(dtype=None)
-def load_model(model: Model) -> nn.Module | ExportedProgram:
+def load_model(model: Model) -> Any:
     """A model as it is, or loaded from the path of a ``.pt2`` file.
 
     Raises:

@@ -42,6 +42,10 @@ BoxOption = Annotated[
     tuple[str, str] | None,
     typer.Option("--box", metavar="LOW HIGH", help="bound on a box: numbers or .npy files; with --ball: on both"),
 ]
+WrtOption = Annotated[
+    str | None, typer.Option("--wrt", help="inputs to bound in, the others fixed as saved: y or pos,vel or a submodule")
+]
+OutputOption = Annotated[str | None, typer.Option("--output", help="which output: logits, 0")]
 SeedOption = Annotated[int, typer.Option("--seed")]
 
 

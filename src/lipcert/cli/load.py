@@ -91,8 +91,10 @@ def read_array(option: str, path: str) -> npt.NDArray[Any]:
     return found
 
 
-def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgram, Tensor]:
-    """The model behind ``file.pt2`` or ``package.module:factory``, and one example input of batch size 1.
+def load(
+    name: str, input_shape: str | None, wrt: str | None = None, output: str | None = None
+) -> tuple[nn.Module | ExportedProgram, Any, dict[str, Any]]:
+    """The model behind ``file.pt2`` or ``package.module:factory``, one example, and which of its inputs and outputs.
 
     Raises:
         InputError: no such module or factory, or no input shape where one is needed.
@@ -103,7 +105,8 @@ def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgra
     if not _is_file(name) and shape is None:
         raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
     model = find_model(name)
-    return model, _random(shape) if shape is not None else _example_of(model)
+    names = None if wrt is None else [part.strip() for part in wrt.split(",")]
+    return model, _random(shape) if shape is not None else _example_of(model), {"wrt": names, "output": output}
 
 
 def find_model(name: str) -> nn.Module | ExportedProgram:
@@ -161,10 +164,13 @@ def _random(shape: tuple[int, ...]) -> Tensor:
     return torch.rand(1, *shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
-def _example_of(program: Any) -> Tensor:
+def _example_of(program: Any) -> Any:
+    """The arguments that the program was exported with."""
     from torch import Tensor
 
-    arguments: tuple[Any, ...] = tuple(program.example_inputs[0]) if program.example_inputs else ()
-    if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
-        raise InputError("the .pt2 file carries no single example input; give --input-shape.")
-    return arguments[0]
+    from lipcert.capture.call import Call
+
+    if not program.example_inputs or not any(program.example_inputs):
+        raise InputError("the .pt2 file carries no example input; give --input-shape.")
+    args, kwargs = program.example_inputs
+    return args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else Call(tuple(args), dict(kwargs))

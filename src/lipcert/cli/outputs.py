@@ -17,10 +17,12 @@ from lipcert.cli.common import (
     BoxOption,
     JsonOption,
     ModelArgument,
+    OutputOption,
     PowerOption,
     RadiusOption,
     SeedOption,
     ShapeOption,
+    WrtOption,
     app,
     as_dict,
     console,
@@ -63,6 +65,8 @@ def outputs(
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 60.0,
     split: Annotated[bool, typer.Option("--split", help="split the domain to the end of the budget")] = False,
+    wrt: WrtOption = None,
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,13 +77,24 @@ def outputs(
         if domain is None:
             raise InputError("outputs are bounded on a domain: give --ball CENTER --radius R, --box LOW HIGH, or both.")
         rows = None if select is None else _matrix(select)
-        built, example = load(model, input_shape)
+        built, example, named = load(model, input_shape, wrt, output)
         if label is None:
             result = lipcert.output_bounds(
-                built, example, domain, select=rows, budget=budget, seed=seed, above=above, below=below, split=split
+                built,
+                example,
+                domain,
+                select=rows,
+                budget=budget,
+                seed=seed,
+                above=above,
+                below=below,
+                split=split,
+                **named,
             )
         else:
-            result = lipcert.margin(built, example, label, domain, budget=budget, seed=seed, above=above, split=split)
+            result = lipcert.margin(
+                built, example, label, domain, budget=budget, seed=seed, above=above, split=split, **named
+            )
         if save is not None:
             result.save(save)
     names = _names(result, select is not None, label)
