@@ -21,7 +21,12 @@ Anchor = Tensor | Literal["center"] | None
 
 def network_of(model: Model, example: Example, wrt: Wrt = None, output: Output = None) -> Network:
     """The network of a model; arguments as for ``lipcert.bound``."""
-    return capture(*adapted(load_model(model), example, wrt, output))
+    return capture(*prepared(model, example, wrt, output))
+
+
+def prepared(model: Model, example: Example, wrt: Wrt = None, output: Output = None) -> tuple[Any, Any]:
+    """A model as a module or program of one tensor, and its example; arguments as for ``lipcert.bound``."""
+    return adapted(load_model(model), example, wrt, output)
 
 
 def problem_of(
@@ -53,9 +58,9 @@ def problems_of(
             )
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
-    module, input_ = adapted(load_model(model), example, wrt, output)
+    module, tensor = prepared(model, example, wrt, output)
     with advised(module, wrt):
-        return _problems(capture(module, input_), pair, domains, select, several, anchor)
+        return _problems(capture(module, tensor), pair, domains, select, several, anchor)
 
 
 def _problems(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from lipcert.api.common import network_of
+from lipcert.api.common import network_of, prepared
 from lipcert.arguments import budget_of, device_of, real, seed_of, whole
-from lipcert.capture.adapter import Example, Output, Wrt, adapted
-from lipcert.capture.load import Model, load_model
+from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.load import Model
 from lipcert.capture.torch_export import capture_steps
 from lipcert.domain import Domain, exactly
 from lipcert.errors import InputError, NumericsError, named
@@ -240,7 +240,7 @@ def execution_error(
             f"arithmetic must be 'float32', not {arithmetic!r}: TF32, bfloat16, float16 and other precisions are not "
             "covered."
         )
-    steps = capture_steps(*adapted(load_model(model), example_input, wrt, output))
+    steps = capture_steps(*prepared(model, example_input, wrt, output))
     require_float32(steps)
     network = steps.network
     if select is not None:

@@ -35,6 +35,7 @@ from lipcert.cli.common import (
     guard,
     norm_json,
 )
+from lipcert.cli.defaults import defaults, options_of
 from lipcert.cli.load import load, parse_domain, parse_norm
 from lipcert.errors import InputError
 
@@ -59,11 +60,15 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
     """Certified bounds for trained networks. Exit code: 0 ok, 1 not as good as was asked for, 2 error."""
+    commands = getattr(context.command, "commands", {})
+    with guard(as_json=False):
+        context.default_map = defaults({name: options_of(command) for name, command in commands.items()})
 
 
 app.command()(certify)
