@@ -257,3 +257,26 @@ def test_the_other_questions_take_the_same_arguments() -> None:
     assert set(lipcert.ranges(f, (t, y), box, **options)) >= {"input", "a"}
     assert lipcert.margin(f, (t, y), 0, box, budget=1, **options).lower.shape == (2,)
     assert lipcert.estimate(f, (t, y), **options).value == pytest.approx(norm(a), rel=1e-3)
+
+
+def test_certify_takes_an_output_and_functions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    inputs = torch.randn(3, 2)
+    labels = net(inputs).argmax(1)
+    options = {"radius": 1e-3, "budget": 2}
+    runs = [
+        (net, lipcert.certify(net, inputs, labels, **options)),
+        (lambda x: net(x), lipcert.certify(lambda x: net(x), inputs, labels, **options)),
+        (
+            lambda x: {"s": net(x), "x": x},
+            lipcert.certify(lambda x: {"s": net(x), "x": x}, inputs, labels, output="s", **options),
+        ),
+    ]
+    for number, (model, run) in enumerate(runs):
+        assert run.certified_accuracy() == 1.0
+        run.save(tmp_path / f"{number}.robust")
+        output = "s" if number == 2 else None
+        lipcert.Certification.load(tmp_path / f"{number}.robust").verify(model, output=output)
+    with pytest.raises(lipcert.InputError, match=r"2 outputs \(s, x\)"):
+        lipcert.certify(runs[2][0], inputs, labels, **options)

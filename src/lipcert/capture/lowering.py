@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 import lipcert.ops.families  # noqa: F401  (registers every rule)
 from lipcert.capture.duplicates import originals
 from lipcert.capture.evaluate import give_values, refused
 from lipcert.capture.function import own_path
-from lipcert.capture.model import require_numbers
+from lipcert.capture.model import require_numbers, several_outputs
 from lipcert.errors import (
     CaptureError,
     InputError,
@@ -319,12 +319,10 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
             raise TrainModeError(
                 f"forward changes {spec.target!r}; a certified bound needs a fixed function. Call model.eval()."
             )
-    outputs = [output for output in outputs if output is not None]
+    values, outputs = outputs, [output for output in outputs if output is not None]
     if len(outputs) > 1:
-        raise InputError(
-            f"the model returns {len(outputs)} outputs: give the name or number of one as output=, or join them in one "
-            "tensor (torch.cat)."
-        )
+        told = tree_unflatten([value is not None or None for value in values], program.call_spec.out_spec)
+        raise several_outputs(told, len(outputs))
     output = outputs[0] if outputs else None
     if not ctx.builder.nodes:
         raise InputError("the model takes no tensor input.")

@@ -224,13 +224,17 @@ def one_tensor(output: Any) -> Tensor:
         return leaves[0]
     tensors = sum(isinstance(leaf, Tensor) for leaf in leaves)
     if tensors > 1:
-        names = [name for name, leaf in leaves_of(output).items() if isinstance(leaf, Tensor)]
-        raise InputError(
-            f"the model returns {tensors} outputs ({', '.join(names[:8])}{', …' * (len(names) > 8)}): give the "
-            "name or number of one as output=, or join them in one tensor (torch.cat)."
-        )
-    else:
-        what = f"the model does not return a tensor but a {type(output).__name__}"
-        if leaves and leaves[0] is not output:
-            what += f" of {', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}"
+        raise several_outputs(output, tensors)
+    what = f"the model does not return a tensor but a {type(output).__name__}"
+    if leaves and leaves[0] is not output:
+        what += f" of {', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}"
     raise InputError(f"{what}; wrap it in a module that returns one tensor (torch.cat joins several).")
+
+
+def several_outputs(output: Any, count: int) -> InputError:
+    """The error for a model whose ``count`` outputs are in these containers."""
+    names = [name for name, leaf in leaves_of(output).items() if leaf is not None]
+    return InputError(
+        f"the model returns {count} outputs ({', '.join(names[:8])}{', …' * (len(names) > 8)}): give the name or "
+        "number of one as output=, or join them in one tensor (torch.cat)."
+    )

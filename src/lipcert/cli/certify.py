@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import lipcert
-from lipcert.cli.common import JsonOption, ModelArgument, SeedOption, console, errors, guard
+from lipcert.cli.common import JsonOption, ModelArgument, OutputOption, SeedOption, console, errors, guard
 from lipcert.cli.load import find_model
 from lipcert.errors import InputError
 
@@ -41,6 +41,7 @@ def certify(
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="list so many of the examples")] = 0,
     arithmetic: Annotated[str, typer.Option("--arithmetic", help="real, or float32: the network as it runs")] = "real",
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,7 +64,7 @@ def certify(
             find_model(model), inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
             radii=None if radii is None else _numbers("--radii", radii), clip=clip, scale=_scale(mean, std),
             budget=budget, engine=engine, workers=workers, resume=resume, seed=seed, progress=not as_json,
-            arithmetic=arithmetic,  # type: ignore[arg-type]
+            output=output, arithmetic=arithmetic,  # type: ignore[arg-type]
         )  # fmt: skip
         if save is not None:
             result.save(save)
@@ -85,10 +86,10 @@ def is_run(path: Path) -> bool:
         return False
 
 
-def verified_run(path: Path, model: str, as_json: bool) -> None:
+def verified_run(path: Path, model: str, as_json: bool, output: str | None = None) -> None:
     """``lipcert verify`` of a certification: every row proved again."""
     with guard(as_json):
-        result = lipcert.Certification.load(path).verify(find_model(model))
+        result = lipcert.Certification.load(path).verify(find_model(model), output=output)
     if as_json:
         typer.echo(json.dumps({"verified": True, **result.to_json()}))
     else:

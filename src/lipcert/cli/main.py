@@ -234,7 +234,7 @@ def verify(
 ) -> None:
     """Re-check a certificate, or all of a certification, against MODEL: its hash, and the checks alone."""
     if is_run(certificate):
-        verified_run(certificate, model, as_json)
+        verified_run(certificate, model, as_json, output)
         return
     with guard(as_json):
         built, example, names = load(model, input_shape, wrt, output)
