@@ -103,6 +103,7 @@ def test_bounds_hold_in_time_and_state_together() -> None:
     assert bound.value <= norm(a) + norm(b)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "example",
     [
@@ -181,6 +182,7 @@ outer, square = layer(3, 2), layer(3, 3)
 W = norm(outer.weight)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -210,6 +212,7 @@ def test_what_a_function_calls_keeps_its_name_and_its_precision() -> None:
     assert [f"net.{name}" for name in names] == [row.module for row in both.breakdown]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("model", "example", "options", "message"),
     [
@@ -225,6 +228,7 @@ def test_what_a_function_calls_keeps_its_name_and_its_precision() -> None:
         (f, (t, y), {"output": "dy", "wrt": ["y", "y"]}, "twice"),
         (f, (t, y, y, y), {"output": "dy"}, "does not run on the arguments given .*takes from 3 to 4 positional"),
         (f, (t.float(), y), {"output": "dy"}, "same dtype.*Fixed inputs are used as they are given"),
+        (lambda p: {"a": p, "n": 3}, (y,), {}, r"a dict of Tensor, int; give the name of the tensor as output='a'"),
         (f, (3,), {}, "holds no tensor but int"),
         (Observer(), ({"pos": torch.zeros(1, 2), "vel": torch.zeros(2, 3)},), {}, "differ in their leading batch"),
         (lambda p, q: p["x"] + q["x"], ({"x": y}, {"x": y}), {"wrt": "x"}, "may be p.x or q.x"),
@@ -246,6 +250,7 @@ def test_a_product_of_inputs_tells_how_to_fix_one() -> None:
     assert value(lambda p, q: p * q, (y + 1, y + 2), wrt="q") == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_the_other_questions_take_the_same_arguments() -> None:
     options = {"wrt": "y", "output": "dy"}
     box = lipcert.Box(0.0, 1.0)
@@ -259,6 +264,7 @@ def test_the_other_questions_take_the_same_arguments() -> None:
     assert lipcert.estimate(f, (t, y), **options).value == pytest.approx(norm(a), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_certify_takes_an_output_and_functions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)).eval()

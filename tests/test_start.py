@@ -28,6 +28,7 @@ assert not heavy, heavy
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("arguments", [["--help"], ["bound", "--help"], ["--version"]])
 def test_help_waits_for_no_torch(arguments: list[str]) -> None:
     done = subprocess.run(

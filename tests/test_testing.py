@@ -138,6 +138,7 @@ def test_defaults_of_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert command("--norm", "inf,inf", "--wrt", "y")[1]["input_shape"] == [3]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("text", "message"),
     [

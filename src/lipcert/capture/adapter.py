@@ -189,7 +189,7 @@ def adapted(
         leaves = call.leaves(module)
         inputs, parts = _chosen(module, leaves, wanted)
         call, leaves = _in_its_precision(module, call, leaves, inputs)
-        values = {name: leaves[name] for name in inputs} | _outputs_of(module, call, parts)
+        values = {name: leaves[name] for name in inputs} | _outputs_of(module, call, parts, output)
         varied = tuple(_varied(name, value, name in parts) for name, value in values.items())
         _require_one_example(varied, values, leaves)
         only = call.args[0] if len(call.args) == 1 and not call.kwargs else None
@@ -296,8 +296,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _outputs_of(module: nn.Module, call: Call, parts: list[str]) -> dict[str, Tensor]:
-    """What submodules put out in this call, each of which must run once; the model must run."""
+def _outputs_of(module: nn.Module, call: Call, parts: list[str], output: Output) -> dict[str, Tensor]:
+    """What submodules put out in this call, each of which must run once; the model must run and have that output."""
     seen: dict[str, list[Any]] = {name: [] for name in parts}
     with ExitStack() as stack:
         own = stack.enter_context(private(module))
@@ -306,13 +306,14 @@ def _outputs_of(module: nn.Module, call: Call, parts: list[str]) -> dict[str, Te
             stack.callback(hook.remove)
         copies = call.mapped(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
         try:
-            own(*copies.args, **copies.kwargs)
+            result = own(*copies.args, **copies.kwargs)
         except Exception as failure:
             shapes = [f"{n}: {tuple(v.shape)}" for n, v in call.leaves(module).items() if isinstance(v, Tensor)]
             raise InputError(
                 f"the model does not run on the arguments given ({_listed(shapes)}): {type(failure).__name__}: "
                 f"{str(failure).strip()[:300]}. Fixed inputs are used as they are given, in dtype, shape and device."
             ) from failure
+    picked(result, output)
     for name, results in seen.items():
         if len(results) != 1:
             raise InputError(

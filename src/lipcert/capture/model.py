@@ -227,7 +227,10 @@ def one_tensor(output: Any) -> Tensor:
         raise several_outputs(output, tensors)
     what = f"the model does not return a tensor but a {type(output).__name__}"
     if leaves and leaves[0] is not output:
-        what += f" of {', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}"
+        what += f" of {', '.join(sorted({'Tensor' if isinstance(t, Tensor) else type(t).__name__ for t in leaves}))}"
+    if tensors:
+        name = next(name for name, leaf in leaves_of(output).items() if isinstance(leaf, Tensor))
+        raise InputError(f"{what}; give the name of the tensor as output={name!r}.")
     raise InputError(f"{what}; wrap it in a module that returns one tensor (torch.cat joins several).")
 
 
