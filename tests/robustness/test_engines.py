@@ -89,6 +89,13 @@ def test_an_error_of_a_worker_is_the_error_of_the_run() -> None:
         list(LocalEngine(workers=2).run(Refuses(), batches(8, 4)))
 
 
+def test_no_fork_where_pytorch_sees_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(lipcert.EngineError, match="CUDA_VISIBLE_DEVICES"):
+        list(LocalEngine(workers=2).run(Deadly(tmp_path, {}), batches(3, 1)))
+    assert len(list(LocalEngine(workers=1).run(Deadly(tmp_path, {}), batches(3, 1)))) == 3
+
+
 def test_workers_end_with_the_run(tmp_path: Path) -> None:
     run = LocalEngine(workers=2).run(Deadly(tmp_path, {}), batches(40, 2))
     next(run)

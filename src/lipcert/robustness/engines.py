@@ -65,6 +65,11 @@ class LocalEngine:
         if self.workers == 1:
             for batch in batches:
                 yield from decider.decide(batch)
+        elif torch.cuda.is_available():
+            raise EngineError(
+                "workers > 1 fork this process, and PyTorch's gradients cannot be used in a fork where it sees a GPU. "
+                "Start Python with CUDA_VISIBLE_DEVICES= (empty), or use one worker, or engine='ray'."
+            )
         else:
             yield from _Pool(decider, batches, self.workers).run()
 

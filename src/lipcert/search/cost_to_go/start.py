@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SMALL = 1e-12
 #: How far a value is taken to move at least, relative to its terms: less would drown in the rounding of the search.
 FINE = 1e-3
+#: By how much the curvature in front of an activation exceeds what its value's costs need: an activation whose two
+#: curvatures cancel pays for its whole range, and the ascent would spend its first steps on making that room.
+ROOM = 1.5
 #: Unit of slopes at least, relative to what norms allow: at the point the gradient may vanish.
 LEAST = 1e-3
 
@@ -72,7 +75,7 @@ def start_at(question: Question, points: Tensor) -> Start:
             start.slope[k], start.slope_unit[k] = slope, by_row(length, slope)
             span = torch.maximum(reach[parent], FINE * _terms(question, parent, values)).clamp(min=SMALL)
             own = c.flatten(1).norm(dim=1) / span
-            curvature = torch.where(total > 0, total * steep**2, own * steep).clamp(min=SMALL)
+            curvature = torch.where(total > 0, ROOM * total * steep**2, own * steep).clamp(min=SMALL)
             start.curvature[k] = by_row(curvature.log(), slope)
             _add(linear, parent, slope)
             _add(weight, parent, curvature)
@@ -86,7 +89,7 @@ def start_at(question: Question, points: Tensor) -> Start:
             length = torch.maximum(slope.flatten(1).norm(dim=1), LEAST * most) / math.sqrt(max(1, slope[0].numel()))
             start.slope[k], start.slope_unit[k] = slope, by_row(length, slope)
             span = torch.maximum(reach[parent], FINE * _terms(question, parent, values)).clamp(min=SMALL)
-            curvature = torch.where(total > 0, total, c.flatten(1).norm(dim=1) / span).clamp(min=SMALL)
+            curvature = torch.where(total > 0, ROOM * total, c.flatten(1).norm(dim=1) / span).clamp(min=SMALL)
             start.curvature[k] = by_row(curvature.log(), slope)
             back = torch.zeros_like(flat).index_add(1, index.reshape(-1), slope.flatten(1))
             _add(linear, parent, back.reshape(values[parent].shape))
