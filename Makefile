@@ -66,11 +66,13 @@ experiments: setup ## the 2018 paper's experiments, into experiments/results (do
 	done
 	$(BIN)/python -m experiments.alexnet $(ALEXNET)
 
-docs: setup ## docs/constants.md, and the API reference as HTML, in build/docs
+docs: setup ## run the examples of the pages, write docs/constants.md, and build the site, in build/site
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/python docs/make_constants.py
-	$(BIN)/python -c 'from lipcert import *; from pdoc.__main__ import cli; cli()' \
-		--docformat google --math --output-directory build/docs lipcert  # pdoc sees the names that are there
+	OMP_NUM_THREADS=1 $(BIN)/python docs/run_examples.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/run_notebook.py
+	$(BIN)/python -m docs.make_site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean: ## remove what the other targets made, except .venv
 	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache .coverage

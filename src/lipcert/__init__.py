@@ -27,8 +27,8 @@ class _Package(ModuleType):
                 value = getattr(public, name)
                 self.__dict__[name] = value
                 return value
-            if name == "testing":
-                return import_module("lipcert.testing")
+            if name in ("plot", "report", "testing", "theory", "training"):  # modules that people use by name
+                return import_module(f"lipcert.{name}")
             if name in self.__dict__:  # a module that came with it
                 return self.__dict__[name]
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")

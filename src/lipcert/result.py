@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
+
+from lipcert.markup import Shown, table, tag
 
 if TYPE_CHECKING:
     from lipcert.domain import Domain
@@ -126,17 +128,33 @@ class Bound:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(r.label)}</td><td>{html.escape(r.kind)}</td><td>{r.constant:.6g}</td>"
-            f"<td>{r.cumulative:.6g}</td><td>{r.guarantee}</td><td>{html.escape(r.remark)}</td></tr>"
-            for r in self.breakdown
-        )
-        head = "<tr><th>step</th><th>kind</th><th>constant</th><th>so far</th><th>guarantee</th><th></th></tr>"
-        return f"<div><b>{html.escape(str(self))}</b><table>{head}{rows}</table></div>"
+        rows = [
+            (r.label, r.kind, f"{r.constant:.6g}", f"{r.cumulative:.6g}", r.guarantee, r.remark) for r in self.breakdown
+        ]
+        head = ("step", "kind", "constant", "so far", "guarantee", "")
+        return tag("div", table(tag("b", str(self)), head, rows))
+
+    def report(self, path: str | Path, model: Any = None, example_input: Tensor | None = None, **more: Any) -> None:
+        """Write one HTML file that explains this bound and loads nothing from elsewhere; whole or not at all.
+
+        Args:
+            path: of the file.
+            model, example_input: what the bound is of, for the lower bound, the layers and the graph; without them the
+                page has the bound, what was tried, the proof's steps and the certificate.
+            more: ``lower=`` and ``comparison=`` that were run already, ``certification=`` of a data set,
+                ``certificate=``, the path that this bound was saved to, ``model_name=`` for the command that verifies
+                it; with the model ``budget=`` and ``lower_budget=`` in seconds, ``methods=True`` to run every method,
+                ``radii=`` with ``centre=`` and ``p=`` for a curve of bounds on balls, ``seed=``, ``progress=``.
+
+        Raises:
+            InputError: the file cannot be written there, or what else is given does not go together.
+        """
+        # by name: what writes pages stands above all that a check imports, and no check may import it
+        import_module("lipcert.report").report_of(self, path, model, example_input, **more)
 
 
 @dataclass(frozen=True, eq=False)
-class OutputBound:
+class OutputBound(Shown):
     """``lower`` ≤ select·f(x) ≤ ``upper`` for every x of a domain, entry by entry; made by a certificate check only.
 
     Attributes:
@@ -161,6 +179,11 @@ class OutputBound:
     select: Tensor | None = field(default=None, repr=False)
     delta: float = 0.0
     input_shape: tuple[int, ...] = ()
+
+    def _repr_html_(self) -> str:
+        ends = zip(self.lower[:40].tolist(), self.upper[:40].tolist(), strict=True)
+        rows = [(k, f"{low:.7g}", f"{high:.7g}") for k, (low, high) in enumerate(ends)]
+        return tag("div", table(tag("b", str(self)), ("no.", "at least", "at most"), rows))
 
     @property
     def value(self) -> float:
@@ -217,7 +240,7 @@ class PairWitness:
 
 
 @dataclass(frozen=True, eq=False)
-class LowerBound:
+class LowerBound(Shown):
     """L ≥ ``value``, with a ``witness`` that anyone can evaluate.
 
     Attributes:
@@ -252,7 +275,7 @@ class LowerBound:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(Shown):
     """A number that is neither an upper nor a lower bound; kept for comparison and labelled so."""
 
     value: float
@@ -276,6 +299,15 @@ class Comparison:
         if row.value is None or not self.lower.value > 0:
             return None
         return row.value / self.lower.value
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for row in self.rows:
+            ratio, value = self.ratio(row), "" if row.value is None else f"{row.value:.7g}"
+            times = "" if ratio is None else f"{ratio:.4g}"
+            rows.append((row.method, value, times, f"{row.seconds:.2f}", row.guarantee or "", row.remark))
+        head = ("method", "bound", "/ lower", "seconds", "guarantee", "remark")
+        return tag("div", table(tag("b", str(self.lower)), head, rows))
 
     def __str__(self) -> str:
         lines = [f"{'method':<18}{'bound':>14}{'/ lower':>10}{'seconds':>9}  guarantee"]

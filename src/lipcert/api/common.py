@@ -102,16 +102,20 @@ def require_data(inputs: Any, problem: Problem) -> None:
 
 @contextmanager
 def reporter(progress: bool, title: str):  # type: ignore[no-untyped-def]
-    """A rich progress bar that appears only once the work has taken two seconds."""
+    """A rich progress bar with the time that remains; it appears, on a terminal, after two seconds of work."""
     if not progress:
         yield lambda fraction, text: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:  # a log is no place for a bar
+        yield lambda fraction, text: None
+        return
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"),
+        TimeRemainingColumn(elapsed_when_finished=True), console=console, transient=True,
     )  # fmt: skip
     task = bar.add_task(title, total=1.0, step="")
     started = time.perf_counter()

@@ -38,6 +38,16 @@ def save(certificate: Certificate, path: str | Path) -> None:
     Raises:
         CertificateError: the place cannot be written, or the method has a name that no file may hold.
     """
+    write(path, *_described(certificate))
+
+
+def content_of(certificate: Certificate) -> bytes:
+    """The bytes that ``save`` writes."""
+    return _to_bytes(*_described(certificate))
+
+
+def _described(certificate: Certificate) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and arrays."""
     arrays = {f"witness.{k}": stored(v) for k, v in certificate.witness.arrays.items()}
     domain, domain_arrays = domain_to_json(certificate.domain)
     arrays.update(domain_arrays)
@@ -58,7 +68,7 @@ def save(certificate: Certificate, path: str | Path) -> None:
         "guarantee": certificate.guarantee,
         "version": certificate.version,
     }
-    write(path, header, arrays)
+    return header, arrays
 
 
 def write(path: str | Path, header: dict[str, Any], arrays: dict[str, Tensor]) -> None:
@@ -70,16 +80,22 @@ def write(path: str | Path, header: dict[str, Any], arrays: dict[str, Tensor]) -
     path = _place(path)
     require_name(header["method"])
     content = _to_bytes(header, arrays)
+    try:
+        placed(path, content)
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"cannot write the certificate {path}: {error}") from error
+
+
+def placed(path: Path, content: bytes) -> None:
+    """Write a file for others to read, whole or not at all; raises OSError or ValueError."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".lipcert-")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private; a certificate is for others to read
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
         temporary = None
-    except (OSError, ValueError) as error:
-        raise CertificateError(f"cannot write the certificate {path}: {error}") from error
     finally:
         if temporary is not None:
             os.unlink(temporary)

@@ -9,14 +9,14 @@ from typing import Any
 
 from lipcert.errors import InputError
 
-#: Option without its dashes → the parameter behind it, and how many values it takes.
-Options = Mapping[str, tuple[str, int]]
+#: Option without its dashes → the parameter behind it, how many values it takes, and whether it must be given.
+Options = Mapping[str, tuple[str, int, bool]]
 
 
-def options_of(command: Any) -> dict[str, tuple[str, int]]:
+def options_of(command: Any) -> dict[str, tuple[str, int, bool]]:
     """The options of a click command."""
     return {
-        flag.removeprefix("--"): (one.name, one.nargs)
+        flag.removeprefix("--"): (one.name, one.nargs, bool(one.required))
         for one in command.params
         if one.param_type_name == "option"
         for flag in one.opts
@@ -26,8 +26,8 @@ def options_of(command: Any) -> dict[str, tuple[str, int]]:
 def defaults(commands: Mapping[str, Options], here: Path | None = None) -> dict[str, dict[str, Any]]:
     """command → parameter → default, as click takes them.
 
-    Keys of ``[tool.lipcert]`` are options without their dashes, for every command that has them; those of
-    ``[tool.lipcert.COMMAND]`` are for one. What the command line says goes before both.
+    Keys of ``[tool.lipcert]`` are options without their dashes, for every command that has them and can do without;
+    those of ``[tool.lipcert.COMMAND]`` are for one. What the command line says goes before both.
 
     Args:
         commands: command → its options.
@@ -48,7 +48,7 @@ def defaults(commands: Mapping[str, Options], here: Path | None = None) -> dict[
         for key in own:
             if key not in named:
                 raise InputError(f"{path}: [tool.lipcert.{command}] has {key!r}, which is no option of that command.")
-        chosen = {**{key: value for key, value in everywhere.items() if key in named}, **own}
+        chosen = {**{key: value for key, value in everywhere.items() if key in named and not named[key][2]}, **own}
         found[command] = {named[key][0]: _text(value, named[key][1]) for key, value in chosen.items()}
     for key, value in table.items():
         if isinstance(value, dict) and key not in commands:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 import lipcert
 from lipcert.cli import outputs as _outputs  # noqa: F401  adds its command
+from lipcert.cli import report as _report  # noqa: F401  adds its command
 from lipcert.cli.certify import certify, is_run, verified_run
 from lipcert.cli.common import (
     BallOption,

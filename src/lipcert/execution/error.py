@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lipcert.domain import NORMS
 from lipcert.errors import InputError
+from lipcert.markup import Shown
 from lipcert.numerics.midrad import lengths
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ExecutionError:
+class ExecutionError(Shown):
     """|f̂(x) − f(x)| ≤ ``bounds``, entry by entry, for every float32 tensor x of the domain.
 
     f is the real-valued function of the stored parameters, of which all bounds speak; f̂ what torch computes on a CPU.

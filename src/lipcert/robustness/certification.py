@@ -16,6 +16,8 @@ from lipcert.arguments import real
 from lipcert.capture.adapter import Output
 from lipcert.capture.load import Model
 from lipcert.errors import CertificateError, InputError, StoreError
+from lipcert.figures import new_figure, saved
+from lipcert.markup import tag
 from lipcert.robustness.checks import Facts
 from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, arithmetic_of
@@ -139,6 +141,9 @@ class Certification(Sequence[Row]):
     def __str__(self) -> str:
         return self.table()
 
+    def _repr_html_(self) -> str:
+        return tag("pre", self.table())
+
     def table(self, rows: int = 0) -> str:
         """Accuracies by radius, what decided, and as many rows of single examples as asked for.
 
@@ -225,16 +230,11 @@ class Certification(Sequence[Row]):
         Raises:
             InputError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise InputError("plot() needs matplotlib: pip install 'lipcert[report]'.") from None
         radii, certified, attacked = self.curve()
         if self.threat.radii is not None and len(radii) > 1:  # nothing was tried beyond
             kept = [i for i, r in enumerate(radii) if r <= self.threat.radii[-1]]
             radii, certified, attacked = ([values[i] for i in kept] for values in (radii, certified, attacked))
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = new_figure()
         steps: dict[str, Any] = {"drawstyle": "steps-pre"}
         axes.plot(radii, [100 * a for a in attacked], color="tab:orange", label="left by the attack", **steps)
         axes.plot(radii, [100 * a for a in certified], color="tab:blue", label="certified", **steps)
@@ -243,12 +243,7 @@ class Certification(Sequence[Row]):
         )
         axes.set(xlabel=f"radius (l{self.threat.norm:g})", ylabel="examples, %", ylim=(0, 100), xlim=(0, None))
         axes.legend()
-        if path is not None:
-            try:
-                figure.savefig(path)
-            except (OSError, ValueError) as problem:
-                raise InputError(f"cannot write the picture {path}: {problem}") from problem
-        return figure
+        return saved(figure, path)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but certificates, for machines."""

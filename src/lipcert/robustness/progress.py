@@ -11,17 +11,19 @@ from lipcert.robustness.rows import Row
 
 @contextmanager
 def shown(progress: bool, count: int, finished: int) -> Iterator[Callable[[Row], None]]:
-    """What is to be called with each row; shows nothing unless asked to.
+    """What is to be called with each row; shows nothing unless asked to, on a terminal.
 
     Args:
         progress: whether to show it, on the standard error.
         count: of all examples.
         finished: of these before.
     """
-    if not progress:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not progress or not console.is_terminal:  # a log is no place for a bar
         yield lambda row: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     seen: Counter[str] = Counter()
@@ -29,7 +31,7 @@ def shown(progress: bool, count: int, finished: int) -> Iterator[Callable[[Row],
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("certify", total=count, completed=finished, text="")
 
         def report(row: Row) -> None:

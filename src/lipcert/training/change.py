@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lipcert.markup import Shown
 from lipcert.result import Bound
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(Shown):
     """Parameters were changed in place.
 
     Attributes:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lipcert.arguments import real, seed_of, whole
 from lipcert.errors import InputError, NumericsError
+from lipcert.markup import Shown
 from lipcert.training.live import Live
 from lipcert.training.pairs import Pairs
 from lipcert.training.regularizer import require_two
@@ -202,7 +203,7 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
-class AccuracyEstimate:
+class AccuracyEstimate(Shown):
     """How many examples of a batch constants that are estimates would certify; ``lipcert.certify`` proves it.
 
     Attributes:

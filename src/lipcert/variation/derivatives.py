@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipcert.errors import MethodError, NumericsError, named
 from lipcert.increments.jacobian import jacobian, operations
+from lipcert.markup import Shown
 from lipcert.numerics.process_state import ordinary
 from lipcert.result import place
 
@@ -23,7 +24,7 @@ MOST_WORK = 1e12
 
 
 @dataclass(frozen=True, eq=False)
-class DerivativeSigns:
+class DerivativeSigns(Shown):
     """``lower`` ≤ ∂f_i/∂x_j ≤ ``upper`` on a domain, and what that says of signs; rounding included.
 
     At a kink all of Clarke's generalised derivatives are meant, and differences too: for x, y in the domain

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from lipcert.domain import Domain
 from lipcert.guarantee import Guarantee
+from lipcert.markup import Shown
 from lipcert.result import place
 
 
 @dataclass(frozen=True, eq=False)
-class Derived:
+class Derived(Shown):
     """A number that is proved of a network between one norm and itself, from Bounds of parts of it.
 
     It has no certificate file of its own: what it is derived from has (``Bound.save``).
