@@ -16,7 +16,7 @@ PAGES = ROOT / "build" / "pages"
 #: What is shown, by folder: patterns of names.
 SHOWN = {
     ".": ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
-    "docs": ("*.md", "api/*.md", "*.css", "trusted.txt"),
+    "docs": ("*.md", "api/*.md", "*.css", "*.json", "trusted.txt"),
     "benchmarks": ("*.md", "*.png"),
     "experiments/results": ("*.md", "*.png"),
     "experiments": ("training.md", "training.py"),

@@ -9,6 +9,7 @@ input, in the units of the inputs. Where a package is missing its row says how t
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import resource
 import time
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 import lipcert
 import real_networks as nets
+from lipcert.digits import at_most
 
 Model = nn.Module | Path
 
@@ -85,7 +87,7 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
         domain = None if case.radius is None else lipcert.Ball(example[0], case.radius)
         found = lipcert.bound(model, example, domain=domain, budget=budget)
         power = found.log10
-        value = f"{found.value:.4g}" if found.value < float("inf") else f"10^{power:.0f}"
+        value = at_most(found.value, 4) if found.value < float("inf") else f"10^{math.ceil(power)}"
         row: dict[str, Any] = {"value": value, "guarantee": found.guarantee, "method": found.method}
     except (ModuleNotFoundError, lipcert.LipcertError) as problem:
         row = {"value": "–", "guarantee": f"{type(problem).__name__}: {problem}", "method": "–"}

@@ -142,7 +142,8 @@ def test_local_constants(activation: nn.Module, truth: float) -> None:
     ball = lipcert.Ball(torch.zeros(1), 1e-3)
     found = bracket(model, 1, truth=truth, nearly=0.95, domain=ball)
     assert math.isfinite(found.value)
-    assert found.value <= lipcert.bound(model, torch.zeros(1, 1), method="autolip").value
+    everywhere = lipcert.bound(model, torch.zeros(1, 1), method="autolip").value
+    assert found.value <= everywhere * (1.0 + 2.0**-39)  # room for rounding of what the check computed
     assert (found.domain.center.tolist(), found.domain.radius) == ([[0.0]], 1e-3)
 
 

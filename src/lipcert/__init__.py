@@ -1,102 +1,45 @@
 """lipcert: certified upper bounds on the Lipschitz constant of trained neural networks."""
 
-from lipcert.api.constants import bound, compare, estimate, lower_bound, methods, supported_ops, verify
-from lipcert.api.outputs import execution_error, margin, output_bounds, ranges
-from lipcert.api.variation import derivative_signs, inverse_lipschitz_bound, one_sided_lipschitz_bound
-from lipcert.capture.onnx.load import load_onnx
-from lipcert.capture.vnnlib import read_vnnlib
-from lipcert.domain import Ball, Box, Intersection
-from lipcert.errors import (
-    CaptureError,
-    CertificateError,
-    EngineError,
-    InputError,
-    LipcertError,
-    MethodError,
-    NotLipschitzError,
-    NumericsError,
-    StoreError,
-    TrainModeError,
-    UnsupportedNormError,
-    UnsupportedOpError,
-)
-from lipcert.execution.error import ExecutionError
-from lipcert.methods.auto import Auto
-from lipcert.methods.autolip import AutoLip
-from lipcert.methods.branch_and_bound import BranchAndBound
-from lipcert.methods.eclipse_fast import EclipseFast
-from lipcert.methods.interval_jacobian import IntervalJacobian
-from lipcert.methods.liplt import LipLT
-from lipcert.methods.lipsdp import LipSDP, LipSDPLayer
-from lipcert.methods.lipsdp_ipm import LipSDPInteriorPoint
-from lipcert.methods.mixed_product import MixedProduct
-from lipcert.methods.seqlip import CertifiedPairs, ExactPairs, RankKPairs, SeqLip
-from lipcert.result import Bound, Comparison, Estimate, LowerBound, OutputBound
-from lipcert.robustness.certification import Certification
-from lipcert.robustness.certify import certify
-from lipcert.robustness.engines import LocalEngine, RayEngine
-from lipcert.variation.derivatives import DerivativeSigns
-from lipcert.variation.inverse import InverseBound
-from lipcert.variation.one_sided import OneSidedBound
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from lipcert.version import __version__ as __version__
 
-__all__ = [
-    "Auto",
-    "AutoLip",
-    "Ball",
-    "Bound",
-    "Box",
-    "BranchAndBound",
-    "CaptureError",
-    "CertificateError",
-    "Certification",
-    "CertifiedPairs",
-    "Comparison",
-    "DerivativeSigns",
-    "EclipseFast",
-    "EngineError",
-    "Estimate",
-    "ExactPairs",
-    "ExecutionError",
-    "InputError",
-    "Intersection",
-    "IntervalJacobian",
-    "InverseBound",
-    "LipLT",
-    "LipSDP",
-    "LipSDPInteriorPoint",
-    "LipSDPLayer",
-    "LipcertError",
-    "LocalEngine",
-    "LowerBound",
-    "MethodError",
-    "MixedProduct",
-    "NotLipschitzError",
-    "NumericsError",
-    "OneSidedBound",
-    "OutputBound",
-    "RankKPairs",
-    "RayEngine",
-    "SeqLip",
-    "StoreError",
-    "TrainModeError",
-    "UnsupportedNormError",
-    "UnsupportedOpError",
-    "bound",
-    "certify",
-    "compare",
-    "derivative_signs",
-    "estimate",
-    "execution_error",
-    "inverse_lipschitz_bound",
-    "load_onnx",
-    "lower_bound",
-    "margin",
-    "methods",
-    "one_sided_lipschitz_bound",
-    "output_bounds",
-    "ranges",
-    "read_vnnlib",
-    "supported_ops",
-    "verify",
-]
+if TYPE_CHECKING:
+    from lipcert.api import *  # noqa: F403
+    from lipcert.api import __all__ as __all__
+
+
+class _Package(ModuleType):
+    """The package: its names are in ``lipcert.api``, imported with the first of them that is asked for.
+
+    torch takes seconds to import, which nobody need wait for who asks the command line for help.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") or name == "__all__":
+            public = import_module("lipcert.api")
+            if name == "__all__" or name in public.__all__:
+                value = getattr(public, name)
+                self.__dict__[name] = value
+                return value
+            if name in ("plot", "report", "testing", "theory", "training"):  # modules that people use by name
+                return import_module(f"lipcert.{name}")
+            if name in self.__dict__:  # a module that came with it
+                return self.__dict__[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``lipcert.methods`` and ``lipcert.ranges`` are functions, not the packages that are imported as these."""
+        if not (name in ("methods", "ranges") and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *import_module("lipcert.api").__all__})
+
+
+sys.modules[__name__].__class__ = _Package

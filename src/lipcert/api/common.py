@@ -8,30 +8,45 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from lipcert.capture.adapter import Example, Output, Wrt, adapted, advised
 from lipcert.capture.load import Model, load_model, shape_of
 from lipcert.capture.torch_export import capture
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import InputError
+from lipcert.network.graph import Network
 from lipcert.problem import Problem, as_norm
 
 Anchor = Tensor | Literal["center"] | None
 
 
+def network_of(model: Model, example: Example, wrt: Wrt = None, output: Output = None) -> Network:
+    """The network of a model; arguments as for ``lipcert.bound``."""
+    return capture(*prepared(model, example, wrt, output))
+
+
+def prepared(model: Model, example: Example, wrt: Wrt = None, output: Output = None) -> tuple[Any, Any]:
+    """A model as a module or program of one tensor, and its example; arguments as for ``lipcert.bound``."""
+    return adapted(load_model(model, shape_of(example)), example, wrt, output)
+
+
 def problem_of(
-    model: Model, example: Tensor, norm: Any, domain: Domain, select: Tensor | None, anchor: Anchor = None
-) -> Problem:
+    model: Model, example: Example, norm: Any, domain: Domain, select: Tensor | None, anchor: Anchor = None,
+    wrt: Wrt = None, output: Output = None,
+) -> Problem:  # fmt: skip
     """A problem of a model, captured; arguments as for ``lipcert.bound``."""
-    return problems_of(model, example, norm, [domain], select, anchor=anchor)[0]
+    return problems_of(model, example, norm, [domain], select, anchor=anchor, wrt=wrt, output=output)[0]
 
 
 def problems_of(
     model: Model,
-    example: Tensor,
+    example: Example,
     norm: Any,
     domains: list[Domain],
     select: Tensor | None,
     several: bool = False,
     anchor: Anchor = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> list[Problem]:
     """One problem for each domain, of a model that is captured once."""
     pair = as_norm(norm)
@@ -43,7 +58,14 @@ def problems_of(
             )
     if select is not None and (not isinstance(select, Tensor) or select.is_complex()):
         raise InputError(f"select must be a real (k, m) tensor, not {type(select).__name__}.")
-    network = capture(load_model(model, shape_of(example)), example)
+    module, tensor = prepared(model, example, wrt, output)
+    with advised(module, wrt):
+        return _problems(capture(module, tensor), pair, domains, select, several, anchor)
+
+
+def _problems(
+    network: Network, pair: Any, domains: list[Domain], select: Tensor | None, several: bool, anchor: Anchor
+) -> list[Problem]:
     for number, one in enumerate(domains if several else []):
         try:
             _ = one and one.fitted(network.in_shape)

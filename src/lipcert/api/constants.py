@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import lipcert.methods.all  # noqa: F401  (registers every method)
-from lipcert.api.common import Anchor, problem_of, problems_of, reporter, require_data
+from lipcert.api.common import Anchor, network_of, problem_of, problems_of, reporter, require_data
 from lipcert.arguments import budget_of, device_of, generator_of, seed_of
-from lipcert.capture.load import Model, load_model, shape_of
-from lipcert.capture.torch_export import capture
+from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.load import Model
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify_file import verify_file
 from lipcert.domain import Domain
@@ -34,7 +34,7 @@ from lipcert.result import Attempt, Bound, Comparison, Estimate, LowerBound, Out
 @overload
 def bound(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     method: str | Method = "auto",
     norm: tuple[float, float] = (2, 2),
     domain: Domain = None,
@@ -45,13 +45,15 @@ def bound(
     budget: float = 60.0,
     guarantee: Literal["any", "rigorous"] = "any",
     anchor: Anchor = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> Bound: ...
 
 
 @overload
 def bound(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     method: str | Method = "auto",
     norm: tuple[float, float] = (2, 2),
     *,
@@ -63,12 +65,14 @@ def bound(
     budget: float = 60.0,
     guarantee: Literal["any", "rigorous"] = "any",
     anchor: Anchor = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> list[Bound]: ...
 
 
 def bound(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     method: str | Method = "auto",
     norm: tuple[float, float] = (2, 2),
     domain: Domain | Sequence[Domain] = None,
@@ -79,13 +83,17 @@ def bound(
     budget: float = 60.0,
     guarantee: Literal["any", "rigorous"] = "any",
     anchor: Anchor = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> Bound | list[Bound]:
     """A certified upper bound of the Lipschitz constant of ``model``.
 
     Args:
-        model: an ``nn.Module`` in eval mode, an ExportedProgram, or the path of a ``.pt2`` or ``.onnx`` file. Never
-            changed.
-        example_input: floating tensor with a leading batch dimension of any size; only its shape matters.
+        model: an ``nn.Module`` in eval mode, a function of tensors, an ExportedProgram, or the path of a ``.pt2`` or
+            ``.onnx`` file. Never changed.
+        example_input: floating tensor or array with a leading batch dimension of any size; only its shape matters. For
+            a model of several inputs the arguments of one call, each with a batch dimension of 1: a tuple of positional
+            ones, a dict of keyword ones, or a dict that ``forward`` takes as it is.
         method: a name from ``lipcert.methods()`` or a method object such as ``lipcert.AutoLip()``.
         norm: (p, q), input norm first, each 1, 2 or inf.
         domain: None (everywhere), a ``Ball``, a ``Box`` or an ``Intersection`` of both; or a list of such, of which
@@ -101,6 +109,12 @@ def bound(
         anchor: None, a point x̂ of the domain (one example's shape), or ``center`` for that of each ball: what is
             bounded is then ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain alone, all that a certified radius around x̂
             needs, and smaller than the constant for all pairs.
+        wrt: the inputs in which the model is bounded; the others are fixed at the values given. A name or a list of
+            names: of a parameter of ``forward`` (``"y"``), of an entry of an argument (``"pos"`` or ``"obs.pos"``), or
+            the path of a submodule (``"encoder.embed"``), whose output is then the input: so a model of token ids is
+            bounded in their embedding. None: all floating-point tensors but those without dimensions. Several inputs
+            are one vector, flattened and joined in the order named, in which norms, domains and witnesses are.
+        output: name or number of the output that is meant (``"logits"``, 0), where the model returns several.
 
     Returns:
         A ``Bound``; ``print`` it, read ``.value``, or ``.save`` its certificate. For a list of domains a list of Bounds
@@ -114,7 +128,7 @@ def bound(
     chosen = make(method)
     several = isinstance(domain, (list, tuple))
     domains: list[Any] = list(domain) if isinstance(domain, (list, tuple)) else [domain]
-    problems = problems_of(model, example_input, norm, domains, select, several, anchor)
+    problems = problems_of(model, example_input, norm, domains, select, several, anchor, wrt, output)
     found: list[Bound] = []
     while problems:
         problem = problems.pop(0)  # what it works out for itself goes with it
@@ -130,7 +144,7 @@ def bound(
 
 def compare(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     norm: tuple[float, float] = (2, 2),
     domain: Domain = None,
     select: Tensor | None = None,
@@ -142,11 +156,13 @@ def compare(
     device: str | torch.device | None = None,
     progress: bool = False,
     anchor: Anchor = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> Comparison:
     """Every applicable method side by side, with the attack's lower bound.
 
     Args:
-        model, example_input, norm, domain, select, seed, device, progress, anchor: as for ``bound``.
+        model, example_input, norm, domain, select, seed, device, progress, anchor, wrt, output: as for ``bound``.
         methods: names or method objects; None takes every registered one that can do the norms.
         budget: seconds for each method.
         lower_budget: seconds for the lower bound.
@@ -155,7 +171,7 @@ def compare(
     Returns:
         A ``Comparison``: rows (method, value, guarantee, seconds, remark), the lower bound, and ``print``-able text.
     """
-    problem = problem_of(model, example_input, norm, domain, select, anchor)
+    problem = problem_of(model, example_input, norm, domain, select, anchor, wrt, output)
     require_data(inputs, problem)
     if methods is None:
         chosen = [kind() for name, kind in registered().items() if name != "auto" and problem.norm in kind.norms]
@@ -180,7 +196,7 @@ def compare(
 
 def lower_bound(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     norm: tuple[float, float] = (2, 2),
     domain: Domain = None,
     inputs: Tensor | None = None,
@@ -190,14 +206,16 @@ def lower_bound(
     device: str | torch.device | None = None,
     progress: bool = False,
     anchor: Anchor = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> LowerBound:
     """A lower bound of the Lipschitz constant with a witness: a point and a direction of steepest change.
 
     With an anchor x̂ it is one of sup ‖f(x) − f(x̂)‖_q/‖x − x̂‖_p over x of the domain, and the witness a pair (x̂, x).
 
     Args:
-        model, example_input, norm, domain, select, device, progress, anchor: as for ``bound``; the witness lies in
-            ``domain``.
+        model, example_input, norm, domain, select, device, progress, anchor, wrt, output: as for ``bound``; the
+            witness lies in ``domain``.
         inputs: (B, *shape) data to start from; random points are used as well.
         budget: seconds of search.
         seed: seed of the search.
@@ -205,7 +223,7 @@ def lower_bound(
     Returns:
         A ``LowerBound`` whose value re-evaluates from its witness in float64.
     """
-    problem = problem_of(model, example_input, norm, domain, select, anchor)
+    problem = problem_of(model, example_input, norm, domain, select, anchor, wrt, output)
     seed = seed_of(seed)
     require_data(inputs, problem)
     from lipcert.attack import attack
@@ -217,7 +235,7 @@ def lower_bound(
 
 def estimate(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     method: str = "seqlip_greedy",
     norm: tuple[float, float] = (2, 2),
     select: Tensor | None = None,
@@ -225,24 +243,32 @@ def estimate(
     steps: int = 100,
     seed: int = 0,
     pools: Literal["factor", "through"] = "factor",
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> Estimate:
     """A number of the 2018 paper that is neither an upper nor a lower bound; kept for comparison.
 
     Args:
-        model, example_input, norm, select: as for ``bound``; the norms must be (2, 2).
+        model, example_input, norm, select, wrt, output: as for ``bound``; the norms must be (2, 2).
         method: ``seqlip_greedy``, ``seqlip_lbfgs``, ``seqlip_rank_k`` or ``power_iteration`` (AutoLip as in 2018).
         k: singular triplets per layer for ``seqlip_rank_k``.
         steps: power iterations per layer.
         seed: seed of the random starts.
         pools: ``through`` puts max-pools and sorts inside the pairs (greedy and rank k); ``factor`` ends chains there.
     """
-    problem = problem_of(model, example_input, norm, None, select)
+    problem = problem_of(model, example_input, norm, None, select, None, wrt, output)
     with named(NumericsError, "the estimate"), ordinary(), torch.random.fork_rng(devices=[]):
         return estimates.estimate(problem, method, k, steps, generator_of(seed), pools)
 
 
-def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound | OutputBound:
+def verify(
+    path: str | Path, model: Model, example_input: Example, wrt: Wrt = None, output: Output = None
+) -> Bound | OutputBound:
     """Re-check a saved certificate: recapture the model, compare its hash, run the check alone.
+
+    Args:
+        path: what ``.save`` wrote.
+        model, example_input, wrt, output: as for ``bound``; inputs that were fixed have the same values.
 
     Raises:
         CertificateError: missing, damaged, tampered with, of another model, or it does not prove its claim.
@@ -252,7 +278,7 @@ def verify(path: str | Path, model: Model, example_input: Tensor) -> Bound | Out
         raise InputError(
             f"verify takes the path of a certificate, not {type(path).__name__}; a bound writes one with .save(path)."
         )
-    return verify_file(path, capture(load_model(model, shape_of(example_input)), example_input))
+    return verify_file(path, network_of(model, example_input, wrt, output))
 
 
 def methods() -> tuple[MethodInfo, ...]:

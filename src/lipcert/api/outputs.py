@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
+from lipcert.api.common import network_of, prepared
 from lipcert.arguments import budget_of, device_of, real, seed_of, whole
-from lipcert.capture.load import Model, load_model, shape_of
-from lipcert.capture.torch_export import capture, capture_steps
+from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.load import Model
+from lipcert.capture.torch_export import capture_steps
 from lipcert.domain import Domain, exactly
 from lipcert.errors import InputError, NumericsError, named
 from lipcert.execution.error import ExecutionError
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
     from lipcert.robustness.bounding import Wanted
 
 
-def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[str, tuple[Tensor, Tensor]]:
+def ranges(
+    model: Model, example_input: Example, domain: Domain = None, wrt: Wrt = None, output: Output = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """What the values inside a model lie in for every input of a domain: by intervals and linear bounds, proved.
 
     Args:
-        model, example_input: as for ``bound``.
+        model, example_input, wrt, output: as for ``bound``.
         domain: a ``Ball``, ``Box`` or ``Intersection``; None for the whole space, where only what an activation bounds
             has finite ranges.
 
@@ -44,7 +48,7 @@ def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[s
     Raises:
         CaptureError, InputError: as ``bound``.
     """
-    network = capture(load_model(model, shape_of(example_input)), example_input)
+    network = network_of(model, example_input, wrt, output)
     if domain is not None:
         if not isinstance(domain, get_args(Domain)):
             raise InputError(f"domain must be a lipcert.Ball, Box or Intersection, not {type(domain).__name__}.")
@@ -62,7 +66,7 @@ def ranges(model: Model, example_input: Tensor, domain: Domain = None) -> dict[s
 
 def output_bounds(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     domain: Domain,
     select: Tensor | Sequence[Any] | None = None,
     budget: float = 60.0,
@@ -71,11 +75,13 @@ def output_bounds(
     above: float | None = None,
     below: float | None = None,
     split: bool = False,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> OutputBound:
     """Certified lower and upper bounds of what a model puts out on a domain.
 
     Args:
-        model, example_input, seed, device: as for ``bound``.
+        model, example_input, seed, device, wrt, output: as for ``bound``.
         domain: a ``Ball``, a ``Box`` or an ``Intersection`` of both.
         select: optional (k, m) matrix, tensor, array or lists: bounded are its k combinations of the flattened output;
             None: the m outputs.
@@ -92,12 +98,12 @@ def output_bounds(
         CaptureError, InputError: as ``bound``.
     """
     wanted = _wanted(above, below, split, least=False)
-    return _outputs(model, example_input, domain, select, None, budget, seed, device, wanted)
+    return _outputs(model, example_input, domain, select, None, budget, seed, device, wanted, wrt, output)
 
 
 def margin(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     label: int,
     domain: Domain,
     budget: float = 60.0,
@@ -105,11 +111,13 @@ def margin(
     device: str | torch.device | None = None,
     above: float | None = None,
     split: bool = False,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> OutputBound:
     """Certified lower bounds of f_label − f_k over a domain, for every other class k, in order.
 
     Args:
-        model, example_input, domain, budget, seed, device: as for ``output_bounds``.
+        model, example_input, domain, budget, seed, device, wrt, output: as for ``output_bounds``.
         label: a class, 0 ≤ label < number of outputs.
         above: what every margin is to exceed, 0 for robustness; as for ``output_bounds``.
         split: as for ``output_bounds``; what is tightened is the least of the margins.
@@ -125,7 +133,7 @@ def margin(
     if number is None:
         raise InputError(f"label must be an integer, the number of a class, not {label!r:.60}.")
     wanted = _wanted(above, None, split, least=True)
-    return _outputs(model, example_input, domain, None, number, budget, seed, device, wanted)
+    return _outputs(model, example_input, domain, None, number, budget, seed, device, wanted, wrt, output)
 
 
 def _wanted(above: float | None, below: float | None, split: bool, least: bool) -> Wanted:
@@ -142,8 +150,8 @@ def _wanted(above: float | None, below: float | None, split: bool, least: bool) 
 
 
 def _outputs(
-    model: Model, example: Tensor, domain: Domain, select: Any, label: int | None, budget: float, seed: int,
-    device: str | torch.device | None, wanted: Wanted,
+    model: Model, example: Example, domain: Domain, select: Any, label: int | None, budget: float, seed: int,
+    device: str | torch.device | None, wanted: Wanted, wrt: Wrt, output: Output,
 ) -> OutputBound:  # fmt: skip
     from lipcert.robustness.bounding import bound_outputs
     from lipcert.robustness.outputs import margin_rows
@@ -154,7 +162,7 @@ def _outputs(
             f"domain must be a lipcert.Ball, a lipcert.Box or a lipcert.Intersection, not {type(domain).__name__}: "
             "outputs are bounded on a bounded part of the input space."
         )
-    network = capture(load_model(model, shape_of(example)), example)
+    network = network_of(model, example, wrt, output)
     if label is not None:
         select = margin_rows(size(network.out_shape), label)
     elif select is not None and not isinstance(select, Tensor):
@@ -175,29 +183,35 @@ def _outputs(
 @overload
 def execution_error(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     domain: Domain,
     arithmetic: Literal["float32"] = "float32",
     select: Tensor | None = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> ExecutionError: ...
 
 
 @overload
 def execution_error(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     domain: Sequence[Domain],
     arithmetic: Literal["float32"] = "float32",
     select: Tensor | None = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> list[ExecutionError]: ...
 
 
 def execution_error(
     model: Model,
-    example_input: Tensor,
+    example_input: Example,
     domain: Domain | Sequence[Domain],
     arithmetic: Literal["float32"] = "float32",
     select: Tensor | None = None,
+    wrt: Wrt = None,
+    output: Output = None,
 ) -> ExecutionError | list[ExecutionError]:
     """How far the network that runs in float32 may be from the real-valued one that bounds are about, on a domain.
 
@@ -208,7 +222,7 @@ def execution_error(
     (``torch.backends.mkldnn``) and NNPACK is not.
 
     Args:
-        model, example_input: as for ``bound``; parameters and input are float32.
+        model, example_input, wrt, output: as for ``bound``; parameters and inputs are float32.
         domain: a ``Ball``, ``Box`` or ``Intersection``, or a list of such: the float32 tensors in it are meant.
         arithmetic: ``float32``.
         select: optional (k, m) matrix C applied to the flattened output: the bound is then for C(f̂(x) − f(x)).
@@ -226,7 +240,7 @@ def execution_error(
             f"arithmetic must be 'float32', not {arithmetic!r}: TF32, bfloat16, float16 and other precisions are not "
             "covered."
         )
-    steps = capture_steps(load_model(model, shape_of(example_input)), example_input)
+    steps = capture_steps(*prepared(model, example_input, wrt, output))
     require_float32(steps)
     network = steps.network
     if select is not None:

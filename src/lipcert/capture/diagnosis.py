@@ -101,15 +101,16 @@ def export_error(problem: Exception, module: nn.Module, example: Tensor) -> Lipc
     reason = f"torch.export could not trace the model: {type(problem).__name__}: {first}."
     if watch.read_from_input:
         return CaptureError(
-            f"{reason} Control flow that depends on the data (a Python number or a branch made from it at "
-            f"{watch.read_from_input[0]}) is not one fixed network; capture each branch by itself, or write it with "
-            "tensor operations (torch.where, torch.clamp)."
+            "the model cannot be captured: control flow that depends on the data (a Python number or a branch made "
+            f"from it at {watch.read_from_input[0]}) is not one fixed network; capture each branch by itself, or write "
+            "it with tensor operations (torch.where, torch.clamp)."
         )
     if watch.read_from_parameters:
         return CaptureError(
-            f"{reason} The line {watch.read_from_parameters[0]} turns a value that depends on parameters only into a "
-            "Python number or a branch, which torch.export does not see. Compute it once outside forward and keep it "
-            "as a float attribute, or write it with tensor operations (torch.maximum, torch.clamp)."
+            f"the model cannot be captured: the line {watch.read_from_parameters[0]} turns a value that depends on "
+            "parameters only into a Python number or a branch, which torch.export does not see. Compute it once "
+            "outside forward and keep it as a float attribute, or write it with tensor operations "
+            "(torch.maximum, torch.clamp)."
         )
     return CaptureError(f"{reason} The model itself runs; forward must be made of traceable tensor operations.")
 
@@ -136,7 +137,7 @@ def does_not_run(failure: Exception, example: Tensor) -> InputError:
     """The error for a model that raises on one example of the shape given."""
     advice = "Give an example of the shape the model takes, with a leading batch dimension"
     if isinstance(failure, TypeError) and "argument" in str(failure):
-        advice += "; wrap a model of several inputs, or of keyword inputs, in a module of one tensor"
+        advice += "; for a model of several inputs give a tuple of its arguments, or a dict of those by name"
     return InputError(
         f"the model does not run on example_input[:1] (shape {tuple(example.shape)}, {example.dtype}; one example is "
         f"read as {tuple(example.shape[1:])}): {type(failure).__name__}: {str(failure).strip()[:300]}. {advice}."

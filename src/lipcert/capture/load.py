@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from lipcert.capture.torch_export import quiet
 from lipcert.errors import CaptureError
 from lipcert.numerics.process_state import ordinary
 
-Model = nn.Module | ExportedProgram | str | Path
+#: A model as the public functions take it.
+Model = nn.Module | ExportedProgram | Callable[..., Any] | str | Path
 
 
-def load_model(model: Model, shape: Sequence[int] | None = None) -> nn.Module | ExportedProgram:
+@ordinary(dtype=None)
+def load_model(model: Model, shape: Sequence[int] | None = None) -> Any:
     """A model as it is, or loaded from the path of a ``.pt2`` or ``.onnx`` file.
 
     Args:
-        model: a module, a program or a path.
+        model: a module, a program, a function or a path.
         shape: of one example without batch dimension, for an ONNX file with dynamic axes; None if not known.
 
     Raises:

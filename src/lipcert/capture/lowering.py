@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node as FxNode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 import lipcert.ops.families  # noqa: F401  (registers every rule)
 from lipcert.capture.duplicates import originals
 from lipcert.capture.evaluate import give_values, refused
-from lipcert.capture.model import require_numbers
+from lipcert.capture.function import own_path
+from lipcert.capture.model import require_numbers, several_outputs
 from lipcert.errors import (
     CaptureError,
     InputError,
@@ -56,7 +57,11 @@ _SCALAR_OPS: dict[Any, Any] = {
 
 
 #: Where torch's own code lies, here and where a program was exported; a user's folder may be called ``torch``, too.
-_TORCH = re.compile(rf"[/\\](site|dist)-packages[/\\]torch[/\\]|^{re.escape(str(Path(torch.__file__).parent))}[/\\]")
+#: And ours, which a call passes on its way to the model.
+_TORCH = re.compile(
+    r"[/\\](site|dist)-packages[/\\]torch[/\\]|"
+    + "|".join(rf"^{re.escape(str(folder))}[/\\]" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
+)
 
 
 def op_name(target: Any) -> tuple[str, str]:
@@ -74,6 +79,7 @@ def place_in_code(node: FxNode) -> Origin:
     kind = (kind if isinstance(kind, str) else kind.__name__).rsplit(".", 1)[-1]
     shown = own or ([] if path else frames)
     line = "{}:{} in {}".format(*shown[-1]) if shown else ""
+    path = own_path(path)
     return Origin(path, kind if path else "", line)
 
 
@@ -159,7 +165,7 @@ def _refuse_fakes(program: ExportedProgram) -> None:
 def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: NetworkBuilder) -> Any:
     if spec.kind == InputKind.USER_INPUT:
         if builder.nodes:
-            raise InputError("the model takes several inputs; wrap it in a module of one tensor input.")
+            raise InputError("the model takes several inputs: give all of them, as a tuple, or as a dict by name.")
         return builder.input(tuple(node.meta["val"].shape))
     if spec.kind == InputKind.TOKEN:  # orders the checks inside linalg ops; carries no value
         return None
@@ -313,12 +319,10 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
             raise TrainModeError(
                 f"forward changes {spec.target!r}; a certified bound needs a fixed function. Call model.eval()."
             )
-    outputs = [output for output in outputs if output is not None]
+    values, outputs = outputs, [output for output in outputs if output is not None]
     if len(outputs) > 1:
-        raise InputError(
-            f"the model returns {len(outputs)} outputs; wrap it in a module that returns one tensor (torch.cat joins "
-            "several)."
-        )
+        told = tree_unflatten([value is not None or None for value in values], program.call_spec.out_spec)
+        raise several_outputs(told, len(outputs))
     output = outputs[0] if outputs else None
     if not ctx.builder.nodes:
         raise InputError("the model takes no tensor input.")

@@ -14,6 +14,8 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from lipcert.capture.call import leaves_of
+from lipcert.capture.function import FunctionModule
 from lipcert.errors import CaptureError, InputError
 
 #: Dtypes in which PyTorch's own layers run; parameters of any other floating type are converted to float32 first.
@@ -21,17 +23,25 @@ RUNNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def as_module(model: Any) -> nn.Module:
-    """The module behind ``model``: an exported program's, or what DataParallel and torch.compile wrap.
+    """The module behind ``model``: an exported program's, a function's, or what DataParallel and torch.compile wrap.
 
     Raises:
         InputError: no module, TorchScript, or parameters that hold no numbers yet (lazy, on the meta device).
         CaptureError: parameters that are not plain real tensors (complex, sparse, quantised, nested).
     """
     module: Any = model.module() if isinstance(model, ExportedProgram) else model
+    if callable(module) and not isinstance(module, (nn.Module, type, torch.jit.ScriptFunction)):
+        module = FunctionModule(module)
     if not isinstance(module, nn.Module):
         weights = isinstance(module, Mapping) and any(isinstance(v, Tensor) for v in module.values())
         raise InputError(
-            f"model must be a torch.nn.Module or a torch.export.ExportedProgram, not {type(model).__name__}."
+            "model must be a torch.nn.Module, a function of tensors or a torch.export.ExportedProgram, not "
+            + (
+                f"the class {model.__name__}: pass an object of it."
+                if isinstance(model, type)
+                else f"{type(model).__name__}."
+            )
+            + (" It is TorchScript: pass the function it was made from." * isinstance(model, torch.jit.ScriptFunction))
             + (" This one holds weights without the network: load them into the module and pass that." * weights)
         )
     while isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _compiled(module):
@@ -173,12 +183,13 @@ def check_example(example: Any, module: nn.Module) -> Tensor:
         example = torch.from_numpy(np.array(example, dtype=example.dtype.newbyteorder("="), order="C"))
     if not isinstance(example, Tensor):
         raise InputError(
-            f"example_input must be one tensor with a leading batch dimension, not {type(example).__name__}; "
-            "wrap a model of several inputs in a module of one."
+            f"example_input must be a tensor with a leading batch dimension, not {type(example).__name__}; for a model "
+            "of several inputs a tuple of its arguments, or a dict of those by name."
         )
     if example.is_complex() or not example.is_floating_point():
         raise InputError(
-            f"example_input has dtype {example.dtype}; a Lipschitz constant needs a real floating-point input."
+            f"example_input has dtype {example.dtype}; a Lipschitz constant needs a real floating-point input. Token "
+            "ids are looked up in an embedding: name that submodule, wrt='embedding', and its output is the input."
         )
     if example.device.type == "meta" or type(example).__name__ == "FakeTensor":
         raise InputError("example_input is on the meta device and holds no numbers; give a tensor on a real device.")
@@ -213,9 +224,20 @@ def one_tensor(output: Any) -> Tensor:
         return leaves[0]
     tensors = sum(isinstance(leaf, Tensor) for leaf in leaves)
     if tensors > 1:
-        what = f"the model returns {tensors} outputs"
-    else:
-        what = f"the model does not return a tensor but a {type(output).__name__}"
-        if leaves and leaves[0] is not output:
-            what += f" of {', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}"
+        raise several_outputs(output, tensors)
+    what = f"the model does not return a tensor but a {type(output).__name__}"
+    if leaves and leaves[0] is not output:
+        what += f" of {', '.join(sorted({'Tensor' if isinstance(t, Tensor) else type(t).__name__ for t in leaves}))}"
+    if tensors:
+        name = next(name for name, leaf in leaves_of(output).items() if isinstance(leaf, Tensor))
+        raise InputError(f"{what}; give the name of the tensor as output={name!r}.")
     raise InputError(f"{what}; wrap it in a module that returns one tensor (torch.cat joins several).")
+
+
+def several_outputs(output: Any, count: int) -> InputError:
+    """The error for a model whose ``count`` outputs are in these containers."""
+    names = [name for name, leaf in leaves_of(output).items() if leaf is not None]
+    return InputError(
+        f"the model returns {count} outputs ({', '.join(names[:8])}{', …' * (len(names) > 8)}): give the name or "
+        "number of one as output=, or join them in one tensor (torch.cat)."
+    )

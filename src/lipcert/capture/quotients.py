@@ -80,7 +80,7 @@ def _check_activation(node: Node, function: Nonlinearity, reached: Tensor, gener
         starts.append(place + offset * place.abs().clamp(min=1.0))
     low, high = function.slope_range(tuple(shape))
     for a in starts:
-        a = a[torch.isfinite(a).flatten(1).all(1)]
+        a = a[torch.isfinite(a).reshape(len(a), -1).all(1)]
         b = a + _pick(a.shape, _STEPS, generator) * a.abs().clamp(min=1.0)
         fa, fb = function(a), function(b)
         wide = torch.maximum(low.abs(), high.abs())

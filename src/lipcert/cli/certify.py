@@ -7,16 +7,17 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import lipcert
-from lipcert.cli.common import JsonOption, ModelArgument, SeedOption, console, errors, guard
+from lipcert.cli.common import JsonOption, ModelArgument, OutputOption, SeedOption, console, errors, guard
 from lipcert.cli.load import find_model
 from lipcert.errors import InputError
-from lipcert.robustness.certification import Certification
-from lipcert.robustness.data_file import read_data
+
+if TYPE_CHECKING:
+    from lipcert.robustness.certification import Certification
 
 
 def certify(
@@ -40,11 +41,14 @@ def certify(
     ] = None,
     rows: Annotated[int, typer.Option("--rows", help="list so many of the examples")] = 0,
     arithmetic: Annotated[str, typer.Option("--arithmetic", help="real, or float32: the network as it runs")] = "real",
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Which examples of DATA keep their class under every perturbation up to a radius. Neither: the largest radius."""
     with guard(as_json), warnings.catch_warnings(record=True) as caught:
+        from lipcert.robustness.data_file import read_data
+
         warnings.simplefilter("always", UserWarning)
         _require_share(at_least, radius, radii)
         if rows < 0:
@@ -60,7 +64,7 @@ def certify(
             find_model(model, inputs.shape[1:]), inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
             radii=None if radii is None else _numbers("--radii", radii), clip=clip, scale=_scale(mean, std),
             budget=budget, engine=engine, workers=workers, resume=resume, seed=seed, progress=not as_json,
-            arithmetic=arithmetic,  # type: ignore[arg-type]
+            output=output, arithmetic=arithmetic,  # type: ignore[arg-type]
         )  # fmt: skip
         if save is not None:
             result.save(save)
@@ -82,11 +86,11 @@ def is_run(path: Path) -> bool:
         return False
 
 
-def verified_run(path: Path, model: str, as_json: bool) -> None:
+def verified_run(path: Path, model: str, as_json: bool, output: str | None = None) -> None:
     """``lipcert verify`` of a certification: every row proved again."""
     with guard(as_json):
-        run = Certification.load(path)
-        result = run.verify(find_model(model, run.input_shape))
+        run = lipcert.Certification.load(path)
+        result = run.verify(find_model(model, run.input_shape), output=output)
     if as_json:
         typer.echo(json.dumps({"verified": True, **result.to_json()}))
     else:

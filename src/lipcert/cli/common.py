@@ -1,4 +1,7 @@
-"""What the commands share: the application, options, errors as exit code 2, results as JSON."""
+"""What the commands share: the application, options, errors as exit code 2, results as JSON.
+
+No file of the command line imports torch at its head: help, completion and a misspelt option do not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,21 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lipcert.domain import Domain
+import lipcert
 from lipcert.errors import LipcertError
-from lipcert.result import Bound, OutputBound
+
+if TYPE_CHECKING:
+    from lipcert.domain import Domain
+    from lipcert.result import Bound, OutputBound
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    no_args_is_help=True, pretty_exceptions_enable=False,
     help="Certified bounds for trained networks. Exit code: 0 ok, 1 not as good as was asked for, 2 error.",
 )  # fmt: skip
 console = Console()
@@ -36,6 +42,10 @@ BoxOption = Annotated[
     tuple[str, str] | None,
     typer.Option("--box", metavar="LOW HIGH", help="bound on a box: numbers or .npy files; with --ball: on both"),
 ]
+WrtOption = Annotated[
+    str | None, typer.Option("--wrt", help="inputs to bound in, the others fixed as saved: y or pos,vel or a submodule")
+]
+OutputOption = Annotated[str | None, typer.Option("--output", help="which output: logits, 0")]
 SeedOption = Annotated[int, typer.Option("--seed")]
 
 
@@ -61,7 +71,7 @@ def guard(as_json: bool) -> Iterator[None]:
 
 def as_dict(result: Bound | OutputBound) -> dict[str, Any]:
     """For JSON."""
-    if isinstance(result, OutputBound):
+    if isinstance(result, lipcert.OutputBound):
         return {
             "lower": [finite(v) for v in result.lower.tolist()],
             "upper": [finite(v) for v in result.upper.tolist()],

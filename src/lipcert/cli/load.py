@@ -8,18 +8,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
-
-from lipcert.capture.load import load_model
-from lipcert.capture.vnnlib import read_vnnlib
-from lipcert.domain import Ball, Box, Domain, Intersection
+import lipcert
 from lipcert.errors import CaptureError, InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+    from lipcert.domain import Domain
 
 #: Names that mean a file even if there is none.
 _SUFFIXES = (".onnx", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".ts", ".jit")
@@ -64,16 +63,16 @@ def parse_domain(
         order = math.inf if p is None else float(p)
     except ValueError:
         raise InputError(f"--p must be 1, 2 or inf, not {p!r}.") from None
-    round_ = None if ball is None or radius is None else Ball(_numbers("--ball", ball), radius, order)
+    round_ = None if ball is None or radius is None else lipcert.Ball(_numbers("--ball", ball), radius, order)
     if box is None:
         return round_
     if any(end.endswith(".vnnlib") for end in box):
         if box[0] != box[1]:
             raise InputError("--box takes the box of a .vnnlib file where both ends name it: --box p.vnnlib p.vnnlib.")
-        inside = read_vnnlib(box[0], shape)
+        inside = lipcert.read_vnnlib(box[0], shape)
     else:
-        inside = Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
-    return inside if round_ is None else Intersection(round_, inside)
+        inside = lipcert.Box(_numbers("--box", box[0]), _numbers("--box", box[1]))
+    return inside if round_ is None else lipcert.Intersection(round_, inside)
 
 
 def _numbers(option: str, text: str) -> Any:
@@ -93,6 +92,8 @@ def read_array(option: str, path: str) -> npt.NDArray[Any]:
     Raises:
         InputError: it holds something else.
     """
+    import numpy as np
+
     try:
         found = np.load(path, allow_pickle=False)
     except Exception as problem:
@@ -102,8 +103,10 @@ def read_array(option: str, path: str) -> npt.NDArray[Any]:
     return found
 
 
-def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgram, Tensor]:
-    """The model behind ``file.pt2``, ``file.onnx`` or ``package.module:factory``, and one example of batch size 1.
+def load(
+    name: str, input_shape: str | None, wrt: str | None = None, output: str | None = None
+) -> tuple[nn.Module | ExportedProgram, Any, dict[str, Any]]:
+    """The model behind a file or ``package.module:factory``, one example, and which of its inputs and outputs.
 
     Raises:
         InputError: no such module or factory, or no input shape where one is needed.
@@ -114,12 +117,15 @@ def load(name: str, input_shape: str | None) -> tuple[nn.Module | ExportedProgra
     if not _is_file(name) and shape is None:
         raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
     model = find_model(name, shape)
-    if isinstance(model, ExportedProgram):
-        return model, _example_of(model, shape)
-    if isinstance(model, fx.GraphModule) and "input_shape" in model.meta:  # of an ONNX file
-        shape = model.meta["input_shape"]
-    assert shape is not None
-    return model, _random(shape)
+    if "input_shape" in (meta := getattr(model, "meta", {})):  # of an ONNX file
+        shape = meta["input_shape"]
+    names = None if wrt is None else [part.strip() for part in wrt.split(",")]
+    return model, _random(shape) if shape is not None else _example_of(model), {"wrt": names, "output": output}
+
+
+def one_shape(example: Any) -> tuple[int, ...]:
+    """The shape of one example, given one with a batch dimension; () of the arguments of a call."""
+    return tuple(getattr(example, "shape", ())[1:])
 
 
 def find_model(name: str, shape: Sequence[int] | None = None) -> nn.Module | ExportedProgram:
@@ -127,6 +133,8 @@ def find_model(name: str, shape: Sequence[int] | None = None) -> nn.Module | Exp
     _require_place(name)
     if not _is_file(name):
         return _build(name)
+    from lipcert.capture.load import load_model
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         model = load_model(name, shape)
@@ -150,6 +158,8 @@ def _require_place(name: str) -> None:
 
 
 def _build(name: str) -> nn.Module:
+    from torch import nn
+
     module_name, _, factory_name = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -174,14 +184,19 @@ def _build(name: str) -> nn.Module:
 
 def _random(shape: tuple[int, ...]) -> Tensor:
     """A batch of one, whatever default device or dtype the model's module has set."""
+    import torch
+
     generator = torch.Generator(device="cpu").manual_seed(0)
     return torch.rand(1, *shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
-def _example_of(program: ExportedProgram, shape: tuple[int, ...] | None) -> Tensor:
-    if shape is not None:
-        return _random(shape)
-    arguments: tuple[Any, ...] = tuple(program.example_inputs[0]) if program.example_inputs else ()
-    if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
-        raise InputError("the .pt2 file carries no single example input; give --input-shape.")
-    return arguments[0]
+def _example_of(program: Any) -> Any:
+    """The arguments that the program was exported with."""
+    from torch import Tensor
+
+    from lipcert.capture.call import Call
+
+    if not program.example_inputs or not any(program.example_inputs):
+        raise InputError("the .pt2 file carries no example input; give --input-shape.")
+    args, kwargs = program.example_inputs
+    return args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else Call(tuple(args), dict(kwargs))

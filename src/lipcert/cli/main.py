@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -21,10 +21,12 @@ from lipcert.cli.common import (
     JsonOption,
     ModelArgument,
     NormOption,
+    OutputOption,
     PowerOption,
     RadiusOption,
     SeedOption,
     ShapeOption,
+    WrtOption,
     app,
     as_dict,
     console,
@@ -34,10 +36,13 @@ from lipcert.cli.common import (
     guard,
     norm_json,
 )
-from lipcert.cli.load import load, parse_domain, parse_norm
+from lipcert.cli.defaults import defaults, options_of
+from lipcert.cli.load import load, one_shape, parse_domain, parse_norm
 from lipcert.digits import at_most
 from lipcert.errors import InputError
-from lipcert.result import Bound
+
+if TYPE_CHECKING:
+    from lipcert.result import Bound
 
 AnchoredOption = Annotated[
     bool, typer.Option("--anchored", help="bound |f(x) - f(c)| / |x - c| for the ball's centre c alone")
@@ -57,11 +62,15 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
     """Certified bounds for trained networks. Exit code: 0 ok, 1 not as good as was asked for, 2 error."""
+    commands = getattr(context.command, "commands", {})
+    with guard(as_json=False):
+        context.default_map = defaults({name: options_of(command) for name, command in commands.items()})
 
 
 app.command()(certify)
@@ -82,6 +91,8 @@ def bound(
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
     guarantee: Annotated[str, typer.Option("--guarantee", help="any, or rigorous: nothing less is returned")] = "any",
+    wrt: WrtOption = None,
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,18 +100,19 @@ def bound(
     with guard(as_json):
         if maximum is not None and math.isnan(maximum):
             raise InputError("--max must be a number.")
-        built, example = load(model, input_shape)
+        built, example, names = load(model, input_shape, wrt, output)
         result = lipcert.bound(  # type: ignore[call-overload]
             built,
             example,
             method=method,
             norm=parse_norm(norm),
-            domain=parse_domain(ball, radius, p, box, example.shape[1:]),
+            domain=parse_domain(ball, radius, p, box, one_shape(example)),
             seed=seed,
             budget=budget,
             progress=not as_json,
             guarantee=guarantee,
             anchor="center" if anchored else None,
+            **names,
         )
         if save is not None:
             result.save(save)
@@ -127,15 +139,17 @@ def lower(
     box: BoxOption = None,
     anchored: AnchoredOption = False,
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 20.0,
+    wrt: WrtOption = None,
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Lower bound with a witness: the steepest point and direction, or pair of points, that an attack finds."""
     with guard(as_json):
-        built, example = load(model, input_shape)
+        built, example, names = load(model, input_shape, wrt, output)
         result = lipcert.lower_bound(
-            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, example.shape[1:]),
-            budget=budget, seed=seed, progress=not as_json, anchor="center" if anchored else None,
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, one_shape(example)),
+            budget=budget, seed=seed, progress=not as_json, anchor="center" if anchored else None, **names,
         )  # fmt: skip
     if as_json:
         witness = {name: tensor.reshape(-1).tolist() for name, tensor in vars(result.witness).items()}
@@ -160,16 +174,18 @@ def compare(
     anchored: AnchoredOption = False,
     budget: Annotated[float, typer.Option("--budget", help="seconds for each method")] = 60.0,
     lower_budget: Annotated[float, typer.Option("--lower-budget", help="seconds for the lower bound")] = 10.0,
+    wrt: WrtOption = None,
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Every applicable method side by side, with the lower bound."""
     with guard(as_json):
-        built, example = load(model, input_shape)
+        built, example, names = load(model, input_shape, wrt, output)
         result = lipcert.compare(
-            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, example.shape[1:]),
+            built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, one_shape(example)),
             budget=budget, lower_budget=lower_budget, seed=seed, progress=not as_json,
-            anchor="center" if anchored else None,
+            anchor="center" if anchored else None, **names,
         )  # fmt: skip
     if as_json:
         rows = [{**vars(row), "ratio": result.ratio(row)} for row in result.rows]
@@ -193,13 +209,16 @@ def estimate(
     pools: Annotated[str, typer.Option("--pools", help="max-pools end a chain (factor) or join a pair (through)")] = (
         "factor"
     ),
+    wrt: WrtOption = None,
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """A number of the 2018 paper that is no bound: it may lie below the constant or above."""
     with guard(as_json):
-        built, example = load(model, input_shape)
-        result = lipcert.estimate(built, example, method=method, k=k, seed=seed, pools=pools)  # type: ignore[arg-type]
+        built, example, names = load(model, input_shape, wrt, output)
+        options: dict[str, Any] = {"method": method, "k": k, "pools": pools, **names}
+        result = lipcert.estimate(built, example, seed=seed, **options)
     if as_json:
         row = {"estimate": finite(result.value), "method": result.method, "seconds": result.seconds}
         typer.echo(json.dumps(row))
@@ -212,15 +231,17 @@ def verify(
     certificate: Annotated[Path, typer.Argument(help="a .lipcert file, or what certify saved")],
     model: ModelArgument,
     input_shape: ShapeOption = None,
+    wrt: WrtOption = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Re-check a certificate, or all of a certification, against MODEL: its hash, and the checks alone."""
     if is_run(certificate):
-        verified_run(certificate, model, as_json)
+        verified_run(certificate, model, as_json, output)
         return
     with guard(as_json):
-        built, example = load(model, input_shape)
-        result = lipcert.verify(certificate, built, example)
+        built, example, names = load(model, input_shape, wrt, output)
+        result = lipcert.verify(certificate, built, example, **names)
     if as_json:
         typer.echo(json.dumps({"verified": True, **as_dict(result)}))
     else:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 import typer
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
 import lipcert
 from lipcert.cli.common import (
@@ -20,10 +17,12 @@ from lipcert.cli.common import (
     BoxOption,
     JsonOption,
     ModelArgument,
+    OutputOption,
     PowerOption,
     RadiusOption,
     SeedOption,
     ShapeOption,
+    WrtOption,
     app,
     as_dict,
     console,
@@ -31,10 +30,14 @@ from lipcert.cli.common import (
     finite,
     guard,
 )
-from lipcert.cli.load import load, parse_domain, read_array
+from lipcert.cli.load import load, one_shape, parse_domain, read_array
 from lipcert.digits import at_least, at_most
 from lipcert.errors import InputError
-from lipcert.result import OutputBound
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lipcert.result import OutputBound
 
 #: Most rows that are printed as a table.
 ROWS = 40
@@ -63,6 +66,8 @@ def outputs(
     save: Annotated[Path | None, typer.Option("--save", help="write the certificate here")] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 60.0,
     split: Annotated[bool, typer.Option("--split", help="split the domain to the end of the budget")] = False,
+    wrt: WrtOption = None,
+    output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,15 +77,26 @@ def outputs(
         if ball is None and box is None and radius is None and p is None:
             raise InputError("outputs are bounded on a domain: give --ball CENTER --radius R, --box LOW HIGH, or both.")
         rows = None if select is None else _matrix(select)
-        built, example = load(model, input_shape)
-        domain = parse_domain(ball, radius, p, box, example.shape[1:])
+        built, example, named = load(model, input_shape, wrt, output)
+        domain = parse_domain(ball, radius, p, box, one_shape(example))
         assert domain is not None
         if label is None:
             result = lipcert.output_bounds(
-                built, example, domain, select=rows, budget=budget, seed=seed, above=above, below=below, split=split
+                built,
+                example,
+                domain,
+                select=rows,
+                budget=budget,
+                seed=seed,
+                above=above,
+                below=below,
+                split=split,
+                **named,
             )
         else:
-            result = lipcert.margin(built, example, label, domain, budget=budget, seed=seed, above=above, split=split)
+            result = lipcert.margin(
+                built, example, label, domain, budget=budget, seed=seed, above=above, split=split, **named
+            )
         if save is not None:
             result.save(save)
     names = _names(result, select is not None, label)
@@ -117,6 +133,9 @@ def _matrix(path: str) -> Tensor:
     Raises:
         InputError: no such file, or not one array of real numbers.
     """
+    import numpy as np
+    import torch
+
     if not Path(path).is_file():
         raise InputError(f"--select takes a .npy file; there is no file {path!r}.")
     found = read_array("--select", path)

@@ -27,11 +27,8 @@ from lipcert.cli.common import (
     finite,
     guard,
 )
-from lipcert.cli.load import load, parse_domain, parse_norm
+from lipcert.cli.load import load, one_shape, parse_domain, parse_norm
 from lipcert.errors import InputError
-from lipcert.report.gather import Wanted, gather
-from lipcert.report.write import require_place, write
-from lipcert.robustness.certification import Certification
 
 
 @app.command()
@@ -62,13 +59,17 @@ def report(
 ) -> None:
     """One HTML file about MODEL's bound: methods, layers, graph, certificate. Nothing in it comes from elsewhere."""
     with guard(as_json):
+        from lipcert.report.gather import Wanted, gather
+        from lipcert.report.write import require_place, write
+        from lipcert.robustness.certification import Certification
+
         require_place(output)
         place = output.with_suffix(".lipcert") if save is None else save
         if not place.absolute().parent.is_dir():
             raise InputError(f"--save: there is no folder {place.absolute().parent}.")
         curve = [] if radii is None else _radii(radii)
-        built, example = load(model, input_shape)
-        shape = example.shape[1:]
+        built, example, _ = load(model, input_shape)
+        shape = one_shape(example)
         if ball is not None and radius is None and curve:
             domain, centre = parse_domain(None, None, None, box, shape), ball
         else:

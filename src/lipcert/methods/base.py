@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -228,6 +229,7 @@ def method(kind: T) -> T:
 
 def registered() -> dict[str, type[Method]]:
     """name → class of every method."""
+    import_module("lipcert.methods.all")  # registers them
     return dict(sorted(_METHODS.items()))
 
 
@@ -235,9 +237,10 @@ def make(chosen: str | Method) -> Method:
     """A method object from a name or an object."""
     if isinstance(chosen, Method):
         return chosen
-    if not isinstance(chosen, str) or chosen not in _METHODS:
-        raise InputError(f"unknown method {chosen!r}; methods: {', '.join(sorted(_METHODS))}.")
-    return _METHODS[chosen]()
+    known = registered()
+    if not isinstance(chosen, str) or chosen not in known:
+        raise InputError(f"unknown method {chosen!r}; methods: {', '.join(known)}.")
+    return known[chosen]()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from lipcert.arguments import real
+from lipcert.capture.adapter import Output
 from lipcert.capture.load import Model
 from lipcert.digits import at_least, at_most
 from lipcert.errors import CertificateError, InputError, StoreError
@@ -284,7 +285,7 @@ class Certification(Sequence[Row]):
         finally:
             self._store.rest()
 
-    def verify(self, model: Model, inputs: Any = None, labels: Any = None) -> Certification:
+    def verify(self, model: Model, inputs: Any = None, labels: Any = None, output: Output = None) -> Certification:
         """Prove every certified radius again, and look at every counter-example.
 
         The file holds the examples that something is claimed of, so the data are not needed. Rows that claim nothing
@@ -293,6 +294,7 @@ class Certification(Sequence[Row]):
         Args:
             model: the model, without the normalisation that was given as ``scale``.
             inputs, labels: the data, to be told that the file is about them.
+            output: as for ``certify``.
 
         Returns:
             This object.
@@ -300,7 +302,7 @@ class Certification(Sequence[Row]):
         Raises:
             CertificateError: of another model or other data, or a row is not proved; it says which.
         """
-        network, rounding = capture_in_units(model, self.threat, self._shape, self.arithmetic)
+        network, rounding = capture_in_units(model, self.threat, self._shape, self.arithmetic, output)
         if network.fingerprint != self.fingerprint:
             raise CertificateError(
                 f"these certificates are for another model: they name network {self.fingerprint[:12]}…, the model "

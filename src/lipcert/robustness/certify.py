@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 import lipcert.methods.autolip
 import lipcert.methods.liplt  # noqa: F401  (both register their method)
 from lipcert.arguments import budget_of, device_of, real, seed_of
+from lipcert.capture.adapter import Output, adapted
 from lipcert.capture.load import Model, load_model
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.errors import InputError, LipcertError
@@ -75,6 +76,7 @@ def certify(
     effort: float = 1.0,
     memory: float = 2.0,
     arithmetic: Arithmetic = "real",
+    output: Output = None,
 ) -> Certification:
     """Certify that examples keep their class under every perturbation up to a radius.
 
@@ -86,8 +88,8 @@ def certify(
     for the one that torch executes.
 
     Args:
-        model: an ``nn.Module`` in eval mode that gives one score per class (logits), an ExportedProgram, or the path
-            of a ``.pt2`` or ``.onnx`` file. Never changed.
+        model: an ``nn.Module`` in eval mode that gives one score per class (logits), a function of tensors, an
+            ExportedProgram, or the path of a ``.pt2`` or ``.onnx`` file. Never changed.
         inputs: (N, *shape) tensor or array.
         labels: (N,) whole numbers, the right classes.
         norm: of the perturbation: 1, 2 or inf.
@@ -110,6 +112,7 @@ def certify(
         arithmetic: ``float32``: a row is certified where the model as torch runs it in float32 on a CPU (what that
             covers: ``execution_error``) gives its class to every float32 tensor within the radius; ``wrong`` is what
             the model run here says; counter-examples are still of the real-valued network.
+        output: name or number of the output that holds the scores, where the model returns several.
 
     Returns:
         A ``Certification``: a row per example; ``print`` it, ``.save`` it with all certificates in one file.
@@ -134,7 +137,8 @@ def certify(
     settings = {
         "threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times, "arithmetic": kind
     }  # fmt: skip
-    whole = scaled(load_model(model, data.shape), threat.scale, data.shape)
+    built = adapted(load_model(model, data.shape), data.example(), None, output)[0]
+    whole = scaled(built, threat.scale, data.shape)
     network, rounding = _captured(whole, data, kind)
     scores = None if rounding is None else executed_scores(whole, data)
     _require_classes(network, data)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lipcert.capture.adapter import Output, adapted
 from lipcert.capture.load import Model, load_model
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, LipcertError
@@ -23,12 +24,13 @@ from lipcert.robustness.threat import Threat, scaled
 
 
 def capture_in_units(
-    model: Model, threat: Threat, shape: Sequence[int], arithmetic: Arithmetic
+    model: Model, threat: Threat, shape: Sequence[int], arithmetic: Arithmetic, output: Output = None
 ) -> tuple[Network, Rounding | None]:
     """The network that is certified, the model after the threat's normalisation, and what its execution adds."""
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(1, *shape, generator=generator)
-    return captured(scaled(load_model(model, shape), threat.scale, shape), example, arithmetic)
+    built = adapted(load_model(model, shape), example, None, output)[0]
+    return captured(scaled(built, threat.scale, shape), example, arithmetic)
 
 
 def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:
