@@ -145,6 +145,7 @@ def test_curved_and_large_networks_are_left_to_the_ascent():
     assert not walk(p, region_of(p), torch.zeros(1, 1, 2, dtype=D), lambda: False, lambda *_: None)
 
 
+@pytest.mark.slow
 def test_the_attack_uses_the_walk(monkeypatch):
     """A fitted network whose ascent stops short: the attack with the walk is at least as good, and proves it."""
     torch.manual_seed(11)

@@ -134,7 +134,7 @@ def test_slopes_are_never_too_narrow_and_tight(function, phi, prime, turns):
     assert compared > 40 or not moderate(function)
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(16)
 @every_case
 def test_difference_quotients_lie_between_the_slopes(function, phi, prime, turns):
     """Whatever is believed of derivatives and turning points."""
