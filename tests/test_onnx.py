@@ -327,7 +327,7 @@ def test_forms_of_every_operator_set(opset: int, nodes: list[Any], held: list[An
 def test_tensors_of_every_type_in_every_form(tmp_path: Path) -> None:
     """Raw bytes, typed fields and external bytes give the same numbers."""
     reader = Tensors(tmp_path)
-    for number in (1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16):
+    for number in (1, 2, 3, 5, 6, 7, 9, 10, 11, 16):
         dtype = helper.tensor_dtype_to_np_dtype(number)
         values = np.array([[1, 0, 3], [100, 1, 0]]).astype(dtype)
         raw = onnx.numpy_helper.from_array(values, "t")
@@ -339,15 +339,9 @@ def test_tensors_of_every_type_in_every_form(tmp_path: Path) -> None:
             found = reader.tensor(proto, "a tensor")
             assert found.shape == (2, 3)
             assert found.double().tolist() == values.astype(float).tolist(), number
-    for number in (0, 8, 14, 17, 21, 99):
+    for number in (0, 4, 8, 12, 13, 14, 17, 21, 99):
         with pytest.raises(CaptureError, match="which lipcert does not read"):
             reader.tensor(TensorProto(data_type=number), "a tensor")
-    for proto in (
-        helper.make_tensor("t", TensorProto.UINT64, (1,), [1 << 63]),
-        onnx.numpy_helper.from_array(np.array([1 << 63], np.uint64)),
-    ):
-        with pytest.raises(CaptureError, match=r"2\^63 and more"):
-            reader.tensor(proto, "a tensor")
 
 
 # -- slow: exporters, and the specification's own cases ----------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lipcert.digits import at_least, at_most
 from lipcert.errors import InputError
 
 NORMS = (1.0, 2.0, math.inf)
@@ -151,7 +152,7 @@ class Ball:
 
     def describe(self) -> str:
         """Short text for reports."""
-        return f"l{self.p:g} ball of radius {self.radius:g}"
+        return f"l{self.p:g} ball of radius {at_least(self.radius, 6)}"
 
     def fitted(self, shape: Sequence[int]) -> Ball:
         """The same ball with a centre of ``shape``, a network's ``in_shape``; InputError if it has another."""
@@ -268,7 +269,7 @@ class Box:
         ends = [(float(t.min()), float(t.max())) for t in (self.lower, self.upper) if t.numel()]
         if not ends or any(a != b for a, b in ends):
             return "box"
-        return f"box [{ends[0][0]:g}, {ends[1][0]:g}]"
+        return f"box [{at_most(ends[0][0], 6)}, {at_least(ends[1][0], 6)}]"
 
     def fitted(self, shape: Sequence[int]) -> Box:
         """The same box with ends of ``shape``, a network's ``in_shape``; InputError if they have another."""

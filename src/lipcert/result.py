@@ -121,7 +121,7 @@ class Bound:
         if self.anchor is not None:
             where = _between(self.domain)
         of = "" if self.select is None else f" of {self.select.shape[0]} selected combinations of outputs"
-        sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
+        sure = f"{self.guarantee} with δ = {at_most(self.delta, 2)}" if self.delta else self.guarantee
         via = "" if self.via is None else f" by l{self.via[0]:g} → l{self.via[1]:g}"
         return (
             f"Lipschitz constant{of} ≤ {at_most(self.value)}  (l{self.norm[0]:g} → l{self.norm[1]:g}{via}, {where}; "
@@ -202,7 +202,7 @@ class OutputBound(Shown):
 
     def __str__(self) -> str:
         what = "outputs" if self.select is None else "selected combinations of outputs"
-        sure = f"{self.guarantee} with δ = {self.delta:.1e}" if self.delta else self.guarantee
+        sure = f"{self.guarantee} with δ = {at_most(self.delta, 2)}" if self.delta else self.guarantee
         shown = [_interval(*ends) for ends in zip(self.lower[:8].tolist(), self.upper[:8].tolist(), strict=True)]
         more = ", …" if len(self.lower) > 8 else ""
         return (

@@ -164,8 +164,9 @@ def adapted(
         example: one tensor, or the arguments of a call: a tuple of positional ones, a dict of keyword ones, or a dict
             that is the one argument.
         wrt: names of the inputs in which the model is bounded: a parameter of ``forward`` (``y``), an entry of an
-            argument (``obs.pos``, ``pos``), or the path of a submodule (``encoder.embed``), whose output then is the
-            input. None: all floating-point tensors but those without dimensions.
+            argument (``obs.pos``, ``pos``), or, where no input has that name, the path of a submodule
+            (``encoder.embed``), whose output then is the input. None: all floating-point tensors but those
+            without dimensions.
         output: name or number of the output that is meant, where there are several.
 
     Raises:
@@ -257,6 +258,10 @@ def _chosen(module: nn.Module, leaves: dict[str, Any], wanted: list[str] | None)
                     f"wrt={name!r}: {one} has dtype {leaves[one].dtype}; a Lipschitz constant needs a real "
                     f"floating-point input. {_way(module)}"
                 )
+        if not found and module.get_submodule(paths[name])._forward_hooks:
+            raise InputError(
+                f"wrt={name!r}: forward hooks of this submodule change its output; bound behind a module of its own."
+            )
         inputs += found
         parts += [] if found else [paths[name]]
     if len({*inputs, *parts}) < len(inputs) + len(parts):

@@ -158,7 +158,8 @@ def _against_constant(ctx: Context, x: Var, constant: Any, largest: bool) -> Var
     value = Constant.within(given.floating, given.source)
     shape = tuple(torch.broadcast_shapes(x.shape, value.shape))
     sign = 1.0 if largest else -1.0
-    if shape == x.shape and bool((value.value == -sign * math.inf).all()):
+    exact = value.error is None or not bool(value.error.any())
+    if shape == x.shape and exact and bool((value.value == -sign * math.inf).all()):
         return x
     linear = broadcast(ctx, x, shape, sign)
     opposite = derived(lambda c: -sign * c, value.source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lipcert.digits import at_most
 from lipcert.markup import table, tag
 from lipcert.result import Bound, Comparison, LowerBound
 from lipcert.robustness.certification import Certification
@@ -87,11 +88,11 @@ class LayerTable:
     def _repr_html_(self) -> str:
         head = ("layer", "kind", "factor", "stretch", "lost, %")
         rows = [
-            (v.label, v.kind, f"{v.constant:.6g}", "" if v.stretch is None else f"{v.stretch:.6g}",
+            (v.label, v.kind, at_most(v.constant, 6), "" if v.stretch is None else f"{v.stretch:.6g}",
              "" if v.share is None else f"{100 * v.share:.1f}")
             for v in self.layers
         ]  # fmt: skip
-        return tag("div", table(tag("b", f"product of layer constants {self.product:.7g}"), head, rows))
+        return tag("div", table(tag("b", f"product of layer constants {at_most(self.product)}"), head, rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,9 @@ def _headline(findings: Findings) -> Markup:
     cards += [("method", bound.method), ("seconds", f"{bound.seconds:.2f}")]
     claim = "between an anchor and points " if bound.anchor is not None else ""
     claim = f"l{bound.norm[0]:g} → l{bound.norm[1]:g}, {claim}{place(bound.domain)}"
-    sure = MEANS[bound.guarantee] + (f" Probability of error: at most {bound.delta:.1e}." if bound.delta else "")
+    sure = MEANS[bound.guarantee] + (
+        f" Probability of error: at most {at_most(bound.delta, 2)}." if bound.delta else ""
+    )
     return joined([
         tag("dl", *(tag("div", tag("dt", name), tag("dd", shown)) for name, shown in cards), class_="cards"),
         tag("p", f"‖f(x) − f(y)‖ ≤ {value} · ‖x − y‖ in the norms {claim}. f is the real-valued function of the stored "

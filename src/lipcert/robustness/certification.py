@@ -165,10 +165,17 @@ class Certification(Sequence[Row]):
         ]
         for radius in self._shown_radii():
             at = Counter(row.status_at(radius) for row in self)
-            parts = [100.0 * at[name] / len(self) for name in ("certified", "attacked", "open", "wrong")]
-            shown = [f"{p:.1f} %" for p in (*parts, 100.0 * self.attacked_accuracy(radius))]
+            parts = [1000 * at[name] / len(self) for name in ("certified", "attacked", "open", "wrong")]
+            ends = [
+                math.floor(parts[0]),
+                *(round(p) for p in parts[1:]),
+                math.ceil(1000.0 * self.attacked_accuracy(radius)),
+            ]
+            shown = [f"{end / 10:.1f} %" for end in ends]
             widths = (12, 11, 8, 8, 16)
-            lines.append(f"{radius:>10.4g}" + "".join(f"{s:>{w}}" for s, w in zip(shown, widths, strict=True)))
+            lines.append(
+                f"{at_least(radius, 4):>10}" + "".join(f"{s:>{w}}" for s, w in zip(shown, widths, strict=True))
+            )
         lines += ["", *self._facts()]
         if rows:
             lines += ["", *self._listed(rows)]

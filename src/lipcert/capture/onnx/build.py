@@ -231,8 +231,9 @@ class Builder:
         return result
 
     def like(self, x: Value, number: float) -> Value:
-        """A constant of the dtype of ``x`` with one entry."""
-        return self.constant(torch.tensor(number, dtype=x.tensor.dtype))
+        """A constant with one entry: exactly this number, which in float64 and without dimensions widens nothing."""
+        narrow = x.tensor.dtype in (torch.float16, torch.bfloat16) and x.rank
+        return self.constant(torch.tensor(number, dtype=torch.float64 if narrow else x.tensor.dtype))
 
 
 def fitting(x: Tensor, shape: Sequence[int], precision: Tensor) -> Tensor:

@@ -86,6 +86,8 @@ def _dequantize(build: Builder, node: OnnxNode, x: Value, scale: Value, zero: Va
         scale = build.reshaped(scale, wide)
         zero = None if zero is None else build.reshaped(zero, wide)
     whole = whole if zero is None else build(_aten.sub.Tensor, whole, build.cast(zero, torch.int64))
+    if scale.tensor.dtype not in (torch.float32, torch.float64) or bool((whole.tensor.abs() > 2**24).any()):
+        raise node.unsupported("its whole numbers are rounded before they are scaled; export it with float32 scales.")
     return build(_aten.mul.Tensor, build.cast(whole, scale.tensor.dtype), scale)
 
 

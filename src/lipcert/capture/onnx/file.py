@@ -16,16 +16,17 @@ from lipcert.errors import CaptureError, InputError
 
 #: Number of an ONNX element type → (numpy type of its raw bytes, torch type as which it is held).
 _TYPES: dict[int, tuple[str, torch.dtype]] = {
-    1: ("<f4", torch.float32), 2: ("|u1", torch.uint8), 3: ("|i1", torch.int8), 4: ("<u2", torch.int32),
+    1: ("<f4", torch.float32), 2: ("|u1", torch.uint8), 3: ("|i1", torch.int8),
     5: ("<i2", torch.int16), 6: ("<i4", torch.int32), 7: ("<i8", torch.int64), 9: ("|b1", torch.bool),
-    10: ("<f2", torch.float16), 11: ("<f8", torch.float64), 12: ("<u4", torch.int64), 13: ("<i8", torch.int64),
+    10: ("<f2", torch.float16), 11: ("<f8", torch.float64),
     16: ("<u2", torch.bfloat16),
 }  # fmt: skip
 #: Where a tensor without raw bytes keeps its entries.
-_FIELDS = {1: "float_data", 11: "double_data", 7: "int64_data", 12: "uint64_data", 13: "uint64_data"}
+_FIELDS = {1: "float_data", 11: "double_data", 7: "int64_data"}
 _NAMES = {
-    0: "undefined", 8: "string", 14: "complex64", 15: "complex128", 17: "float8e4m3fn", 18: "float8e4m3fnuz",
-    19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4", 23: "float4e2m1",
+    0: "undefined", 4: "uint16", 8: "string", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128",
+    17: "float8e4m3fn", 18: "float8e4m3fnuz", 19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4",
+    23: "float4e2m1",
 }  # fmt: skip
 
 
@@ -141,8 +142,6 @@ class Tensors:
         key, raw = self._external(proto, place, math.prod(shape) * kind.itemsize)
         if (key, proto.data_type) not in self._shared:
             array = np.frombuffer(raw, "|u1") != 0 if proto.data_type == 9 else np.frombuffer(raw, kind)
-            if proto.data_type == 13 and array.size and int(array.min()) < 0:
-                raise CaptureError(f"{place} holds whole numbers of 2^63 and more, which lipcert does not read.")
             self._shared[key, proto.data_type] = self._as_torch(array, proto.data_type)
         return self._shared[key, proto.data_type].reshape(shape)
 
@@ -156,17 +155,12 @@ class Tensors:
                 return listed.astype(np.uint16).view("<f2") if held is torch.float16 else listed.astype(np.uint16)
             if proto.data_type == 9:
                 return listed != 0
-            if proto.data_type == 13 and listed.size and int(listed.max()) >= 1 << 63:
-                raise CaptureError(f"{place} holds whole numbers of 2^63 and more, which lipcert does not read.")
             return listed.astype(kind) if listed.size else np.zeros(0, kind)
         if len(raw) % np.dtype(kind).itemsize:
             raise CaptureError(f"{place} holds {len(raw)} bytes, no whole number of entries: the file is damaged.")
         if proto.data_type == 9:
             return np.frombuffer(raw, "|u1") != 0
-        found = np.frombuffer(raw, kind)
-        if proto.data_type == 13 and found.size and int(found.min()) < 0:
-            raise CaptureError(f"{place} holds whole numbers of 2^63 and more, which lipcert does not read.")
-        return found
+        return np.frombuffer(raw, kind)
 
     def _as_torch(self, array: Any, number: int) -> Tensor:
         held = _TYPES[number][1]

@@ -18,7 +18,7 @@ from lipcert.capture.self_check import TOLERANCE
 from lipcert.errors import CaptureError
 
 #: A batch of two may round otherwise than one example does.
-_COUPLED = 10.0
+_COUPLED = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.3, torch.bfloat16: 1.0}
 #: Absolute error of the sigmoids and the like of onnxruntime, which are 0 where they should be small.
 _SIGMOID = 1e-6
 #: That onnxruntime has for one input.
@@ -59,6 +59,11 @@ def compared(model: Any, module: fx.GraphModule, reading: Reading, output: str |
     except CaptureError:
         raise
     except Exception as problem:
+        if reading.declared == (1, *reading.example) and _any_length(model):
+            raise CaptureError(
+                "the first axis of the input is of any length, and onnxruntime cannot say whether it is a batch "
+                f"({_short(problem)}). Export the file with a first axis of length 1."
+            ) from problem
         return f"onnxruntime does not take the file ({_short(problem)})"
     dtype = module.precision.dtype
     assert isinstance(dtype, torch.dtype)
@@ -82,6 +87,13 @@ def compared(model: Any, module: fx.GraphModule, reading: Reading, output: str |
     if reading.declared == (1, *reading.example):
         _require_independent(session, name, reading, dtype)
     return ""
+
+
+def _any_length(model: Any) -> bool:
+    """Whether the file leaves the length of the first axis of an input open."""
+    known = {t.name for t in model.graph.initializer}
+    shapes = [i.type.tensor_type.shape.dim for i in model.graph.input if i.name not in known]
+    return any(dims and not dims[0].HasField("dim_value") for dims in shapes)
 
 
 def _points(reading: Reading, dtype: torch.dtype) -> list[Tensor]:
@@ -149,15 +161,14 @@ def _require_independent(session: Any, name: str, reading: Reading, dtype: torch
         alone = torch.cat([_run(session, name, one) for one in (first, second)])
     except Exception:  # written for one example
         return
-    if (
-        together.shape != alone.shape
-        or not alone.dim()
-        or len(alone) != 2
-        or not alone.numel()
-        or not bool(together.isfinite().all())
-    ):
+    if together.shape != alone.shape or not alone.dim() or len(alone) != 2:
+        raise CaptureError(
+            "the first axis of the input is of any length, and of two examples the file makes no two rows: it is no "
+            "batch. Export the file with a first axis of fixed length."
+        )
+    if not alone.numel() or not bool(together.isfinite().all()):
         return
-    if float((together - alone).abs().max()) > _COUPLED * TOLERANCE[dtype] * max(float(alone.abs().max()), 1e-300):
+    if float((together - alone).abs().max()) > _COUPLED[dtype] * max(float(alone.abs().max()), 1e-300):
         raise CaptureError(
             "the output of one example changes with the other examples of its batch; a per-example Lipschitz constant "
             "does not exist. Export the model in eval mode, or for a batch of 1."
@@ -169,7 +180,7 @@ def _pruned(model: Any, output: str | None, tensors: Tensors) -> bytes:
 
     Raises:
         CaptureError: a tensor cannot be read.
-        ValueError: it has branches or functions of its own, or is too large for one message.
+        ValueError: it has branches, or is too large for one message.
     """
     onnx = package()
     graph = Graph(model.graph)
@@ -179,9 +190,15 @@ def _pruned(model: Any, output: str | None, tensors: Tensors) -> bytes:
     new = onnx.ModelProto(ir_version=model.ir_version)
     new.opset_import.extend(o for o in model.opset_import if o.domain in ("", "ai.onnx"))
     new.graph.name = "graph"
-    own = {(f.domain, f.name) for f in model.functions}
-    if any((node.domain, node.op_type) in own for node in nodes):
-        raise ValueError("it has functions of its own")
+    new.functions.extend(model.functions)
+    new.opset_import.extend(o for o in model.opset_import if o.domain not in ("", "ai.onnx"))
+    for function in new.functions:
+        for node in function.node:
+            if any(a.type in (5, 10) for a in node.attribute):
+                raise ValueError("it has branches")
+            for attribute in node.attribute:
+                if attribute.type == 4:
+                    _embed(attribute.t, tensors)
     for node in nodes:
         if any(a.type in (5, 10) for a in node.attribute):
             raise ValueError("it has branches")

@@ -15,7 +15,7 @@ from lipcert.capture.onnx.graph import Graph
 from lipcert.capture.onnx.limits import OPERATOR_SETS, Room
 from lipcert.capture.onnx.shapes import Reading, readings
 from lipcert.capture.onnx.walk import Walk
-from lipcert.errors import CaptureError, InputError, LipcertError
+from lipcert.errors import CaptureError, InputError, LipcertError, UnsupportedOpError
 
 
 def read_module(path: Path, shape: Sequence[int] | None, output: str | None) -> tuple[fx.GraphModule, Any, Reading]:
@@ -58,6 +58,12 @@ def _module(
     build = Builder(Room(), Tensors(path.parent))
     x = build.input((1, *reading.example), dtype)
     scope = {graph.inputs[0].name: build.reshaped(x, reading.declared)}
+    for function in model.functions:
+        if getattr(function, "overload", "") or function.domain in ("", "ai.onnx"):
+            raise UnsupportedOpError(
+                f"{path.name}: its function {function.name[:60]!r} is an overload, or has the place of an operator of "
+                "ONNX; lipcert reads functions of domains of their own, one of each name."
+            )
     walk = Walk(build, {(f.domain, f.name): f for f in model.functions})
     (found,) = walk.values(graph, [name], scope, version)
     batched = bool(found.rank) and found.shape[0] == reading.declared[0]

@@ -103,6 +103,8 @@ def _resized(
     broken = scales is not None and any(m != n * s for m, n, s in zip(lengths, x.shape, scales, strict=True))
     if broken and coordinates == "align_corners":  # the specification and onnxruntime disagree
         raise node.unsupported("with align_corners and scales that give no whole sizes; export it with its sizes.")
+    if mode == "nearest" and broken:
+        raise node.unsupported("nearest, with scales that give no whole sizes; export it with its sizes.")
     if mode == "nearest":
         return _copied(build, node, x, scales, lengths, coordinates, nearest)
     moved = [k for k in range(x.rank) if lengths[k] != x.shape[k] or (scales is not None and scales[k] != 1.0)]

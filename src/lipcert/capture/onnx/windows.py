@@ -144,6 +144,8 @@ def _average_pool(build: Builder, node: OnnxNode, x: Value) -> Any:
         counts = counts.unsqueeze(-1) * row
     if bool((counts <= 0).any()):
         raise node.wrong("one of its windows holds padding only")
+    if not torch.equal(counts.to(y.tensor.dtype).double(), counts):
+        raise node.unsupported(f"its windows have more entries than {y.tensor.dtype} counts; export it in float32.")
     total = build(_aten.mul.Tensor, y, build.like(y, float(math.prod(window.kernel))))
     return build(_aten.div.Tensor, total, build.constant(counts.to(y.tensor.dtype), "counts"))
 
