@@ -188,8 +188,10 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     ball, select = lipcert.Ball(torch.zeros(3), 0.1), torch.tensor([[1.0, -1.0]], dtype=torch.float64)
     bound = lipcert.bound(model, x, method="autolip", domain=ball, select=select)
     everywhere = lipcert.lower_bound(model, x, budget=0.2)
-    with pytest.raises(lipcert.InputError, match="larger domain"):
+    with pytest.raises(lipcert.InputError, match="another or larger domain"):
         bound.report(place, lower=everywhere)
+    with pytest.raises(lipcert.InputError, match="another or larger domain"):
+        bound.report(place, lower=lipcert.lower_bound(model, x, domain=lipcert.Ball(torch.ones(3), 0.1), budget=0.2))
     with pytest.raises(lipcert.NumericsError, match="lies above"):
         replace(bound, value=1e-3, domain=None).report(place, lower=everywhere)
     with pytest.raises(lipcert.InputError, match="of network"):

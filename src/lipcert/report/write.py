@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lipcert.certificates.bound import Certificate
 from lipcert.certificates.file import content_of, placed
+from lipcert.domain import Ball, Box, Domain, Intersection
 from lipcert.errors import InputError, NumericsError
 from lipcert.report.findings import Findings
 from lipcert.report.gather import Wanted, gather
@@ -67,11 +70,14 @@ def require_consistent(findings: Findings) -> None:
     """
     bound, lower = findings.bound, findings.lower
     if lower is not None:
-        wider = bound.domain is not None and lower.domain is None
-        if lower.norm != bound.norm or wider or (bound.anchor is not None and lower.anchor is None):
+        if (
+            lower.norm != bound.norm
+            or not _within(lower.domain, bound.domain)
+            or (bound.anchor is not None and lower.anchor is None)
+        ):
             raise InputError(
-                "the lower bound is of other norms, or of a larger domain than the bound: find it with the norm=, "
-                "domain= and anchor= of the bound."
+                "the lower bound is of other norms, or of another or larger domain than the bound: find it with the "
+                "norm=, domain= and anchor= of the bound."
             )
         if not lower.value <= bound.value * (1.0 + SLACK):
             raise NumericsError(
@@ -85,6 +91,21 @@ def require_consistent(findings: Findings) -> None:
             raise InputError(f"cannot read the certificate {findings.certificate}: {problem}") from problem
         if content != content_of(bound.certificate):
             raise InputError(f"{findings.certificate} is not this bound's certificate: write that with bound.save.")
+
+
+def _within(inner: Domain, outer: Domain) -> bool:
+    """Whether a domain is a part of another, as far as that is seen at once."""
+    if outer is None or inner is None:
+        return outer is None
+    if isinstance(inner, Ball) and isinstance(outer, Ball):
+        same = torch.equal(inner.center.reshape(-1), outer.center.reshape(-1)) and inner.p == outer.p
+        return same and inner.radius <= outer.radius
+    if isinstance(inner, Box) and isinstance(outer, Box):
+        ends = [t.reshape(-1) for t in (inner.lower, outer.lower, outer.upper, inner.upper)]
+        return bool((ends[0] >= ends[1]).all()) and bool((ends[3] <= ends[2]).all())
+    if isinstance(inner, Intersection) and isinstance(outer, Intersection):
+        return _within(inner.ball, outer.ball) and _within(inner.box, outer.box)
+    return False
 
 
 def report_of(
