@@ -108,3 +108,15 @@ def test_a_constant_that_only_overflows_is_not_infinite() -> None:
 
     with pytest.raises(lipcert.CaptureError):
         lipcert.bound(Overflow(), torch.ones(1, 2, dtype=torch.float64), domain=lipcert.Box(-1.0, 1.0), budget=2.0)
+
+
+def test_a_single_half_precision_number_is_not_scaled_by_a_rounded_setting(tmp_path: Path) -> None:
+    nodes = [node("ReduceSum", ["x"], ["s"], keepdims=0), node("HardSigmoid", ["s"], ["y"], alpha=0.1)]
+    with pytest.raises(lipcert.UnsupportedOpError, match="export it in float32"):
+        bounded(graph(nodes, (1, 2), kind=HALF), tmp_path, 2, dtype=torch.float16)
+
+
+def test_an_axis_that_nothing_can_judge_is_refused(tmp_path: Path) -> None:
+    model = graph([node("Softmax", ["x"], ["y"], axis=0)], ("N", 4), kind=TensorProto.BFLOAT16)
+    with pytest.raises(lipcert.CaptureError, match="nothing tells whether it is a batch"):
+        bounded(model, tmp_path, 4, dtype=torch.bfloat16)

@@ -232,8 +232,13 @@ class Builder:
 
     def like(self, x: Value, number: float) -> Value:
         """A constant with one entry: exactly this number, which in float64 and without dimensions widens nothing."""
-        narrow = x.tensor.dtype in (torch.float16, torch.bfloat16) and x.rank
-        return self.constant(torch.tensor(number, dtype=torch.float64 if narrow else x.tensor.dtype))
+        own = torch.tensor(number, dtype=x.tensor.dtype)
+        if float(own) == number:
+            return self.constant(own)
+        if not x.rank:
+            assert self.at is not None
+            raise self.at.unsupported(f"a setting of it is no {x.tensor.dtype}; export it in float32.")
+        return self.constant(torch.tensor(number, dtype=torch.float64))
 
 
 def fitting(x: Tensor, shape: Sequence[int], precision: Tensor) -> Tensor:

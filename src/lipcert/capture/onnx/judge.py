@@ -44,6 +44,17 @@ def compared(model: Any, module: fx.GraphModule, reading: Reading, output: str |
     Raises:
         CaptureError: they differ, or the examples of a batch influence each other.
     """
+    reason = _reason(model, module, reading, output, tensors)
+    if reason and reading.declared == (1, *reading.example) and _any_length(model):
+        raise CaptureError(
+            f"the first axis of the input is of any length, and nothing tells whether it is a batch: {reason}. Export "
+            "the file with a first axis of length 1."
+        )
+    return reason
+
+
+def _reason(model: Any, module: fx.GraphModule, reading: Reading, output: str | None, tensors: Tensors) -> str:
+    """As ``compared``, whatever the length of the first axis."""
     try:
         import onnxruntime
     except ImportError:
@@ -59,11 +70,6 @@ def compared(model: Any, module: fx.GraphModule, reading: Reading, output: str |
     except CaptureError:
         raise
     except Exception as problem:
-        if reading.declared == (1, *reading.example) and _any_length(model):
-            raise CaptureError(
-                "the first axis of the input is of any length, and onnxruntime cannot say whether it is a batch "
-                f"({_short(problem)}). Export the file with a first axis of length 1."
-            ) from problem
         return f"onnxruntime does not take the file ({_short(problem)})"
     dtype = module.precision.dtype
     assert isinstance(dtype, torch.dtype)
