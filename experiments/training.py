@@ -2,7 +2,7 @@
 
     python -m experiments.training [--only mixed_1.58,plain] [--seeds 0,1,2] [--minutes 4] [--jobs 8]
 
-One row per (network, recipe, seed) goes to ``training.csv`` when it is finished. Rows that are there are left alone, so
+One row per (network, recipe, seed, images) goes to ``training.csv`` when it is finished. Rows that are there are left alone, so
 the same command goes on where it was stopped, certification example by example. Weights are kept in ``build``.
 """
 
@@ -167,9 +167,9 @@ def percent(share: float) -> float:
     return round(100.0 * share, 2)
 
 
-def key(row: dict[str, Any]) -> tuple[str, str, int]:
-    """Network, recipe and seed of a row."""
-    return str(row["net"]), str(row["recipe"]), int(row["seed"])
+def key(row: dict[str, Any]) -> tuple[str, str, int, int]:
+    """Network, recipe and seed of a row, and how many images were certified."""
+    return str(row["net"]), str(row["recipe"]), int(row["seed"]), int(row["images"])
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -194,7 +194,7 @@ def append(row: dict[str, Any], path: Path) -> None:
 
 def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:
     """Train and measure one network, unless its row is there."""
-    if (net, name, seed) in {key(row) for row in rows_of(setting.out)}:
+    if (net, name, seed, setting.count) in {key(row) for row in rows_of(setting.out)}:
         return
     model, facts = trained(net, name, seed, data, setting)
     print(f"{net} {name} seed {seed}: {facts}", flush=True)
