@@ -123,16 +123,12 @@ def test_many_constants_count_together(tmp_path: Path, monkeypatch: pytest.Monke
         lipcert.load_onnx(path)
 
 
-def test_inputs_that_are_no_single_floating_tensor(tmp_path: Path) -> None:
+def test_inputs_that_are_no_floating_tensor(tmp_path: Path) -> None:
     model = graph([RELU], (1, 3), kind=TensorProto.INT64)
-    with pytest.raises(InputError, match="holds int64 numbers"):
+    with pytest.raises(InputError, match=r"holds int64 numbers.*wrt="):
         lipcert.load_onnx(saved(model, tmp_path))
     model = graph([RELU], (1, 3))
-    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (1, 3)))
-    with pytest.raises(InputError, match=r"2 inputs \('x', 'z'\)"):
-        lipcert.load_onnx(saved(model, tmp_path))
     model.graph.input[0].type.sequence_type.elem_type.tensor_type.elem_type = 1
-    del model.graph.input[1]
     with pytest.raises(InputError, match="a sequence"):
         lipcert.load_onnx(saved(model, tmp_path))
 

@@ -207,13 +207,18 @@ def advised(model: Any, wrt: Wrt) -> Iterator[None]:
     try:
         yield
     except NotLipschitzError as problem:
-        if isinstance(model, Adapted) and wrt is None and len(model.varied) > 1:
-            names = [one.name for one in model.varied]
+        names = [one.name for one in model.varied] if isinstance(model, Adapted) else list(of_a_file(model))
+        if wrt is None and len(names) > 1:
             problem.args = (
                 f"{problem} The inputs {_listed(names)} vary together; wrt={names[0]!r} fixes the others.",
                 *problem.args[1:],
             )
         raise
+
+
+def of_a_file(model: Any) -> dict[str, tuple[int, ...]]:
+    """The inputs that vary of a module made of an ONNX file, and the shapes of one example; empty of any other."""
+    return dict(getattr(model, "meta", {}).get("varied", {})) if isinstance(model, torch.fx.GraphModule) else {}
 
 
 def _names(wrt: Any) -> list[str] | None:
