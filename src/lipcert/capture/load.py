@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from lipcert.capture.adapter import Output, Wrt, adapted
 from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.onnx.load import called_onnx, load_onnx
+from lipcert.capture.program_file import require_data
 from lipcert.capture.torch_export import quiet
 from lipcert.errors import CaptureError
 from lipcert.numerics.process_state import ordinary
@@ -39,6 +40,8 @@ def load_model(model: Model, shape: Sequence[int] | None = None) -> Any:
         return model
     if _is_onnx(model):
         return load_onnx(model, shape)
+    if not require_data(Path(model)):
+        raise CaptureError(f"cannot load {model}: {what_a_file_is(Path(model))}")
     try:
         with ordinary(dtype=None), quiet(), redirect_stderr(io.StringIO()):
             return torch.export.load(str(model))
