@@ -110,7 +110,7 @@ def _read(path: Path, model: Any, graph: Graph, name: str, feed: Feed) -> Read:
     build.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is fitting)
     module = fx.GraphModule(build.root, build.graph, class_name="OnnxModel")
     varied = {one.name: reading.example for one, reading in feed.parts.items()}
-    module.meta.update(input_shape=feed.example, path=str(path), varied=varied)
+    module.meta.update(input_shape=feed.example, path=str(path), varied=varied, fixed=[one.name for one in feed.fixed])
     return Read(path, model, graph, name, feed, module.eval(), batched)
 
 
