@@ -174,7 +174,7 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
     value = value.detach().cpu()
     value = value if value.layout == torch.strided else value.to_dense()
     if value.is_complex():
-        return Complex.exactly(value)
+        return Complex.exactly(value, Named(str(spec.target)))
     return Constant.exactly(value if value.is_floating_point() else value.clone(), source=Named(str(spec.target)))
 
 

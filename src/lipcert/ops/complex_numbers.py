@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lipcert.network.builder import Var
+from lipcert.network.source import Fixed, Source, derived
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.fourier import LONGEST, along, waves
@@ -44,10 +45,14 @@ class Complex:
     imag: Any
 
     @staticmethod
-    def exactly(value: Tensor) -> Complex:
-        """A stored tensor."""
-        real, imag = (part.contiguous().clone() for part in (value.real, value.imag))
-        return Complex(Constant.exactly(real), Constant.exactly(imag))
+    def exactly(value: Tensor, source: Source | None = None) -> Complex:
+        """A stored tensor; one that did not come from parameters has no source."""
+        parts = []
+        for place in (0, 1):
+            part = torch.view_as_real(value.resolve_conj())[..., place].clone()
+            own = Fixed(part) if source is None else derived(lambda v, k=place: torch.view_as_real(v)[..., k], source)
+            parts.append(Constant.exactly(part, source=own))
+        return Complex(*parts)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +104,7 @@ def _made(target: Any, args: Any, kwargs: Any) -> Complex | Constant:
     plain, named = tree_map(empty, (args, kwargs))
     named = {key: torch.device("cpu") if key == "device" else one for key, one in named.items()}
     made = target(*plain, **named)
-    return Complex.exactly(made) if made.is_complex() else Constant.exactly(made)
+    return Complex.exactly(made) if made.is_complex() else Constant.exactly(made, source=Fixed(made))
 
 
 def _is_value(leaf: Any) -> bool:
@@ -117,7 +122,8 @@ def _parts(leaf: Any, apply: Apply) -> tuple[Any, Any]:
 
 
 def _zeros(like: Any) -> Constant:
-    return Constant.exactly(torch.zeros(tuple(like.shape), dtype=torch.float64))
+    zeros = torch.zeros(tuple(like.shape), dtype=torch.float64)
+    return Constant.exactly(zeros, source=Fixed(zeros))
 
 
 def _real_dtype(leaf: Any) -> Any:
@@ -297,7 +303,8 @@ def _short_time(
         raise ctx.unsupported("this form of the short-time transform is not covered.")
     frames = apply(_ATEN.unfold.default, x, -1, n_fft, hop_length or n_fft // 4)
     if window is not None or width < n_fft:
-        shape = Constant.exactly(torch.ones(width, dtype=torch.float64)) if window is None else window
+        ones = torch.ones(width, dtype=torch.float64)
+        shape = Constant.exactly(ones, source=Fixed(ones)) if window is None else window
         left = (n_fft - width) // 2
         frames = apply(
             _ATEN.mul.Tensor, frames, shape.map(lambda w: torch.nn.functional.pad(w, (left, n_fft - width - left)))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.source import Fixed
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
 from lipcert.ops.enclosure import Ball
@@ -66,7 +67,7 @@ def _wave(k: int, n: int, sine: bool) -> float:
 
 def along(ctx: Context, x: Any, axis: int, table: Ball, what: str) -> Any:
     """A Var or a Constant, one axis multiplied with a table of shape (its length, length of the result)."""
-    constant = Constant.within(table)
+    constant = Constant.within(table, Fixed(table.middle))
     axis %= len(x.shape)
 
     def multiplied(v: Tensor, c: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.builder import Var
+from lipcert.network.source import Fixed
 from lipcert.ops.arithmetic import multiply_by
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context
@@ -36,7 +37,8 @@ def _counts(shape: Any, dim: int, index: Tensor) -> Tensor:
 def _whole(ctx: Context, source: Any, index: Tensor) -> Any:
     """The source as a value of the index's shape: a number is the same everywhere, a larger tensor is cut."""
     if isinstance(source, (int, float)):
-        return Constant.exactly(torch.full(index.shape, float(source), dtype=torch.float64))
+        number = torch.full(index.shape, float(source), dtype=torch.float64)
+        return Constant.exactly(number, source=Fixed(number))
     if isinstance(source, Constant) and not source.shape:
         return source.map(lambda v: v.expand(index.shape).clone())
     whole = source if isinstance(source, Var) else ctx.constant(source, "source")
@@ -90,7 +92,8 @@ def scatter_reduce(
         if reduce == "sum":
             return total
         number = (counts + (1.0 if include_self else 0.0)).clamp(min=1.0)
-        return multiply_by(ctx, total, Constant.within(over(exact(1.0), exact(number))))
+        share = over(exact(1.0), exact(number))
+        return multiply_by(ctx, total, Constant.within(share, Fixed(share.middle)))
     if reduce in ("amax", "amin"):
         candidates = _candidates(ctx, x, dim, index, source, counts, include_self)
         return (amax if reduce == "amax" else amin)(ctx, candidates, (-1,))
