@@ -152,3 +152,21 @@ def test_two_examples_are_read_without_onnxruntime(tmp_path: Path, monkeypatch: 
     model.graph.node.append(N("Sub", ["y", "total"], ["out"]))
     with pytest.raises(CaptureError, match="other examples of its batch"):
         lipcert.load_onnx(saved(model, tmp_path), (3,), output="out", wrt="x", fixed=fixed)
+
+
+def test_messages_along_edges(tmp_path: Path) -> None:
+    """Gathered, scaled and added up at constant places: a matrix."""
+    nodes = [
+        N("Gather", ["x", "from"], ["m"], axis=1), N("Mul", ["m", "two"], ["k"]),
+        N("ScatterElements", ["zero", "to", "k"], ["y"], axis=1, reduction="add"),
+    ]  # fmt: skip
+    to = np.broadcast_to(np.array([[[1], [1], [0]]]), (1, 3, 2))
+    held = [
+        constant("from", [0, 2, 2], np.int64), constant("two", 2.0), constant("zero", np.zeros((1, 4, 2))),
+        constant("to", to, np.int64),
+    ]  # fmt: skip
+    module = lipcert.load_onnx(saved(graph(nodes, (1, 4, 2), held, 18), tmp_path))
+    edges = np.zeros((4, 4))
+    edges[1, 0] = edges[1, 2] = edges[0, 2] = 2.0
+    found = lipcert.bound(module, torch.zeros(1, 4, 2), method="autolip").value
+    assert norm(edges) <= found <= norm(edges) * (1 + 1e-9)

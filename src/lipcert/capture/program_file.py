@@ -35,8 +35,10 @@ _PLAIN = re.compile(
 )
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims|higher_order|quantized_decomposed)\.\w+(\.\w+)?|torch\.sym_\w+|math\.[a-z0-9]+|"
-    r"_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pos|pow|abs|lt|le|gt|ge|eq|ne|and_|or_|not_)"
+    r"torch\.ops\.(aten|prims|quantized_decomposed)\.\w+(\.\w+)?|torch\.sym_\w+|math\.[a-z0-9]+|"
+    r"_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pos|pow|abs|lt|le|gt|ge|eq|ne|and_|or_|not_)|"
+    r"torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|associative_scan|wrap_with_set_grad_enabled|"
+    r"wrap_with_autocast|with_effects|auto_functionalized(_v2)?|flex_attention|out_dtype|invoke_subgraph|hints_wrapper)"
 )
 #: Ops that read or write files.
 _FILES = re.compile(r"torch\.ops\.aten\.(from_file|save|_print|_test_\w+)\b|__")

@@ -111,7 +111,7 @@ def _candidates(ctx: Context, x: Any, dim: int, index: Tensor, source: Any, coun
     """All values that come to each entry, along a last axis; where fewer come, one of them again."""
     entries = math.prod(x.shape)
     own = torch.arange(entries).reshape(tuple(x.shape))
-    places = _destinations(x.shape, dim, index)
+    places = destinations(x.shape, dim, index)
     longest = int(counts.max()) if counts.numel() else 0
     table = torch.full((entries, longest + 1), -1, dtype=torch.int64)
     filled = torch.zeros(entries, dtype=torch.int64)
@@ -131,7 +131,7 @@ def _candidates(ctx: Context, x: Any, dim: int, index: Tensor, source: Any, coun
     return ctx.jointly_linear(gathered, operands, float(longest + 1), tensor_key(table))
 
 
-def _destinations(shape: Any, dim: int, index: Tensor) -> Tensor:
+def destinations(shape: Any, dim: int, index: Tensor) -> Tensor:
     """The flat place in x to which each entry of the source goes."""
     axes = [torch.arange(n).reshape([-1 if k == axis else 1 for k in range(index.dim())]) for axis, n in
             enumerate(index.shape)]  # fmt: skip
