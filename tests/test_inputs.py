@@ -288,6 +288,7 @@ def test_certify_takes_an_output_and_functions(tmp_path: Path) -> None:
         lipcert.certify(runs[2][0], inputs, labels, **options)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("several", [False, True])
 def test_an_output_that_is_changed_in_place_is_changed(several: bool) -> None:
     """What forward does to the submodule's output, which is the input, is a part of the model, also through a view."""

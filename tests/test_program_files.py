@@ -194,18 +194,22 @@ class Ordinary(nn.Module):
         return {"a b": torch.einsum("bi,bi->b", folded, value)[:, None] * scale, "c": folded[:, ::2]}
 
 
-def test_ordinary_programs_are_data(content: bytes, tmp_path: Path) -> None:
+def test_an_ordinary_program_is_data(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.pt2").write_bytes(content)
+    assert require_data(tmp_path / "m.pt2")
+    found = lipcert.bound(tmp_path / "m.pt2", X, method="autolip").value
+    assert found == pytest.approx(lipcert.bound(Net().eval(), X, method="autolip").value)
+
+
+@pytest.mark.slow
+def test_other_ordinary_programs_are_data(tmp_path: Path) -> None:
     batch = {"x": {"obs/pos": {0: torch.export.Dim.AUTO}}, "scale": {}}
     example = ({"obs/pos": torch.randn(4, 6)},)
     program = torch.export.export(Ordinary(), example, {"scale": torch.tensor(2.0)}, dynamic_shapes=batch)
     assert program._guards_code
-    plain = torch.export.export(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.zeros(1, 3),))
-    for k, one in enumerate((content, _bytes(program), _bytes(program.run_decompositions()), _bytes(plain))):
-        (tmp_path / f"{k}.pt2").write_bytes(one)
+    for k, one in enumerate((program, program.run_decompositions())):
+        (tmp_path / f"{k}.pt2").write_bytes(_bytes(one))
         assert require_data(tmp_path / f"{k}.pt2")
-    assert lipcert.bound(tmp_path / "0.pt2", X, method="autolip").value == pytest.approx(
-        lipcert.bound(Net().eval(), X, method="autolip").value
-    )
 
 
 def test_texts_that_python_evaluates() -> None:
@@ -283,7 +287,7 @@ def test_mutated_programs_are_read_or_refused_by_name(seeds: range, content: byt
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
 
 
-@pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 10_000), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("seeds", [range(25), pytest.param(range(25, 10_000), marks=pytest.mark.slow)], ids=len)
 def test_mutated_certificates_are_refused_or_true(seeds: range, tmp_path: Path) -> None:
     """With the right hash, too: who changes a file can work that out. What is believed is above the constant."""
     model, path = Net().eval().double(), tmp_path / "m.lipcert"

@@ -76,7 +76,7 @@ LINEAR: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = 
 }  # fmt: skip
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_chains_have_their_own_constant(name: str) -> None:
     function, shape = LINEAR[name]
@@ -119,7 +119,7 @@ def test_certificates_are_of_the_complex_weights(tmp_path: object) -> None:
         lipcert.verify(path, model, x)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
