@@ -272,6 +272,8 @@ def test_sparse_parameters_are_dense_ones(sparse: Callable[[Tensor], Tensor]) ->
     matrix = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0]])
     found = bound(function(lambda s, x: (s.w @ x.T).T, w=sparse(matrix)))
     assert found.value == pytest.approx(3.0, rel=1e-9)
+    found = bound(function(lambda s, x: torch.sparse.mm(s.w, x.T).T, w=sparse(matrix)))
+    assert found.value == pytest.approx(3.0, rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -87,7 +87,7 @@ def complex_call(ctx: Context, target: Any, name: str, args: Any, kwargs: Any, v
     if name in _APART:
         return _apart(target, _as_complex_numbers(name, args), kwargs, value, apply)
     if name in _PRODUCTS:
-        return _product(target, args, kwargs, apply)
+        return _product(ctx, target, args, kwargs, apply)
     if name in _RULES:
         return _RULES[name](ctx, apply, *args, **kwargs)
     raise ctx.unsupported("no rule covers it for complex numbers.")
@@ -157,7 +157,7 @@ def _apart(target: Any, args: Any, kwargs: Any, value: Any, apply: Apply) -> Any
     return Complex(part(0), part(1))
 
 
-def _product(target: Any, args: Any, kwargs: Any, apply: Apply) -> Complex:
+def _product(ctx: Context, target: Any, args: Any, kwargs: Any, apply: Apply) -> Complex:
     """(a + bi)(c + di) = (ac − bd) + (ad + bc)i for what is linear in each of two values."""
     listed = list(args[1]) if isinstance(args[1], (list, tuple)) else list(args)  # einsum has them in a list
     places = [k for k, leaf in enumerate(listed) if _is_value(leaf) or isinstance(leaf, (complex, float, int))]
@@ -178,6 +178,8 @@ def _product(target: Any, args: Any, kwargs: Any, apply: Apply) -> Complex:
         (one,) = both
         re, im = parts(one)
         return Complex(times((one, re)), None if im is None else times((one, im)))
+    if len(both) > 2:
+        raise ctx.unsupported("a product of more than two complex values; multiply two at a time.")
     first, second = both
     (a, b), (c, d) = parts(first), parts(second)
     real, cross = times((first, a), (second, c)), []

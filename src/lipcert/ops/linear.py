@@ -63,7 +63,7 @@ def _product(ctx: Context, a: Any, b: Any, multiply: Any) -> Var:
     return ctx.linear(x, swapped, (fixed,), terms, key=f"{multiply.__name__} from the left")
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "_sparse_mm", kind="linear")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", kind="linear")
 def matmul(ctx: Context, a: Any, b: Any) -> Var:
     """Matrix product with a constant on either side: σ_max of the constant in l2; of two variables on a domain."""
     return _product(ctx, a, b, torch.matmul)
