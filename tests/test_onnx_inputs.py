@@ -15,31 +15,10 @@ from typer.testing import CliRunner
 import lipcert
 from lipcert.cli.common import app
 from lipcert.errors import CaptureError, InputError
-from tests.onnx_files import FLOAT, constant, graph, saved
+from tests.onnx_files import V, W, constant, graph, saved, state_space
 
 RNG = np.random.default_rng(7)
-W, V = RNG.normal(size=(3, 4)).astype(np.float32), RNG.normal(size=(2, 4)).astype(np.float32)
 N = helper.make_node
-
-
-def state_space(batch: Any = "b", axis: str = "b") -> Any:
-    """y = scale · tanh(x W) + h V, or without the state where ``which`` is not 16: a model of four inputs."""
-    nodes = [
-        N("MatMul", ["x", "w"], ["xw"]), N("Tanh", ["xw"], ["t"]), N("Mul", ["t", "scale"], ["st"]),
-        N("MatMul", ["h", "v"], ["hv"]), N("Add", ["st", "hv"], ["sum"]),
-        N("Equal", ["which", "sixteen"], ["c"]),
-        N("If", ["c"], ["y"], then_branch=_branch("sum"), else_branch=_branch("st")),
-    ]  # fmt: skip
-    model = graph(nodes, (batch, 3), [constant("w", W), constant("v", V), constant("sixteen", 16, np.int64)])
-    for name, kind, shape in (("h", FLOAT, (axis, 2)), ("which", TensorProto.INT64, ()), ("scale", FLOAT, ())):
-        model.graph.input.append(helper.make_tensor_value_info(name, kind, shape))
-    model.graph.input.append(helper.make_tensor_value_info("w", FLOAT, (3, 4)))  # an initializer is no input
-    return model
-
-
-def _branch(name: str) -> Any:
-    out = [helper.make_tensor_value_info(f"{name}_out", 1, None)]
-    return helper.make_graph([N("Identity", [name], [f"{name}_out"])], name, [], out)
 
 
 class StateSpace(nn.Module):

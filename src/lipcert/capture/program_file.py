@@ -22,7 +22,7 @@ import torch
 from lipcert.capture.program_text import require_expression, require_guard, require_tree
 from lipcert.errors import CaptureError
 
-#: Bytes of tensors that a file may describe beyond four times its own: views may repeat entries.
+#: Bytes of tensors, in float64, that a file may describe beyond eight times its own: views may repeat entries.
 ROOM = 1 << 30
 #: Where the graph is, in the format of today and in that before 2.8.
 _GRAPH = re.compile(r"((^|/)models/[^/]+\.json|(^|/)serialized_exported_program\.json)$")
@@ -172,7 +172,7 @@ def _require_config(name: str, config: Any, archive: zipfile.ZipFile, size: int)
             except KeyError:
                 raise NotDataError(f"its {payload!r} is missing") from None
         total += 8 * _entries(entry.get("tensor_meta"), payload)
-    if total > ROOM + 4 * 8 * size:
+    if total > ROOM + 8 * size:
         raise NotDataError(f"its {name[:120]!r} describes tensors of {total} bytes, far more than the file has")
 
 
