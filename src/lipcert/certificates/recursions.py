@@ -133,12 +133,18 @@ class DenseRecursion(Recursion):
             inner = self.blocks[relation.parent]
             self.blocks[k] = {s: scaled_rows(c, b, self.p) for s, b in inner.items()} if bool(c.any()) else {}
             if bool(d.any()):
-                self.blocks[k][k], self.lengths[k] = spike(d), self.constants[relation.parent]
+                self.lengths[k] = self.constants[relation.parent]
+                new = self.started(k, d)
+                self.blocks[k] |= {} if new is None else {k: new}
         elif not isinstance(relation, Linear):
             self.blocks[k], self.lengths[k] = {k: identity(relation.size)}, self.constants[k]
         for parent in relation.parents:
             if max(self.readers(parent)) <= k:
                 del self.blocks[parent]
+
+    def started(self, k: int, d: Tensor) -> EnclosedMatrix | None:
+        """The map of a new source, diag(d); None where it is written down by those that read the node."""
+        return spike(d)
 
     def readers(self, position: int) -> tuple[int, ...]:
         """Positions that read a node."""

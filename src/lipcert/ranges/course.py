@@ -53,11 +53,16 @@ class Course:
         assert domain is not None
         self.network, self.radius, self.home = network, reach_of(domain), domain.home()
         self.ranges = Ranges.of(network, domain, None, "none")
+        self.boxes = self.ranges.boxes
         self.asked = asked(network)
-        self._centres = boxes_of(network, Box(self.home, self.home), "none")
+        self._centres = self._run(network)
         self._constants: list[float] = []
         self._entries: dict[int, Tensor] = {}
         self._parts: dict[tuple[int, ...], tuple[Local, ...]] = {}
+
+    def _run(self, network: Network) -> list[Interval]:
+        """The values at x̂."""
+        return boxes_of(network, Box(self.home, self.home), "none")
 
     def relation(self, k: int) -> Relation:
         """What node k's increments obey; the constants of all nodes before have been told."""
@@ -71,9 +76,14 @@ class Course:
         if entries is not None:
             self._entries[k] = entries
 
+    def is_scaling(self, k: int) -> bool:
+        """Whether node k scales the entries of an argument for a rest."""
+        node = self.network.nodes[k]
+        return isinstance(node, PartNode) and node.which in node.function.chain.values()
+
     def _local(self, k: int, node: Node) -> Local | None:
         """What the node's increments obey where its arguments are around their centres."""
-        known = self.ranges.local.get(k)
+        known = self._known(k)
         if isinstance(node, PartNode):
             key = (id(node.function), *node.arguments)
             if key not in self._parts:
@@ -88,9 +98,13 @@ class Course:
         lower, upper = slopes(function, box.low, box.high)
         return LocalSlopes(lower.expand(node.shape), upper.expand(node.shape), box)
 
+    def _known(self, k: int) -> Local | None:
+        """What the node's increments obey by its own box."""
+        return self.ranges.local.get(k)
+
     def _around(self, k: int) -> Interval:
         """The values of node k: in their box, and as near to those at x̂ as constants say."""
-        centre, box = self._centres[k], self.ranges.boxes[k]
+        centre, box = self._centres[k], self.boxes[k]
         shape = box.low.shape
         middle = 0.5 * centre.low + 0.5 * centre.high
         off = torch.maximum(centre.high - middle, middle - centre.low) * UP + TINY
