@@ -171,9 +171,9 @@ class SparseRecursion(DenseRecursion):
     def _worked_out(self, linear: LinearMap) -> NormBound:
         bound = map_norm(linear, self.p, None, self.share, route="sums")
         moderate = min(linear.in_size, linear.out_size) <= SPARSE_WRITTEN and writable(linear)
-        if self.p != 2 or not moderate or bound.magnitude < Magnitude.of(ALMOST_ONE):
+        if self.p != 2 or bound.magnitude < Magnitude.of(ALMOST_ONE):
             return bound
-        return map_norm(linear, self.p, None, self.share)
+        return map_norm(linear, self.p, None, self.share, route="written" if moderate else "blocks")
 
     def passed_on(self, k: int, node: Linear) -> tuple[dict[int, EnclosedMatrix], Guarantee]:
         """The parents' blocks through the node's maps."""
@@ -229,7 +229,7 @@ class FreeRecursion(Recursion):
                 continue
             length = self.constants[cell.parent if cell is not None else source]
             pathway = Pathway(self.transformed, source, k, cell is not None)
-            norm, kind = self._norm(pathway)
+            norm, kind = self.norm(pathway)
             norm = norm + self.lost
             exponents = self.transformed.exponents
             value = value + norm.times_power(exponents[k] - exponents[source]) * length
@@ -238,7 +238,7 @@ class FreeRecursion(Recursion):
                 return product, guarantee
         return value, guarantee
 
-    def _norm(self, pathway: Pathway) -> tuple[Magnitude, Guarantee]:
+    def norm(self, pathway: Pathway, target: float = TARGET) -> tuple[Magnitude, Guarantee]:
         if self.p != 2:
             norm = map_norm(pathway, self.p, None, self.share)
             return norm.magnitude, norm.guarantee
@@ -249,7 +249,7 @@ class FreeRecursion(Recursion):
 
         try:
             value, _ = sigma_max_probabilistic(
-                gram, pathway.in_size, self.share.draw(value=True), TARGET, 1000, self.share.generator
+                gram, pathway.in_size, self.share.draw(value=True), target, 1000, self.share.generator
             )
         except ValueError as error:
             raise NumericsError(f"the norm of a map over several layers cannot be bounded: {error}.") from error
