@@ -1,4 +1,4 @@
-"""The recursion of ``joint_recursion`` on networks too wide for all maps from sources: sources are merged on the way."""
+"""The recursion of ``joint_recursion`` on networks too wide for all maps from sources: these are merged on the way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from lipcert.certificates.joint_recursion import JointRecursion, together
 from lipcert.certificates.norms.merging import Source, merged
 from lipcert.certificates.norms.written_map import EnclosedMatrix, passed, spike, total
-from lipcert.guarantee import Guarantee
 from lipcert.certificates.product_rule import Step
+from lipcert.guarantee import Guarantee
 from lipcert.increments import Cell, Linear, Relation
 from lipcert.network.graph import AffineNode, Network
 from lipcert.network.linear import LinearMap, size
@@ -87,6 +87,7 @@ class MergedRecursion(JointRecursion):
         return {**blocks, 0: EnclosedMatrix(first.matrix, first.exponent, wrong)}
 
     def started(self, k: int, d: Tensor) -> EnclosedMatrix | None:
+        """Of wide activations that only linear maps read, these write it down."""
         nodes = self.course.network.nodes
         if d.numel() <= PIECE or not all(isinstance(nodes[r], AffineNode) for r in self.readers(k)):
             return spike(d)

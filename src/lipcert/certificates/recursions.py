@@ -239,6 +239,7 @@ class FreeRecursion(Recursion):
         return value, guarantee
 
     def norm(self, pathway: Pathway, target: float = TARGET) -> tuple[Magnitude, Guarantee]:
+        """That of a map from one node to another; passes aim at a relative inflation of ``target``."""
         if self.p != 2:
             norm = map_norm(pathway, self.p, None, self.share)
             return norm.magnitude, norm.guarantee

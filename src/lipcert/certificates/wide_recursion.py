@@ -13,7 +13,7 @@ from lipcert.certificates.recursions import FreeRecursion, Recursion
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation
 from lipcert.network.linear import LinearMap
-from lipcert.numerics.magnitude import ZERO, Magnitude
+from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.ranges.centred_course import CentredCourse
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Norms of Jacobians are not looked at where what is left is more than this part of the product rule's constant.
 WORTH = 0.7
+#: Those of maps from nodes in between not where what they would make smaller is less than this part of the Jacobian's.
+COUNTS = 3e-3
 #: Relative inflation aimed at by norms of Jacobians inside the network.
 ROUGH = 0.1
 
@@ -29,12 +31,13 @@ ROUGH = 0.1
 class WideRecursion(Recursion):
     """The product rule with relations that follow from its constants, and how far nodes are from linear ones.
 
-    Why the deviations hold: let J_k be the map from the input to node k where all w of cells are 0, and A_{k←s} that
-    from node s. If every path passes s, δz_k = A_{k←s} δz_s + d_k: d_k is the sum of the maps of its parents' d, c times
+    Why the deviations hold: let A_{k←s} be the map from node s to node k where all w of cells are 0, and J_k that from
+    the input. If every path passes s, δz_k = A_{k←s} δz_s + d_k: d_k is the sum of the maps of its parents' d, c times
     that of the parent and d δw for a cell, all of a block's increment, and what the node's rounding adds
-    (``CentredCourse``); d_s = 0. So with ‖δz_s − J_s δx‖ ≤ e_s‖δx‖ and ‖d_k‖ ≤ b_k‖δx‖, by the triangle inequality,
-    ‖δz_k − J_k δx‖ ≤ (‖A_{k←s}‖ e_s + b_k)‖δx‖ = e_k‖δx‖, and ‖J_k‖ + e_k is a constant. Norms of J_k and A_{k←s} are
-    probabilistic; of all other maps they are rigorous.
+    (``CentredCourse``); d_s = 0. So along the nodes s_1, s_2, …, s_m = k that every path passes, δz_k = J_k δx +
+    Σ_i A_{k←s_i} d_i, and with ‖d_i‖ ≤ b_i‖δx‖ the triangle inequality gives ‖J_k‖ + Σ_i ‖A_{k←s_i}‖ b_i as a constant.
+    ‖A_{k←s_i}‖ is at most ‖A_{k←s_j}‖‖A_{s_j←s_i}‖ for i < j < k; where that is not good enough it is looked at itself.
+    Norms of these maps are probabilistic; those of others are rigorous.
 
     Args:
         problem: on a bounded domain.
@@ -48,7 +51,8 @@ class WideRecursion(Recursion):
         self.relations: list[Relation] = []
         self.rigorous, self._chance = rigorous, chance
         self._cuts = cuts(problem.expanded) & self.course.asked
-        self._start_at, self._before = 0, ZERO  # s and e_s
+        self._start_at = 0  # the last node that d is counted from
+        self._left: list[tuple[int, Magnitude, Magnitude]] = []  # (s_i, b_i, a bound of ‖A_{s←s_i}‖)
         self._deviations: list[Magnitude] = []  # b_k
         self._norms: dict[int, tuple[LinearMap, NormBound]] = {}
         self._guarantee: Guarantee = "rigorous"
@@ -59,18 +63,31 @@ class WideRecursion(Recursion):
         return self.relations[k]
 
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
-        """‖J_k‖ + e_k where every path passes the node, and that may be less than the product rule's."""
+        """‖J_k‖ and what is left where every path passes the node, and that may be less than the product rule's."""
         if self.rigorous or k not in self._cuts:
             return product, "rigorous"
-        first, last = self._start_at == 0, k == len(self.increments.relations) - 1
-        total = self._deviation(node) + self._error(k)
-        if self._before.mantissa:
-            total = total + self._norm(self._start_at, k, ROUGH) * self._before
-        if product * Magnitude.of(WORTH) < total:
+        own = self._deviation(node) + self._error(k)
+        if product * Magnitude.of(WORTH) < own:
             return product, self._guarantee
-        self._start_at, self._before = k, total
-        norm = self._norm(0, k, TARGET if last or first else ROUGH)
-        return norm + total, self._guarantee
+        last = k == len(self.increments.relations) - 1
+        norm = self._norm(0, k, TARGET if last or not self._left else ROUGH)
+        if self._left:
+            step = self._norm(self._start_at, k, ROUGH)
+            self._left = self._looked_at(k, [(s, b, a * step) for s, b, a in self._left], norm)
+        self._left.append((k, own, ONE))
+        self._start_at = k
+        return sum((b * a for _, b, a in self._left), norm), self._guarantee
+
+    def _looked_at(
+        self, k: int, left: list[tuple[int, Magnitude, Magnitude]], norm: Magnitude
+    ) -> list[tuple[int, Magnitude, Magnitude]]:
+        """The same with norms of their own for those that count, the largest first."""
+        found = {s: a for s, _, a in left}
+        sizes = {s: b for s, b, _ in left}
+        for s in sorted(found, key=lambda s: (sizes[s] * found[s]).log10, reverse=True):
+            if s != self._start_at and norm * Magnitude.of(COUNTS) < sizes[s] * found[s]:
+                found[s] = min(found[s], self._norm(s, k, ROUGH), key=lambda m: m.log10)
+        return [(s, b, found[s]) for s, b, _ in left]
 
     def enter(self, k: int, relation: Relation) -> None:
         """Its deviation; the course is told its constant."""

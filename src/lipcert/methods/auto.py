@@ -17,7 +17,8 @@ from lipcert.methods.from_below import hopeless, may_be_below
 from lipcert.methods.hand_over import closed
 from lipcert.methods.hull import Hull
 from lipcert.methods.interval_jacobian import IntervalJacobian
-from lipcert.methods.liplt import LipLT, alone
+from lipcert.methods.joint_cost import alone
+from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.methods.mixed_product import MixedProduct
 from lipcert.methods.routes import DIRECT, Route, routes

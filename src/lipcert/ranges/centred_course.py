@@ -1,4 +1,4 @@
-"""A ``Course`` around values that floats give, not around those at a point: rounding does not grow from layer to layer."""
+"""A ``Course`` around values that floats give, not around those at a point: rounding does not grow with depth."""
 
 from __future__ import annotations
 

@@ -51,20 +51,20 @@ def merged(sources: Sequence[Source], off: Magnitude = ZERO) -> Source | None:
     ball = add_up(ball, 1e-200)
     weights = [max(float(matrix.norm()) * reach, 1e-12) for matrix, reach in kept] + [ball * math.sqrt(n)]
     total = sum(weights)
-    factors = [
-        reach / math.sqrt(weight / total) for (_, reach), weight in zip(kept, weights[:-1], strict=True)
-    ]
+    factors = [reach / math.sqrt(weight / total) for (_, reach), weight in zip(kept, weights[:-1], strict=True)]
     factors.append(ball / math.sqrt(weights[-1] / total))
     if not all(0.0 < f < math.inf for f in factors):
         return None
-    spread = norm_up([div_up(reach, f) for (_, reach), f in zip(kept, factors, strict=False)] + [div_up(ball, factors[-1])])
+    spread = norm_up(
+        [div_up(reach, f) for (_, reach), f in zip(kept, factors, strict=False)] + [div_up(ball, factors[-1])]
+    )
     parts = [f * matrix for f, (matrix, _) in zip(factors, kept, strict=False)]
     found = _factor(torch.cat(parts, dim=1), factors[-1])
     return None if found is None else (found[0], Magnitude.of(spread).times_power(top + found[1]))
 
 
 def _factor(rows: Tensor, ball: float) -> tuple[EnclosedMatrix, int] | None:
-    """B and e with 2^2e B Bᵀ ≥ X Xᵀ + ball² I for all X that round to ``rows``, entry by entry; None if none is proved."""
+    """B and e, 2^2e B Bᵀ ≥ X Xᵀ + ball² I for all X that round to ``rows`` entry by entry; None if none is proved."""
     unit, exponent = to_unit(rows)
     n, m = unit.shape
     ball = ball * 2.0**-exponent
