@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lipcert.domain import Domain
-from lipcert.errors import NotProved
+from lipcert.errors import CaptureError, NotProved
 from lipcert.network.graph import InputNode, Network
-from lipcert.network.relations import Local
+from lipcert.network.relations import Local, Relation
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UP
 from lipcert.numerics.rounding import div_up
@@ -42,6 +42,17 @@ class CentredCourse(Course):
             Interval(torch.minimum(box.low, centre.low), torch.maximum(box.high, centre.high))
             for box, centre in zip(self.ranges.boxes, self._centres, strict=True)
         )
+
+    def relation(self, k: int) -> Relation:
+        """As of a course.
+
+        Raises:
+            NotProved: nothing is known of the node's increments; other ways may know more.
+        """
+        try:
+            return super().relation(k)
+        except CaptureError as error:
+            raise NotProved(f"{self.network.nodes[k].name}: no gain is known around what floats give.") from error
 
     def _run(self, network: Network) -> list[Interval]:
         """ẑ of every node, as points."""
