@@ -176,15 +176,17 @@ SMALL = (3, 4, 1)
 LARGER = (6, 8, 2)
 
 
-@pytest.mark.parametrize("work", ["merged", "norms"])
 @pytest.mark.parametrize(
-    ("sizes", "radius", "factor"),
+    ("sizes", "radius", "factor", "work"),
     [
-        (SMALL, 1e-3, 1.3),
+        (SMALL, 1e-3, 1.3, "merged"),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in ((SMALL, 1e-12, 1.02), (LARGER, 1e-12, 1.02), (LARGER, 1e-3, 4.0), (LARGER, 0.03, 1e12))
+            pytest.param(*case, work, marks=pytest.mark.slow)
+            for case in ((SMALL, 1e-3, 1.3), (SMALL, 1e-12, 1.02), (LARGER, 1e-12, 1.02), (LARGER, 1e-3, 4.0))
+            for work in ("merged", "norms")
         ),
+        pytest.param(LARGER, 0.03, 1e12, "merged", marks=pytest.mark.slow),
+        pytest.param(LARGER, 0.03, 1e12, "norms", marks=pytest.mark.slow),
     ],
 )
 def test_wide_networks_by_either_way(
