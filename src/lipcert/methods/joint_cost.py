@@ -23,12 +23,15 @@ _PASSES, _JACOBIAN = 1000.0, 1000.0
 
 
 def work_of(problem: Problem) -> Work | None:
-    """By which way, if any: None where there are no blocks or products, or where these are all of a wide network."""
+    """By which way, if any: None where it does not apply, or for wide networks that have not both blocks and products.
+
+    Those, a CNN with a softmax at its end say, are better off with other methods.
+    """
     if not joint_transform.applies(problem):
         return None
     if matrix_operations(problem) <= JOINT_WORK:
         return "matrices"
-    if not problem.nearly_linear:
+    if not (problem.nearly_linear and problem.has_parts):
         return None
     work, entries = merged_operations(problem.expanded)
     return "merged" if work <= MERGED_WORK and entries <= MERGED_ENTRIES else "norms"

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lipcert.network.images import touched
 from lipcert.network.linear import LinearMap, Shape, size
+from lipcert.network.touched import touched
 from lipcert.numerics.rounding import UNDERFLOW, UNIT, add_up, gamma, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper, to_unit
 
