@@ -235,8 +235,9 @@ def own() -> list[Case]:
         "plain_128x2": ("MLP 784-128-128-10", partial(mlp, 784, 128, 128, 10), _NONE),
         "plain_256x3": ("MLP 784-256-256-256-10", partial(mlp, 784, 256, 256, 256, 10), _NONE),
     }
+    closer = {"own_residual": (Radius(0.3, "0.3"), Radius(0.5, "0.5"))}
     cases = [
-        Case(name, title, "moderate", partial(_own, name, build, recipe), (LEAVES_80,))
+        Case(name, title, "moderate", partial(_own, name, build, recipe), (*closer.get(name, ()), LEAVES_80))
         for name, (title, build, recipe) in moderate.items()
     ]
     cases += [

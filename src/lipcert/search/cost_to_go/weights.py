@@ -13,7 +13,7 @@ from lipcert.search.cost_to_go.plan import Plan
 
 #: Directions that the power method keeps, of maps beyond a least side (of smaller ones one is enough, and quicker), and
 #: the square of a unit vector's part that counts as none.
-BLOCK, SIDE, THIN = 4, 64, 1e-5
+BLOCK, SIDE, THIN = 8, 64, 1e-5
 #: Images of the directions that are used together, and the part of one that is to be new at least: values see its
 #: square, and what is less would follow rounding, where eigenvalues come together.
 DEEP, FAINT = 3, 1e-3
