@@ -13,6 +13,7 @@ from lipcert.certificates.norms.merging import Source, merged
 from lipcert.certificates.norms.operator_norm import map_norm
 from lipcert.certificates.norms.written_map import EnclosedMatrix
 from lipcert.network.linear import LinearMap, OpMap, compose
+from lipcert.network.stacked import Stacked
 from lipcert.numerics.magnitude import Magnitude
 
 D = torch.float64
@@ -69,6 +70,13 @@ def test_what_is_all_but_0_keeps_blocks_together() -> None:
     assert [a for a, _ in block_axes(apart)] == [2]
     assert [a for a, _ in block_axes(compose(apart, scaled))] == [2]
     assert [a for a, _ in block_axes(scaled)] == [1, 2]
+
+
+def test_of_maps_beside_each_other_nothing_is_told() -> None:
+    """Their patterns are sizes, which may underflow."""
+    scaled = mapped(lambda x, c: x * c, (1, 6, 4), torch.full((1, 1, 1), 1e-200, dtype=D))
+    assert block_norm(scaled, 0.0) is not None
+    assert block_norm(Stacked((scaled, scaled)), 0.0) is None
 
 
 @pytest.mark.parametrize("shape", [(7, 1, 1), (5, 3, 9), (4, 30, 20), (2, 6, 6)])

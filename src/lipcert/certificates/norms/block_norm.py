@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lipcert.network.linear import LinearMap, Shape, size
+from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum, size
 from lipcert.network.touched import touched
 from lipcert.numerics.rounding import UNDERFLOW, UNIT, add_up, gamma, mul_up, sqrt_up
 from lipcert.numerics.spectral import sigma_max_upper, to_unit
@@ -34,6 +34,8 @@ def block_norm(linear: LinearMap, error: float) -> float | None:
         linear: the map, of moderate constants (``scaled``).
         error: how far the matrix that float64 gives may be from the map in the 2-norm.
     """
+    if not _told_by_patterns(linear):
+        return None
     pairs = block_axes(linear)
     count = math.prod(linear.in_shape[a] for a, _ in pairs)
     if not pairs or count < LEAST_BLOCKS or size(linear.in_shape) * size(linear.out_shape) // count > MOST_ENTRIES:
@@ -46,6 +48,13 @@ def block_norm(linear: LinearMap, error: float) -> float | None:
     if len(blocks) <= LEAST_BLOCKS or blocks.shape[1] * blocks.shape[2] > 1 << 18:
         return max(sigma_max_upper(block, error) for block in blocks)
     return add_up(greatest_norm(blocks), error)
+
+
+def _told_by_patterns(linear: LinearMap) -> bool:
+    """Whether ``touched`` decides on zeros and ones throughout: sizes of a map of another kind may underflow."""
+    if isinstance(linear, (Composition, Sum)):
+        return all(_told_by_patterns(part) for part in linear.maps)
+    return isinstance(linear, (OpMap, Dense, Identity))
 
 
 def block_axes(linear: LinearMap) -> Pairs:
