@@ -13,9 +13,10 @@ from torch import Tensor
 from lipcert.errors import NumericsError
 from lipcert.network.expanded import SmoothBlock
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, PartNode, SelectionNode
-from lipcert.network.images import image, touched
+from lipcert.network.images import image
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import GainFunction, MaxSelection
+from lipcert.network.touched import touched
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import Range, lengths
 from lipcert.numerics.rounding import mul_up
