@@ -32,6 +32,8 @@ MOST_COLUMNS = 1.5
 PIECE = 512
 #: Share of its norm that the input's map may be off before that becomes a source.
 _OFF = 1e-10
+#: Powers of two between the input's map and an error beyond which the error's unit is that of both.
+_FAR = 100
 #: Entries of images that are worked out at a time.
 _CHUNK = 1 << 24
 
@@ -83,8 +85,11 @@ class MergedRecursion(JointRecursion):
         if not error.mantissa:
             return blocks
         first = blocks.get(0) or EnclosedMatrix(torch.zeros(rows, size(self.increments.in_shape)).double(), 0, 0.0)
-        wrong = add_up(first.error, float(error.times_power(-first.exponent)))
-        return {**blocks, 0: EnclosedMatrix(first.matrix, first.exponent, wrong)}
+        if error.exponent - first.exponent > _FAR:  # in units of the input's map it might be beyond all floats
+            wrong = EnclosedMatrix(torch.zeros_like(first.matrix), error.exponent, error.mantissa)
+            return {**blocks, 0: total([first, wrong], self.p)}
+        off = add_up(first.error, float(error.times_power(-first.exponent)))
+        return {**blocks, 0: EnclosedMatrix(first.matrix, first.exponent, off)}
 
     def started(self, k: int, d: Tensor) -> EnclosedMatrix | None:
         """Of wide activations that only linear maps read, these write it down."""

@@ -49,8 +49,12 @@ def merged(sources: Sequence[Source], off: Magnitude = ZERO) -> Source | None:
         ball = add_up(ball, mul_up(reach, block.error))
         kept.append((block.matrix, reach))
     ball = add_up(ball, 1e-200)
+    if not kept:
+        return EnclosedMatrix(torch.eye(n, dtype=torch.float64), 0, 0.0), Magnitude.of(ball).times_power(top)
     weights = [max(float(matrix.norm()) * reach, 1e-12) for matrix, reach in kept] + [ball * math.sqrt(n)]
     total = sum(weights)
+    if not total < math.inf:
+        return None
     factors = [reach / math.sqrt(weight / total) for (_, reach), weight in zip(kept, weights[:-1], strict=True)]
     factors.append(ball / math.sqrt(weights[-1] / total))
     if not all(0.0 < f < math.inf for f in factors):
