@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lipcert.attack.adversarial import attack
-from lipcert.certificates.counter_example import CounterExample
-from lipcert.errors import NumericsError
+from lipcert.certificates.counter_example import CounterExample, values_at
+from lipcert.errors import LipcertError, NumericsError
 from lipcert.guarantee import Guarantee
 from lipcert.numerics.process_state import ordinary
-from lipcert.robustness.checks import Claim, Facts
+from lipcert.robustness.checks import Claim, Facts, at_example
 from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
@@ -167,15 +167,24 @@ class Cascade:
         for place, (index, label) in enumerate(zip(batch.indices, batch.labels, strict=True)):
             claim = Claim(x[place], label, 0.0)
             predicted = int(scores[place].argmax())
+            margin = math.nan if predicted == label else self._least_at(claim)
+            if batch.scores is None and margin > 0.0:  # the rounding of the forward pass called it wrong
+                predicted = label
             case = _Case(index, claim, predicted, index in batch.wanted, Bracket(self.facts.threat.radii))
             if predicted == label:
                 if int(real[place].argmax()) != label:  # a tie but for rounding: nothing can be proved of it
                     case.bracket.stop()
                 cases.append(case)
             else:
-                behind = float(scores[place, label] - scores[place, predicted])
-                wrong.append((case, -math.inf if math.isnan(behind) else behind))
+                wrong.append((case, min(margin, 0.0)))
         return cases, wrong
+
+    def _least_at(self, claim: Claim) -> float:
+        """A lower bound of all margins at the example itself, of the real-valued network; by more digits near a tie."""
+        try:
+            return -max(values_at(self.facts.network, None, claim.x, -self.facts.rows(claim), least=0.0))
+        except LipcertError:
+            return -math.inf
 
     def _by_constants(self, case: _Case) -> None:
         known = self.facts.constants
@@ -215,7 +224,7 @@ class Cascade:
             scores = network.forward(x).reshape(-1)
             rest = scores.clone()
             rest[label] = -math.inf
-            margin = scores[label] - rest.max()
+            margin = scores[label] - rest.max() + 0.0 * x.sum()  # which a constant network has no part in
             (gradient,) = torch.autograd.grad(margin, x)
         dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[self.facts.threat.norm]
         guess = float(margin.detach()) / max(float(gradient.reshape(-1).norm(p=dual)), 1e-12)
@@ -304,7 +313,7 @@ class Cascade:
         known, proof = case.bracket, case.proof
         method = proof.method if proof is not None else "none" if case.counter is None else "attack"
         guarantee: Guarantee | None = None if proof is None else proof.margins.guarantee
-        margin = self._centre_margin(case) if proof is None else proof.margin
+        margin = at_example(self.facts, case.claim)[0] if proof is None else proof.margin
         row = Row(
             case.index, case.claim.label, case.predicted, _status(known), known.certified, known.attacked, margin,
             method, guarantee, case.seconds,
@@ -316,10 +325,6 @@ class Cascade:
             case.claim.x.numpy().tobytes() if evidence else None,
             None if case.counter is None else case.counter.numpy().tobytes(),
         )
-
-    def _centre_margin(self, case: _Case) -> float:
-        least = float(self.facts.at_centre(case.claim).least.min())
-        return least if math.isfinite(least) else 0.0
 
 
 def _status(known: Bracket) -> Status:

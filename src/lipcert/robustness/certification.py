@@ -316,7 +316,7 @@ class Certification(Sequence[Row]):
                 f"given is {network.fingerprint[:12]}…"
             )
         data = None if inputs is None else Examples.of(inputs, [r.label for r in self] if labels is None else labels)
-        if data is not None and data.sha256 != self._about["data"]:
+        if data is not None and (len(data) != len(self) or data.sha256 != self._about["data"]):
             raise CertificateError("these certificates are of other data than those given.")
         try:
             constants = restored(self._store.shared(CONSTANTS), network, self.threat.norm)

@@ -224,7 +224,7 @@ def _facts(network: Network, threat: Threat, store: Store, rounding: Rounding | 
     """With a Lipschitz constant of the body, where it has one; a run that goes on uses the one it began with."""
     content = store.shared(CONSTANTS)
     if content is not None:
-        return Facts(network, threat, restored(content or None, network, threat.norm), rounding)
+        return Facts(network, threat, restored(content, network, threat.norm), rounding)
     found = _constant(network, threat.norm)
     store.share(CONSTANTS, b"" if found is None else _bytes_of(found))
     constants = None if found is None else PairConstants.of(network, threat.norm, found.value, found.guarantee)

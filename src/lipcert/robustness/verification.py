@@ -15,7 +15,7 @@ from lipcert.capture.load import Model, load_model
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.network.graph import Network
-from lipcert.robustness.checks import Claim, Facts, breaks, recheck
+from lipcert.robustness.checks import Claim, Facts, at_example, breaks, recheck
 from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, Rounding, captured
 from lipcert.robustness.pair_constants import PairConstants, body
@@ -34,13 +34,13 @@ def capture_in_units(
 
 
 def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:
-    """The constants that a stored certificate proves.
+    """The constants that a stored certificate proves; None where the run found none.
 
     Raises:
         CertificateError: it proves none.
     """
     front = body(network)
-    if content is None or front is None:
+    if not content or front is None:  # empty: none was found
         return None
     with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
         path = Path(folder) / "constants.lipcert"
@@ -63,6 +63,8 @@ def verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
         CertificateError: it is not proved, or contradicts itself.
     """
     row, threat = decision.row, facts.threat
+    if data is not None and int(data.labels[row.index]) != row.label:
+        raise CertificateError(f"its label is {row.label}, that of the data is {int(data.labels[row.index])}.")
     if not 0 <= row.label < facts.classes or (row.status == "wrong") != (row.predicted != row.label):
         raise CertificateError("its classes do not fit its status.")
     if row.status != _status_of(row, threat):
@@ -84,6 +86,10 @@ def verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
             if decision.proof is None or row.guarantee is None:
                 raise CertificateError("it holds no proof.")
             recheck(row.method, facts, claim, decision.proof, row.margin, row.guarantee)
+        else:
+            _, least = at_example(facts, Claim(x, row.label, 0.0))
+            if not row.margin <= least:
+                raise CertificateError(f"it claims a margin of {row.margin!r} at its example, the check proves {least!r}.")
         if math.isfinite(row.attacked_radius):
             if decision.counter is None:
                 raise CertificateError("it holds no counter-example.")
