@@ -249,6 +249,7 @@ def _constant(network: Network, p: float) -> Bound | None:
     return None
 
 
+@ordinary()
 def _bytes_of(found: Bound) -> bytes:
     """The file of a certificate."""
     with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:

@@ -227,14 +227,6 @@ def recheck(method: str, facts: Facts, claim: Claim, proof: bytes, margin: float
         raise CertificateError(f"it claims to be {guarantee}, the check is {found.guarantee}.")
 
 
-@ordinary()
-def at_example(facts: Facts, claim: Claim) -> tuple[float, float]:
-    """The least margin at an example itself, in real arithmetic: with room for other machines, and without; −∞: unknown."""
-    found = facts.at_centre(claim)
-    sure, least = float(found.sure.min()), float(found.least.min())
-    return (sure, least) if math.isfinite(least) else (-math.inf, -math.inf)
-
-
 @check_of("pair_constants")
 def _by_pair_constants(facts: Facts, claim: Claim, proof: bytes) -> Margins:
     """A Lipschitz constant for each pair of outputs, of the whole space."""

@@ -15,12 +15,13 @@ from lipcert.capture.load import Model, load_model
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.network.graph import Network
-from lipcert.robustness.checks import Claim, Facts, at_example, breaks, recheck
+from lipcert.robustness.checks import Claim, Facts, breaks, recheck
 from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, Rounding, captured
 from lipcert.robustness.pair_constants import PairConstants, body
 from lipcert.robustness.rows import Decision, Row
 from lipcert.robustness.threat import Threat, scaled
+from lipcert.robustness.unperturbed import digits_there, margin_there
 
 
 def capture_in_units(
@@ -70,6 +71,10 @@ def verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
     if row.status != _status_of(row, threat):
         raise CertificateError(f"it is called {row.status}, its radii say {_status_of(row, threat)}.")
     if row.status == "wrong":
+        if data is not None and facts.rounding is None:
+            x = torch.from_numpy(data.batch([row.index])).reshape(facts.network.in_shape)
+            if digits_there(facts, Claim(x, row.label, 0.0)) > 0.0:
+                raise CertificateError("it is called wrong, and the network gives its class.")
         return
     if row.certified_radius == 0.0 and decision.counter is None:
         if math.isfinite(row.attacked_radius):
@@ -87,9 +92,11 @@ def verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
                 raise CertificateError("it holds no proof.")
             recheck(row.method, facts, claim, decision.proof, row.margin, row.guarantee)
         else:
-            _, least = at_example(facts, Claim(x, row.label, 0.0))
+            _, least = margin_there(facts, Claim(x, row.label, 0.0))
             if not row.margin <= least:
-                raise CertificateError(f"it claims a margin of {row.margin!r} at its example, the check proves {least!r}.")
+                raise CertificateError(
+                    f"it claims a margin of {row.margin!r} at its example, the check proves {least!r}."
+                )
         if math.isfinite(row.attacked_radius):
             if decision.counter is None:
                 raise CertificateError("it holds no counter-example.")
