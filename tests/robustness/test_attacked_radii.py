@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_no_forged_claim_beyond_the_distance_is_proved(tmp_path: Path, norm: flo
     weight, bias = torch.tensor([[3.0, 0.0], [0.0, 4.0], [-1.0, 1.0]], dtype=DOUBLE), torch.zeros(3, dtype=DOUBLE)
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
     model[0].weight.data = torch.cat([torch.eye(2), -torch.eye(2)]).double()  # relu(x) − relu(−x) = x
-    model[0].bias.data.zero_()
+    model[0].bias.data = torch.zeros(4, dtype=DOUBLE)
     model[2].weight.data, model[2].bias.data = torch.cat([weight, -weight], 1), bias
     x = torch.randn(5, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     y, path = right_labels(model, x), tmp_path / "run"
@@ -302,8 +303,9 @@ def test_an_unknown_margin_is_not_said_to_be_0() -> None:
     first, last = nn.Linear(1, 1, bias=False).double(), nn.Linear(1, 2, bias=False).double()
     first.weight.data.fill_(1e200)
     last.weight.data = torch.tensor([[1.0], [2.0]], dtype=DOUBLE)
-    model = nn.Sequential(first, nn.Sequential(nn.Linear(1, 1, bias=False).double(), nn.ReLU()), last).eval()
-    model[1][0].weight.data.fill_(1e200)
+    second = nn.Linear(1, 1, bias=False).double()
+    second.weight.data.fill_(1e200)
+    model = nn.Sequential(first, second, nn.ReLU(), last).eval()
     try:
         (row,) = lipcert.certify(model, torch.tensor([[1.0]], dtype=DOUBLE), [0], radius=0.1)
     except lipcert.LipcertError:
@@ -524,7 +526,7 @@ def test_states_of_the_process_change_no_radius(state: str, tmp_path: Path) -> N
     model, x = mlp(0), points(3, 0, (6,))
     labels = right_labels(model, x)
     expected = lipcert.certify(model, x, labels, radius=0.1, effort=0.1)
-    modes = {
+    modes: dict[str, Any] = {
         "inference": torch.inference_mode(), "no grad": torch.no_grad(), "device": torch.device("meta"),
         "autocast": torch.autocast("cpu", torch.bfloat16),
     }  # fmt: skip
@@ -569,8 +571,9 @@ def test_workers_and_a_killed_run_give_the_same_radii(tmp_path: Path) -> None:
     model, x = mlp(0), points(6, 0, (6,))
     labels = right_labels(model, x)
     expected = lipcert.certify(model, x, labels, radii=(0.05, 0.2), effort=0.1)
-    for settings in ({"workers": 2}, {"resume": tmp_path / "run"}):
-        found = lipcert.certify(model, x, labels, radii=(0.05, 0.2), effort=0.1, **settings)  # type: ignore[arg-type]
+    runs: list[dict[str, Any]] = [{"workers": 2}, {"resume": tmp_path / "run"}]
+    for settings in runs:
+        found = lipcert.certify(model, x, labels, radii=(0.05, 0.2), effort=0.1, **settings)
         assert [(r.status, r.certified_radius, r.attacked_radius) for r in found] == [
             (r.status, r.certified_radius, r.attacked_radius) for r in expected
         ]
@@ -584,7 +587,7 @@ def test_every_attacked_radius_holds_its_counter_example(norm: float) -> None:
     model, x = linear(), points(6)
     labels = right_labels(model, x)
     rows = lipcert.certify(model, x, labels, norm=norm, clip=(0, 2))
-    weights = [[Fraction(v) for v in row] for row in model.weight.tolist()]  # type: ignore[union-attr,operator]
+    weights = [[Fraction(v) for v in row] for row in model.weight.tolist()]  # type: ignore[operator]
     for decision in rows._store.decisions():
         row = decision.row
         assert decision.counter is not None
@@ -594,7 +597,7 @@ def test_every_attacked_radius_holds_its_counter_example(norm: float) -> None:
         radius = Fraction(row.attacked_radius)
         assert sum(g * g for g in gaps) <= radius**2 if length is None else length <= radius
         assert all(0 <= v <= 2 for v in point)
-        offsets = [Fraction(v) for v in model.bias.tolist()]  # type: ignore[union-attr,operator]
+        offsets = [Fraction(v) for v in model.bias.tolist()]  # type: ignore[operator]
         scores = [
             sum(w * v for w, v in zip(own, point, strict=True)) + b for own, b in zip(weights, offsets, strict=True)
         ]

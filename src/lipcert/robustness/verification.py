@@ -28,8 +28,8 @@ def capture_in_units(
     model: Model, threat: Threat, shape: Sequence[int], arithmetic: Arithmetic, output: Output = None
 ) -> tuple[Network, Rounding | None]:
     """The network that is certified, the model after the threat's normalisation, and what its execution adds."""
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(1, *shape, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    example = torch.rand(1, *shape, generator=generator, device="cpu", dtype=torch.float32)
     built = adapted(load_model(model, shape), example, None, output)[0]
     return captured(scaled(built, threat.scale, shape), example, arithmetic)
 
