@@ -239,7 +239,13 @@ def test_a_store_edited_by_hand_is_no_certificate(tmp_path: Path) -> None:
     assert len(rows) == 4
     with pytest.raises(lipcert.CertificateError, match="row 1"):
         rows.verify(model)
+    with forged(path) as file:
+        file.execute('DELETE FROM decisions WHERE "index" = 3')
+        file.execute("UPDATE about SET value = '0' WHERE name = 'batch'")
+    with pytest.raises(lipcert.StoreError, match="size of its batches"):
+        lipcert.certify(model, x, labels, resume=path)
     with sqlite3.connect(path) as file:
+        file.execute("UPDATE about SET value = '4' WHERE name = 'batch'")
         file.execute('UPDATE decisions SET certified_radius = 9.0 WHERE "index" = 1')  # without its hash
     file.close()
     with pytest.raises(lipcert.StoreError, match="row 1 does not match its hash"):

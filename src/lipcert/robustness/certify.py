@@ -23,7 +23,7 @@ from lipcert.arguments import budget_of, device_of, real, seed_of
 from lipcert.capture.adapter import Output, adapted
 from lipcert.capture.load import Model, load_model
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.errors import InputError, LipcertError
+from lipcert.errors import InputError, LipcertError, StoreError
 from lipcert.methods.base import Run, make
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
@@ -157,7 +157,7 @@ def certify(
         wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
         widening = Widening(steps=steps, device=place, seed=seed) if wide else None
         cascade = Cascade(facts, provers, widening, seconds, times, seed, place)
-        pending = batches(data, int(store.about["batch"]), store.finished(), scores)
+        pending = batches(data, _batch_of(store), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:
             for decision in runner.run(cascade, pending):
                 store.add(decision)
@@ -196,6 +196,14 @@ def batch_size(network: Network, gigabytes: float, count: int) -> int:
     """How many examples fit in the memory, with every class of each."""
     each = 8.0 * _HELD * sum(size(node.shape) for node in network.nodes) * classes_of(network)
     return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
+
+
+def _batch_of(store: Store) -> int:
+    """As it was when the run began."""
+    held = store.about.get("batch", "")
+    if not (held.isascii() and held.isdigit() and 0 < int(held) <= _BATCH):
+        raise StoreError(f"{store.where} is damaged: it names {held[:20]!r} as the size of its batches.")
+    return int(held)
 
 
 def _provers(
