@@ -28,6 +28,11 @@ by the number of overlapping windows.
 * **pattern**: no constant by itself; recognised in context, or refused by name.
 
 A constant in a summary is rounded as shown; in the program it is a float rounded to the safe side.
+
+Complex numbers between real ones are pairs of real ones: Fourier transforms of up to 4096 entries are maps whose
+matrices of cosines and sines are enclosed, and what is moved, added or multiplied goes through the rules below. So
+FNet's layers, spectral convolutions, short-time transforms and rotary codes have the constants of the real maps that
+they are.
 """
 
 PATTERNS = """\

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import lipcert
 from efficientnet import load_efficientnet_lite0
 
 __all__ = ["load_efficientnet_lite0"]
@@ -243,24 +243,18 @@ def onnx_file(project: str, name: str) -> Path:
     return next(folder(project).rglob(name))
 
 
-def file_types() -> Path:
-    """Magika (Google, Apache 2.0) from its one-hot code of bytes, (1, 2048, 257), to 214 logits, as an ONNX file.
+def file_types() -> nn.Module:
+    """Magika (Google, Apache 2.0) from its one-hot code of bytes, (1, 2048, 257), to 214 logits, from its ONNX file.
 
-    A Lipschitz constant needs real inputs: the integer input becomes a constant, the code the new input. The output is
-    what its softmax is of.
+    A Lipschitz constant needs real inputs: the code is the input, in place of the bytes. The output is what the softmax
+    is of.
     """
     import onnx
 
-    model = onnx.load(onnx_file("magika", "model.onnx"))
-    graph = model.graph
+    path = onnx_file("magika", "model.onnx")
+    graph = onnx.load(path).graph
     code = next(node.input[0] for node in graph.node if node.op_type == "MatMul")
     classes = next(len(onnx.numpy_helper.to_array(t)) for t in graph.initializer if t.name.endswith("Const:0"))
-    graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 2048), np.int32), graph.input[0].name))
-    del graph.input[:]
-    graph.input.append(onnx.helper.make_tensor_value_info(code, onnx.TensorProto.FLOAT, (1, 2048, classes)))
-    graph.node.remove(next(node for node in graph.node if code in node.output))
     logits = next(node.input[0] for node in graph.node if node.op_type == "ReduceMax")
-    graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, None))
-    path = Path(tempfile.mkdtemp()) / "magika.onnx"
-    onnx.save(model, path)
-    return path
+    fixed = {graph.input[0].name: np.zeros((1, 2048), np.int32)}
+    return lipcert.load_onnx(path, (2048, classes), logits, code, fixed)

@@ -2,8 +2,8 @@
 
     python -m experiments.training [--only mixed_1.58,plain] [--seeds 0,1,2] [--minutes 4] [--jobs 8]
 
-One row per (network, recipe, seed, images) goes to ``training.csv`` when it is finished. Rows that are there are left alone, so
-the same command goes on where it was stopped, certification example by example. Weights are kept in ``build``.
+A row per (network, recipe, seed, images) goes to ``training.csv`` when it is finished. Rows that are there are left
+alone, so the same command goes on where it was stopped, certification example by example. Weights stay in ``build``.
 """
 
 from __future__ import annotations

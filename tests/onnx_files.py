@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT = TensorProto.FLOAT
+W, V = (np.random.default_rng(7).normal(size=shape).astype(np.float32) for shape in ((3, 4), (2, 4)))
 
 
 def constant(name: str, values: Any, dtype: Any = np.float32) -> Any:
@@ -81,6 +82,27 @@ def recurrent() -> Any:
             constant("b", rng.normal(size=(1, 24))), constant("zero", [0], np.int64),
         ],
     )  # fmt: skip
+
+
+def state_space(batch: Any = "b", axis: str = "b") -> Any:
+    """y = scale · tanh(x W) + h V, or without the state where ``which`` is not 16: a model of four inputs."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"]), helper.make_node("Tanh", ["xw"], ["t"]),
+        helper.make_node("Mul", ["t", "scale"], ["st"]),
+        helper.make_node("MatMul", ["h", "v"], ["hv"]), helper.make_node("Add", ["st", "hv"], ["sum"]),
+        helper.make_node("Equal", ["which", "sixteen"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=_branch("sum"), else_branch=_branch("st")),
+    ]  # fmt: skip
+    model = graph(nodes, (batch, 3), [constant("w", W), constant("v", V), constant("sixteen", 16, np.int64)])
+    for name, kind, shape in (("h", FLOAT, (axis, 2)), ("which", TensorProto.INT64, ()), ("scale", FLOAT, ())):
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+    model.graph.input.append(helper.make_tensor_value_info("w", FLOAT, (3, 4)))  # an initializer is no input
+    return model
+
+
+def _branch(name: str) -> Any:
+    out = [helper.make_tensor_value_info(f"{name}_out", 1, None)]
+    return helper.make_graph([helper.make_node("Identity", [name], [f"{name}_out"])], name, [], out)
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:

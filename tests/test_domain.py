@@ -416,3 +416,11 @@ def test_texts() -> None:
     assert "on the l2 ball of radius 0.25 within the box [0, 1]" in str(rows)
     assert "everywhere" in str(bound(None))
     assert "on the" not in str(lipcert.lower_bound(model(), x, budget=0.1))
+
+
+def test_a_radius_that_was_given_is_printed_as_it_was_given() -> None:
+    """0.3 is the double that is meant; a number of more digits is rounded towards what is claimed."""
+    assert Ball(torch.zeros(2), 0.3, p=2).describe() == "l2 ball of radius 0.3"
+    assert Ball(torch.zeros(2), 1 / 3, p=2).describe() == "l2 ball of radius 0.333333"
+    assert Ball(torch.zeros(2), 2 / 3, p=2).describe() == "l2 ball of radius 0.666666"
+    assert Box(0.1, 2 / 3).fitted((1, 2)).describe() == "box [0.1, 0.666666]"

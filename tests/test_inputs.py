@@ -286,3 +286,33 @@ def test_certify_takes_an_output_and_functions(tmp_path: Path) -> None:
         lipcert.Certification.load(tmp_path / f"{number}.robust").verify(model, output=output)
     with pytest.raises(lipcert.InputError, match=r"2 outputs \(s, x\)"):
         lipcert.certify(runs[2][0], inputs, labels, **options)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("several", [False, True])
+def test_an_output_that_is_changed_in_place_is_changed(several: bool) -> None:
+    """What forward does to the submodule's output, which is the input, is a part of the model, also through a view."""
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = layer(3, 4), layer(4, 2, seed=1)
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            h = self.first(x)
+            early = h[:, 1:3]
+            h.mul_(3.0)
+            h[:, 0] = 0.0
+            found: Tensor = self.last(h) + early
+            return found if y is None else found + y
+
+    model = InPlace().eval()
+    matrix = 3.0 * model.last.weight.detach().clone()
+    matrix[:, 1:3] += 3.0 * torch.eye(2)
+    matrix[:, 0] = 0.0
+    x, y = torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    whole = torch.cat([matrix, torch.eye(2, dtype=torch.float64)], 1)
+    if several:
+        assert value(model, (x, y), wrt=["first", "y"]) == pytest.approx(norm(whole), rel=1e-6)
+    else:
+        assert value(model, x, wrt="first") == pytest.approx(norm(matrix), rel=1e-6)

@@ -251,7 +251,7 @@ def test_functions_and_branches_are_written_out(tmp_path: Path) -> None:
     branches[1].node[0].op_type = "Loop"
     branch = helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])
     model = _attention(graph([branch], (1, 2, 3, 4), [constant("c", True, np.bool_)], opset=23))
-    with pytest.warns(UserWarning, match="has branches"):
+    with pytest.warns(UserWarning, match="onnxruntime does not take the file"):  # the other branch is a broken loop
         module = lipcert.load_onnx(saved(model, tmp_path))
     x = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.5)

@@ -447,6 +447,20 @@ def _twins_and_a_loss() -> nn.Module:
     )  # fmt: skip
 
 
+def _waves_and_messages() -> nn.Module:
+    """A real part of a Fourier transform, and messages along the edges of a graph."""
+    edges = torch.tensor([1, 2, 0, 0])
+
+    def passed(_: Any, x: Tensor) -> Tensor:
+        index = edges[None, :, None].expand(len(x), 4, 2)
+        return torch.zeros_like(x).scatter_add(1, index, x)
+
+    return nn.Sequential(
+        Residual(Apply(lambda _, x: torch.fft.fft2(x, norm="ortho").real)), nn.Linear(2, 2), nn.Tanh(), Apply(passed),
+        nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+
+
 #: (name, factory, shape of one example): chains first, on which the order of methods holds in full.
 ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("relu 4-6-3", lambda: mlp((4, 6, 3), 1), (4,)),
@@ -468,6 +482,7 @@ ZOO: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("twins and a loss", lambda: _seeded(_twins_and_a_loss, 18), (4,)),
     ("products", lambda: _seeded(_products, 18), (4,)),
     ("attention", lambda: _seeded(_attention, 19), (3, 2)),
+    ("waves and messages", lambda: _seeded(_waves_and_messages, 20), (4, 2)),
     ("recurrence", lambda: _seeded(lambda: nn.Sequential(Recurrence(2, 3), nn.Linear(3, 2)), 17), (4, 2)),
 )
 

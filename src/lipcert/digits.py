@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 
@@ -14,6 +15,12 @@ def at_most(value: float, digits: int = 7) -> str:
 def at_least(value: float, digits: int = 7) -> str:
     """A lower bound: the printed number is no larger."""
     return _rounded(value, digits, ROUND_FLOOR)
+
+
+def given(value: float, digits: int, otherwise: Callable[[float, int], str]) -> str:
+    """A number that somebody gave: its digits where they name this double and no other, else rounded as said."""
+    short = f"{value:.{digits}g}"
+    return short if float(short) == value else otherwise(value, digits)
 
 
 def _rounded(value: float, digits: int, rounding: str) -> str:

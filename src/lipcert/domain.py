@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lipcert.digits import at_least, at_most
+from lipcert.digits import at_least, at_most, given
 from lipcert.errors import InputError
 
 NORMS = (1.0, 2.0, math.inf)
@@ -152,7 +152,7 @@ class Ball:
 
     def describe(self) -> str:
         """Short text for reports."""
-        return f"l{self.p:g} ball of radius {at_least(self.radius, 6)}"
+        return f"l{self.p:g} ball of radius {given(self.radius, 6, at_least)}"
 
     def fitted(self, shape: Sequence[int]) -> Ball:
         """The same ball with a centre of ``shape``, a network's ``in_shape``; InputError if it has another."""
@@ -269,7 +269,7 @@ class Box:
         ends = [(float(t.min()), float(t.max())) for t in (self.lower, self.upper) if t.numel()]
         if not ends or any(a != b for a, b in ends):
             return "box"
-        return f"box [{at_most(ends[0][0], 6)}, {at_least(ends[1][0], 6)}]"
+        return f"box [{given(ends[0][0], 6, at_most)}, {given(ends[1][0], 6, at_least)}]"
 
     def fitted(self, shape: Sequence[int]) -> Box:
         """The same box with ends of ``shape``, a network's ``in_shape``; InputError if they have another."""

@@ -136,7 +136,7 @@ class Bound:
         head = ("step", "kind", "constant", "so far", "guarantee", "")
         return tag("div", table(tag("b", str(self)), head, rows))
 
-    def report(self, path: str | Path, model: Any = None, example_input: Tensor | None = None, **more: Any) -> None:
+    def report(self, path: str | Path, model: Any = None, example_input: Any = None, **more: Any) -> None:
         """Write one HTML file that explains this bound and loads nothing from elsewhere; whole or not at all.
 
         Args:
@@ -145,8 +145,9 @@ class Bound:
                 page has the bound, what was tried, the proof's steps and the certificate.
             more: ``lower=`` and ``comparison=`` that were run already, ``certification=`` of a data set,
                 ``certificate=``, the path that this bound was saved to, ``model_name=`` for the command that verifies
-                it; with the model ``budget=`` and ``lower_budget=`` in seconds, ``methods=True`` to run every method,
-                ``radii=`` with ``centre=`` and ``p=`` for a curve of bounds on balls, ``seed=``, ``progress=``.
+                it; with the model ``wrt=`` and ``output=`` of the bound, ``budget=`` and ``lower_budget=`` in seconds,
+                ``methods=True`` to run every method, ``radii=`` with ``centre=`` and ``p=`` for a curve of bounds on
+                balls, ``seed=``, ``progress=``.
 
         Raises:
             InputError: the file cannot be written there, or what else is given does not go together.

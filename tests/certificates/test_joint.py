@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
-from lipcert.certificates import joint_transform
+from lipcert.certificates import joint_transform, merged_recursion
 from lipcert.certificates.base import Witness, prove
-from lipcert.certificates.joint_transform import JointRecursion
+from lipcert.certificates.joint_recursion import JointRecursion
+from lipcert.certificates.merged_recursion import MergedRecursion
+from lipcert.certificates.recursions import Recursion
+from lipcert.certificates.wide_recursion import WideRecursion
 from lipcert.errors import NotProved
 from lipcert.network.expanded import Expanded, MatrixProduct, SmoothBlock
 from lipcert.network.graph import PartNode
@@ -22,7 +26,7 @@ from lipcert.numerics.interval import Around
 from lipcert.ops.normalisation import LayerNorm
 from lipcert.ops.softmax import Softmax
 from lipcert.problem import Problem
-from lipcert.ranges.course import reach_of
+from lipcert.ranges.course import middle_and_reach, reach_of
 from tests.test_attention import network, steepest
 
 D = torch.float64
@@ -45,17 +49,23 @@ def points_of(ball: lipcert.Ball, count: int) -> Tensor:
     return ball.center + steps.reshape(count, *ball.center.shape)
 
 
+@pytest.mark.parametrize("recursion_of", [JointRecursion, MergedRecursion, WideRecursion])
 @pytest.mark.parametrize("radius", [0.1, *(pytest.param(r, marks=pytest.mark.slow) for r in (1e-3, 1.0))])
 @pytest.mark.parametrize("seed", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in range(30))])
-def test_no_node_does_more_than_its_constants_say(seed: int, radius: float) -> None:
+def test_no_node_does_more_than_its_constants_say(
+    seed: int, radius: float, recursion_of: type[Recursion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merged_recursion, "PIECE", 3)
+    monkeypatch.setattr(merged_recursion, "MOST_COLUMNS", 0.5)
     model, x = network(seed)
     problem = Problem(capture(model, x), (2.0, 2.0), lipcert.Ball(x[0], radius, p=2))
     assert isinstance(problem.domain, lipcert.Ball)
-    recursion = JointRecursion(problem, Chance())
+    recursion = recursion_of(problem, Chance())  # type: ignore[call-arg, arg-type]
     steps = recursion.run()
+    entries = getattr(recursion, "entries", {})
     centre = values_of(problem, problem.domain.center)
     shown = [
-        k for k in sorted(recursion.course.asked)
+        k for k in sorted(recursion.course.asked)  # type: ignore[attr-defined]
         if not (isinstance(problem.expanded.nodes[k], PartNode) and problem.expanded.nodes[k].which)  # type: ignore[attr-defined]
     ]  # fmt: skip
     assert len(shown) >= 2
@@ -68,9 +78,9 @@ def test_no_node_does_more_than_its_constants_say(seed: int, radius: float) -> N
             assert float(torch.linalg.matrix_norm(j, 2)) <= constant * (1.0 + 1e-9)
             gap = (values[k] - centre[k]).reshape(-1)
             assert float(gap.norm()) <= constant * radius * (1.0 + 1e-9)
-            if k in recursion.entries:
-                assert bool((j.norm(dim=1) <= recursion.entries[k] * (1.0 + 1e-9)).all())
-                assert bool((gap.abs() <= recursion.entries[k] * radius * (1.0 + 1e-9)).all())
+            if k in entries:
+                assert bool((j.norm(dim=1) <= entries[k] * (1.0 + 1e-9)).all())
+                assert bool((gap.abs() <= entries[k] * radius * (1.0 + 1e-9)).all())
 
 
 @pytest.mark.parametrize("function", [MatrixProduct(), SmoothBlock(Softmax("softmax", {}, "", axis=-1)),
@@ -143,3 +153,72 @@ def test_how_far_a_domain_reaches() -> None:
     assert 0.5 <= reach_of(lipcert.Ball(zero, 0.25, p=math.inf)) <= 0.5 * (1.0 + 1e-12)
     assert 1.0 <= reach_of(lipcert.Box(zero - 0.5, zero + 0.5)) <= 1.0 + 1e-12
     assert reach_of(lipcert.Box(zero - math.inf, zero + 0.5)) == math.inf
+
+
+def test_how_far_it_reaches_is_told_from_the_middle() -> None:
+    """A box has a corner next to 0; a ball that a box cuts is no larger for it."""
+    zero = torch.zeros(1, 4, dtype=D)
+    point, reach = middle_and_reach(lipcert.Box(zero, zero + 1.0))
+    assert bool((point == 0.5).all())
+    assert 1.0 <= reach <= 1.0 + 1e-12
+    cut = lipcert.Intersection(lipcert.Ball(zero, 0.25, p=2), lipcert.Box(zero - 1.0, zero + 0.2))
+    assert reach_of(cut) == 0.25
+    corner = lipcert.Intersection(lipcert.Ball(zero, 0.25, p=2), lipcert.Box(zero + 0.1, zero + 1.0))
+    point, reach = middle_and_reach(corner)
+    assert corner.contains(point)
+    inside = points_of(lipcert.Ball(zero, 0.25, p=2), 4000)
+    inside = inside[(inside >= 0.1).all(dim=-1).all(dim=-1)]
+    assert len(inside)
+    assert float((inside - point).flatten(1).norm(dim=1).max()) <= reach < 0.31
+
+
+SMALL = (3, 4, 1)
+LARGER = (6, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "radius", "factor", "work"),
+    [
+        (SMALL, 1e-3, 1.3, "merged"),
+        *(
+            pytest.param(*case, work, marks=pytest.mark.slow)
+            for case in ((SMALL, 1e-3, 1.3), (SMALL, 1e-12, 1.02), (LARGER, 1e-12, 1.02), (LARGER, 1e-3, 4.0))
+            for work in ("merged", "norms")
+        ),
+        pytest.param(LARGER, 0.03, 1e12, "merged", marks=pytest.mark.slow),
+        pytest.param(LARGER, 0.03, 1e12, "norms", marks=pytest.mark.slow),
+    ],
+)
+def test_wide_networks_by_either_way(
+    work: str,
+    sizes: tuple[int, int, int],
+    radius: float,
+    factor: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    costs = import_module("lipcert.methods.joint_cost")
+    monkeypatch.setattr(costs, "JOINT_WORK", 0.0)
+    monkeypatch.setattr(costs, "MERGED_WORK", 1e30 if work == "merged" else 0.0)
+    monkeypatch.setattr(merged_recursion, "PIECE", 2 * sizes[1])
+    torch.manual_seed(0)
+    tokens, width, layers = sizes
+    layer = nn.TransformerEncoderLayer(width, 2, 2 * width, batch_first=True, activation="gelu", dropout=0.0)
+    model = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).to(D).eval()
+    x = torch.randn(1, tokens, width, dtype=D)
+    ball = lipcert.Ball(x[0], radius, p=2)
+    bound = lipcert.bound(model, x, domain=ball)
+    assert bound.method == "liplt"
+    assert bound.guarantee == ("rigorous" if work == "merged" else "probabilistic")
+    below = steepest(model, ball, 2.0, 0)
+    assert below <= bound.value * (1.0 + 1e-9)
+    assert bound.value <= factor * below
+    assert bound.certificate is not None
+    assert bound.certificate.witness.settings["work"] == work
+    bound.certificate.save(tmp_path / "wide.lipcert")
+    again = lipcert.verify(tmp_path / "wide.lipcert", model, x)
+    assert again.value == pytest.approx(bound.value, rel=0.02)
+    if work == "norms":
+        sure = lipcert.bound(model, x, domain=ball, guarantee="rigorous")
+        assert sure.guarantee == "rigorous"
+        assert below <= sure.value * (1.0 + 1e-9)

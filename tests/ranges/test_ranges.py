@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.domain import Ball, Box, Domain
 from lipcert.network.graph import Network
-from lipcert.network.linear import size
+from lipcert.network.linear import Identity, size
 from lipcert.network.relations import LocalGains, LocalSlopes
 from lipcert.network.transform import expand, fuse
+from lipcert.numerics.interval import Interval
 from lipcert.ranges import Ranges
+from lipcert.ranges.intervals import mapped
 from tests.zoo import ZOO, random_network, zoo_case
 
 NAMES = [name for name, _, _ in ZOO]
@@ -130,3 +134,27 @@ def test_half_infinite_boxes_keep_their_sign() -> None:
     assert bool((box.high <= 0.0).all())
     assert bool((box.low == -math.inf).all())
     assert size(box.low.shape) == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 0.3, -2.0, 1e-320, 0.0])
+def test_ends_that_are_moved_or_scaled_are_not_rounded_to_the_larger_one(scale: float) -> None:
+    """Against fractions; of [0, 1e10] + 1e-6, a variance after a maximum with 0, it is known to be positive."""
+    low, high = (torch.tensor([[a, b, -c]]) for a, b, c in ((0.0, -0.1, 3e-310), (1e10, 1e-300, -0.1)))
+    box = Interval(low.double(), high.double())
+    found = mapped(Identity((1, 3), scale), box)
+    for a, b, x, y in zip(*(t.reshape(-1).tolist() for t in (found.low, found.high, box.low, box.high)), strict=True):
+        ends = sorted((Fraction(x) * Fraction(scale), Fraction(y) * Fraction(scale)))
+        assert Fraction(a) <= ends[0]
+        assert ends[1] <= Fraction(b)
+        assert abs(scale) != 1.0 or (Fraction(a), Fraction(b)) == (ends[0], ends[1])
+
+    factor = max(abs(scale), 0.1)
+
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            variance = torch.relu(x * 1e10).expand(-1, 3) * factor
+            return (variance + 1e-6).rsqrt()
+
+    steep = lipcert.bound(Root(), torch.zeros(1, 1), domain=Ball(torch.zeros(1), 1.0), method="autolip")
+    assert steep.value >= 0.5 * 1e9 * 1e10 * factor * math.sqrt(3) * (1 - 1e-6)
+    assert math.isfinite(steep.value)

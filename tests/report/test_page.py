@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import importlib
 import json
 import math
 import re
+import shlex
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -241,3 +243,37 @@ def test_the_command_with_radii_and_a_certification(tmp_path: Path, monkeypatch:
     refused = CliRunner().invoke(app, [*call[:-3], "--radii", "1,0.1"])
     assert refused.exit_code == 2
     assert "--radii" in refused.output
+
+
+class Policy(nn.Module):
+    """Several inputs and outputs, one of which has a name like a tag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(5, 2)
+
+    def forward(self, obs: dict[str, torch.Tensor], scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"<b>": scale * self.body(torch.cat([obs["pos"], obs["vel"]], 1)), "scale": scale}
+
+
+def test_which_inputs_vary_is_told(tmp_path: Path) -> None:
+    """In Python, and from a .pt2 file on the command line, with the command that verifies the certificate."""
+    example = ({"pos": torch.zeros(1, 2), "vel": torch.zeros(1, 3)}, torch.tensor(2.0))
+    found = lipcert.bound(Policy().eval(), example, output="<b>", method="autolip")
+    found.report(
+        tmp_path / "a.html", Policy().eval(), example, output="<b>", budget=0.2, lower_budget=0.1
+    )  # fmt: skip
+    text = (tmp_path / "a.html").read_text()
+    assert "x is these inputs, side by side: obs.pos (2), obs.vel (3). Fixed at the values given: scale." in text
+    assert "f is the output &lt;b&gt;." in text
+    torch.export.save(torch.export.export(Policy().eval(), example), tmp_path / "p.pt2")
+    report, model = str(tmp_path / "b.html"), str(tmp_path / "p.pt2")
+    options = ["--wrt", "vel", "--budget", "0.2", "--lower-budget", "0.1", "--quick"]
+    done = CliRunner().invoke(app, ["report", model, "-o", report, "--model-output", "<b>", *options])
+    assert done.exit_code == 0, done.stderr
+    text = html.unescape(Path(report).read_text())
+    assert "x is obs.vel (3). Fixed at the values given: obs.pos, scale. f is the output <b>." in text
+    command = re.search(r"lipcert (verify [^<\n]*'<b>')", text)
+    assert command is not None
+    assert CliRunner().invoke(app, shlex.split(command[1])).exit_code == 0

@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from lipcert.capture.adapter import Example, Output, Wrt, adapted, advised
-from lipcert.capture.load import Model, load_model, shape_of
+from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.load import Model, prepared
 from lipcert.capture.torch_export import capture
+from lipcert.capture.varied import advised
 from lipcert.domain import Domain, exactly, require_real
 from lipcert.errors import InputError
 from lipcert.network.graph import Network
@@ -22,11 +23,6 @@ Anchor = Tensor | Literal["center"] | None
 def network_of(model: Model, example: Example, wrt: Wrt = None, output: Output = None) -> Network:
     """The network of a model; arguments as for ``lipcert.bound``."""
     return capture(*prepared(model, example, wrt, output))
-
-
-def prepared(model: Model, example: Example, wrt: Wrt = None, output: Output = None) -> tuple[Any, Any]:
-    """A model as a module or program of one tensor, and its example; arguments as for ``lipcert.bound``."""
-    return adapted(load_model(model, shape_of(example)), example, wrt, output)
 
 
 def problem_of(

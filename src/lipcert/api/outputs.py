@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from lipcert.api.common import network_of, prepared
+from lipcert.api.common import network_of
 from lipcert.arguments import budget_of, device_of, real, seed_of, whole
 from lipcert.capture.adapter import Example, Output, Wrt
-from lipcert.capture.load import Model
+from lipcert.capture.load import Model, prepared
 from lipcert.capture.torch_export import capture_steps
 from lipcert.domain import Domain, exactly
 from lipcert.errors import InputError, NumericsError, named

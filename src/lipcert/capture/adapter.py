@@ -18,7 +18,7 @@ from lipcert.capture.call import Call, leaves_of, matching
 from lipcert.capture.function import INNER, own_path
 from lipcert.capture.model import RUNNABLE, as_module, one_tensor, private
 from lipcert.capture.torch_export import quiet
-from lipcert.errors import CaptureError, InputError, NotLipschitzError, named
+from lipcert.errors import CaptureError, InputError, named
 from lipcert.numerics.process_state import ordinary
 
 #: One example, or the arguments of a call.
@@ -149,7 +149,7 @@ def picked(result: Any, output: Output) -> Tensor:
     if not found:
         raise InputError(
             f"output={output!r}: the model returns "
-            + (f"no such output but {_listed(list(leaves))}." if "" not in leaves else f"one {type(result).__name__}.")
+            + (f"no such output but {listed(list(leaves))}." if "" not in leaves else f"one {type(result).__name__}.")
         )
     return one_tensor({name: leaves[name] for name in found})
 
@@ -183,7 +183,7 @@ def adapted(
         given = call.leaves(module).values()
         if not any(isinstance(leaf, Tensor) for leaf in given):
             raise InputError(
-                f"example_input holds no tensor but {_listed([type(leaf).__name__ for leaf in given])}; give a tensor "
+                f"example_input holds no tensor but {listed([type(leaf).__name__ for leaf in given])}; give a tensor "
                 "with a leading batch dimension, or the arguments of one call."
             )
         call, wanted = _embedded(module, call, _names(wrt))
@@ -199,21 +199,6 @@ def adapted(
         made = Adapted(module, call, varied, output)
         x = next(iter(values.values())) if made.whole else _side_by_side(varied, values)
         return made, x
-
-
-@contextmanager
-def advised(model: Any, wrt: Wrt) -> Iterator[None]:
-    """Where several inputs vary because none was named, an error about a constant that does not exist says so."""
-    try:
-        yield
-    except NotLipschitzError as problem:
-        if isinstance(model, Adapted) and wrt is None and len(model.varied) > 1:
-            names = [one.name for one in model.varied]
-            problem.args = (
-                f"{problem} The inputs {_listed(names)} vary together; wrt={names[0]!r} fixes the others.",
-                *problem.args[1:],
-            )
-        raise
 
 
 def _names(wrt: Any) -> list[str] | None:
@@ -283,7 +268,7 @@ def _in_its_precision(
 
 def _told(leaves: dict[str, Any]) -> str:
     kinds = [f"{name}: {leaf.dtype}" for name, leaf in leaves.items() if isinstance(leaf, Tensor)]
-    return f"(there are {_listed(kinds).replace('torch.', '')})"
+    return f"(there are {listed(kinds).replace('torch.', '')})"
 
 
 def _way(module: nn.Module) -> str:
@@ -297,7 +282,8 @@ def _way(module: nn.Module) -> str:
     )
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first eight, with commas."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -315,7 +301,7 @@ def _outputs_of(module: nn.Module, call: Call, parts: list[str], output: Output)
         except Exception as failure:
             shapes = [f"{n}: {tuple(v.shape)}" for n, v in call.leaves(module).items() if isinstance(v, Tensor)]
             raise InputError(
-                f"the model does not run on the arguments given ({_listed(shapes)}): {type(failure).__name__}: "
+                f"the model does not run on the arguments given ({listed(shapes)}): {type(failure).__name__}: "
                 f"{str(failure).strip()[:300]}. Fixed inputs are used as they are given, in dtype, shape and device."
             ) from failure
     picked(result, output)
@@ -342,12 +328,12 @@ def _require_one_example(varied: tuple[_Varied, ...], values: dict[str, Tensor],
     counts = {one.name: len(values[one.name]) for one in varied if one.shape is not None}
     if len(set(counts.values())) > 1 or (len(counts) < len(varied) and set(counts.values()) - {1}):
         told = [f"{name}: {tuple(value.shape)}" for name, value in values.items()]
-        raise InputError(f"inputs differ in their leading batch dimension ({_listed(told)}): give one example of each.")
+        raise InputError(f"inputs differ in their leading batch dimension ({listed(told)}): give one example of each.")
     fixed = [name for name, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.dim() and name not in values]
     for name, count in counts.items():
         if count != 1 and fixed:
             raise InputError(
-                f"{name} has shape {tuple(values[name].shape)}, {count} examples, and {_listed(fixed)} "
+                f"{name} has shape {tuple(values[name].shape)}, {count} examples, and {listed(fixed)} "
                 f"{'is' if len(fixed) == 1 else 'are'} fixed: give one example, all of it with a batch dimension of 1."
             )
 

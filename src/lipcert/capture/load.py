@@ -6,14 +6,16 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from lipcert.capture.adapter import Output, Wrt, adapted
 from lipcert.capture.model_file import what_a_file_is
-from lipcert.capture.onnx.load import load_onnx
+from lipcert.capture.onnx.load import called_onnx, load_onnx
+from lipcert.capture.program_file import require_data
 from lipcert.capture.torch_export import quiet
 from lipcert.errors import CaptureError
 from lipcert.numerics.process_state import ordinary
@@ -36,8 +38,10 @@ def load_model(model: Model, shape: Sequence[int] | None = None) -> Any:
     """
     if not isinstance(model, (str, Path)):
         return model
-    if Path(model).suffix.lower() == ".onnx" and Path(model).is_file():
+    if _is_onnx(model):
         return load_onnx(model, shape)
+    if not require_data(Path(model)):
+        raise CaptureError(f"cannot load {model}: {what_a_file_is(Path(model))}")
     try:
         with ordinary(dtype=None), quiet(), redirect_stderr(io.StringIO()):
             return torch.export.load(str(model))
@@ -45,9 +49,12 @@ def load_model(model: Model, shape: Sequence[int] | None = None) -> Any:
         raise CaptureError(f"cannot load {model}: {what_a_file_is(Path(model), problem)}") from problem
 
 
-def shape_of(example: Any) -> tuple[int, ...] | None:
-    """The shape of one example, given one with a batch dimension; None of what is no example."""
-    try:
-        return tuple(int(n) for n in example.shape[1:]) or None
-    except Exception:  # nested, or no tensor at all: the capture says what is wrong with it
-        return None
+def prepared(model: Model, example: Any, wrt: Wrt = None, output: Output = None) -> tuple[Any, Any]:
+    """A model as a module or program of one tensor, and its example; arguments as for ``lipcert.bound``."""
+    if _is_onnx(model):
+        return called_onnx(model, example, wrt, output)
+    return adapted(load_model(model), example, wrt, output)
+
+
+def _is_onnx(model: Any) -> TypeGuard[str | Path]:
+    return isinstance(model, (str, Path)) and Path(model).suffix.lower() == ".onnx" and Path(model).is_file()

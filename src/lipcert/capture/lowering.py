@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import lipcert.ops.families  # noqa: F401  (registers every rule)
 from lipcert.capture.duplicates import originals
 from lipcert.capture.evaluate import give_values, refused
 from lipcert.capture.function import own_path
+from lipcert.capture.functional import decompose_unknown, functional, op_name, varying
 from lipcert.capture.model import require_numbers, several_outputs
 from lipcert.errors import (
     CaptureError,
@@ -34,6 +36,7 @@ from lipcert.network.graph import Network, Node
 from lipcert.network.origin import Origin
 from lipcert.network.source import Named
 from lipcert.numerics.process_state import ordinary_dtype
+from lipcert.ops.complex_numbers import Complex, complex_call
 from lipcert.ops.constant import Constant
 from lipcert.ops.context import Context, shown
 from lipcert.ops.folding import fold
@@ -62,13 +65,6 @@ _TORCH = re.compile(
     r"[/\\](site|dist)-packages[/\\]torch[/\\]|"
     + "|".join(rf"^{re.escape(str(folder))}[/\\]" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
 )
-
-
-def op_name(target: Any) -> tuple[str, str]:
-    """(name, overload) of an op; one that is not ATen's keeps its namespace, so that no rule of ATen's is its rule."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.removeprefix("aten::"), target._overloadname
-    return getattr(target, "__name__", str(target)), ""
 
 
 def place_in_code(node: FxNode) -> Origin:
@@ -132,7 +128,7 @@ def lower(program: ExportedProgram) -> Network:
 def lowered(program: ExportedProgram) -> Lowered:
     """The same with all that was met on the way."""
     _refuse_fakes(program)
-    program, decomposed = _decompose_unknown(_functional(program))
+    program, decomposed = decompose_unknown(functional(program))
     signature = program.graph_signature
     builder = NetworkBuilder()
     context = Context(builder)
@@ -176,6 +172,9 @@ def _placeholder(node: FxNode, spec: Any, program: ExportedProgram, builder: Net
         raise CaptureError(f"the exported graph needs {spec.target!r}, which the program does not carry")
     require_numbers(spec.target, value)
     value = value.detach().cpu()
+    value = value if value.layout == torch.strided else value.to_dense()
+    if value.is_complex():
+        return Complex.exactly(value, Named(str(spec.target)))
     return Constant.exactly(value if value.is_floating_point() else value.clone(), source=Named(str(spec.target)))
 
 
@@ -197,11 +196,18 @@ def _call(node: FxNode, env: dict[FxNode, Any], ctx: Context) -> Any:
         )
         return apply_rule(ctx, _SCALAR_OPS[node.target], tuple(operands), kwargs)
     ctx.dtype = value.dtype if isinstance(value, Tensor) else None
-    if isinstance(value, Tensor) and value.is_complex():
-        raise CaptureError(
-            f"{shown(op_name(node.target)[0])} at {ctx.where} makes complex numbers; only real networks are supported"
-        )
+    if any(isinstance(v, Tensor) and v.is_complex() for v in tree_leaves(value)) or any(
+        isinstance(a, Complex) for a in tree_leaves((args, kwargs))
+    ):
+        apply = partial(_apply_real, ctx)
+        return complex_call(ctx, node.target, op_name(node.target)[0], args, kwargs, value, apply)
     return apply_rule(ctx, node.target, args, kwargs, _shapes(value))
+
+
+def _apply_real(ctx: Context, target: Any, *args: Any, **kwargs: Any) -> Any:
+    """A real op that a complex one is made of."""
+    ctx.dtype, ctx.whole = None, {}
+    return apply_rule(ctx, target, args, kwargs)
 
 
 def _whole(node: FxNode) -> torch.dtype | None:
@@ -324,6 +330,8 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
         told = tree_unflatten([value is not None or None for value in values], program.call_spec.out_spec)
         raise several_outputs(told, len(outputs))
     output = outputs[0] if outputs else None
+    if isinstance(output, Complex):
+        raise InputError("the model returns complex numbers; return their real and imaginary parts (view_as_real).")
     if not ctx.builder.nodes:
         raise InputError("the model takes no tensor input.")
     if isinstance(output, Constant):
@@ -331,56 +339,6 @@ def _finish(node: FxNode, env: dict[FxNode, Any], program: ExportedProgram, ctx:
     if not isinstance(output, Var):
         raise InputError("the model does not return a tensor.")
     return ctx.builder.finish(output)
-
-
-def _functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without ops that write into their arguments.
-
-    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is; and what it
-    makes of a constant's ops rounds in another way than the model does.
-    """
-    depending = varying(program)
-    for node in program.graph.nodes:
-        if node.op != "call_function" or node.target is operator.getitem:
-            continue
-        plain = isinstance(node.target, torch._ops.OpOverload)
-        known = plain and (node not in depending or find_rule(*op_name(node.target)) is not None)
-        if not known or node.target._schema.is_mutable:
-            return program.run_decompositions({})
-    return program
-
-
-def varying(program: ExportedProgram) -> set[FxNode]:
-    """The nodes that depend on the program's input."""
-    inputs = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
-    found: set[FxNode] = set()
-    for node in program.graph.nodes:
-        if node.name in inputs or any(parent in found for parent in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _decompose_unknown(program: ExportedProgram) -> tuple[ExportedProgram, frozenset[str]]:
-    """Decompose the ops without a rule, and only those (an op with a rule would lose its constant); and their names."""
-    table = torch.export.default_decompositions()
-    names: set[str] = set()
-    for _ in range(4):
-        unknown = {
-            node.target
-            for node in varying(program)
-            if node.op == "call_function"
-            and isinstance(node.target, torch._ops.OpOverload)
-            and find_rule(*op_name(node.target)) is None
-        }
-        chosen = {target: table[target] for target in unknown if target in table}
-        if not chosen:
-            break
-        names |= {op_name(target)[0] for target in chosen}
-        before = len(program.graph.nodes)
-        program = program.run_decompositions(chosen)
-        if len(program.graph.nodes) == before:
-            break
-    return program, frozenset(names)
 
 
 __all__ = [

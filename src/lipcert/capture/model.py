@@ -18,6 +18,8 @@ from lipcert.capture.call import leaves_of
 from lipcert.capture.function import FunctionModule
 from lipcert.errors import CaptureError, InputError
 
+#: Entries of a sparse parameter as a dense one.
+DENSE = 1 << 27
 #: Dtypes in which PyTorch's own layers run; parameters of any other floating type are converted to float32 first.
 RUNNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -90,19 +92,18 @@ def require_numbers(name: str, tensor: Tensor) -> None:
             f"{name!r} is a {type(tensor).__name__}, a tensor with arithmetic of its own; only plain tensors are "
             "supported. Replace it by the dense tensor it stands for."
         )
-    if tensor.is_complex():
-        raise CaptureError(
-            f"{name!r} is complex ({tensor.dtype}): a complex parameter has no rule here; only real networks are "
-            "supported."
-        )
     if tensor.is_quantized:
         raise CaptureError(
             f"{name!r} is quantised ({tensor.dtype}); a bound is about a real-valued function. Pass the float model, "
             "or dequantise its weights."
         )
-    if tensor.is_nested or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
-        raise CaptureError(f"{name!r} is {kind}; only dense tensors are supported. Replace it by {name}.to_dense().")
+    if tensor.is_nested:
+        raise CaptureError(f"{name!r} is nested; only dense tensors are supported. Pad it.")
+    if tensor.layout != torch.strided and tensor.numel() > DENSE:
+        raise CaptureError(
+            f"{name!r} is sparse ({tensor.layout}) and has {tensor.numel()} entries as a dense tensor, which it is "
+            f"here; at most {DENSE} are taken."
+        )
 
 
 @contextmanager

@@ -72,18 +72,19 @@ def replay(program: ExportedProgram, x: Tensor, dtype: torch.dtype = torch.float
     """
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     known: dict[FxNode, Any] = {}
-    varying: set[FxNode] = set()
+    varying = _written(program)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if specs[node.name].kind == InputKind.USER_INPUT:
                 known[node] = x.to(dtype).clone()  # forward may write into it
                 varying.add(node)
             else:
-                known[node] = _constant(program, specs[node.name].target)
+                value = _constant(program, specs[node.name].target)
+                known[node] = _in(dtype, value) if node in varying else value
         elif node.op == "get_attr":
             known[node] = getattr(program.graph_module, str(node.target))
         elif node.op == "call_function":
-            depends = any(parent in varying for parent in node.all_input_nodes)
+            depends = node in varying or any(parent in varying for parent in node.all_input_nodes)
             if depends:
                 varying.add(node)
             known[node] = _call(node, known, dtype if depends else None)
@@ -92,6 +93,34 @@ def replay(program: ExportedProgram, x: Tensor, dtype: torch.dtype = torch.float
             leaf = next(leaf for spec, leaf in outputs if spec.kind == OutputKind.USER_OUTPUT)
             return known[leaf].double()
     return None
+
+
+def _written(program: ExportedProgram) -> set[FxNode]:
+    """Values into which forward writes, and those whose memory they share: a copy in ``dtype`` would lose it."""
+    found: set[FxNode] = set()
+    for node in program.graph.nodes:
+        for value in _shared(node, written=True):
+            while value not in found:
+                found.add(value)
+                value = next(iter(_shared(value, written=False)), value)
+    return found
+
+
+def _shared(node: FxNode, written: bool) -> list[FxNode]:
+    """The arguments into which an op writes, or whose memory its result shares."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    arguments = node.target._schema.arguments
+    named = {a.name: v for a, v in zip(arguments, node.args, strict=False)} | dict(node.kwargs)
+    marked = [a.name for a in arguments if a.alias_info is not None and (a.alias_info.is_write or not written)]
+    return [value for name in marked if isinstance(value := named.get(name), FxNode)]
+
+
+def _in(dtype: torch.dtype, value: Any) -> Any:
+    """A floating tensor, complex or not, in this precision; anything else as it is."""
+    if isinstance(value, Tensor) and value.is_complex():
+        return value.to(dtype.to_complex())
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _constant(program: ExportedProgram, name: Any) -> Any:
@@ -106,10 +135,10 @@ def _call(node: FxNode, known: dict[FxNode, Any], dtype: torch.dtype | None) -> 
 
     def argument(a: Any) -> Any:
         value = known[a] if isinstance(a, FxNode) else a
-        if dtype and isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(dtype)
-        if dtype and isinstance(value, torch.dtype) and value.is_floating_point:
-            return dtype
+        if dtype and isinstance(value, Tensor):
+            return _in(dtype, value)
+        if dtype and isinstance(value, torch.dtype) and (value.is_floating_point or value.is_complex):
+            return dtype if value.is_floating_point else dtype.to_complex()
         return torch.device("cpu") if isinstance(value, torch.device) else value
 
     args, kwargs = tree_map(argument, (node.args, node.kwargs))
@@ -117,4 +146,4 @@ def _call(node: FxNode, known: dict[FxNode, Any], dtype: torch.dtype | None) -> 
         kwargs = {**kwargs, "eps": torch.finfo(tree_leaves(node.meta["val"])[0].dtype).eps}  # None: the dtype's own
         args = args[:3]
     result = node.target(*args, **kwargs)  # type: ignore[operator]
-    return tree_map(lambda v: v.to(dtype) if dtype and isinstance(v, Tensor) and v.is_floating_point() else v, result)
+    return tree_map(lambda v: _in(dtype, v) if dtype else v, result)

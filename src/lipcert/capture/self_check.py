@@ -101,7 +101,7 @@ def _reference(module: nn.Module, example: Tensor) -> tuple[Run, torch.dtype]:
     """The model as a function to compare with: a float64 copy if it can be made, else the model itself."""
     if example.dtype != torch.float64:
         try:
-            double = copy.deepcopy(module).to(device="cpu", dtype=torch.float64)
+            double = copy.deepcopy(module)._apply(_doubled)
             for part in double.modules():
                 if isinstance(part, nn.RMSNorm) and part.eps is None:  # means the model's own machine epsilon
                     part.eps = torch.finfo(example.dtype).eps
@@ -110,6 +110,14 @@ def _reference(module: nn.Module, example: Tensor) -> tuple[Run, torch.dtype]:
         except Exception:  # any failure only means: compare in the model's own dtype
             pass
     return _as_is(module, example), example.dtype
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    """A parameter in twice the precision of float32, on the CPU."""
+    held = tensor.cpu()
+    if held.is_complex():
+        return held.to(torch.complex128)
+    return held.to(torch.float64) if held.is_floating_point() else held
 
 
 def _as_is(module: nn.Module, example: Tensor) -> Run:

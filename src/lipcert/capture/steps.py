@@ -13,9 +13,11 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lipcert.capture.lowering import Lowered, op_name, place_in_code, varying
+from lipcert.errors import UnsupportedOpError
 from lipcert.network.builder import Var
 from lipcert.network.graph import Network, Node
 from lipcert.network.origin import Origin
+from lipcert.ops.complex_numbers import Complex
 from lipcert.ops.constant import Constant
 
 #: Ops of which IEEE 754 or their nature fixes every bit: whatever computes a constant by them gets the same tensor.
@@ -110,6 +112,12 @@ def steps_of(found: Lowered, module: nn.Module, dtype: torch.dtype) -> Steps:
         dtype: of its input.
     """
     program = found.program
+    odd = next((node for node, value in found.values.items() if isinstance(value, Complex)), None)
+    if odd is not None:
+        raise UnsupportedOpError(
+            f"aten.{op_name(odd.target)[0]} at {place_in_code(odd)} makes complex numbers; how far they are from the "
+            "exact ones, as they are executed, is not bounded. Bounds in real arithmetic are."
+        )
     depending = varying(program)
     inputs = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
     known: dict[FxNode, Any] = {}

@@ -133,12 +133,18 @@ class DenseRecursion(Recursion):
             inner = self.blocks[relation.parent]
             self.blocks[k] = {s: scaled_rows(c, b, self.p) for s, b in inner.items()} if bool(c.any()) else {}
             if bool(d.any()):
-                self.blocks[k][k], self.lengths[k] = spike(d), self.constants[relation.parent]
+                self.lengths[k] = self.constants[relation.parent]
+                new = self.started(k, d)
+                self.blocks[k] |= {} if new is None else {k: new}
         elif not isinstance(relation, Linear):
             self.blocks[k], self.lengths[k] = {k: identity(relation.size)}, self.constants[k]
         for parent in relation.parents:
             if max(self.readers(parent)) <= k:
                 del self.blocks[parent]
+
+    def started(self, k: int, d: Tensor) -> EnclosedMatrix | None:
+        """The map of a new source, diag(d); None where it is written down by those that read the node."""
+        return spike(d)
 
     def readers(self, position: int) -> tuple[int, ...]:
         """Positions that read a node."""
@@ -165,9 +171,9 @@ class SparseRecursion(DenseRecursion):
     def _worked_out(self, linear: LinearMap) -> NormBound:
         bound = map_norm(linear, self.p, None, self.share, route="sums")
         moderate = min(linear.in_size, linear.out_size) <= SPARSE_WRITTEN and writable(linear)
-        if self.p != 2 or not moderate or bound.magnitude < Magnitude.of(ALMOST_ONE):
+        if self.p != 2 or bound.magnitude < Magnitude.of(ALMOST_ONE):
             return bound
-        return map_norm(linear, self.p, None, self.share)
+        return map_norm(linear, self.p, None, self.share, route="written" if moderate else "blocks")
 
     def passed_on(self, k: int, node: Linear) -> tuple[dict[int, EnclosedMatrix], Guarantee]:
         """The parents' blocks through the node's maps."""
@@ -223,7 +229,7 @@ class FreeRecursion(Recursion):
                 continue
             length = self.constants[cell.parent if cell is not None else source]
             pathway = Pathway(self.transformed, source, k, cell is not None)
-            norm, kind = self._norm(pathway)
+            norm, kind = self.norm(pathway)
             norm = norm + self.lost
             exponents = self.transformed.exponents
             value = value + norm.times_power(exponents[k] - exponents[source]) * length
@@ -232,7 +238,8 @@ class FreeRecursion(Recursion):
                 return product, guarantee
         return value, guarantee
 
-    def _norm(self, pathway: Pathway) -> tuple[Magnitude, Guarantee]:
+    def norm(self, pathway: Pathway, target: float = TARGET) -> tuple[Magnitude, Guarantee]:
+        """That of a map from one node to another; passes aim at a relative inflation of ``target``."""
         if self.p != 2:
             norm = map_norm(pathway, self.p, None, self.share)
             return norm.magnitude, norm.guarantee
@@ -243,7 +250,7 @@ class FreeRecursion(Recursion):
 
         try:
             value, _ = sigma_max_probabilistic(
-                gram, pathway.in_size, self.share.draw(value=True), TARGET, 1000, self.share.generator
+                gram, pathway.in_size, self.share.draw(value=True), target, 1000, self.share.generator
             )
         except ValueError as error:
             raise NumericsError(f"the norm of a map over several layers cannot be bounded: {error}.") from error

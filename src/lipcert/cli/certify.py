@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import lipcert
-from lipcert.cli.common import JsonOption, ModelArgument, OutputOption, SeedOption, console, errors, guard
-from lipcert.cli.load import find_model
+from lipcert.cli.common import FixOption, JsonOption, ModelArgument, OutputOption, SeedOption, console, errors, guard
+from lipcert.cli.load import find_model, is_onnx
 from lipcert.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def certify(
     rows: Annotated[int, typer.Option("--rows", help="list so many of the examples")] = 0,
     arithmetic: Annotated[str, typer.Option("--arithmetic", help="real, or float32: the network as it runs")] = "real",
     output: OutputOption = None,
+    fix: FixOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,11 +61,12 @@ def certify(
         inputs, classes = read_data(data, labels)
         if count is not None and count < 1:
             raise InputError(f"--count must be a whole number from 1, not {count}.")
+        built = find_model(model, inputs.shape[1:], output, fix or ())
         result = lipcert.certify(
-            find_model(model, inputs.shape[1:]), inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
+            built, inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
             radii=None if radii is None else _numbers("--radii", radii), clip=clip, scale=_scale(mean, std),
             budget=budget, engine=engine, workers=workers, resume=resume, seed=seed, progress=not as_json,
-            output=output, arithmetic=arithmetic,  # type: ignore[arg-type]
+            output=None if is_onnx(model) else output, arithmetic=arithmetic,  # type: ignore[arg-type]
         )  # fmt: skip
         if save is not None:
             result.save(save)
@@ -86,11 +88,12 @@ def is_run(path: Path) -> bool:
         return False
 
 
-def verified_run(path: Path, model: str, as_json: bool, output: str | None = None) -> None:
+def verified_run(path: Path, model: str, as_json: bool, output: str | None = None, fix: Sequence[str] = ()) -> None:
     """``lipcert verify`` of a certification: every row proved again."""
     with guard(as_json):
         run = lipcert.Certification.load(path)
-        result = run.verify(find_model(model, run.input_shape), output=output)
+        built = find_model(model, run.input_shape, output, fix)
+        result = run.verify(built, output=None if is_onnx(model) else output)
     if as_json:
         typer.echo(json.dumps({"verified": True, **result.to_json()}))
     else:

@@ -46,6 +46,12 @@ WrtOption = Annotated[
     str | None, typer.Option("--wrt", help="inputs to bound in, the others fixed as saved: y or pos,vel or a submodule")
 ]
 OutputOption = Annotated[str | None, typer.Option("--output", help="which output: logits, 0")]
+FixOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix", metavar="NAME=VALUE", help="an input of an .onnx file that does not vary: a number or .npy file"
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed")]
 
 

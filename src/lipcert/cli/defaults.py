@@ -9,14 +9,15 @@ from typing import Any
 
 from lipcert.errors import InputError
 
-#: Option without its dashes → the parameter behind it, how many values it takes, and whether it must be given.
+#: Option without its dashes → the parameter behind it, how many values it takes (0: any number of times one), and
+#: whether it must be given.
 Options = Mapping[str, tuple[str, int, bool]]
 
 
 def options_of(command: Any) -> dict[str, tuple[str, int, bool]]:
     """The options of a click command."""
     return {
-        flag.removeprefix("--"): (one.name, one.nargs, bool(one.required))
+        flag.removeprefix("--"): (one.name, 0 if one.multiple else one.nargs, bool(one.required))
         for one in command.params
         if one.param_type_name == "option"
         for flag in one.opts
@@ -75,6 +76,6 @@ def _table(here: Path) -> tuple[Path, dict[str, Any]]:
 def _text(value: Any, count: int) -> Any:
     """As on the command line: ``norm = [2, 2]`` is ``2,2``; an option of two values takes two, ``box = [0, 1]``."""
     if not isinstance(value, list):
-        return value
+        return value if count else [value]
     parts = [str(part) for part in value]
-    return parts if count > 1 else ",".join(parts)
+    return ",".join(parts) if count == 1 else parts

@@ -103,8 +103,39 @@ def read_array(option: str, path: str) -> npt.NDArray[Any]:
     return found
 
 
+def parse_shapes(text: str) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """``1,28,28``, or of several inputs ``x=3,4;h=5``."""
+    if "=" not in text:
+        return parse_shape(text)
+    parts = [part.rpartition("=") for part in text.split(";") if part.strip()]
+    return {name.strip(): parse_shape(shape) for name, _, shape in parts}
+
+
+def parse_fixed(values: Sequence[str]) -> dict[str, Any]:
+    """name → value of ``NAME=VALUE``: a .npy file, a number, or a number with the shape that it fills, ``0:2,1,128``.
+
+    Raises:
+        InputError: other text, or a file that cannot be read.
+    """
+    import numpy as np
+
+    found: dict[str, Any] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals or name in found:
+            raise InputError(f"--fix takes NAME=VALUE, once for each input, not {text!r}.")
+        number, colon, shape = value.partition(":")
+        try:
+            filled = float(number)
+        except ValueError:
+            found[name] = _numbers(f"--fix {name}", value)
+        else:
+            found[name] = np.full(parse_shape(shape), filled) if colon else filled
+    return found
+
+
 def load(
-    name: str, input_shape: str | None, wrt: str | None = None, output: str | None = None
+    name: str, input_shape: str | None, wrt: str | None = None, output: str | None = None, fix: Sequence[str] = ()
 ) -> tuple[nn.Module | ExportedProgram, Any, dict[str, Any]]:
     """The model behind a file or ``package.module:factory``, one example, and which of its inputs and outputs.
 
@@ -112,14 +143,17 @@ def load(
         InputError: no such module or factory, or no input shape where one is needed.
         CaptureError: the file cannot be read, or the factory fails.
     """
-    shape = None if input_shape is None else parse_shape(input_shape)
-    _require_place(name)
-    if not _is_file(name) and shape is None:
-        raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
-    model = find_model(name, shape)
-    if "input_shape" in (meta := getattr(model, "meta", {})):  # of an ONNX file
-        shape = meta["input_shape"]
+    shape = None if input_shape is None else parse_shapes(input_shape)
     names = None if wrt is None else [part.strip() for part in wrt.split(",")]
+    _require_place(name)
+    if not _is_file(name) and not isinstance(shape, tuple):
+        raise InputError("--input-shape is needed (one example without batch, for instance 1,28,28).")
+    if is_onnx(name):
+        model = find_model(name, shape, output, fix, names)
+        return model, _random(model.meta["input_shape"]), {"wrt": None, "output": None}
+    if isinstance(shape, dict):
+        raise InputError("--input-shape takes one shape, 1,28,28; several by name are for the inputs of an .onnx file.")
+    model = find_model(name, fix=fix)
     return model, _random(shape) if shape is not None else _example_of(model), {"wrt": names, "output": output}
 
 
@@ -128,19 +162,37 @@ def one_shape(example: Any) -> tuple[int, ...]:
     return tuple(getattr(example, "shape", ())[1:])
 
 
-def find_model(name: str, shape: Sequence[int] | None = None) -> nn.Module | ExportedProgram:
-    """The model behind ``file.pt2``, ``file.onnx`` or ``package.module:factory``; errors as ``load``."""
+def find_model(
+    name: str, shape: Any = None, output: str | None = None, fix: Sequence[str] = (), wrt: Sequence[str] | None = None
+) -> Any:
+    """The model behind ``file.pt2``, ``file.onnx`` or ``package.module:factory``; errors as ``load``.
+
+    Args:
+        name: of it.
+        shape, output, fix, wrt: of an ONNX file.
+    """
     _require_place(name)
+    if fix and not is_onnx(name):
+        raise InputError(
+            "--fix gives inputs of an .onnx file their values. A .pt2 file has those that it was exported with, and "
+            "lipcert.bound takes any in Python: an example of all inputs with wrt=."
+        )
     if not _is_file(name):
         return _build(name)
     from lipcert.capture.load import load_model
+    from lipcert.capture.onnx.load import load_onnx
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        model = load_model(name, shape)
+        model = load_onnx(name, shape, output, wrt, parse_fixed(fix)) if is_onnx(name) else load_model(name)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     return model
+
+
+def is_onnx(name: str) -> bool:
+    """Whether this names an ONNX file that is there."""
+    return Path(name).suffix.lower() == ".onnx" and Path(name).is_file()
 
 
 def _is_file(name: str) -> bool:

@@ -18,6 +18,7 @@ from lipcert.cli.certify import certify, is_run, verified_run
 from lipcert.cli.common import (
     BallOption,
     BoxOption,
+    FixOption,
     JsonOption,
     ModelArgument,
     NormOption,
@@ -92,6 +93,7 @@ def bound(
     budget: Annotated[float, typer.Option("--budget", help="seconds for auto and anytime methods")] = 60.0,
     guarantee: Annotated[str, typer.Option("--guarantee", help="any, or rigorous: nothing less is returned")] = "any",
     wrt: WrtOption = None,
+    fix: FixOption = None,
     output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -100,7 +102,7 @@ def bound(
     with guard(as_json):
         if maximum is not None and math.isnan(maximum):
             raise InputError("--max must be a number.")
-        built, example, names = load(model, input_shape, wrt, output)
+        built, example, names = load(model, input_shape, wrt, output, fix or ())
         result = lipcert.bound(  # type: ignore[call-overload]
             built,
             example,
@@ -140,13 +142,14 @@ def lower(
     anchored: AnchoredOption = False,
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 20.0,
     wrt: WrtOption = None,
+    fix: FixOption = None,
     output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Lower bound with a witness: the steepest point and direction, or pair of points, that an attack finds."""
     with guard(as_json):
-        built, example, names = load(model, input_shape, wrt, output)
+        built, example, names = load(model, input_shape, wrt, output, fix or ())
         result = lipcert.lower_bound(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, one_shape(example)),
             budget=budget, seed=seed, progress=not as_json, anchor="center" if anchored else None, **names,
@@ -175,13 +178,14 @@ def compare(
     budget: Annotated[float, typer.Option("--budget", help="seconds for each method")] = 60.0,
     lower_budget: Annotated[float, typer.Option("--lower-budget", help="seconds for the lower bound")] = 10.0,
     wrt: WrtOption = None,
+    fix: FixOption = None,
     output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Every applicable method side by side, with the lower bound."""
     with guard(as_json):
-        built, example, names = load(model, input_shape, wrt, output)
+        built, example, names = load(model, input_shape, wrt, output, fix or ())
         result = lipcert.compare(
             built, example, norm=parse_norm(norm), domain=parse_domain(ball, radius, p, box, one_shape(example)),
             budget=budget, lower_budget=lower_budget, seed=seed, progress=not as_json,
@@ -210,13 +214,14 @@ def estimate(
         "factor"
     ),
     wrt: WrtOption = None,
+    fix: FixOption = None,
     output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """A number of the 2018 paper that is no bound: it may lie below the constant or above."""
     with guard(as_json):
-        built, example, names = load(model, input_shape, wrt, output)
+        built, example, names = load(model, input_shape, wrt, output, fix or ())
         options: dict[str, Any] = {"method": method, "k": k, "pools": pools, **names}
         result = lipcert.estimate(built, example, seed=seed, **options)
     if as_json:
@@ -232,15 +237,16 @@ def verify(
     model: ModelArgument,
     input_shape: ShapeOption = None,
     wrt: WrtOption = None,
+    fix: FixOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Re-check a certificate, or all of a certification, against MODEL: its hash, and the checks alone."""
     if is_run(certificate):
-        verified_run(certificate, model, as_json, output)
+        verified_run(certificate, model, as_json, output, fix or ())
         return
     with guard(as_json):
-        built, example, names = load(model, input_shape, wrt, output)
+        built, example, names = load(model, input_shape, wrt, output, fix or ())
         result = lipcert.verify(certificate, built, example, **names)
     if as_json:
         typer.echo(json.dumps({"verified": True, **as_dict(result)}))

@@ -15,6 +15,7 @@ import lipcert
 from lipcert.cli.common import (
     BallOption,
     BoxOption,
+    FixOption,
     JsonOption,
     ModelArgument,
     OutputOption,
@@ -67,6 +68,7 @@ def outputs(
     budget: Annotated[float, typer.Option("--budget", help="seconds of search")] = 60.0,
     split: Annotated[bool, typer.Option("--split", help="split the domain to the end of the budget")] = False,
     wrt: WrtOption = None,
+    fix: FixOption = None,
     output: OutputOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -77,7 +79,7 @@ def outputs(
         if ball is None and box is None and radius is None and p is None:
             raise InputError("outputs are bounded on a domain: give --ball CENTER --radius R, --box LOW HIGH, or both.")
         rows = None if select is None else _matrix(select)
-        built, example, named = load(model, input_shape, wrt, output)
+        built, example, named = load(model, input_shape, wrt, output, fix or ())
         domain = parse_domain(ball, radius, p, box, one_shape(example))
         assert domain is not None
         if label is None:

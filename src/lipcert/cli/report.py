@@ -14,6 +14,7 @@ from rich.markup import escape
 from lipcert.cli.common import (
     BallOption,
     BoxOption,
+    FixOption,
     JsonOption,
     ModelArgument,
     NormOption,
@@ -21,6 +22,7 @@ from lipcert.cli.common import (
     RadiusOption,
     SeedOption,
     ShapeOption,
+    WrtOption,
     app,
     as_dict,
     console,
@@ -53,6 +55,9 @@ def report(
     ] = None,
     budget: Annotated[float, typer.Option("--budget", help="seconds for the bound, and for each method")] = 20.0,
     lower_budget: Annotated[float, typer.Option("--lower-budget", help="seconds for the lower bound")] = 10.0,
+    wrt: WrtOption = None,
+    model_output: Annotated[str | None, typer.Option("--model-output", help="which output: logits, 0")] = None,
+    fix: FixOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="only the methods that `auto` tries")] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -68,24 +73,28 @@ def report(
         if not place.absolute().parent.is_dir():
             raise InputError(f"--save: there is no folder {place.absolute().parent}.")
         curve = [] if radii is None else _radii(radii)
-        built, example, _ = load(model, input_shape)
+        built, example, names = load(model, input_shape, wrt, model_output, fix or ())
         shape = one_shape(example)
         if ball is not None and radius is None and curve:
             domain, centre = parse_domain(None, None, None, box, shape), ball
         else:
             domain, centre = parse_domain(ball, radius, p if radius is not None else None, box, shape), ball or "0"
-        run = None if certification is None else Certification.load(certification).verify(built)
+        run = None if certification is None else Certification.load(certification).verify(built, output=names["output"])
         around = parse_domain(centre, 1.0, p, None)
         wanted = Wanted(
             budget=budget, lower_budget=lower_budget, methods=not quick, radii=curve, seed=seed, progress=not as_json,
             centre=None if around is None else around.balls()[0].center, p=math.inf if p is None else float(p),
+            **names,
         )  # fmt: skip
         found = gather(built, example, wanted, parse_norm(norm), domain, "center" if anchored else None)
         found.bound.save(place)
         write(
             replace(
                 found, model=model, certification=run, certificate=str(place),
-                input_shape=input_shape or "",
+                input_shape=input_shape or "", output=model_output or "", options=tuple(
+                    part for name, values in (("--wrt", [wrt]), ("--output", [model_output]), ("--fix", fix or []))
+                    for value in values if value is not None for part in (name, value)
+                ),
             ),
             output,
         )  # fmt: skip

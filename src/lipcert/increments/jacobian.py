@@ -13,9 +13,10 @@ from torch import Tensor
 from lipcert.errors import NumericsError, UnsupportedNormError
 from lipcert.increments.adjoint import adjoint
 from lipcert.increments.graph import Increments
-from lipcert.network.images import image, touched
+from lipcert.network.images import image
 from lipcert.network.linear import Dense, Identity, LinearMap
 from lipcert.network.relations import Cell, EntryCell, Linear, Start
+from lipcert.network.touched import touched
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range, lengths
 from lipcert.numerics.rounding import gamma, mul_up

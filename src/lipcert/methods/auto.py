@@ -17,7 +17,8 @@ from lipcert.methods.from_below import hopeless, may_be_below
 from lipcert.methods.hand_over import closed
 from lipcert.methods.hull import Hull
 from lipcert.methods.interval_jacobian import IntervalJacobian
-from lipcert.methods.liplt import LipLT, alone
+from lipcert.methods.joint_cost import alone
+from lipcert.methods.liplt import LipLT
 from lipcert.methods.lipsdp import LipSDP, dense_seconds_of
 from lipcert.methods.mixed_product import MixedProduct
 from lipcert.methods.routes import DIRECT, Route, routes
@@ -32,6 +33,9 @@ EARLY_SHARE, EARLY_SECONDS = 0.05, 0.5
 TINY, TINY_SHARE = 150, 0.1
 #: Up to so many neurons what other pairs of norms imply is looked at.
 SMALL = 2_000
+
+#: Bounds above this are of no use, so that others may as well be less.
+EXPLODED = 1e12
 
 #: Share of what is left of the budget for functions that end in a mean, before the methods that do not see that.
 INNER_SHARE = 0.7
@@ -92,7 +96,10 @@ class Auto(Method):
         joint = joint_transform.applies(problem)
         if joint and alone(problem) and LipLT.name in self.early and LipLT().obstacle(problem, run) is None:
             self._attempt((LipLT.name,), trials, run.left)  # nothing else is of use, and even its ranges take long
+            if trials.best is not None and trials.best.value < EXPLODED:
+                return
             if trials.best is not None:
+                self._attempt((AutoLip.name,), trials, run.left)
                 return
         if _affine(problem) and self._attempt((AutoLip.name,), trials, run.left) and _exact(trials.best):
             return

@@ -9,22 +9,18 @@ from typing import ClassVar
 
 import torch
 
-from lipcert.certificates import joint_transform
 from lipcert.certificates.base import Witness
 from lipcert.certificates.loop_transform import is_dense, is_sparse, operations, sparse_operations, views
 from lipcert.errors import InputError
 from lipcert.increments import BlockCell, Increments, ScaledIncrements
 from lipcert.methods.base import EQUAL_NORMS, Found, Method, Run, method
 from lipcert.methods.cost import operations_per_second
+from lipcert.methods.joint_cost import PATIENCE, alone, seconds_of_joint, work_of
 from lipcert.methods.norm_effort import maps_of, seconds_at_best
 from lipcert.problem import Norm, Problem
 
 #: Lanczos steps, forward and backward, of one probabilistic norm.
 _PASSES = 2.0 * 120.0
-#: Most floating-point operations of the recursion that works out ranges as it goes.
-JOINT_WORK = 3e12
-#: Beyond so many nothing is done beside it.
-JOINT_ALONE = 2e10
 #: What the norm of one small matrix takes, whatever its size.
 _PAIR_SECONDS = 2e-3
 
@@ -57,9 +53,11 @@ class LipLT(Method):
         self.require_norm(problem.norm)
         if self.window is not None:
             return Found(Witness("loop_transform", {}, {"window": self.window}))
+        work = work_of(problem)
         if alone(problem):
-            return Found(Witness("joint_transform", {}, {"alone": True}))
-        kind = "joint_transform" if _joint(problem) else "loop_transform"
+            own = {} if work == "matrices" else {"work": work, **({"rigorous": True} if run.rigorous else {})}
+            return Found(Witness("joint_transform", {}, {"alone": True, **own}))
+        kind = "loop_transform" if work is None else "joint_transform"
         wide = [increments for increments in views(problem) if not is_dense(increments)]
         if not wide:
             return Found(Witness(kind))
@@ -71,34 +69,18 @@ class LipLT(Method):
     def obstacle(self, problem: Problem, run: Run) -> str | None:
         """Is there time for the matrices, or, without them, for the least of the norms: a few hundred passes each?"""
         if self.window is None and alone(problem):
-            needed = _joint_seconds(problem)
-            if needed > run.left:
+            needed = seconds_of_joint(problem)
+            if needed > PATIENCE * run.left:
                 return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
             return None
         sparse = _sparse(problem, [increments for increments in views(problem) if not is_dense(increments)])
         needed = sum(_least_seconds(increments, problem.norm[0], sparse) for increments in views(problem))
-        needed += _joint_seconds(problem) if _joint(problem) else 0.0
+        needed += seconds_of_joint(problem)
         if needed > run.left:
             return f"it would take about {needed:.0f} s; raise budget= or ask for method='liplt'"
         if run.rigorous and not sparse and not all(is_dense(increments) for increments in views(problem)):
             return "its norms here are probabilistic"
         return None
-
-
-def alone(problem: Problem) -> bool:
-    """Whether only ranges that are worked out with the constants are of use: others take long and say less."""
-    wide = joint_transform.applies(problem) and problem.nearly_linear
-    return wide and JOINT_ALONE < joint_transform.operations(problem) <= JOINT_WORK
-
-
-def _joint(problem: Problem) -> bool:
-    """Whether ranges and constants are worked out together, all maps as matrices."""
-    return joint_transform.applies(problem) and joint_transform.operations(problem) <= JOINT_WORK
-
-
-def _joint_seconds(problem: Problem) -> float:
-    """About what the same takes."""
-    return joint_transform.operations(problem) / operations_per_second()
 
 
 def _sparse(problem: Problem, wide: Sequence[Increments]) -> bool:

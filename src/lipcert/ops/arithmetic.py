@@ -111,7 +111,7 @@ def rsub(ctx: Context, a: Any, b: Any, alpha: float = 1) -> Var:
     return _sum(ctx, [(b, 1.0), (a, -float(alpha))])
 
 
-@rule("neg", kind="linear")
+@rule("neg", "_neg_view", kind="linear")
 def neg(ctx: Context, x: Any) -> Var:
     """Negation −x: constant 1."""
     return ctx.scaled(ctx.variable(x), -1.0)

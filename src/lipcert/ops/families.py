@@ -22,6 +22,7 @@ from lipcert.ops import (  # noqa: F401
     recognise,
     recurrent,
     resize,
+    scatters,
     selections,
     softmax,
     sorting,

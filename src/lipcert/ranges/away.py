@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lipcert.network.graph import AffineNode, Network
-from lipcert.network.images import touched
 from lipcert.network.linear import LinearMap
 from lipcert.network.radial import Radial
+from lipcert.network.touched import touched
 from lipcert.numerics.midrad import TINY, UNIT, UP
 from lipcert.numerics.psd import is_positive_definite_scaled
 from lipcert.ranges.lengths import groups_of

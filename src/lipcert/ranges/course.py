@@ -11,28 +11,46 @@ import math
 import torch
 from torch import Tensor
 
-from lipcert.domain import Ball, Box, Domain
+from lipcert.domain import Ball, Box, Domain, Intersection
 from lipcert.network.graph import ActivationNode, GainNode, InputNode, Network, Node, OpenNode, PartNode
 from lipcert.network.linear import size
 from lipcert.network.relations import Local, LocalGains, LocalSlopes, Relation
 from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Around, Interval
 from lipcert.numerics.midrad import TINY, UP
-from lipcert.numerics.rounding import mul_up
+from lipcert.numerics.rounding import add_up, mul_up
 from lipcert.numerics.rows import length_up
 from lipcert.ranges.build import Ranges, applied, boxes_of
 
 
-def reach_of(domain: Domain) -> float:
-    """How far points of the domain are from its ``home`` in l2, rounded up; ∞ where that is not bounded."""
-    if domain is None:
-        return math.inf
-    if isinstance(domain, Ball) and domain.p <= 2:
-        return domain.radius
+def middle_and_reach(domain: Domain) -> tuple[Tensor, float]:
+    """A point of the domain, and how far others are from it in l2, rounded up; ∞ where that is not bounded.
+
+    Of ``home``, which of a box may be a corner, and the middle of what bounds the domain the one with the least reach.
+    """
+    assert domain is not None
     low, high = domain.bounds()
-    home = domain.home()
-    far = torch.maximum(high - home, home - low).reshape(1, -1) * UP
-    return float(length_up(far)) if bool(far.isfinite().all()) else math.inf
+    points = [domain.home()]
+    middle = 0.5 * low + 0.5 * high
+    if bool(middle.isfinite().all()) and domain.contains(middle):
+        points.append(middle)
+    return min(((point, _reach(domain, point, low, high)) for point in points), key=lambda pair: pair[1])
+
+
+def _reach(domain: Box | Ball | Intersection, point: Tensor, low: Tensor, high: Tensor) -> float:
+    """By the bounds, and by balls in l1 and l2 that the domain is a part of."""
+    far = torch.maximum(high - point, point - low).reshape(1, -1) * UP
+    least = float(length_up(far)) if bool(far.isfinite().all()) else math.inf
+    for ball in domain.balls():
+        if ball.p <= 2:
+            off = (point - ball.center).reshape(1, -1) * UP
+            least = min(least, add_up(ball.radius, float(length_up(off)) if bool(off.any()) else 0.0))
+    return least
+
+
+def reach_of(domain: Domain) -> float:
+    """How far points of the domain may be from one of them in l2, rounded up; ∞ where that is not bounded."""
+    return math.inf if domain is None else middle_and_reach(domain)[1]
 
 
 class Course:
@@ -51,13 +69,19 @@ class Course:
 
     def __init__(self, network: Network, domain: Domain) -> None:
         assert domain is not None
-        self.network, self.radius, self.home = network, reach_of(domain), domain.home()
+        self.network = network
+        self.home, self.radius = middle_and_reach(domain)
         self.ranges = Ranges.of(network, domain, None, "none")
+        self.boxes = self.ranges.boxes
         self.asked = asked(network)
-        self._centres = boxes_of(network, Box(self.home, self.home), "none")
+        self._centres = self._run(network)
         self._constants: list[float] = []
         self._entries: dict[int, Tensor] = {}
         self._parts: dict[tuple[int, ...], tuple[Local, ...]] = {}
+
+    def _run(self, network: Network) -> list[Interval]:
+        """The values at x̂."""
+        return boxes_of(network, Box(self.home, self.home), "none")
 
     def relation(self, k: int) -> Relation:
         """What node k's increments obey; the constants of all nodes before have been told."""
@@ -71,9 +95,14 @@ class Course:
         if entries is not None:
             self._entries[k] = entries
 
+    def is_scaling(self, k: int) -> bool:
+        """Whether node k scales the entries of an argument for a rest."""
+        node = self.network.nodes[k]
+        return isinstance(node, PartNode) and node.which in node.function.chain.values()
+
     def _local(self, k: int, node: Node) -> Local | None:
         """What the node's increments obey where its arguments are around their centres."""
-        known = self.ranges.local.get(k)
+        known = self._known(k)
         if isinstance(node, PartNode):
             key = (id(node.function), *node.arguments)
             if key not in self._parts:
@@ -88,9 +117,13 @@ class Course:
         lower, upper = slopes(function, box.low, box.high)
         return LocalSlopes(lower.expand(node.shape), upper.expand(node.shape), box)
 
+    def _known(self, k: int) -> Local | None:
+        """What the node's increments obey by its own box."""
+        return self.ranges.local.get(k)
+
     def _around(self, k: int) -> Interval:
         """The values of node k: in their box, and as near to those at x̂ as constants say."""
-        centre, box = self._centres[k], self.ranges.boxes[k]
+        centre, box = self._centres[k], self.boxes[k]
         shape = box.low.shape
         middle = 0.5 * centre.low + 0.5 * centre.high
         off = torch.maximum(centre.high - middle, middle - centre.low) * UP + TINY
@@ -126,9 +159,14 @@ def sides(network: Network) -> list[tuple[float, float]]:
         entries = float(size(node.shape))
         if k in wanted:
             found.append((entries, columns))
-        rest = isinstance(node, PartNode) and node.which in node.function.chain
-        columns += entries if rest or isinstance(node, (ActivationNode, GainNode, OpenNode)) else 0.0
+        columns += entries if is_source(node) else 0.0
     return found
+
+
+def is_source(node: Node) -> bool:
+    """Whether a node's increment is more than a linear map of others."""
+    rest = isinstance(node, PartNode) and node.which in node.function.chain
+    return rest or isinstance(node, (ActivationNode, GainNode, OpenNode))
 
 
 def _below(x: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 from lipcert.errors import NumericsError
 from lipcert.network.expanded import SmoothBlock
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, PartNode, SelectionNode
-from lipcert.network.images import image, touched
+from lipcert.network.images import image
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import GainFunction, MaxSelection
+from lipcert.network.touched import touched
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import Range, lengths
 from lipcert.numerics.rounding import mul_up
@@ -79,16 +80,45 @@ def mapped(linear: LinearMap, box: Interval) -> Interval:
         for part in linear.maps[1:]:
             total = _sum(total, mapped(part, box))
         return total
-    near = Range.between(*(torch.where(end.isfinite(), end, 0.0) for end in _hull_with_zero(box)))
-    try:
-        value = image(linear, near.map(lambda t: t[None]))
-    except NumericsError:
-        return Interval.whole(linear.out_shape)
-    low, high = (_sane(e[0], f) for e, f in ((value.low, -math.inf), (value.high, math.inf)))
+    near = [torch.where(end.isfinite(), end, 0.0) for end in _hull_with_zero(box)]
+    ends = _moved(linear, *near)
+    if ends is None:
+        try:
+            value = image(linear, Range.between(*near).map(lambda t: t[None]))
+        except NumericsError:
+            return Interval.whole(linear.out_shape)
+        ends = value.low[0], value.high[0]
+    low, high = (_sane(e, f) for e, f in zip(ends, (-math.inf, math.inf), strict=True))
     if not bool(box.finite.all()):
         upwards, downwards = _unbounded(linear, box.high == math.inf, box.low == -math.inf)
         low, high = torch.where(downwards, -math.inf, low), torch.where(upwards, math.inf, high)
     return Interval(low, high)
+
+
+def _moved(linear: LinearMap, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The ends of W z where W scales by one number or only moves entries; None of another map.
+
+    A midpoint and a radius lose what is small beside the larger end: of [0, 1e10] + 1e-6 that it is above 0.
+
+    Why these are ends: entries that are moved do not change (``move_key`` tells such maps by what they do), and a
+    product that is rounded is off by less than the next float, which 0 is not.
+    """
+    if isinstance(linear, Identity):
+        scale = linear.scale
+        if abs(scale) == 1.0:
+            return (low, high) if scale > 0 else (-high, -low)
+        first, last = (low, high) if scale > 0 else (high, low)
+        outward = (
+            torch.nextafter(scale * end, torch.full_like(end, way))
+            for end, way in ((first, -math.inf), (last, math.inf))
+        )
+        below, above = (
+            torch.where(end == 0.0, 0.0, found) for end, found in zip((first, last), outward, strict=True)
+        )  # fmt: skip
+        return below, above
+    if isinstance(linear, OpMap) and not linear.constants and linear.attributes.startswith("entries "):
+        return linear.apply(low[None])[0], linear.apply(high[None])[0]
+    return None
 
 
 def _hull_with_zero(box: Interval) -> tuple[Tensor, Tensor]:

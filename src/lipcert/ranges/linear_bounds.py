@@ -18,11 +18,11 @@ from torch import Tensor
 
 from lipcert.domain import Domain
 from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
-from lipcert.network.images import touched
 from lipcert.network.joint import Planes
 from lipcert.network.linear import Identity, LinearMap, size
 from lipcert.network.nonlinearity import Nonlinearity
 from lipcert.network.slopes import slopes
+from lipcert.network.touched import touched
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
 from lipcert.ranges.functions import Samples, lines_off

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lipcert.digits import at_most
@@ -110,6 +110,10 @@ class Findings:
         certification: of a data set.
         certificate: path of the saved certificate.
         input_shape: one example's, where the command line needs it.
+        options: of the command line beside that, which say what of the model is bounded.
+        varied: the inputs that vary, in the order in which they are joined, and the shapes of one example.
+        fixed: names of the inputs that have fixed values.
+        output: which one is meant, where there are several.
         remarks: what could not be shown, and why.
     """
 
@@ -123,4 +127,8 @@ class Findings:
     certification: Certification | None = None
     certificate: str = ""
     input_shape: str = ""
+    options: tuple[str, ...] = ()
+    varied: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fixed: Sequence[str] = ()
+    output: str = ""
     remarks: tuple[str, ...] = field(default=())

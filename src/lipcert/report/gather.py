@@ -14,7 +14,9 @@ from lipcert.api.common import Anchor, problem_of, reporter
 from lipcert.api.constants import bound as bound_of
 from lipcert.api.constants import compare, lower_bound
 from lipcert.arguments import budget_of, device_of, generator_of
-from lipcert.capture.load import Model
+from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.load import Model, prepared
+from lipcert.capture.varied import fixed_in, varied_in
 from lipcert.certificates.bound import Certificate
 from lipcert.domain import Ball, Domain
 from lipcert.errors import InputError, LipcertError
@@ -51,6 +53,7 @@ class Wanted:
         centre, radii, p: balls of which the curve is; no radii, no curve.
         seed: of the searches.
         progress: show progress bars.
+        wrt, output: which inputs vary and which output is meant, as for ``lipcert.bound``.
     """
 
     budget: float = 20.0
@@ -61,10 +64,12 @@ class Wanted:
     p: float = math.inf
     seed: int = 0
     progress: bool = False
+    wrt: Wrt = None
+    output: Output = None
 
 
 def gather(
-    model: Model, example_input: Tensor, wanted: Wanted, norm: tuple[float, float] = (2, 2), domain: Domain = None,
+    model: Model, example_input: Example, wanted: Wanted, norm: tuple[float, float] = (2, 2), domain: Domain = None,
     anchor: Anchor = None, bound: Bound | None = None, lower: LowerBound | None = None,
     comparison: Comparison | None = None,
 ) -> Findings:  # fmt: skip
@@ -82,6 +87,7 @@ def gather(
         "norm": norm, "domain": domain, "anchor": anchor, "seed": wanted.seed, "progress": wanted.progress,
         "select": None if bound is None else bound.select,
     }  # fmt: skip
+    model, example_input = prepared(model, example_input, wanted.wrt, wanted.output)
     remarks: list[str] = []
     given = bound is not None
     if bound is None:
@@ -99,7 +105,10 @@ def gather(
     if best is not None and best.value is not None and best.value < CLEARLY * bound.value:
         again = bound_of(model, example_input, method=best.method, budget=wanted.budget, **common)
         bound = _better(bound, again)  # one method had more time than ``auto`` gave it
-    findings = Findings(bound, lower=lower, comparison=comparison)
+    findings = Findings(
+        bound, lower=lower, comparison=comparison, varied=varied_in(model), fixed=fixed_in(model),
+        output="" if wanted.output is None else str(wanted.output),
+    )  # fmt: skip
     problem = problem_of(model, example_input, norm, domain, bound.select, anchor)
     if isinstance(bound.certificate, Certificate) and bound.certificate.fingerprint != problem.model.fingerprint:
         raise InputError(
@@ -139,13 +148,13 @@ def _explained(
 
 
 def layers(
-    model: Model, example_input: Tensor, norm: tuple[float, float] = (2, 2), domain: Domain = None,
-    lower: LowerBound | None = None, budget: float = 20.0, seed: int = 0,
+    model: Model, example_input: Example, norm: tuple[float, float] = (2, 2), domain: Domain = None,
+    lower: LowerBound | None = None, budget: float = 20.0, seed: int = 0, wrt: Wrt = None, output: Output = None,
 ) -> LayerTable:  # fmt: skip
     """Where the looseness of a bound comes from, layer by layer: the table of a report, to print or to plot.
 
     Args:
-        model, example_input, domain, seed: as for ``lipcert.bound``.
+        model, example_input, domain, seed, wrt, output: as for ``lipcert.bound``.
         norm: (p, p).
         lower: what shares are measured against; None: found here.
         budget: seconds for the layers' norms, for LipSDP's multipliers, and for the lower bound.
@@ -153,6 +162,7 @@ def layers(
     Raises:
         LipcertError: as ``lipcert.bound``; norms that differ, which no product of layer constants has.
     """
+    model, example_input = prepared(model, example_input, wrt, output)
     problem, wanted = problem_of(model, example_input, norm, domain, None), Wanted(budget=budget, seed=seed)
     if lower is None:
         lower = lower_bound(model, example_input, norm, domain, budget=budget, seed=seed)

@@ -81,14 +81,28 @@ def _headline(findings: Findings) -> Markup:
     sure = MEANS[bound.guarantee] + (
         f" Probability of error: at most {at_most(bound.delta, 2)}." if bound.delta else ""
     )
-    return joined([
-        tag("dl", *(tag("div", tag("dt", name), tag("dd", shown)) for name, shown in cards), class_="cards"),
-        tag("p", f"‖f(x) − f(y)‖ ≤ {value} · ‖x − y‖ in the norms {claim}. f is the real-valued function of the stored "
-                 "parameters, of one example in eval mode."),
-        tag("p", sure),
-        tag("p", "The truth lies between the two numbers: the lower one is attained at a point that was found.")
-        if lower is not None else None,
-    ][:4 if lower is not None else 3])  # fmt: skip
+    told = [
+        f"‖f(x) − f(y)‖ ≤ {value} · ‖x − y‖ in the norms {claim}. f is the real-valued function of the stored "
+        "parameters, of one example in eval mode.",
+        _inputs(findings), sure,
+    ]  # fmt: skip
+    if lower is not None:
+        told.append("The truth lies between the two numbers: the lower one is attained at a point that was found.")
+    facts = tag("dl", *(tag("div", tag("dt", name), tag("dd", shown)) for name, shown in cards), class_="cards")
+    return joined([facts, *(tag("p", sentence) for sentence in told if sentence)])
+
+
+def _inputs(findings: Findings) -> str:
+    """Which inputs vary, where that is not all of one tensor; and of which output the bound is."""
+    told = []
+    if len(findings.varied) > 1 or (findings.varied and findings.fixed):
+        names = [f"{name} ({'×'.join(map(str, shape)) or 'a number'})" for name, shape in findings.varied.items()]
+        told.append(f"x is {names[0]}." if len(names) == 1 else f"x is these inputs, side by side: {', '.join(names)}.")
+    if findings.fixed:
+        told.append(f"Fixed at the values given: {', '.join(findings.fixed)}.")
+    if findings.output:
+        told.append(f"f is the output {findings.output}.")
+    return " ".join(told)
 
 
 def _certificate(findings: Findings) -> Markup | None:
@@ -101,6 +115,7 @@ def _certificate(findings: Findings) -> Markup | None:
     command = ["lipcert", "verify", file, findings.model or "MODEL"]
     if findings.input_shape:
         command += ["--input-shape", findings.input_shape]
+    command += findings.options
     facts = [
         ("kind", certificate.kind), ("SHA-256 of the file", hashlib.sha256(content).hexdigest()),
         ("SHA-256 of the network", certificate.fingerprint), ("size", f"{len(content)} bytes"),

@@ -17,8 +17,6 @@ from lipcert.report.gather import Wanted, gather
 from lipcert.report.page import page
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lipcert.result import Bound
 
 
@@ -108,9 +106,7 @@ def _within(inner: Domain, outer: Domain) -> bool:
     return False
 
 
-def report_of(
-    bound: Bound, path: str | Path, model: Any = None, example_input: Tensor | None = None, **found: Any
-) -> None:
+def report_of(bound: Bound, path: str | Path, model: Any = None, example_input: Any = None, **found: Any) -> None:
     """What ``Bound.report`` does; arguments are described there."""
     require_place(path)
     given = {name: found.pop(name) for name in ("certification", "certificate", "model_name") if name in found}

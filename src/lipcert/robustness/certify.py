@@ -20,8 +20,8 @@ from torch.export import ExportedProgram
 import lipcert.methods.autolip
 import lipcert.methods.liplt  # noqa: F401  (both register their method)
 from lipcert.arguments import budget_of, device_of, real, seed_of
-from lipcert.capture.adapter import Output, adapted
-from lipcert.capture.load import Model, load_model
+from lipcert.capture.adapter import Output
+from lipcert.capture.load import Model, prepared
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.errors import InputError, LipcertError, StoreError
 from lipcert.methods.base import Run, make
@@ -137,7 +137,7 @@ def certify(
     settings = {
         "threat": threat.to_json(), "seed": seed, "budget": seconds, "effort": times, "arithmetic": kind
     }  # fmt: skip
-    built = adapted(load_model(model, data.shape), data.example(), None, output)[0]
+    built = prepared(model, data.example(), None, output)[0]
     whole = scaled(built, threat.scale, data.shape)
     network, rounding = _captured(whole, data, kind)
     scores = None if rounding is None else executed_scores(whole, data)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lipcert.capture.adapter import Output, adapted
-from lipcert.capture.load import Model, load_model
+from lipcert.capture.adapter import Output
+from lipcert.capture.load import Model, prepared
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.network.graph import Network
@@ -30,7 +30,7 @@ def capture_in_units(
     """The network that is certified, the model after the threat's normalisation, and what its execution adds."""
     generator = torch.Generator("cpu").manual_seed(0)
     example = torch.rand(1, *shape, generator=generator, device="cpu", dtype=torch.float32)
-    built = adapted(load_model(model, shape), example, None, output)[0]
+    built = prepared(model, example, None, output)[0]
     return captured(scaled(built, threat.scale, shape), example, arithmetic)
 
 

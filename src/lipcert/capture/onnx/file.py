@@ -101,6 +101,11 @@ def torch_type(place: str, number: int) -> torch.dtype:
     return _TYPES[number][1]
 
 
+def number_of(dtype: torch.dtype) -> int:
+    """The number of the ONNX element type that is held in a torch type."""
+    return next(number for number, (_, held) in _TYPES.items() if held is dtype)
+
+
 class Tensors:
     """Reads the tensors of one model; external ones from files inside the folder of the model alone."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from lipcert.capture.onnx.node import printable
@@ -15,6 +15,8 @@ class Graph:
     Attributes:
         proto: the GraphProto.
         initializers: its constants by name, not yet read.
+        inputs: those that are no initializers.
+        made: names of what its nodes make.
     """
 
     def __init__(self, proto: Any, outer: Iterable[str] = ()) -> None:
@@ -27,6 +29,7 @@ class Graph:
                 raise CaptureError(f"two ONNX initializers are named {tensor.name[:120]!r}: the file is damaged.")
             self.initializers[tensor.name] = tensor
         self.inputs = [i for i in proto.input if i.name not in self.initializers]
+        self.made: set[str] = set()
         made = {*self.initializers, *(i.name for i in proto.input), *outer}
         if len({i.name for i in proto.input}) != len(proto.input) or "" in made:
             raise CaptureError("two ONNX inputs have one name, or none: the file is damaged.")
@@ -42,16 +45,17 @@ class Graph:
                 if name and name in made:
                     raise CaptureError(f"ONNX {place} makes {name[:120]!r}, which exists: the file is damaged.")
                 made.add(name)
+                self.made.add(name)
             made.discard("")
         for output in proto.output:
             if output.name not in made:
                 raise CaptureError(f"nothing makes the ONNX output {output.name[:120]!r}: the file is damaged.")
 
-    def needed(self, names: Iterable[str]) -> list[tuple[int, Any]]:
-        """The nodes, with their numbers, that these values depend on, in order."""
+    def needed(self, names: Iterable[str], given: Collection[str] = ()) -> list[tuple[int, Any]]:
+        """The nodes, with their numbers, that these values depend on where those are ``given``, in order."""
         wanted, found = set(names), []
         for number, node in reversed(list(enumerate(self.proto.node))):
-            if wanted.intersection(name for name in node.output if name):
+            if wanted.intersection(name for name in node.output if name and name not in given):
                 found.append((number, node))
                 wanted.update(reads(node))
         return found[::-1]

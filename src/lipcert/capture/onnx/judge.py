@@ -8,34 +8,31 @@ from threading import Timer
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from lipcert.capture.noise import rounding_noise
-from lipcert.capture.onnx.file import Tensors, package
-from lipcert.capture.onnx.graph import Graph
-from lipcert.capture.onnx.shapes import Reading
+from lipcert.capture.onnx.batch import high_precision, points, require_rows, rows_are_examples
+from lipcert.capture.onnx.file import Tensors, number_of, package
+from lipcert.capture.onnx.graph import reads
+from lipcert.capture.onnx.inputs import Feed
+from lipcert.capture.onnx.reader import Read
 from lipcert.capture.self_check import TOLERANCE
 from lipcert.errors import CaptureError
 
-#: A batch of two may round otherwise than one example does.
-_COUPLED = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.3, torch.bfloat16: 1.0}
 #: Absolute error of the sigmoids and the like of onnxruntime, which are 0 where they should be small.
 _SIGMOID = 1e-6
 #: That onnxruntime has for one input.
 _SECONDS = 60.0
 
 
-def compared(model: Any, module: fx.GraphModule, reading: Reading, output: str | None, tensors: Tensors) -> str:
-    """Run the file by onnxruntime on random inputs beside its module.
+def compared(read: Read, tensors: Tensors) -> str:
+    """Run the file by onnxruntime on random inputs beside its module, and two examples beside each alone.
 
     onnxruntime is given the nodes that were read and their tensors, as bytes: no more than what has been checked, and
     no path.
 
     Args:
-        model: the ModelProto.
-        module: what it became.
-        reading: how its input was read.
-        output: the output's name, None for the only one.
+        read: the file and what it became.
         tensors: reads what lies in other files.
 
     Returns:
@@ -44,8 +41,9 @@ def compared(model: Any, module: fx.GraphModule, reading: Reading, output: str |
     Raises:
         CaptureError: they differ, or the examples of a batch influence each other.
     """
-    reason = _reason(model, module, reading, output, tensors)
-    if reason and reading.declared == (1, *reading.example) and _any_length(model):
+    known = not read.feed.open() or rows_are_examples(read)
+    reason, told = _reason(read, tensors, known)
+    if not known and not told:
         raise CaptureError(
             f"the first axis of the input is of any length, and nothing tells whether it is a batch: {reason}. Export "
             "the file with a first axis of length 1."
@@ -53,63 +51,63 @@ def compared(model: Any, module: fx.GraphModule, reading: Reading, output: str |
     return reason
 
 
-def _reason(model: Any, module: fx.GraphModule, reading: Reading, output: str | None, tensors: Tensors) -> str:
-    """As ``compared``, whatever the length of the first axis."""
+def _reason(read: Read, tensors: Tensors, known: bool) -> tuple[str, bool]:
+    """Why there was no comparison, or "", and whether onnxruntime was asked about the batch, where not known."""
     try:
         import onnxruntime
     except ImportError:
-        return "onnxruntime is not installed (pip install 'lipcert[onnx]')"
+        return "onnxruntime is not installed (pip install 'lipcert[onnx]')", False
     try:
-        content = _pruned(model, output, tensors)
+        content = _pruned(read, tensors)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
+        session.get_inputs()
     except CaptureError:
         raise
     except Exception as problem:
-        return f"onnxruntime does not take the file ({_short(problem)})"
-    dtype = module.precision.dtype
+        return f"onnxruntime does not take the file ({_short(problem)})", False
+    module, dtype = read.module, read.module.precision.dtype
     assert isinstance(dtype, torch.dtype)
-    if dtype is torch.bfloat16:
-        return "onnxruntime has no bfloat16 input on a CPU"
+    if any(one.dtype is torch.bfloat16 for one in (*read.feed.parts, *read.feed.fixed)):
+        return "onnxruntime has no bfloat16 input on a CPU", False
     double, told = copy.deepcopy(module).double(), 0
-    for point in _points(reading, dtype):
+    for point in points(read.feed.example, dtype):
         try:
-            found = _run(session, name, point.reshape(reading.declared))
+            found = _run(session, read.feed, point)
         except Exception as problem:
-            return f"onnxruntime does not run the file ({_short(problem)})"
+            return f"onnxruntime does not run the file ({_short(problem)})", False
         try:
             with torch.no_grad():
-                high = _high(module, double, point)
+                high, _ = high_precision(module, double, point)
                 noise = rounding_noise(high, partial(module, point), dtype)
         except Exception as problem:
-            return f"PyTorch does not run its ops in {dtype} on a CPU ({_short(problem)})"
+            return f"PyTorch does not run its ops in {dtype} on a CPU ({_short(problem)})", False
         told += _compare(found, high, TOLERANCE[dtype], noise)
     if not told:
-        return "on random inputs its values are NaN, infinite, or too small for onnxruntime's sigmoids"
-    if reading.declared == (1, *reading.example):
-        _require_independent(session, name, reading, dtype)
-    return ""
+        return "on random inputs its values are NaN, infinite, or too small for onnxruntime's sigmoids", False
+    return "", not known and _tells_examples_apart(session, read)
 
 
-def _any_length(model: Any) -> bool:
-    """Whether the file leaves the length of the first axis of an input open."""
-    known = {t.name for t in model.graph.initializer}
-    shapes = [i.type.tensor_type.shape.dim for i in model.graph.input if i.name not in known]
-    return any(dims and not dims[0].HasField("dim_value") for dims in shapes)
+def _tells_examples_apart(session: Any, read: Read) -> bool:
+    """Ask onnxruntime what was not read for two examples; whether it was asked. Raises as ``require_rows``."""
+    both, dtype = read.feed.repeated(2), read.module.precision.dtype
+    assert isinstance(dtype, torch.dtype)
+    if both is None:
+        return False
+    first, second = points(read.feed.example, dtype)[:2]
+    try:
+        together = _run(session, both, torch.cat([first, second]))
+        alone = torch.cat([_run(session, read.feed, one) for one in (first, second)])
+    except Exception:  # written for one example
+        return True
+    require_rows(together, alone, dtype)
+    return True
 
 
-def _points(reading: Reading, dtype: torch.dtype) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(20181207)
-    noise = torch.randn(3, *reading.example, generator=generator, dtype=torch.float64)
-    flat = torch.rand(1, *reading.example, generator=generator, dtype=torch.float64)
-    return [one.to(dtype) for one in (flat, noise[:1], 0.1 * noise[1:2], 3.0 * noise[2:3])]
-
-
-def _run(session: Any, name: str, x: Tensor) -> Tensor:
+def _run(session: Any, feed: Feed, x: Tensor) -> Tensor:
     """The output as onnxruntime gives it, within a minute."""
     import onnxruntime
 
@@ -118,18 +116,11 @@ def _run(session: Any, name: str, x: Tensor) -> Tensor:
     timer.daemon = True
     timer.start()
     try:
-        return torch.from_numpy(session.run(None, {name: x.contiguous().numpy()}, options)[0]).double()
+        asked = {one.name for one in session.get_inputs()}
+        given = {name: v.contiguous().numpy() for name, v in feed.arguments(x).items() if name in asked}
+        return torch.from_numpy(session.run(None, given, options)[0]).double()
     finally:
         timer.cancel()
-
-
-def _high(module: fx.GraphModule, double: fx.GraphModule, point: Tensor) -> Tensor:
-    """The module's output, in float64 where it runs so: not if it casts to its own precision inside."""
-    try:
-        found: Tensor = double(point.double())
-    except Exception:
-        found = module(point).double()
-    return found
 
 
 def _compare(found: Tensor, high: Tensor, tolerance: float, noise: float) -> bool:
@@ -156,43 +147,17 @@ def _compare(found: Tensor, high: Tensor, tolerance: float, noise: float) -> boo
     return False
 
 
-def _require_independent(session: Any, name: str, reading: Reading, dtype: torch.dtype) -> None:
-    """Where the file takes a batch of two and gives two rows, these must be those of the two examples."""
-    shape = session.get_inputs()[0].shape
-    if not shape or isinstance(shape[0], int):
-        return
-    first, second = _points(reading, dtype)[:2]
-    try:
-        together = _run(session, name, torch.cat([first, second]))
-        alone = torch.cat([_run(session, name, one) for one in (first, second)])
-    except Exception:  # written for one example
-        return
-    if together.shape != alone.shape or not alone.dim() or len(alone) != 2:
-        raise CaptureError(
-            "the first axis of the input is of any length, and of two examples the file makes no two rows: it is no "
-            "batch. Export the file with a first axis of fixed length."
-        )
-    if not alone.numel() or not bool(together.isfinite().all()):
-        return
-    if float((together - alone).abs().max()) > _COUPLED[dtype] * max(float(alone.abs().max()), 1e-300):
-        raise CaptureError(
-            "the output of one example changes with the other examples of its batch; a per-example Lipschitz constant "
-            "does not exist. Export the model in eval mode, or for a batch of 1."
-        )
-
-
-def _pruned(model: Any, output: str | None, tensors: Tensors) -> bytes:
+def _pruned(read: Read, tensors: Tensors) -> bytes:
     """The file as bytes: only what the output needs, all tensors inside.
 
     Raises:
         CaptureError: a tensor cannot be read.
-        ValueError: it has branches, or is too large for one message.
+        ValueError: a function has branches, a branch has tensors in other files, or it is too large for one message.
     """
-    onnx = package()
-    graph = Graph(model.graph)
-    chosen = next(o for o in model.graph.output if output in (None, o.name))
-    nodes = [node for _, node in graph.needed([chosen.name])]
-    wanted = {name for node in nodes for name in node.input} | {chosen.name}
+    onnx, model, graph = package(), read.model, read.graph
+    names = {one.name for one in (*read.feed.parts, *read.feed.fixed)}
+    nodes = [node for _, node in graph.needed([read.output], names)]
+    wanted = {name for node in nodes for name in reads(node)} | {read.output}
     new = onnx.ModelProto(ir_version=model.ir_version)
     new.opset_import.extend(o for o in model.opset_import if o.domain in ("", "ai.onnx"))
     new.graph.name = "graph"
@@ -206,8 +171,8 @@ def _pruned(model: Any, output: str | None, tensors: Tensors) -> bytes:
                 if attribute.type == 4:
                     _embed(attribute.t, tensors)
     for node in nodes:
-        if any(a.type in (5, 10) for a in node.attribute):
-            raise ValueError("it has branches")
+        if any(_outside(inner) for a in node.attribute for inner in (*((a.g,) if a.type == 5 else ()), *a.graphs)):
+            raise ValueError("its branches hold tensors in other files")
         copied = new.graph.node.add()
         copied.CopyFrom(node)
         for attribute in copied.attribute:
@@ -218,12 +183,27 @@ def _pruned(model: Any, output: str | None, tensors: Tensors) -> bytes:
             held = new.graph.initializer.add()
             held.CopyFrom(tensor)
             _embed(held, tensors)
-    given = {i.name for i in graph.inputs} | wanted.intersection(graph.initializers)
+    given = names | wanted.intersection(graph.initializers)
     new.graph.input.extend(i for i in model.graph.input if i.name in given)
-    new.graph.output.add().CopyFrom(chosen)
+    for one in read.feed.parts:
+        if one.name in graph.made:
+            new.graph.input.append(onnx.helper.make_tensor_value_info(one.name, number_of(one.dtype), one.shape))
+    chosen = new.graph.output.add(name=read.output)
+    chosen.CopyFrom(next((o for o in model.graph.output if o.name == read.output), chosen))
     content = new.SerializeToString()
     assert isinstance(content, bytes)
     return content
+
+
+def _outside(graph: Any) -> bool:
+    """Whether a branch holds a tensor that lies in another file, or in a form that is not looked into."""
+    held = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.type == 4)]
+    if graph.sparse_initializer or any(tensor.data_location or tensor.external_data for tensor in held):
+        return True
+    attributes = [a for node in graph.node for a in node.attribute]
+    if any(a.type in (9, 11, 12) for a in attributes):
+        return True
+    return any(_outside(one) for a in attributes for one in (*((a.g,) if a.type == 5 else ()), *a.graphs))
 
 
 def _embed(tensor: Any, tensors: Tensors) -> None:

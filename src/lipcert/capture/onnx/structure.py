@@ -10,6 +10,7 @@ import torch
 from lipcert.capture.onnx.build import Builder, Value
 from lipcert.capture.onnx.node import OnnxNode, translates
 from lipcert.capture.onnx.windows import around
+from lipcert.ops.scatters import destinations
 
 _aten = torch.ops.aten
 
@@ -266,6 +267,22 @@ def _scatter_nd(build: Builder, node: OnnxNode, x: Value, places: Value, updates
         if flat.unique().numel() != flat.numel():
             raise node.unsupported("it writes one place twice, and which value remains is not defined.")
     return build(_aten.index_put.default, x, tuples, updates, kind == "add")
+
+
+@translates("ScatterElements")
+def _scatter_elements(build: Builder, node: OnnxNode, x: Value, places: Value, updates: Value) -> Any:
+    kind = node.text("reduction", "none")
+    axis = node.axis(node.integer("axis", 0), x.rank)
+    index = build.constant(_places(build, node, places, x.shape[axis]))
+    if kind == "none":
+        flat = destinations(x.shape, axis, index.tensor)
+        if flat.unique().numel() != flat.numel():
+            raise node.unsupported("it writes one place twice, and which value remains is not defined.")
+        return build(_aten.scatter.src, x, axis, index, updates)
+    if kind not in ("add", "max", "min"):
+        raise node.unsupported(f"with reduction {kind[:40]!r}.")
+    reduction = {"add": "sum", "max": "amax", "min": "amin"}[kind]
+    return build(_aten.scatter_reduce.two, x, axis, index, updates, reduction)
 
 
 @translates("CumSum")

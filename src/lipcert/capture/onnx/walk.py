@@ -52,7 +52,7 @@ class Walk:
         Args:
             graph: its nodes are translated as far as ``names`` need them.
             names: of values.
-            outer: what exists before.
+            outer: what exists before; a node that makes one of these is not asked for it.
             version: of the operator set.
 
         Raises:
@@ -60,7 +60,7 @@ class Walk:
             UnsupportedOpError: an operator or a form of it that is not translated.
         """
         build, scope = self.build, dict[str, Value | None](outer)
-        nodes = graph.needed(names)
+        nodes = graph.needed(names, outer)
         wanted = {*names, *(name for _, node in nodes for name in reads(node))}
         for name, tensor in graph.initializers.items():
             if name in wanted:
@@ -72,7 +72,7 @@ class Walk:
             inputs = [_present(node, name, scope) if name else None for name in node.inputs]
             results = self._results(node, proto, inputs, scope)
             for place, name in enumerate(node.outputs):
-                if name:
+                if name and name not in outer:
                     scope[name] = results[place] if place < len(results) else None
         found = [scope.get(name) for name in names]
         missing = next((name for name, value in zip(names, found, strict=True) if value is None), None)

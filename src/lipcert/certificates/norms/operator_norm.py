@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from lipcert.certificates.norms.block_norm import block_norm
 from lipcert.certificates.norms.scaling import (
     Scaled,
     absolute_sums,
@@ -55,8 +56,9 @@ class NormBound:
 
 
 #: How a 2-norm is bounded: ``written``, by a matrix where it can be written down and by passes beyond; ``passes``, by
-#: Lanczos passes alone; ``sums``, by √(‖W‖_1 ‖W‖_∞), two passes.
-Route = Literal["written", "passes", "sums"]
+#: Lanczos passes alone; ``blocks``, by the norms of small maps side by side, where it is made of such, else by sums;
+#: ``sums``, by √(‖W‖_1 ‖W‖_∞), two passes.
+Route = Literal["written", "passes", "blocks", "sums"]
 
 
 def map_norm(
@@ -103,6 +105,9 @@ def _unit_norm(
     schur = mul_up(sqrt_up(largest_row), sqrt_up(largest_column))  # Schur's test: ‖W‖_2 ≤ √(‖W‖_1 ‖W‖_∞)
     if route == "sums" or isinstance(linear, Identity) or _attained(linear, schur, columns):
         return schur, guarantee
+    if route == "blocks":
+        found = block_norm(linear, written_error(unit, schur))
+        return (schur if found is None else min(schur, found)), guarantee
     if route == "passes" or not writable(linear):
         return _matrix_free(unit, schur, claim, share, target)
     matrix, error = enclosed_matrix(unit, schur)

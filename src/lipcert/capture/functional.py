@@ -1,0 +1,82 @@
+"""A trace as pure ops that have rules: writes into arguments taken out, ops without a rule taken apart."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node as FxNode
+from torch.utils._pytree import tree_leaves
+
+from lipcert.ops.complex_numbers import known
+from lipcert.ops.registry import find_rule
+
+
+def op_name(target: Any) -> tuple[str, str]:
+    """(name, overload) of an op; one that is not ATen's keeps its namespace, so that no rule of ATen's is its rule."""
+    if target is torch.ops.aten._sparse_mm.default:  # the same product; sparse parameters are dense ones here
+        return "mm", ""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.removeprefix("aten::"), target._overloadname
+    return getattr(target, "__name__", str(target)), ""
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without ops that write into their arguments.
+
+    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is; and what it
+    makes of a constant's ops rounds in another way than the model does.
+    """
+    depending = varying(program)
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        plain = isinstance(node.target, torch._ops.OpOverload)
+        done = plain and (node not in depending or _has_rule(node))
+        if not done or node.target._schema.is_mutable:
+            return program.run_decompositions({})
+    return program
+
+
+def _has_rule(node: FxNode) -> bool:
+    """Whether the op is lowered as it is."""
+    name, overload = op_name(node.target)
+    values = tree_leaves([node.meta.get("val"), *(parent.meta.get("val") for parent in node.all_input_nodes)])
+    if any(isinstance(value, Tensor) and value.is_complex() for value in values):
+        return known(name)
+    return find_rule(name, overload) is not None
+
+
+def varying(program: ExportedProgram) -> set[FxNode]:
+    """The nodes that depend on the program's input."""
+    inputs = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
+    found: set[FxNode] = set()
+    for node in program.graph.nodes:
+        if node.name in inputs or any(parent in found for parent in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def decompose_unknown(program: ExportedProgram) -> tuple[ExportedProgram, frozenset[str]]:
+    """Decompose the ops without a rule, and only those (an op with a rule would lose its constant); and their names."""
+    table = torch.export.default_decompositions()
+    names: set[str] = set()
+    for _ in range(4):
+        unknown = {
+            node.target
+            for node in varying(program)
+            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not _has_rule(node)
+        }
+        chosen = {target: table[target] for target in unknown if target in table}
+        if not chosen:
+            break
+        names |= {op_name(target)[0] for target in chosen}
+        before = len(program.graph.nodes)
+        program = program.run_decompositions(chosen)
+        if len(program.graph.nodes) == before:
+            break
+    return program, frozenset(names)
