@@ -37,8 +37,8 @@ def page(rows: Iterable[Row]) -> str:
         "is by `lipcert.certify` (as `lipcert certify`) on the first test images, *attacked* what its attack leaves "
         "of them: the truth lies between. Means over seeds, least to greatest in brackets. L is the attack's lower "
         "bound and the certified constant (LipSDP). Where a row has fewer than 1000 images, or no share at a radius, "
-        "the machine's time ended there: the first hundred test images are easier than the first thousand. An image had "
-        f"{_budgets(rows)} s to be certified in: with so little, open ones say little of plain and adversarial training.",
+        "the machine's time ended there: the first hundred test images are easier than the first thousand. An "
+        f"image had {_budgets(rows)} s to be certified in: so little that open ones say little of plain training.",
     ]
     for net, title in TITLES.items():
         own = [row for row in rows if row["net"] == net]
