@@ -103,7 +103,8 @@ def bound(
         device: where searches may run; checks run on the CPU in float64.
         progress: show a progress bar for anything that takes over 2 s.
         budget: seconds of search, for each domain. ``auto`` counts the checks in and returns in about this time, with
-            whatever bound is the best by then; a method asked for by name may need more, its check comes on top.
+            whatever bound is the best by then (on a small domain of a transformer in up to ten times as much, where
+            nothing else says anything); a method asked for by name may need more, its check comes on top.
         guarantee: ``rigorous`` returns only bounds whose check accounts for its own rounding and needs no random start;
             ``any`` returns the smallest bound, of whatever kind, and says which.
         anchor: None, a point x̂ of the domain (one example's shape), or ``center`` for that of each ball: what is

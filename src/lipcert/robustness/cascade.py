@@ -23,6 +23,7 @@ from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
 from lipcert.robustness.schedule import Bracket
+from lipcert.robustness.unperturbed import digits_there, margin_there
 from lipcert.robustness.widening import Widening
 
 #: Doublings of the radius that is attacked where none is given.
@@ -167,14 +168,16 @@ class Cascade:
         for place, (index, label) in enumerate(zip(batch.indices, batch.labels, strict=True)):
             claim = Claim(x[place], label, 0.0)
             predicted = int(scores[place].argmax())
+            margin = math.nan if predicted == label else digits_there(self.facts, claim)
+            if batch.scores is None and margin > 0.0:  # the rounding of the forward pass called it wrong
+                predicted = label
             case = _Case(index, claim, predicted, index in batch.wanted, Bracket(self.facts.threat.radii))
             if predicted == label:
                 if int(real[place].argmax()) != label:  # a tie but for rounding: nothing can be proved of it
                     case.bracket.stop()
                 cases.append(case)
             else:
-                behind = float(scores[place, label] - scores[place, predicted])
-                wrong.append((case, -math.inf if math.isnan(behind) else behind))
+                wrong.append((case, min(margin, 0.0)))
         return cases, wrong
 
     def _by_constants(self, case: _Case) -> None:
@@ -215,11 +218,11 @@ class Cascade:
             scores = network.forward(x).reshape(-1)
             rest = scores.clone()
             rest[label] = -math.inf
-            margin = scores[label] - rest.max()
+            margin = scores[label] - rest.max() + (0.0 * x).sum()  # as constant networks do not depend on x
             (gradient,) = torch.autograd.grad(margin, x)
         dual = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[self.facts.threat.norm]
-        guess = float(margin.detach()) / max(float(gradient.reshape(-1).norm(p=dual)), 1e-12)
-        return min(max(guess, case.bracket.certified, 1e-9), 1e12)
+        guess = float(margin.detach()) / max(1e-12, float(gradient.reshape(-1).norm(p=dual)))
+        return min(max(case.bracket.certified, 1e-9, guess), 1e12)  # in this order NaN is not chosen
 
     def _attacked(self, cases: Sequence[_Case], radii: Sequence[float], run: tuple[int, int]) -> list[bool]:
         """Whether a counter-example was found within each radius; it and low points are kept."""
@@ -304,7 +307,7 @@ class Cascade:
         known, proof = case.bracket, case.proof
         method = proof.method if proof is not None else "none" if case.counter is None else "attack"
         guarantee: Guarantee | None = None if proof is None else proof.margins.guarantee
-        margin = self._centre_margin(case) if proof is None else proof.margin
+        margin = margin_there(self.facts, case.claim)[0] if proof is None else proof.margin
         row = Row(
             case.index, case.claim.label, case.predicted, _status(known), known.certified, known.attacked, margin,
             method, guarantee, case.seconds,
@@ -316,10 +319,6 @@ class Cascade:
             case.claim.x.numpy().tobytes() if evidence else None,
             None if case.counter is None else case.counter.numpy().tobytes(),
         )
-
-    def _centre_margin(self, case: _Case) -> float:
-        least = float(self.facts.at_centre(case.claim).least.min())
-        return least if math.isfinite(least) else 0.0
 
 
 def _status(known: Bracket) -> Status:

@@ -230,7 +230,10 @@ class Certification(Sequence[Row]):
         ordered = sorted(radii)
         return (
             ordered,
-            [self.certified_accuracy(r) if r > 0 else self.clean_accuracy for r in ordered],
+            [
+                self.certified_accuracy(r) if r > 0 else min(self.clean_accuracy, self.attacked_accuracy(r))
+                for r in ordered
+            ],
             [self.attacked_accuracy(r) for r in ordered],
         )
 
@@ -296,7 +299,7 @@ class Certification(Sequence[Row]):
         """Prove every certified radius again, and look at every counter-example.
 
         The file holds the examples that something is claimed of, so the data are not needed. Rows that claim nothing
-        (open, wrong) are not looked at.
+        (open, wrong) are not looked at; with the data, and in real arithmetic, wrong ones are.
 
         Args:
             model: the model, without the normalisation that was given as ``scale``.
@@ -316,7 +319,7 @@ class Certification(Sequence[Row]):
                 f"given is {network.fingerprint[:12]}…"
             )
         data = None if inputs is None else Examples.of(inputs, [r.label for r in self] if labels is None else labels)
-        if data is not None and data.sha256 != self._about["data"]:
+        if data is not None and (len(data) != len(self) or data.sha256 != self._about["data"]):
             raise CertificateError("these certificates are of other data than those given.")
         try:
             constants = restored(self._store.shared(CONSTANTS), network, self.threat.norm)

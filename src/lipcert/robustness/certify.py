@@ -23,7 +23,7 @@ from lipcert.arguments import budget_of, device_of, real, seed_of
 from lipcert.capture.adapter import Output
 from lipcert.capture.load import Model, prepared
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.errors import InputError, LipcertError
+from lipcert.errors import InputError, LipcertError, StoreError
 from lipcert.methods.base import Run, make
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
@@ -157,7 +157,7 @@ def certify(
         wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
         widening = Widening(steps=steps, device=place, seed=seed) if wide else None
         cascade = Cascade(facts, provers, widening, seconds, times, seed, place)
-        pending = batches(data, int(store.about["batch"]), store.finished(), scores)
+        pending = batches(data, _batch_of(store), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:
             for decision in runner.run(cascade, pending):
                 store.add(decision)
@@ -198,6 +198,14 @@ def batch_size(network: Network, gigabytes: float, count: int) -> int:
     return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
 
 
+def _batch_of(store: Store) -> int:
+    """As it was when the run began."""
+    held = store.about.get("batch", "")
+    if not (held.isascii() and held.isdigit() and 0 < int(held) <= _BATCH):
+        raise StoreError(f"{store.where} is damaged: it names {held[:20]!r} as the size of its batches.")
+    return int(held)
+
+
 def _provers(
     network: Network, threat: Threat, steps: int, seconds: float, device: torch.device, seed: int
 ) -> tuple[Prover, ...]:
@@ -224,7 +232,7 @@ def _facts(network: Network, threat: Threat, store: Store, rounding: Rounding | 
     """With a Lipschitz constant of the body, where it has one; a run that goes on uses the one it began with."""
     content = store.shared(CONSTANTS)
     if content is not None:
-        return Facts(network, threat, restored(content or None, network, threat.norm), rounding)
+        return Facts(network, threat, restored(content, network, threat.norm), rounding)
     found = _constant(network, threat.norm)
     store.share(CONSTANTS, b"" if found is None else _bytes_of(found))
     constants = None if found is None else PairConstants.of(network, threat.norm, found.value, found.guarantee)
@@ -249,6 +257,7 @@ def _constant(network: Network, p: float) -> Bound | None:
     return None
 
 
+@ordinary()
 def _bytes_of(found: Bound) -> bytes:
     """The file of a certificate."""
     with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:

@@ -80,8 +80,9 @@ class Examples:
 
     def require_within(self, clip: tuple[float, float]) -> None:
         """Raise unless every entry lies in ``clip``."""
+        low, high = (np.array([end]) for end in clip)  # as arrays: float32 entries are compared in float64
         for start, part in self._parts():
-            outside = (part < clip[0]) | (part > clip[1])
+            outside = (part < low) | (part > high)
             if outside.any():
                 place = tuple(int(i) for i in np.argwhere(outside)[0])
                 value = float(part[place])

@@ -110,7 +110,7 @@ def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof 
             break
         radius = root * (1.0 - 5e-4)
         if not low * 1.0005 < radius < high * 0.9999:
-            radius = math.sqrt(low * high) if low > 0.0 else 0.5 * high
+            radius = math.sqrt(low) * math.sqrt(high) if low > 0.0 else 0.5 * high
         found = _checked(method, facts, Claim(asked.claim.x, asked.claim.label, radius), content)
         if found is None or not found.margin > 0.0:
             high = radius

@@ -27,8 +27,8 @@ class Row:
         attacked_radius: the distance of the nearest counter-example found, rounded up; 0 for ``wrong``, inf for none.
             Counter-examples are of the network in real arithmetic.
         margin: a lower bound of f_label − f_k over all other classes k and all inputs within the certified radius.
-            Positive where that is; where it is 0, the margin at the example itself in real arithmetic, and negative for
-            ``wrong``.
+            Positive where that is; where it is 0, a lower bound of the margin at the example itself in real arithmetic,
+            −inf where none is known, and never positive for ``wrong``.
         method: what proved the certified radius; where that is 0: ``attack`` if a counter-example was found, ``clean``
             for ``wrong``, else ``none``.
         guarantee: how sure the certified radius is; None where there is none.
@@ -50,7 +50,7 @@ class Row:
         """The same question at another radius."""
         if self.predicted != self.label:
             return "wrong"
-        if self.certified_radius >= radius:
+        if self.certified_radius >= radius and self.certified_radius > 0.0:
             return "certified"
         return "attacked" if self.attacked_radius <= radius else "open"
 

@@ -11,6 +11,8 @@ PRECISION = 1.01
 BELOW = PRECISION**0.75
 #: Rounds at most.
 _MOST = 60
+#: Radii beyond this are not tried.
+FARTHEST = 1e300
 
 
 @dataclass
@@ -80,12 +82,13 @@ class Bracket:
             if not left:
                 return None
             return left[-1] if math.isinf(self.failed) else left[len(left) // 2]
-        if self.rounds > _MOST or above <= self.certified * PRECISION:
+        if self.rounds > _MOST or min(above, FARTHEST) <= self.certified * PRECISION:
             return None
         if math.isinf(above):
-            return 2.0 * self.certified if self.certified > 0 else 1.0
+            return min(2.0 * self.certified, FARTHEST) if self.certified > 0 else 1.0
+        middle = math.sqrt(self.certified) * math.sqrt(above)  # their product may be beyond floats
         if math.isinf(self.failed):
-            return max(self.attacked / BELOW, math.sqrt(self.certified * self.attacked))
+            return min(max(self.attacked / BELOW, middle), FARTHEST)
         if self.certified == 0.0:
             return above / 2.0 if above > 1e-300 else None
-        return min(self.certified * PRECISION ** (2**self.streak), math.sqrt(self.certified * above))
+        return min(self.certified * PRECISION ** (2 ** min(self.streak, 10)), middle)

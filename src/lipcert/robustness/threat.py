@@ -91,7 +91,8 @@ class Scaled(nn.Module):
     def __init__(self, model: nn.Module, scale: Scale, dims: int) -> None:
         super().__init__()
         self.model = model
-        own = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.zeros(0))
+        plain = torch.zeros(0, dtype=torch.float32, device="cpu")  # whatever the process's defaults are
+        own = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), plain)
         for name, values in zip(("mean", "std"), scale, strict=True):
             tensor = torch.tensor(values, dtype=own.dtype, device=own.device)
             self.register_buffer(name, tensor.reshape(-1, *[1] * (dims - 1)) if len(values) > 1 else tensor[0])

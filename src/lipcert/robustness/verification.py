@@ -21,26 +21,27 @@ from lipcert.robustness.executed import Arithmetic, Rounding, captured
 from lipcert.robustness.pair_constants import PairConstants, body
 from lipcert.robustness.rows import Decision, Row
 from lipcert.robustness.threat import Threat, scaled
+from lipcert.robustness.unperturbed import digits_there, margin_there
 
 
 def capture_in_units(
     model: Model, threat: Threat, shape: Sequence[int], arithmetic: Arithmetic, output: Output = None
 ) -> tuple[Network, Rounding | None]:
     """The network that is certified, the model after the threat's normalisation, and what its execution adds."""
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(1, *shape, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    example = torch.rand(1, *shape, generator=generator, device="cpu", dtype=torch.float32)
     built = prepared(model, example, None, output)[0]
     return captured(scaled(built, threat.scale, shape), example, arithmetic)
 
 
 def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:
-    """The constants that a stored certificate proves.
+    """The constants that a stored certificate proves; None where the run found none.
 
     Raises:
         CertificateError: it proves none.
     """
     front = body(network)
-    if content is None or front is None:
+    if not content or front is None:  # empty: none was found
         return None
     with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
         path = Path(folder) / "constants.lipcert"
@@ -63,11 +64,17 @@ def verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
         CertificateError: it is not proved, or contradicts itself.
     """
     row, threat = decision.row, facts.threat
+    if data is not None and int(data.labels[row.index]) != row.label:
+        raise CertificateError(f"its label is {row.label}, that of the data is {int(data.labels[row.index])}.")
     if not 0 <= row.label < facts.classes or (row.status == "wrong") != (row.predicted != row.label):
         raise CertificateError("its classes do not fit its status.")
     if row.status != _status_of(row, threat):
         raise CertificateError(f"it is called {row.status}, its radii say {_status_of(row, threat)}.")
     if row.status == "wrong":
+        if data is not None and facts.rounding is None:
+            x = torch.from_numpy(data.batch([row.index])).reshape(facts.network.in_shape)
+            if digits_there(facts, Claim(x, row.label, 0.0)) > 0.0:
+                raise CertificateError("it is called wrong, and the network gives its class.")
         return
     if row.certified_radius == 0.0 and decision.counter is None:
         if math.isfinite(row.attacked_radius):
@@ -84,6 +91,12 @@ def verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:
             if decision.proof is None or row.guarantee is None:
                 raise CertificateError("it holds no proof.")
             recheck(row.method, facts, claim, decision.proof, row.margin, row.guarantee)
+        else:
+            _, least = margin_there(facts, Claim(x, row.label, 0.0))
+            if not row.margin <= least:
+                raise CertificateError(
+                    f"it claims a margin of {row.margin!r} at its example, the check proves {least!r}."
+                )
         if math.isfinite(row.attacked_radius):
             if decision.counter is None:
                 raise CertificateError("it holds no counter-example.")
