@@ -164,6 +164,12 @@ def _three(x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.tanh(torch.tanh((x @ c) @ (x @ c).mT + 0.01 * x) @ b + (x @ a) * (x @ b))
 
 
+def _cuts(x: Tensor) -> Tensor:
+    """What is bent before the first node that all paths pass and is read by a block counts at the second, too."""
+    z = x + 1.6 * (x @ x)
+    return z.flip(-1) + 0.01 * F.softmax(z, -1)
+
+
 #: What is all but nothing at the centre, 0, so that all that counts is what bends; how far above the truth they are.
 BENT: dict[str, tuple[nn.Module, tuple[int, int], float]] = {
     "gram": (Function(lambda x: x @ x.mT), (3, 4), 1.001),
@@ -172,6 +178,7 @@ BENT: dict[str, tuple[nn.Module, tuple[int, int], float]] = {
     "squares": (Function(lambda x, a, b: (x * (x @ b)) @ a, (3, 4), (3, 3)), (2, 3), 4.0),
     "cubes": (Function(lambda x, a: (x @ a) @ x.mT @ x, (3, 3)), (3, 3), 3.0),
     "two sources": (Function(_two, (4, 5), (6, 5), (4, 6), (4, 6)), (2, 4), 200.0),
+    "two nodes that all pass": (Function(_cuts), (3, 3), 2.0),
     "two tanh": (Function(_three, (3, 3), (3, 3), (3, 3)), (3, 3), 10.0),
 }
 
