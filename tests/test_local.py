@@ -72,7 +72,7 @@ def operator_norms(matrices: Tensor, norm: Norm) -> Tensor:
     return (images.norm(p=q, dim=2) / vectors.norm(p=p, dim=1)).amax(1)
 
 
-@pytest.mark.few(62)
+@pytest.mark.few(44)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", sorted(registered()))
 def test_each_method_on_each_network_on_a_ball(method: str, name: str, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_an_offset_in_front_of_a_norm_is_paid_for() -> None:
     assert holds(model, Ball(point, 0.0), (64,)) > 1.0
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_zoo(name: str) -> None:
     case = zoo_case(name)

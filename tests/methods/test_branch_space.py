@@ -117,7 +117,7 @@ PLANE = [
 ]  # fmt: skip
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("widths", "kind", "seed"), PLANE)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_constant_in_the_plane(widths: list[int], kind: str, seed: int, bias: bool) -> None:

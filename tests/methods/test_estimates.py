@@ -66,7 +66,7 @@ def test_large_pairs_flip_many_neurons_at_once(maximise: object) -> None:
     assert float(torch.linalg.matrix_norm(b @ a, 2)) <= value <= norms[0] * norms[1]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_every_estimate_on_every_graph(name: str) -> None:
     case = zoo_case(name)

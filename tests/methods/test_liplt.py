@@ -60,6 +60,7 @@ def test_between_vertex_maximum_and_product(seed):
         assert liplt(model, 3, (p, p)).value <= autolip(model, 3, (p, p)) * (1 + 1e-9)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_the_zoo(name):
     case = zoo_case(name)

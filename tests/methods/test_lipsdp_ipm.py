@@ -82,6 +82,7 @@ def test_order_on_small_chains(seed):
     assert neuron == pytest.approx(value(model, 3, "lipsdp"), rel=1e-3)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_the_zoo(name):
     case = zoo_case(name)

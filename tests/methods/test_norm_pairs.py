@@ -66,7 +66,7 @@ def quotients(case: Case, points: Tensor, p: float, q: float) -> tuple[Tensor, T
     return moved / apart, 1e-12 * (1.0 + values.abs().sum(1).max()) / apart
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [row[0] for row in ZOO])
 def test_all_nine_on_the_zoo(name: str, tmp_path: Path) -> None:
     problem, found = bounds(zoo_case(name))

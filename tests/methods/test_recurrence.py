@@ -113,6 +113,7 @@ def test_one_segment_and_many_give_the_same_least_rho(monkeypatch: pytest.Monkey
     assert by_steps == pytest.approx(at_once, rel=1e-7)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("norm", [(2.0, 2.0), (math.inf, math.inf)])
 @pytest.mark.parametrize(("steps", "gain"), [(3, 0.5), (8, 3.0), pytest.param(30, 2.0, marks=pytest.mark.slow)])
 def test_a_starved_search_is_not_above_what_is_cheap(steps: int, gain: float, norm: tuple[float, float]) -> None:

@@ -208,6 +208,7 @@ def test_a_denominator_that_may_vanish_is_named() -> None:
         lipcert.bound(model, EXAMPLE, domain=lipcert.Ball(torch.zeros(4), 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 @pytest.mark.parametrize("form", BOUNDED + FREE)
 def test_outputs_lie_in_their_bounds(form: str) -> None:

@@ -29,7 +29,7 @@ def constant(network, p):
     return value[-1]
 
 
-@pytest.mark.few(32)
+@pytest.mark.few(24)
 @pytest.mark.parametrize("name", [c.name for c in [*SELECTION, *GAIN]])
 def test_never_below_sampled_jacobians(name):
     case, module, network = captured(name)

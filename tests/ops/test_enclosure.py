@@ -488,7 +488,7 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.few(40)
+@pytest.mark.few(28)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", [*RIGOROUS, *UNKNOWN])
 @pytest.mark.parametrize("normed", [False, True])

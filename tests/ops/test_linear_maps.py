@@ -22,7 +22,7 @@ def linear(request):
     return case, module, network, node
 
 
-@pytest.mark.few(52)
+@pytest.mark.few(38)
 def test_contract(linear):
     """Matrix, transpose, absolute, gram, offset and rounding of the map agree with the dense Jacobian."""
     case, module, network, node = linear
@@ -46,7 +46,7 @@ def test_contract(linear):
         assert norm(dense, p) == pytest.approx(truth, abs=1e-12)
 
 
-@pytest.mark.few(52)
+@pytest.mark.few(38)
 def test_the_transposed_as_a_map(linear):
     """Same entries, same sizes, same count, both ways, in batches and in float32."""
     _, _, _, node = linear

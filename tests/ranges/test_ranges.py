@@ -56,7 +56,7 @@ def holds(network: Network, domain: Domain) -> Ranges:
     return ranges
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", NAMES)
 def test_values_lie_in_the_ranges(name: str) -> None:
     case = zoo_case(name)

@@ -83,6 +83,7 @@ def test_where_the_margin_is_beyond_the_rounding_it_counts() -> None:
     executed.verify(model)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 def test_radii_of_a_linear_classifier_lose_the_rounding_and_no_more(norm: float) -> None:
     model, x = linear(), points(6)
@@ -100,6 +101,7 @@ def test_the_constants_decide_a_given_radius_in_both() -> None:
         rows.verify(model)
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 @pytest.mark.parametrize("settings", [{"radius": 0.35}, {"radii": (0.1, 0.3), "clip": (0, 1), "norm": math.inf}])
 def test_float32_certifies_no_more_than_real_arithmetic_and_nearly_all(settings: dict[str, object]) -> None:
@@ -217,6 +219,7 @@ def forge(path: Path, **settings: object) -> None:
     connection.close()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("arithmetic", ["float16", "", None, 1, ["float32"]])
 def test_a_file_of_another_arithmetic_is_none(tmp_path: Path, arithmetic: object) -> None:
     saved(tmp_path / "run", "float32")

@@ -183,7 +183,7 @@ def check(seed: int, path: Path) -> None:
     assert torch.equal(again.upper, bound.upper)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_generated_networks(seed: int, tmp_path: Path) -> None:
     """No point of the domain, by attack, chance or grid, lies outside; the certificate proves the same."""

@@ -113,7 +113,7 @@ def test_against_a_grid_in_two_dimensions(activation: type[nn.Module]) -> None:
     assert bool((bound.upper - bound.lower < 1.6 * width + 0.02).all())
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_networks_by_samples(seed: int) -> None:
     case = random_network(100 + seed)
