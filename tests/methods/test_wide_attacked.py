@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 
@@ -210,6 +211,32 @@ def test_errors_may_be_beyond_all_floats_in_units_of_the_map() -> None:
     problem = Problem(capture(model, centre), (2.0, 2.0), lipcert.Ball(centre[0], 0.3, p=2))
     points = list(inside(problem.domain, centre, 0.3, 12))
     assert steep(model, [x[0] for x in points]) <= float(proved(problem, "merged").value) < 2.0
+
+
+@pytest.mark.parametrize("size", [0.7, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.1, 0.11))])
+def test_maps_that_cancel_but_for_rounding_have_what_it_leaves(size: float) -> None:
+    """(3·s − fl(3 s)) x is not 0, though passes may say so."""
+    first, second = torch.eye(2, dtype=D) * size, torch.eye(2, dtype=D) * (3.0 * size)
+    maps = [nn.Linear(2, 2, bias=False, dtype=D) for _ in range(3)]
+    with torch.no_grad():
+        for linear, weight in zip(maps, (first, 3.0 * torch.eye(2, dtype=D), second), strict=True):
+            linear.weight.copy_(weight)
+
+    class Cancelling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.ModuleList(maps)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.maps[1](self.maps[0](x)) - self.maps[2](x)
+            return z.flip(-1) + 1e-40 * F.softmax(z, -1)
+
+    true = abs(float(Fraction(size) * 3 - Fraction(3.0 * size)))
+    assert true > 0.0
+    x = torch.zeros(1, 2, 2, dtype=D)
+    problem = Problem(capture(Cancelling().eval(), x), (2.0, 2.0), lipcert.Ball(x[0], 1e-3, p=2))
+    for work in WORKS:
+        assert true <= float(proved(problem, work).value) <= 1e-13, work
 
 
 @pytest.mark.parametrize("scale", [1e-20, pytest.param(1e-160, marks=pytest.mark.slow)])

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from lipcert.certificates.merged_recursion import cuts
 from lipcert.certificates.norms.operator_norm import TARGET, NormBound, map_norm
 from lipcert.certificates.norms.path_map import Pathway, reachable
+from lipcert.certificates.norms.scaling import terms
 from lipcert.certificates.product_rule import Step
 from lipcert.certificates.recursions import FreeRecursion, Recursion
+from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee, weakest
 from lipcert.increments import Cell, EntryCell, Increments, Linear, Relation
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
+from lipcert.numerics.rounding import UNIT, gamma, mul_up
 from lipcert.ranges.centred_course import CentredCourse
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ class WideRecursion(Recursion):
     (``CentredCourse``); d_s = 0. So along the nodes s_1, s_2, …, s_m = k that every path passes, δz_k = J_k δx +
     Σ_i A_{k←s_i} d_i, and with ‖d_i‖ ≤ b_i‖δx‖ the triangle inequality gives ‖J_k‖ + Σ_i ‖A_{k←s_i}‖ b_i as a constant.
     ‖A_{k←s_i}‖ is at most ‖A_{k←s_j}‖‖A_{s_j←s_i}‖ for i < j < k; where that is not good enough it is looked at itself.
-    Norms of these maps are probabilistic; those of others are rigorous.
+    Norms of these maps are probabilistic; those of others are rigorous. What a pass for J_k loses by rounding at a node
+    counts to d there: of parts that cancel it may be all that there is.
 
     Args:
         problem: on a bounded domain.
@@ -55,6 +59,7 @@ class WideRecursion(Recursion):
         self._left: list[tuple[int, Magnitude, Magnitude]] = []  # (s_i, b_i, a bound of ‖A_{s←s_i}‖)
         self._deviations: list[Magnitude] = []  # b_k
         self._norms: dict[int, tuple[LinearMap, NormBound]] = {}
+        self._sums: dict[int, tuple[LinearMap, Magnitude]] = {}
         self._guarantee: Guarantee = "rigorous"
 
     def relation(self, k: int) -> Relation:
@@ -70,9 +75,12 @@ class WideRecursion(Recursion):
         if product * Magnitude.of(WORTH) < own:
             return product, self._guarantee
         last = k == len(self.increments.relations) - 1
-        norm = self._norm(0, k, TARGET if last or not self._left else ROUGH)
+        try:
+            norm = self._norm(0, k, TARGET if last or not self._left else ROUGH)
+            step = self._norm(self._start_at, k, ROUGH) if self._left else ONE
+        except NumericsError:  # a map that is nothing but rounding
+            return product, self._guarantee
         if self._left:
-            step = self._norm(self._start_at, k, ROUGH)
             self._left = self._looked_at(k, [(s, b, a * step) for s, b, a in self._left], norm)
         self._left.append((k, own, ONE))
         self._start_at = k
@@ -105,13 +113,23 @@ class WideRecursion(Recursion):
     def _deviation(self, relation: Relation) -> Magnitude:
         if isinstance(relation, Linear):
             parts = zip(relation.maps, relation.parents, strict=True)
-            return sum((self._norm_of(m, 0).magnitude * self._deviations[p] for m, p in parts), ZERO)
+            return sum((self._passed(m, p, len(relation.maps)) for m, p in parts), ZERO)
         if not isinstance(relation, Cell):
             return ZERO
         if not isinstance(relation, EntryCell) or not relation.size:
             return Magnitude.of(relation.gain(self.p)) * self.constants[relation.parent]
         passed, spread = (Magnitude.of(float(t.abs().max())) for t in (relation.c, relation.d))
+        spread = spread + passed * Magnitude.of(4.0 * UNIT)
         return passed * self._deviations[relation.parent] + spread * self.constants[relation.parent]
+
+    def _passed(self, linear: LinearMap, parent: int, count: int) -> Magnitude:
+        """The parent's deviation, and what passes for J's norm lose by rounding here, which goes on as that does."""
+        if id(linear) not in self._sums:
+            rounding = Magnitude.of(mul_up(2.0, gamma(terms(linear) + count + 8.0)))
+            sums = map_norm(linear, self.p, None, self.share, route="sums").magnitude
+            self._sums[id(linear)] = linear, rounding * sums
+        own = self._norm_of(linear, 0).magnitude * self._deviations[parent]
+        return own + self._sums[id(linear)][1] * self.constants[parent]
 
     def _norm_of(self, linear: LinearMap, term: int) -> NormBound:
         """Of blocks side by side, each map once; that of a stacked map is left to sums."""
