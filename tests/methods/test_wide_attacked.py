@@ -23,6 +23,7 @@ from lipcert.certificates.norms.block_norm import block_norm
 from lipcert.certificates.norms.merging import merged
 from lipcert.certificates.norms.operator_norm import map_norm
 from lipcert.certificates.norms.written_map import EnclosedMatrix
+from lipcert.certificates.recursions import FreeRecursion
 from lipcert.domain import Domain
 from lipcert.errors import CertificateError, NotProved
 from lipcert.increments import Linear
@@ -237,6 +238,30 @@ def test_maps_that_cancel_but_for_rounding_have_what_it_leaves(size: float) -> N
     problem = Problem(capture(Cancelling().eval(), x), (2.0, 2.0), lipcert.Ball(x[0], 1e-3, p=2))
     for work in WORKS:
         assert true <= float(proved(problem, work).value) <= 1e-13, work
+
+
+@pytest.mark.parametrize("size", [0.7, 0.1, 0.11])
+@pytest.mark.parametrize("bent", [False, True])
+def test_so_they_do_in_the_recursion_of_passes(size: float, bent: bool) -> None:
+    """Straight, and through two ReLUs whose difference is the identity: passes find nothing, or too little to go on."""
+
+    class Cancelling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.ModuleList(nn.Linear(2, 2, bias=False, dtype=D) for _ in range(3))
+            with torch.no_grad():
+                for linear, factor in zip(self.maps, (size, 3.0, 3.0 * size), strict=True):
+                    linear.weight.copy_(torch.eye(2, dtype=D) * factor)
+
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.maps[0](x)
+            return self.maps[1](inner.relu() - (-inner).relu() if bent else inner) - self.maps[2](x)
+
+    true = abs(float(Fraction(size) * 3 - Fraction(3.0 * size)))
+    problem = Problem(capture(Cancelling().eval(), torch.zeros(1, 2, dtype=D)), (2.0, 2.0))
+    for increments in (problem.unfused_increments, problem.merged_increments):
+        steps = FreeRecursion(increments, 2.0, Chance(), None).run()
+        assert true <= float(steps[-1].constant) <= 20.0
 
 
 @pytest.mark.parametrize("scale", [1e-20, pytest.param(1e-160, marks=pytest.mark.slow)])

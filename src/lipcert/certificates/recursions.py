@@ -12,7 +12,7 @@ from torch import Tensor
 from lipcert.certificates.norms.operator_norm import TARGET, NormBound, map_norm, writable
 from lipcert.certificates.norms.pass_underflow import Amplification
 from lipcert.certificates.norms.path_map import Pathway, reachable
-from lipcert.certificates.norms.scaling import MOST_ROUNDINGS
+from lipcert.certificates.norms.scaling import MOST_ROUNDINGS, terms
 from lipcert.certificates.norms.written_map import EnclosedMatrix, identity, passed, scaled_rows, spike, total, written
 from lipcert.certificates.product_rule import Step, growth, product_rule
 from lipcert.errors import NumericsError
@@ -22,6 +22,7 @@ from lipcert.increments.units import natural_exponents
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.magnitude import ONE, ZERO, Magnitude
 from lipcert.numerics.probabilistic import sigma_max_probabilistic
+from lipcert.numerics.rounding import UNIT, gamma, mul_up
 
 if TYPE_CHECKING:
     from lipcert.numerics.chance import Chance
@@ -206,10 +207,19 @@ class SparseRecursion(DenseRecursion):
 
 
 class FreeRecursion(Recursion):
-    """A_{k←i} as code, in units of natural size; probabilistic."""
+    """A_{k←i} as code, in units of natural size; probabilistic.
+
+    What passes lose by rounding at the maps is added. Let V_k bound Σ_s ‖A_{k←s}‖ ℓ_s over the sources s of length ℓ_s:
+    at a linear node Σ ‖A_i‖ V_i, at an entrywise cell c V + d ℓ. A pass forms each sum with a relative error of γ of
+    its absolute terms, so for all sources together it is off by R_k = Σ ‖A_i‖ R_i + γ ‖|A_i|‖ V_i; the way back of a
+    Gram map by as much, and ‖GᵀG + E‖ ≥ (‖G‖ − 2δ)² where both are off by δ.
+    """
 
     def __init__(self, *arguments) -> None:  # type: ignore[no-untyped-def]
         super().__init__(*arguments)
+        self._norms: dict[int, tuple[LinearMap, NormBound, Magnitude]] = {}
+        self._sizes: list[Magnitude] = []  # V
+        self._errors: list[Magnitude] = []  # R
         self.transformed = ScaledIncrements(self.increments, natural_exponents(self.increments))
         self.lost = Amplification(self.transformed).between_nodes()
         self.cells = {cell.node: cell for cell in self.increments.cells if isinstance(cell, EntryCell)}
@@ -220,7 +230,7 @@ class FreeRecursion(Recursion):
         start = self._first(k)
         inside = [i for i in self.nonlinear if start < i < k]
         guarantee: Guarantee = "probabilistic"
-        value = ZERO
+        value = Magnitude.of(4.0) * self._at_linear(node)[1] if self.p == 2 else ZERO
         for source in [*reversed(inside), start]:
             cell = self.cells.get(source) if source != start else None
             if cell is not None and not bool(cell.d.any()):
@@ -229,7 +239,10 @@ class FreeRecursion(Recursion):
                 continue
             length = self.constants[cell.parent if cell is not None else source]
             pathway = Pathway(self.transformed, source, k, cell is not None)
-            norm, kind = self.norm(pathway)
+            try:
+                norm, kind = self.norm(pathway)
+            except NumericsError:  # a map that is nothing but rounding
+                return product, guarantee
             norm = norm + self.lost
             exponents = self.transformed.exponents
             value = value + norm.times_power(exponents[k] - exponents[source]) * length
@@ -266,5 +279,35 @@ class FreeRecursion(Recursion):
                 return s
         return before[-1]
 
+    def _norm_of(self, linear: LinearMap, term: int) -> NormBound:
+        """Kept, with what rounding may change of the map's images, per unit of what it is applied to."""
+        if term < 0:
+            return super()._norm_of(linear, term)
+        if id(linear) not in self._norms:
+            bound = super()._norm_of(linear, term)
+            sums = map_norm(linear, self.p, None, self.share, route="sums").magnitude
+            most = max(len(node.maps) for node in self.increments.linears.values())
+            lost = sums * Magnitude.of(mul_up(2.0, gamma(terms(linear) + most + 8.0)))
+            self._norms[id(linear)] = linear, bound, lost
+        return self._norms[id(linear)][1]
+
+    def _at_linear(self, node: Linear) -> tuple[Magnitude, Magnitude]:
+        """V and R of a linear node."""
+        size, error = ZERO, ZERO
+        for linear, parent in zip(node.maps, node.parents, strict=True):
+            norm = self._norm_of(linear, 0).magnitude
+            size = size + norm * self._sizes[parent]
+            error = error + norm * self._errors[parent] + self._norms[id(linear)][2] * self._sizes[parent]
+        return size, error
+
     def enter(self, k: int, relation: Relation) -> None:
-        """Nothing is stored: the maps are code."""
+        """Its V and R; the maps are code."""
+        size, error = self.constants[k], ZERO
+        if isinstance(relation, Linear):
+            size, error = self._at_linear(relation)
+        elif isinstance(relation, EntryCell) and relation.size:
+            passed, spread = (Magnitude.of(float(t.abs().max())) for t in (relation.c, relation.d))
+            size = passed * self._sizes[relation.parent] + spread * self.constants[relation.parent]
+            error = passed * self._errors[relation.parent] + size * Magnitude.of(4.0 * UNIT)
+        self._sizes.append(size)
+        self._errors.append(error)
