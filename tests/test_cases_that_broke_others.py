@@ -115,7 +115,7 @@ def test_modules_declared_in_another_order() -> None:
 def test_gelu_with_unit_weights() -> None:
     """1 for a truth ≥ 1.1289."""
     model = nn.Sequential(matrix([[1.0]], [0.0]), nn.GELU(), matrix([[1.0]], [0.0]))
-    assert bracket(model, 1, truth=1.1289).value <= 1.128904145185155 * (1 + 1e-13)
+    assert bracket(model, 1, truth=1.1289).value <= 1.128904145185155 * (1 + 1e-11)
 
 
 def test_two_silu_layers_with_unit_weights() -> None:

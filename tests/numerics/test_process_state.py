@@ -326,8 +326,8 @@ def test_the_model_keeps_the_callers_default_dtype() -> None:
     single = lipcert.bound(Makes().eval(), example, method="autolip").value
     with default_dtype(torch.float64):
         double = lipcert.bound(Makes().eval(), example.double(), method="autolip").value
-    assert single == pytest.approx(2 * float(torch.tensor(0.7)), rel=1e-14)
-    assert double == pytest.approx(1.4, rel=1e-14)
+    assert single == pytest.approx(2 * float(torch.tensor(0.7)), rel=1e-11)
+    assert double == pytest.approx(1.4, rel=1e-11)
     assert double >= 1.4
 
 
