@@ -25,6 +25,7 @@ from lipcert.network.slopes import slopes
 from lipcert.network.touched import touched
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
+from lipcert.ranges.cut_ball import CutBall
 from lipcert.ranges.functions import Samples, lines_off
 from lipcert.ranges.maxima import WindowLines
 
@@ -32,6 +33,8 @@ from lipcert.ranges.maxima import WindowLines
 CHUNK, MOST, ROWS = 1 << 19, 1 << 24, 32
 #: Entries of a map of the input up to which it is written down, once for all domains.
 MOST_WRITTEN = 1 << 23
+#: Entries of coefficients of the input up to which the part of a ball that a box leaves is used.
+MOST_CUT = 1 << 22
 #: p → the norm dual to that of an l_p ball.
 DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 
@@ -308,18 +311,23 @@ class LinearBounds:
         return self._reaches[k, place]
 
     def support(self, rows: Rows, constant: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the greatest value of rows·x on the domain: over its box or its ball, whichever is less."""
+        """Add the greatest value of rows·x on the domain: over its box, its ball or what both share, the least."""
         n = rows.matrix.shape[1]
         gamma = (n + 4.0) * UNIT * UP
         best, slack = rows.over_box(self.boxes[0])
         for ball in () if self.domain is None else self.domain.balls():
             centre = ball.center.detach().to("cpu", torch.float64).reshape(-1)
             reach = rows.lengths(DUAL[float(ball.p)]) * ball.radius
-            own = rows.matrix @ centre + reach
-            own_slack = ((rows.sizes @ centre.abs()) + reach) * 2.0 * gamma + (n + 1.0) * TINY * (1.0 + ball.radius)
-            better = own + own_slack < best + slack
-            better |= (best + slack).isnan()
-            best, slack = torch.where(better, own, best), torch.where(better, own_slack, slack)
+            found = [(reach, reach)]
+            if rows.matrix.numel() <= MOST_CUT and (cut := CutBall(ball, self.boxes[0])).cuts:
+                found.append(cut.greatest(rows.matrix))
+            middle, size = rows.matrix @ centre, rows.sizes @ centre.abs()
+            for reach, reach_size in found:
+                own = middle + reach
+                own_slack = (size + reach_size) * 2.0 * gamma + (n + 1.0) * TINY * (1.0 + ball.radius)
+                better = own + own_slack < best + slack
+                better |= (best + slack).isnan()
+                best, slack = torch.where(better, own, best), torch.where(better, own_slack, slack)
         total = constant + best
         return total, error + slack + UNIT * total.abs()
 

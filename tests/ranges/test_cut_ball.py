@@ -1,0 +1,97 @@
+"""Linear functions on a ball within a box: as great as linear programs and bisection find, and never below a point."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from torch import Tensor, nn
+
+import lipcert
+from lipcert.capture.torch_export import capture
+from lipcert.domain import Ball, Box, Intersection
+from lipcert.network.graph import Network
+from lipcert.ranges.build import boxes_of
+from lipcert.ranges.linear_bounds import LinearBounds, Rows
+
+
+@cache
+def one_map(n: int) -> Network:
+    """A network of n inputs."""
+    return capture(nn.Linear(n, 1).double(), torch.zeros(1, n, dtype=torch.float64))
+
+
+def greatest_on(domain: Intersection, rows: Tensor) -> Tensor:
+    """What linear bounds of a network that is one linear map say."""
+    network = one_map(rows.shape[1])
+    fitted = domain.fitted(network.in_shape)
+    bounds = LinearBounds(network, fitted, boxes_of(network, fitted, "none"), {})
+    zero = torch.zeros(len(rows), dtype=torch.float64)
+    return bounds.topped(*bounds.support(Rows(rows), zero, zero))
+
+
+def best_in_l2(c: Tensor, low: Tensor, high: Tensor, radius: float) -> float:
+    """max c·d over low ≤ d ≤ high, ‖d‖₂ ≤ radius: by bisection of the multiplier, attained at a point of the set."""
+    least, most = 1e-9, 1e9
+    for _ in range(200):
+        middle = math.sqrt(least * most)
+        inside = bool((c / middle).clamp(low, high).norm() <= radius)
+        least, most = (least, middle) if inside else (middle, most)
+    return float(c @ (c / most).clamp(low, high))
+
+
+def best_in_l1(c: Tensor, low: Tensor, high: Tensor, radius: float) -> float:
+    """The same on an l1 ball: a linear program in the parts of d above and below 0."""
+    cost = torch.cat([-c, c]).numpy()
+    limits = [(0.0, float(end)) for end in torch.cat([high, -low])]
+    return -float(linprog(cost, A_ub=np.ones((1, len(cost))), b_ub=[radius], bounds=limits).fun)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 12), radius=st.floats(0.01, 2.0))
+def test_the_part_of_a_ball_within_a_box_is_all_that_counts(p: float, seed: int, n: int, radius: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.rand(n, generator=generator, dtype=torch.float64)
+    centre = torch.where(torch.rand(n, generator=generator) < 0.5, centre.round(), centre)  # some at an end
+    rows = torch.randn(3, n, generator=generator, dtype=torch.float64)
+    domain = Intersection(Ball(centre, radius, p), Box(0.0, 1.0))
+    best = best_in_l2 if p == 2.0 else best_in_l1
+    for row, top in zip(rows, greatest_on(domain, rows).tolist(), strict=True):
+        exact = float(row @ centre) + best(row, -centre, 1.0 - centre, radius)
+        assert exact - 1e-12 <= top <= exact + 1e-7 * (1.0 + abs(exact))
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_no_point_of_the_set_is_above(p: float) -> None:
+    """Centres outside the box, sides of length 0, sides left open, rows of 0, entries of sizes far apart."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        n = int(torch.randint(1, 9, (1,), generator=generator))
+        centre = torch.randn(n, generator=generator, dtype=torch.float64)
+        low = torch.where(torch.rand(n, generator=generator) < 0.3, -math.inf, centre - 0.3).double()
+        high = torch.where(torch.rand(n, generator=generator) < 0.3, math.inf, centre + 0.2).double()
+        low = torch.where(torch.rand(n, generator=generator) < 0.2, centre + 0.1, low)  # the centre lies outside
+        high = torch.maximum(high, low)
+        radius = 0.1 * math.sqrt(n) + (0.1 * n if p == 1.0 else 0.0) + 1.0
+        domain = Intersection(Ball(centre, radius, p), Box(low, high))
+        sizes = 10.0 ** torch.randint(-150, 150, (4, 1), generator=generator).double()
+        rows = torch.randn(4, n, generator=generator, dtype=torch.float64) * sizes
+        rows[0] = 0.0
+        points = domain.project(centre + 3.0 * torch.randn(50, n, generator=generator, dtype=torch.float64))
+        points = torch.stack([x for x in points if domain.contains(x)] or [domain.home()])
+        values = (rows @ points.T).amax(dim=1)
+        assert bool((greatest_on(domain, rows) >= values - 1e-14 * rows.abs().sum(dim=1)).all())
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_at_a_corner_of_the_pixels_a_linear_classifier_keeps_its_class_as_far_as_it_does(p: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(20, 3).eval(), torch.zeros(1, 20)
+    found = lipcert.certify(model, x, model(x).argmax(1), norm=p, clip=(0, 1), progress=False)
+    assert found[0].certified_radius >= 0.985 * found[0].attacked_radius
+    assert found.verify(model)[0].certified_radius == found[0].certified_radius
