@@ -50,20 +50,21 @@ class Facts:
         self._claims = {} if claims is None else dict(zip(maps, claims.double().tolist(), strict=True))
         self.orders: set[bytes] = set()
         self._share = chance.group(2 * len(maps))
-        self._norms: dict[int, tuple[NormBound, ...]] = {}
+        self._norms: dict[tuple[int, int], NormBound] = {}
         self._matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._last: tuple[Tensor, list[Interval]] | None = None
 
     def norms(self, position: int) -> tuple[NormBound, ...]:
         """‖A_i‖₂ of the maps of an affine node."""
-        if position not in self._norms:
-            node = self.network.nodes[position]
-            assert isinstance(node, AffineNode)
-            claims = [self._claims.get((position, place)) for place in range(len(node.maps))]
-            self._norms[position] = tuple(
-                map_norm(linear, 2.0, claim, self._share) for linear, claim in zip(node.maps, claims, strict=True)
-            )
-        return self._norms[position]
+        node = self.network.nodes[position]
+        assert isinstance(node, AffineNode)
+        return tuple(self._norm(position, place, linear) for place, linear in enumerate(node.maps))
+
+    def _norm(self, position: int, place: int, linear: LinearMap) -> NormBound:
+        key = (position, place)
+        if key not in self._norms:
+            self._norms[key] = map_norm(linear, 2.0, self._claims.get(key), self._share)
+        return self._norms[key]
 
     @property
     def claims(self) -> Tensor:
@@ -126,9 +127,9 @@ class Facts:
             if isinstance(node, AffineNode):
                 rows = torch.zeros(node.shape, dtype=torch.float64)
                 total = 0.0
-                for linear, own in zip(node.maps, before, strict=True):
+                for place, (linear, own) in enumerate(zip(node.maps, before, strict=True)):
                     rows = (rows + self._row_lengths(linear) * own) * UP
-                    total = add_up(total, mul_up(self._sure_norm(linear), own))
+                    total = add_up(total, mul_up(self._sure_norm(k, place, linear), own))
                 rows = rows.nan_to_num(math.inf, math.inf)
                 found[k] = rows
                 rate = min(total, float(lengths(rows.reshape(1, -1), 2.0)))
@@ -143,12 +144,11 @@ class Facts:
             rates.append(rate if rate == rate else math.inf)
         return {k: rows for k, rows in found.items() if bool(rows.isfinite().any())}
 
-    @staticmethod
-    def _sure_norm(linear: LinearMap) -> float:
+    def _sure_norm(self, position: int, place: int, linear: LinearMap) -> float:
         """A norm that no chance has a part in: ranges carry none."""
         if not math.isfinite(linear.rounding):
             return math.inf
-        bound = map_norm(linear, 2.0, route="written" if writable(linear) else "sums")
+        bound = self._norm(position, place, linear) if writable(linear) else map_norm(linear, 2.0, route="sums")
         return bound.value if bound.guarantee == "rigorous" else math.inf
 
     @staticmethod

@@ -16,6 +16,7 @@ class Settings:
         warm: of them with diagonal weights only where these are cheap to prove; elsewhere with one curvature per
             activation and the norms of maps.
         small: the least side of a matrix up to which they are.
+        large: the least side of a matrix beyond which they stay so: proofs and steps would take minutes.
         rate: of Adam, in the units of the start.
         decay: factor of the rate per step.
         betas: of Adam.
@@ -32,6 +33,7 @@ class Settings:
     steps: int = 500
     warm: int = 50
     small: int = 512
+    large: int = 3_200
     rate: float = 0.04
     decay: float = 0.994
     betas: tuple[float, float] = (0.6, 0.9)

@@ -77,10 +77,12 @@ class Variables:
         return self
 
     def release(self, nodes: tuple[int, ...]) -> None:
-        """Make affine nodes diagonal, and the curvatures of the activations that read them."""
+        """Make affine nodes diagonal that are not too large, and the curvatures of the activations that read them."""
         plan, like = self.question.plan, self.question.rows
         generator = torch.Generator().manual_seed(self.settings.seed)
-        new = tuple(k for k in nodes if k not in self.diagonal and plan.linked(k))
+        most = self.settings.large
+        fit = (k for k in nodes if plan.smaller_side(k) <= most or not math.isfinite(sum(plan.gains(k))))
+        new = tuple(k for k in fit if k not in self.diagonal and plan.linked(k))
         for k in new:
             for i in plan.linked(k):
                 self.free["weight", (k, i)] = self._first_weight((k, i))
