@@ -1,4 +1,4 @@
-"""Norms that a certificate of outputs claims: smaller than the true ones or no norms at all, they prove nothing false."""
+"""Norms that a certificate of outputs claims: too small or no norms at all, they prove nothing false."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ import random
 from fractions import Fraction
 from functools import cache
 
-import mpmath
 import numpy as np
 import pytest
 import torch
@@ -144,17 +143,15 @@ def exactly_reached(row: list[float], domain: Intersection) -> Fraction:
         for i in sorted(places, key=lambda i: -abs(c[i])):  # type: ignore[arg-type]
             found[i] = within(i, home[i] + (left if c[i] > 0 else -left if c[i] < 0 else 0))  # type: ignore[operator]
             left -= abs(found[i] - home[i])
-    elif any(row):
-        with mpmath.workdps(60):
-            numbers = [mpmath.mpf(v) for v in row]
-            scale = mpmath.sqrt(sum(v * v for v in numbers)) / mpmath.mpf(domain.ball.radius)
-            least, most = scale * mpmath.mpf("1e-25"), scale * mpmath.mpf("1e40")
-            for _ in range(220):
-                middle = mpmath.sqrt(least * most)
-                found = [within(i, Fraction(*(v / middle).as_integer_ratio())) for i, v in enumerate(numbers)]
-                outside = sum(d * d for d in found) > radius * radius
-                least, most = (middle, most) if outside else (least, middle)
-            found = [within(i, Fraction(*(v / most).as_integer_ratio())) for i, v in enumerate(numbers)]
+    else:
+        least = Fraction(0)
+        most = max(map(abs, c)) / radius * 2**30 or Fraction(1)  # type: ignore[arg-type]
+        for _ in range(90):
+            middle = (least + most) / 2
+            found = [within(i, c[i] / middle) for i in places]  # type: ignore[operator]
+            outside = sum(d * d for d in found) > radius * radius
+            least, most = (middle, most) if outside else (least, middle)
+        found = [within(i, c[i] / most) for i in places]  # type: ignore[operator]
         if sum(d * d for d in found) > radius * radius:
             found = home
     return sum(c[i] * (centre[i] + found[i]) for i in places)  # type: ignore[operator, misc]
