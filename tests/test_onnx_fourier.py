@@ -102,6 +102,21 @@ def test_a_spectral_filter_of_the_file_is_enclosed(tmp_path: Path) -> None:
     assert truth * (1 - 1e-13) <= found.value <= truth * 2  # real and imaginary parts are filtered each on its own
 
 
+def test_an_axis_that_is_left_out_by_name(tmp_path: Path) -> None:
+    """onnxruntime crashes on it: it is asked without the name, also inside functions and branches."""
+    node, out = helper.make_node("DFT", ["x", "", ""], ["y"]), helper.make_tensor_value_info("y", 1, None)
+    inside = helper.make_function("own", "F", ["x"], ["y"], [node], [helper.make_opsetid("", 20)])
+    branch = helper.make_graph([helper.make_node("DFT", ["x", "", ""], ["y"])], "b", [], [out])
+    outer = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    for one in (node, helper.make_node("F", ["x"], ["y"], domain="own"), outer):
+        made = graph([one], (1, 6, 1), [constant("c", True, np.bool_)], opset=20)
+        if one.domain:
+            made.functions.append(inside)
+            made.opset_import.append(helper.make_opsetid("own", 1))
+        module = lipcert.load_onnx(saved(made, tmp_path))
+        assert module(torch.ones(1, 6, 1))[0, 0, 0] == 6.0
+
+
 def test_half_precision_transforms_in_float32(tmp_path: Path) -> None:
     module = lipcert.load_onnx(saved(model(17, (1, 8, 1), kind=TensorProto.FLOAT16), tmp_path))
     found = lipcert.bound(module, torch.zeros(1, 8, 1), method="autolip").value
