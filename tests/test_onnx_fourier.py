@@ -63,7 +63,7 @@ FORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("opset", "shape", "options"), FORMS, ids=str)
 def test_transforms_have_their_own_constant(opset: int, shape: Any, options: Any, tmp_path: Path) -> None:
     made = model(opset, shape, **options)
@@ -146,6 +146,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize(("options", "message"), FAULTS, ids=str)
 def test_faults_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     made = model(**{"opset": 17, "shape": (1, 6, 1), **options})

@@ -106,6 +106,7 @@ def test_reports_and_certifications_of_a_file_with_fixed_inputs(many: Path, tmp_
     assert "Fixed at the values given: obs.h, scale, count." in page.read_text()
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("fixed", "wrt", "message"),
     [
@@ -169,7 +170,7 @@ def test_files_of_values_are_read_as_numbers_alone(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("seeds", [range(6), pytest.param(range(6, 1500), marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 1500), marks=pytest.mark.slow)], ids=len)
 def test_mutated_programs_of_several_inputs(seeds: range, many: Path, tmp_path: Path) -> None:
     path, read = tmp_path / "m.pt2", 0
     for _, data in _programs(many.read_bytes(), seeds):
