@@ -132,6 +132,8 @@ def _climb(variables: Variables, index: Tensor, prove: Prove, found: Found, unti
     rate = settings.rate
     for step in range(settings.steps + 1):
         if step == settings.warm:
+            variables.release(variables.question.plan.bent, settings.large)
+        if step == max(settings.warm, settings.late):
             variables.release(variables.question.plan.bent)
         last = step == settings.steps or time.perf_counter() > until
         if last or (step and step % settings.every == 0):

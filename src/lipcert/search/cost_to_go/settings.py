@@ -16,7 +16,8 @@ class Settings:
         warm: of them with diagonal weights only where these are cheap to prove; elsewhere with one curvature per
             activation and the norms of maps.
         small: the least side of a matrix up to which they are.
-        large: the least side of a matrix beyond which they stay so: proofs and steps would take minutes.
+        large, late: the least side of a matrix beyond which that is so for ``late`` steps; its proofs take seconds.
+        most: the least side beyond which it stays so: they would take minutes.
         rate: of Adam, in the units of the start.
         decay: factor of the rate per step.
         betas: of Adam.
@@ -33,7 +34,9 @@ class Settings:
     steps: int = 500
     warm: int = 50
     small: int = 512
-    large: int = 3_200
+    large: int = 2_000
+    late: int = 150
+    most: int = 3_200
     rate: float = 0.04
     decay: float = 0.994
     betas: tuple[float, float] = (0.6, 0.9)

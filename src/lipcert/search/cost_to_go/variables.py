@@ -76,11 +76,11 @@ class Variables:
         )  # fmt: skip
         return self
 
-    def release(self, nodes: tuple[int, ...]) -> None:
+    def release(self, nodes: tuple[int, ...], most: int | None = None) -> None:
         """Make affine nodes diagonal that are not too large, and the curvatures of the activations that read them."""
         plan, like = self.question.plan, self.question.rows
         generator = torch.Generator().manual_seed(self.settings.seed)
-        most = self.settings.large
+        most = self.settings.most if most is None else most
         fit = (k for k in nodes if plan.smaller_side(k) <= most or not math.isfinite(sum(plan.gains(k))))
         new = tuple(k for k in fit if k not in self.diagonal and plan.linked(k))
         for k in new:
