@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lipcert.network.radial import Radial
 
 #: Share of the greatest norm of the derivative in a group up to which its distance from that at the middle is of use.
-WORTH = 1.0
+WORTH = 0.75
 #: Above 2/√3.
 _BEND = 1.1548
 
