@@ -62,13 +62,11 @@ class Images:
 
 def run(case: Case, radius: Radius, count: int, effort: float, budget: float) -> Iterator[Row]:
     """The row of a network and a ball; again with other methods beside, and after the attack on what is certified."""
-    model, x, labels = case.load()
-    x, labels = x[:count], labels[:count]
+    model, every, answers = case.load()
+    x, labels = every[:count], answers[:count]
     count = len(x)
     network = capture(model, x[:1])
-    with torch.no_grad():
-        right = (model(x).argmax(1) == labels).nonzero().reshape(-1)
-    value = radius.value or leaving(Images(network, x[right], labels[right], radius.p), round(radius.share * count))
+    value = radius.value or leaving(network, every[: case.images], answers[: case.images], radius)
     clock = Clock()
     found = lipcert.certify(model, x, labels, norm=radius.p, radius=value, budget=budget)
     seconds = {"certify": clock()}
@@ -146,8 +144,11 @@ def _percent(share: float) -> float:
     return round(100.0 * share, 2)
 
 
-def leaving(images: Images, wanted: int) -> float:
-    """A radius at which the attack leaves ``wanted`` images, to three digits."""
+def leaving(network: Network, x: Tensor, labels: Tensor, wanted: Radius) -> float:
+    """A radius at which the attack leaves this share of the images, to three digits."""
+    with torch.no_grad():
+        right = (network.forward(x.double()).reshape(len(x), -1).argmax(1) == labels).nonzero().reshape(-1)
+    images, wanted_count = Images(network, x[right], labels[right], wanted.p), round(wanted.share * len(x))
     nearest = torch.full((len(images.x),), torch.inf, dtype=torch.float64)
     radius = 1.0
     for _ in range(8):
@@ -156,10 +157,10 @@ def leaving(images: Images, wanted: int) -> float:
             if counter is not None:
                 nearest[i] = min(float(nearest[i]), counter.distance or radius)
         left = sum(counter is None for counter in found.broken)
-        if left == wanted:
+        if left == wanted_count:
             break
         ordered = nearest.sort().values
-        last = len(ordered) - wanted  # so many images are to be broken
+        last = len(ordered) - wanted_count  # so many images are to be broken
         if last <= 0:
             return radius
         if not ordered[last - 1].isfinite():

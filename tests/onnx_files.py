@@ -84,6 +84,25 @@ def recurrent() -> Any:
     )  # fmt: skip
 
 
+def spectral() -> Any:
+    """A filter between transforms, and frames of a short-time one."""
+    node = helper.make_node
+    return graph(
+        [
+            node("DFT", ["x", "eight", "axis"], ["f"], onesided=1), node("Mul", ["f", "filter"], ["g"]),
+            node("DFT", ["g", "", "axis"], ["back"], inverse=1, onesided=1), node("Tanh", ["back"], ["t"]),
+            node("STFT", ["t", "two", "window"], ["s"]), node("ReduceL2", ["s", "last"], ["y"]),
+        ],
+        (1, 6, 1),
+        [
+            constant("eight", 8, np.int64), constant("axis", 1, np.int64), constant("two", 2, np.int64),
+            constant("filter", np.random.default_rng(3).normal(size=(1, 5, 1))),
+            constant("window", [0.5, 1.0, 1.0, 0.5]), constant("last", [-1], np.int64),
+        ],
+        opset=20,
+    )  # fmt: skip
+
+
 def state_space(batch: Any = "b", axis: str = "b") -> Any:
     """y = scale · tanh(x W) + h V, or without the state where ``which`` is not 16: a model of four inputs."""
     nodes = [

@@ -20,7 +20,18 @@ import lipcert
 from lipcert.capture.onnx import limits
 from lipcert.cli.common import app
 from lipcert.errors import CaptureError, InputError, LipcertError
-from tests.onnx_files import changed, constant, convolutional, damaged, graph, mlp, recurrent, saved, state_space
+from tests.onnx_files import (
+    changed,
+    constant,
+    convolutional,
+    damaged,
+    graph,
+    mlp,
+    recurrent,
+    saved,
+    spectral,
+    state_space,
+)
 
 RELU = helper.make_node("Relu", ["x"], ["y"])
 #: Bytes of memory that reading one of these small files may take beyond what the process has.
@@ -161,7 +172,7 @@ GIVEN = {"wrt": "x", "fixed": {"h": 0.5, "which": 16, "scale": 2.0}}
 
 
 def _mutations(seeds: range) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    bases = [mlp(), convolutional(), recurrent(), mlp(shape=("b", 4)), state_space()]
+    bases = [mlp(), convolutional(), recurrent(), mlp(shape=("b", 4)), spectral(), state_space()]
     for seed in seeds:
         rng = random.Random(seed)
         base = rng.choice(bases)

@@ -184,6 +184,13 @@ def test_a_small_file_does_not_ask_for_much_memory(content: bytes, tmp_path: Pat
         lipcert.bound(tmp_path / "m.pt2", X)
 
 
+def test_an_archive_of_a_later_version_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    directory = content.rindex(b"PK\x01\x02")
+    (tmp_path / "m.pt2").write_bytes(content[: directory + 6] + b"\x7b" + content[directory + 7 :])
+    with pytest.raises(CaptureError, match=r"cannot load .*m\.pt2"):
+        lipcert.bound(tmp_path / "m.pt2", X)
+
+
 class Ordinary(nn.Module):
     """Sizes that depend on the batch, names that are no identifiers, texts as arguments, conditions on sizes."""
 

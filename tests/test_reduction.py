@@ -54,7 +54,7 @@ def problems() -> list[tuple[str, Problem]]:
     return [(name, Problem(capture(case.model, case.example))) for name, case in named]
 
 
-@pytest.mark.few(7)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("place", range(len(ZOO) + 8))
 def test_reduced_increments_are_the_same_map(place: int) -> None:
     for increments in on_balls(problems()[place][1]):

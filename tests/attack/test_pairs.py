@@ -149,6 +149,7 @@ def test_the_constant_of_an_anchor_is_not_that_of_all_pairs() -> None:
     assert lower(model, 1, (2, 2), None, [0.0]).value > 0.95  # ever further away the chord tends to 1
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.ReLU])
 def test_as_the_radius_vanishes_it_is_the_norm_of_the_jacobian(activation: type[nn.Module]) -> None:
     model = mlp(3, 6, 20, 20, 4, activation=activation)

@@ -81,7 +81,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_walk_finds_what_a_fine_grid_finds(name, seed):
@@ -110,7 +110,7 @@ def test_a_maximum_cut_is_found():
     assert math.sqrt(12) * (1 - 1e-9) <= value <= math.sqrt(12)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf, "box", "flat"])
 def test_the_walk_keeps_to_the_domain(p):
     model = mlp(nn.ReLU, 5, 2, 12, 8, 2)
@@ -128,7 +128,7 @@ def test_the_walk_keeps_to_the_domain(p):
     assert value <= walked(problem(model, 2))[0] * (1 + 1e-9)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("norm", [(1.0, 1.0), (math.inf, math.inf), (1.0, 2.0), (2.0, math.inf)])
 def test_the_walk_in_other_norms(norm):
     model = mlp(nn.ReLU, 7, 2, 8, 5, 2)

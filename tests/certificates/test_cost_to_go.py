@@ -152,6 +152,7 @@ MODELS = {
 }  # fmt: skip
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_any_multipliers_prove_a_truth(name: str) -> None:
     torch.manual_seed(3)

@@ -46,6 +46,7 @@ def test_the_genuine_certificate_passes(case: Genuine) -> None:
     assert "claims" in case.refused()
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("thin", THIN)
 def test_no_array_makes_a_false_claim_true(thin: int, case: Genuine) -> None:
     witness = case.record.witness

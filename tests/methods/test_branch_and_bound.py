@@ -506,6 +506,7 @@ def pooled(kind: int, seed: int) -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(*layers).double().eval(), torch.zeros(1, *shape, dtype=torch.float64)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_networks_with_pools_get_a_proved_tree(kind: int) -> None:
     model, x = pooled(kind, kind)

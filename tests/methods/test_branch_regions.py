@@ -229,6 +229,7 @@ def test_smooth_neurons_stay_without_a_region() -> None:
     assert bound.value >= float(torch.linalg.matrix_norm(jacobians, 2).max())
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     "domain", [Ball([0.0, 0.0], 1e200, 2), Box(-1e200, 1e200), Ball([0.1, 0.2], 0.0, 2), Box(0.5, 0.5)]
 )
@@ -246,6 +247,7 @@ def test_extreme_sizes(domain: Domain, factor: float) -> None:
 # -- regions: what is said of the points in them -----------------------------------------------------------------
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("case", [name for name, _, _ in ZOO] + list(range(6)))
 def test_no_point_of_a_region_exceeds_its_bound(case: str | int) -> None:
     """Σ μ_j s_j (v_j − kink_j) by the network's own values, against ``greatest`` for fixings that points agree with."""
@@ -474,6 +476,7 @@ def test_random_claims_of_emptiness_never_prove_less_than_the_truth(proved: lipc
 # -- trained networks --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "place", "radius", "value"),
     [

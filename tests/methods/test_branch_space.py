@@ -192,6 +192,7 @@ def constant_by_programs(model: Chain) -> float:
     return best
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("widths", "kind", "seed"),
     [([3, 4, 4, 2], "relu", 0), ([3, 5, 3, 1], "leaky", 1), ([5, 3, 4, 2], "relu", 2), ([1, 4, 3, 2], "falling", 3)],

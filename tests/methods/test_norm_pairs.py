@@ -120,6 +120,7 @@ def test_of_one_linear_layer_every_norm_is_exact() -> None:
         assert truth * (1 - 1e-14) <= bound.value <= truth * (1 + 1e-9), pair
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("q", [1.0, 2.0, INF])
 def test_one_input_makes_p_immaterial_and_one_output_q(q: float) -> None:
     narrow, single = mlp((1, 6, 3), 0), mlp((4, 6, 1), 1)

@@ -261,6 +261,7 @@ def test_a_certificate_holds_for_the_model_by_another_way(tmp_path) -> None:
         lipcert.verify(tmp_path / "a.lipcert", changed, x)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO[::3]])
 def test_every_parameter_counts(name: str) -> None:
     case = zoo_case(name)

@@ -220,7 +220,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]
     return folder, found
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", STATES)
 def test_no_state_changes_a_bound(name: str, reference: tuple[Path, list[Any]]) -> None:
     folder, expected = reference

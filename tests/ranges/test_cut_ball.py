@@ -95,3 +95,15 @@ def test_at_a_corner_of_the_pixels_a_linear_classifier_keeps_its_class_as_far_as
     found = lipcert.certify(model, x, model(x).argmax(1), norm=p, clip=(0, 1), progress=False)
     assert found[0].certified_radius >= 0.985 * found[0].attacked_radius
     assert found.verify(model)[0].certified_radius == found[0].certified_radius
+
+
+@pytest.mark.parametrize("radius", [1e-300, 1e-170, 1e-150, 1e140])
+def test_no_square_vanishes_or_overflows(radius: float) -> None:
+    """At a corner of the box, where half of the ball is cut off, the greatest value is ρ‖c₊‖₂."""
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    domain = Intersection(Ball(torch.zeros(6), radius, 2.0), Box(0.0, math.inf))
+    exact = radius * rows.clamp(min=0.0).norm(dim=1)
+    top = greatest_on(domain, rows)
+    assert bool((top >= exact * (1.0 - 1e-15)).all())
+    if radius > 1e-160:  # below, steps towards the best multiplier see no squares
+        assert bool((top <= exact * (1.0 + 1e-9)).all())

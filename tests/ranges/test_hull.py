@@ -48,7 +48,7 @@ def problem(model: nn.Module, example: torch.Tensor, norm: tuple[float, float] =
     return Problem(capture(model.eval(), example), norm)
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_closed_forms(name: str, p: float) -> None:

@@ -88,6 +88,7 @@ def least_by_patterns(model: nn.Sequential, row: Tensor, low: Tensor, high: Tens
     return best
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_against_all_patterns(seed: int) -> None:
     model = mlp([3, 6, 2], seed)

@@ -89,6 +89,7 @@ def test_slopes_whose_squares_vanish(exponent: int) -> None:
         assert value <= -slope * x * (1.0 - 1e-12)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 @pytest.mark.parametrize("radius", [0.0, 5e-324, 1e-200, 1e-20, 1e8, 1e155, 1e200, 1e300])
 def test_radii_of_every_size(p: float, radius: float) -> None:
@@ -179,7 +180,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], lipcert.Box]] = {
 }  # fmt: skip
 
 
-@pytest.mark.few(15)
+@pytest.mark.few(10)
 @pytest.mark.parametrize("name", MODELS)
 def test_odd_models(name: str) -> None:
     make, box = MODELS[name]
@@ -288,6 +289,7 @@ def _bounds() -> tuple[list[float], list[float]]:
     return bound.lower.tolist(), bound.upper.tolist()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("state", ["double", "inference", "deterministic", "flush", "no grad", "anomaly"])
 def test_states_of_the_process_change_nothing(state: str) -> None:
     expected = _bounds()

@@ -60,6 +60,7 @@ def test_the_search_values_multipliers_as_the_check_does(name: str, domain: str)
             assert bool((proved - value <= 1e-4 * (1.0 + value.abs())).all()), value - proved
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("name", "domain"), PAIRS)
 def test_what_was_searched_is_proved_and_below_every_value(name: str, domain: str) -> None:
     case = Case(name, DOMAINS[domain])
@@ -95,6 +96,7 @@ def test_small_networks_are_nearly_solved(name: str, gap: float) -> None:
 SEEDS = [pytest.param(k, marks=[pytest.mark.slow] * (k >= 6)) for k in range(40)]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_networks_are_bounded_and_none_is_refused(seed: int) -> None:
     """Whatever they are made of: what the search finds is proved, and no value within the domain is below."""

@@ -334,7 +334,8 @@ def _require_one_example(varied: tuple[_Varied, ...], values: dict[str, Tensor],
         if count != 1 and fixed:
             raise InputError(
                 f"{name} has shape {tuple(values[name].shape)}, {count} examples, and {listed(fixed)} "
-                f"{'is' if len(fixed) == 1 else 'are'} fixed: give one example, all of it with a batch dimension of 1."
+                f"{'is' if len(fixed) == 1 else 'are'} fixed: give one example, all of it with a batch dimension of 1 "
+                f"(on the command line --fix {fixed[0]}=VALUE)."
             )
 
 

@@ -52,7 +52,7 @@ def _archive(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError):
+    except (OSError, zipfile.BadZipFile, ValueError, RuntimeError):  # no archive, or of a version yet to come
         return []
 
 

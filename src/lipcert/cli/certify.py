@@ -13,7 +13,7 @@ import typer
 
 import lipcert
 from lipcert.cli.common import FixOption, JsonOption, ModelArgument, OutputOption, SeedOption, console, errors, guard
-from lipcert.cli.load import find_model, is_onnx
+from lipcert.cli.load import find_model_of_one
 from lipcert.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def certify(
         inputs, classes = read_data(data, labels)
         if count is not None and count < 1:
             raise InputError(f"--count must be a whole number from 1, not {count}.")
-        built = find_model(model, inputs.shape[1:], output, fix or ())
+        built, output = find_model_of_one(model, inputs.shape[1:], output, fix or ())
         result = lipcert.certify(
             built, inputs[:count], classes[:count], norm=norm, radius=radius,  # type: ignore[arg-type]
             radii=None if radii is None else _numbers("--radii", radii), clip=clip, scale=_scale(mean, std),
             budget=budget, engine=engine, workers=workers, resume=resume, seed=seed, progress=not as_json,
-            output=None if is_onnx(model) else output, arithmetic=arithmetic,  # type: ignore[arg-type]
+            output=output, arithmetic=arithmetic,  # type: ignore[arg-type]
         )  # fmt: skip
         if save is not None:
             result.save(save)
@@ -92,8 +92,8 @@ def verified_run(path: Path, model: str, as_json: bool, output: str | None = Non
     """``lipcert verify`` of a certification: every row proved again."""
     with guard(as_json):
         run = lipcert.Certification.load(path)
-        built = find_model(model, run.input_shape, output, fix)
-        result = run.verify(built, output=None if is_onnx(model) else output)
+        built, output = find_model_of_one(model, run.input_shape, output, fix)
+        result = run.verify(built, output=output)
     if as_json:
         typer.echo(json.dumps({"verified": True, **result.to_json()}))
     else:

@@ -48,9 +48,7 @@ WrtOption = Annotated[
 OutputOption = Annotated[str | None, typer.Option("--output", help="which output: logits, 0")]
 FixOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--fix", metavar="NAME=VALUE", help="an input of an .onnx file that does not vary: a number or .npy file"
-    ),
+    typer.Option("--fix", metavar="NAME=VALUE", help="an input of a file that does not vary: a number or .npy file"),
 ]
 SeedOption = Annotated[int, typer.Option("--seed")]
 

@@ -130,8 +130,17 @@ def parse_fixed(values: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[name] = _numbers(f"--fix {name}", value)
         else:
-            found[name] = np.full(parse_shape(shape), filled) if colon else filled
+            found[name] = np.broadcast_to(filled, _held(text, parse_shape(shape))) if colon else filled
     return found
+
+
+def _held(text: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape of not too many entries."""
+    from lipcert.capture.onnx.limits import ENTRIES
+
+    if len(shape) > 32 or math.prod(shape) > ENTRIES:
+        raise InputError(f"--fix {text:.60}: more than {ENTRIES} entries, or more than 32 axes.")
+    return shape
 
 
 def load(
@@ -154,12 +163,35 @@ def load(
     if isinstance(shape, dict):
         raise InputError("--input-shape takes one shape, 1,28,28; several by name are for the inputs of an .onnx file.")
     model = find_model(name, fix=fix)
-    return model, _random(shape) if shape is not None else _example_of(model), {"wrt": names, "output": output}
+    example = _random(shape) if shape is not None else None
+    if _is_file(name) and (fix or (example is not None and _takes_several(model))):
+        return *_with_values(model, fix, names, output, example), {"wrt": None, "output": None}
+    return model, _example_of(model) if example is None else example, {"wrt": names, "output": output}
 
 
 def one_shape(example: Any) -> tuple[int, ...]:
     """The shape of one example, given one with a batch dimension; () of the arguments of a call."""
     return tuple(getattr(example, "shape", ())[1:])
+
+
+def find_model_of_one(name: str, shape: Any, output: str | None, fix: Sequence[str]) -> tuple[Any, str | None]:
+    """The model of one tensor behind a name, the others fixed, and the output that is still to be picked."""
+    if is_onnx(name):
+        return find_model(name, shape, output, fix), None
+    model = find_model(name, fix=fix)
+    return (_with_values(model, fix, None, output, None)[0], None) if fix else (model, output)
+
+
+def _with_values(
+    model: Any, fix: Sequence[str], wrt: Sequence[str] | None, output: str | None, example: Tensor | None
+) -> tuple[Any, Any]:
+    from lipcert.capture.program_inputs import with_values
+
+    return with_values(model, parse_fixed(fix), wrt, output, example)
+
+
+def _takes_several(program: Any) -> bool:
+    return len(program.graph_signature.user_inputs) > 1
 
 
 def find_model(
@@ -169,15 +201,15 @@ def find_model(
 
     Args:
         name: of it.
-        shape, output, fix, wrt: of an ONNX file.
+        shape, output, wrt: of an ONNX file.
+        fix: of an ONNX file; those of a ``.pt2`` file are not used here.
     """
     _require_place(name)
-    if fix and not is_onnx(name):
-        raise InputError(
-            "--fix gives inputs of an .onnx file their values. A .pt2 file has those that it was exported with, and "
-            "lipcert.bound takes any in Python: an example of all inputs with wrt=."
-        )
     if not _is_file(name):
+        if fix:
+            raise InputError(
+                "--fix gives inputs of a .pt2 or .onnx file their values; a factory makes a module that holds them."
+            )
         return _build(name)
     from lipcert.capture.load import load_model
     from lipcert.capture.onnx.load import load_onnx

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
+
+import torch
 
 from lipcert.certificates import joint_transform
 from lipcert.errors import CaptureError, LipcertError
@@ -209,7 +212,7 @@ class Trials:
         began = time.perf_counter()
         self.current = one.name
         self.run.report(0.0, one.name)
-        own = replace(fork(self.run), budget=max(0.0, min(seconds, self.run.left)))
+        own = replace(fork(self.run), budget=max(0.0, min(seconds, self.run.left)), generator=self._numbers(one))
         own = replace(own, rigorous=own.rigorous or rigorous, spare=self.best is not None)
         obstacle = route.obstacle(one, self.problem, own) if self.best is not None or spare else None
         if obstacle is not None:
@@ -228,6 +231,11 @@ class Trials:
             self.best = bound
         self.attempts.append(Attempt(one.name, bound.value, bound.guarantee, time.perf_counter() - began, remark))
         return True
+
+    def _numbers(self, one: Method) -> torch.Generator:
+        """Random numbers of a method, whatever ran before it: what other norms imply is then what they find."""
+        seed = self.run.generator.initial_seed() + zlib.crc32(one.name.encode())
+        return torch.Generator().manual_seed(seed % 2**63)
 
     def result(self, asked: Method) -> Bound:
         """The best Bound with the table of what was tried.

@@ -59,7 +59,7 @@ class CutBall:
             better = (torch.where(inner, squares, 0.0).sum(dim=1) / left).sqrt()  # NaN or 0: all are at their ends
             pull = torch.where((better > 0) & better.isfinite(), better, pull)
         d = (c / pull[:, None]).clamp(self.low, self.high)
-        half, spent = 0.5 * pull[:, None] * d, 0.5 * pull * self.radius**2
+        half, spent = 0.5 * pull[:, None] * d, 0.5 * (pull * self.radius) * self.radius  # ρ² may vanish
         top = (d * (c - half)).sum(dim=1) + spent
         return top, (d.abs() * (c.abs() + half.abs())).sum(dim=1) + spent
 

@@ -173,11 +173,11 @@ class Forest:
             if step == min(self.settings.warm, steps):
                 variables.release(self.question.plan.bent)
             if step == steps or (step % EVERY == 0 and (step or nodes[0].depth)):
-                keep = self._prove(nodes, variables)
+                keep = self._prove(nodes, variables, until)
                 if len(keep) < len(nodes):
                     nodes, variables = [nodes[k] for k in keep.tolist()], variables.at(keep)
-                if not nodes or time.perf_counter() > until:
-                    break
+            if not nodes or time.perf_counter() > until:
+                break
             if step < steps:
                 variables.ascend(rate)
                 rate *= decay
@@ -185,8 +185,8 @@ class Forest:
             node.variables = variables.at(torch.tensor([k]))
         return nodes
 
-    def _prove(self, nodes: Sequence[Node], variables: Variables) -> Tensor:
-        """Numbers of the parts that are still open."""
+    def _prove(self, nodes: Sequence[Node], variables: Variables, until: float) -> Tensor:
+        """Numbers of the parts that are still open; none is begun beyond the end of the time."""
         with torch.no_grad():
             value = variables.value(self.settings.power)
         ready = (value > self.goal).nonzero().reshape(-1)
@@ -195,7 +195,7 @@ class Forest:
             room = torch.tensor([nodes[k].room for k in ready.tolist()]).to(value)
             multipliers, sure = variables.at(ready).provable(room)
             for place, k in enumerate(ready.tolist()):
-                if sure[place] > self.goal:
+                if sure[place] > self.goal and time.perf_counter() < until:
                     left[k] = not self._proved(nodes[k], multipliers.at(slice(place, place + 1)))
         return left.nonzero().reshape(-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,7 +90,9 @@ def joined(parts: Sequence[Multipliers]) -> Multipliers:
 
 
 @ordinary()
-def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, linear: bool) -> list[Answer]:
+def prove_below(
+    subject: Subject, tasks: Sequence[Task], settings: Settings, linear: bool, until: float = math.inf
+) -> list[Answer]:
     """Answers to tasks, all searched in one batch.
 
     Args:
@@ -97,6 +100,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
         tasks: domains of one kind (balls of one p, within boxes or not; boxes).
         settings: of the search.
         linear: whether ranges are tightened by linear bounds.
+        until: perf_counter, at which search and proofs end, one of which may still be under way.
     """
     with torch.no_grad():
         places = [subject.setting(subject.facts, task.domain, linear) for task in tasks]
@@ -114,7 +118,7 @@ def prove_below(subject: Subject, tasks: Sequence[Task], settings: Settings, lin
     if not pairs:
         return answers
     if deep(subject.network):
-        found = _searched(subject, tasks, places, answers, pairs, settings)
+        found = _searched(subject, tasks, places, answers, pairs, settings, until)
     else:  # activations of the input alone, whose least values the check works out
         none = Multipliers()
         found = {(i, r): (none, float(_proved(places[i], tasks[i].rows[[r]], none, answers[i]))) for i, r in pairs}
@@ -163,7 +167,7 @@ Pair = tuple[int, int]
 
 def _searched(
     subject: Subject, tasks: Sequence[Task], places: Sequence[Setting], answers: Sequence[Answer],
-    pairs: Sequence[Pair], settings: Settings,
+    pairs: Sequence[Pair], settings: Settings, until: float,
 ) -> dict[Pair, tuple[Multipliers | None, float]]:  # fmt: skip
     """Multipliers of pairs and what they were proved to be worth."""
     network = subject.network
@@ -178,7 +182,9 @@ def _searched(
         """By domain: functions on one are proved together."""
         result = torch.full((len(which),), -math.inf, dtype=torch.float64)
         asked = [pairs[w] for w in which.tolist()]
-        for i in sorted({i for i, _ in asked}):
+        for number, i in enumerate(sorted({i for i, _ in asked})):
+            if number and time.perf_counter() > until:
+                break
             here = torch.tensor([n for n, (j, _) in enumerate(asked) if j == i])
             rows = tasks[i].rows[[r for j, r in asked if j == i]]
             result[here] = _proved(places[i], rows, candidates.at(here), answers[i])
@@ -192,7 +198,7 @@ def _searched(
             network, norms, boxes, together([tasks[i].domain for i in used]),
             torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
             torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
-            [places[i].bounds for i in used],
+            [places[i].bounds for i in used], until,
         )  # fmt: skip
     except Exception as problem:  # ranges have proved something all the same
         if not moderate:
@@ -205,7 +211,7 @@ def _searched(
         return {}
     result = dict(zip(pairs, zip(found.multipliers, found.proved.tolist(), strict=True), strict=True))
     for (i, r), (own, value) in result.items():
-        if own is not None and value == -math.inf:
+        if own is not None and value == -math.inf and time.perf_counter() < until:
             result[i, r] = _simpler(places[i], tasks[i].rows[[r]], own, answers[i])
     return result
 

@@ -159,7 +159,7 @@ class CostToGo:
             for one, classes in zip(asked, open_, strict=True)
         ]
         search = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
-        answers = prove_below(facts.subject, tasks, search, self.linear)
+        answers = prove_below(facts.subject, tasks, search, self.linear, until)
         return [
             self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
         ]

@@ -155,7 +155,7 @@ class Builder:
                 f"{place} does not take these arguments ({_first_line(problem)}): the file is damaged, no valid ONNX, "
                 "or the input shape does not fit it."
             ) from problem
-        own = [v for v in values if v.floating]
+        own = [v for v in values if v.floating or v.tensor.is_complex()]  # what rounding may touch
         exact = not own or (all(v in self._names for v in own) and (target in _EXACT or _adds_nothing(target, own)))
         if not varies and exact:
             return tree_map(lambda t: self.constant(t), result)

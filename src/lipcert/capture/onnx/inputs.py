@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from lipcert.capture.declared import Declared
 from lipcert.capture.onnx.file import torch_type
-from lipcert.capture.onnx.limits import ENTRIES, shown
 from lipcert.capture.onnx.shapes import Reading, readings
 from lipcert.errors import InputError
 
@@ -20,90 +19,21 @@ from lipcert.errors import InputError
 Shapes = Sequence[int] | Mapping[str, Sequence[int]] | None
 
 
-@dataclass(frozen=True)
-class Declared:
-    """A value that the file may be given, as the file declares it.
+def declared(info: Any) -> Declared:
+    """From a ValueInfoProto.
 
-    Attributes:
-        name, dtype: of it.
-        shape: None for axes of any length; None if the file does not say.
-        axes: the names of its axes, "" where it has none.
+    Raises:
+        InputError: it is no tensor.
+        CaptureError: of an element type that is not read.
     """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | None, ...] | None
-    axes: tuple[str, ...] = ()
-
-    @staticmethod
-    def of(info: Any) -> Declared:
-        """From a ValueInfoProto.
-
-        Raises:
-            InputError: it is no tensor.
-            CaptureError: of an element type that is not read.
-        """
-        place = f"the ONNX input {info.name[:60]!r}"
-        if not info.type.HasField("tensor_type"):
-            raise InputError(f"{place} is a sequence, map or sparse tensor, not a tensor.")
-        kind = info.type.tensor_type
-        dims = list(kind.shape.dim) if kind.HasField("shape") else None
-        shape = None if dims is None else tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in dims)
-        return Declared(
-            info.name, torch_type(place, kind.elem_type), shape, tuple(d.dim_param for d in dims or ())
-        )  # fmt: skip
-
-    def __str__(self) -> str:
-        dims = "?" if self.shape is None else "×".join("?" if n is None else str(n) for n in self.shape)
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.name[:60]!r} ({kind}, {dims or 'a number'})"
-
-    def filled(self, value: Any) -> Tensor:
-        """What an input is fixed at: a tensor or array of the file's shape, or one number for all its entries.
-
-        Raises:
-            InputError: it does not fit, or is no number of the input's type.
-        """
-        place = f"the value given for the ONNX input {self}"
-        if isinstance(value, Tensor):
-            given = value.detach().cpu()
-        elif isinstance(value, (bool, int, float, np.ndarray, np.generic, list)):
-            array = np.asarray(value)
-            if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-                raise InputError(f"{place} is no array of real numbers.")
-            given = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-        else:
-            raise InputError(f"{place} is a {type(value).__name__}; give a number, an array or a tensor.")
-        if given.is_complex() or given.is_quantized or given.layout != torch.strided:
-            raise InputError(f"{place} is no dense tensor of real numbers.")
-        held = given.to(self.dtype)
-        if (given.is_floating_point() and bool(given.isnan().any())) or (
-            not self.dtype.is_floating_point and not torch.equal(held.to(given.dtype), given)
-        ):
-            raise InputError(f"{place} is not a number of that type.")
-        if not given.dim() and self.shape != ():
-            return self._everywhere(held, place)
-        if self.shape is not None and not _fits(self.shape, held.shape):
-            raise InputError(f"{place} has shape {shown(held.shape)}: give it in the shape that the file takes.")
-        return held
-
-    def _everywhere(self, number: Tensor, place: str) -> Tensor:
-        """One number in every entry; a first axis of any length is a batch of one."""
-        shape = [1 if k == 0 and not n else n for k, n in enumerate(self.shape or ())]
-        if self.shape is None or not all(shape):
-            raise InputError(
-                f"{place} is one number, and the file does not say the length of each axis: give the whole array, on "
-                "the command line a .npy file, or the number with the shape, as 0:2,1,128."
-            )
-        sizes = [int(n) for n in shape if n is not None]
-        if math.prod(sizes) > ENTRIES:
-            raise InputError(f"{place} would have more than {ENTRIES} entries.")
-        return number.expand(sizes).clone()
-
-
-def _fits(declared: Sequence[int | None], shape: Sequence[int]) -> bool:
-    pairs = zip(declared, shape, strict=False)
-    return len(declared) == len(shape) and all(n in (None, 0, m) for n, m in pairs)
+    place = f"the ONNX input {info.name[:60]!r}"
+    if not info.type.HasField("tensor_type"):
+        raise InputError(f"{place} is a sequence, map or sparse tensor, not a tensor.")
+    kind = info.type.tensor_type
+    dims = list(kind.shape.dim) if kind.HasField("shape") else None
+    shape = None if dims is None else tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in dims)
+    axes = tuple(d.dim_param for d in dims or ())
+    return Declared(info.name, torch_type(place, kind.elem_type), shape, axes)
 
 
 @dataclass(frozen=True, eq=False)

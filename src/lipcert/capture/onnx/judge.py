@@ -165,6 +165,7 @@ def _pruned(read: Read, tensors: Tensors) -> bytes:
     new.opset_import.extend(o for o in model.opset_import if o.domain not in ("", "ai.onnx"))
     for function in new.functions:
         for node in function.node:
+            _close(node)
             if any(a.type in (5, 10) for a in node.attribute):
                 raise ValueError("it has branches")
             for attribute in node.attribute:
@@ -175,6 +176,7 @@ def _pruned(read: Read, tensors: Tensors) -> bytes:
             raise ValueError("its branches hold tensors in other files")
         copied = new.graph.node.add()
         copied.CopyFrom(node)
+        _close(copied)
         for attribute in copied.attribute:
             if attribute.type == 4:
                 _embed(attribute.t, tensors)
@@ -193,6 +195,16 @@ def _pruned(read: Read, tensors: Tensors) -> bytes:
     content = new.SerializeToString()
     assert isinstance(content, bytes)
     return content
+
+
+def _close(node: Any) -> None:
+    """Take away inputs that are left out behind the last one: where a DFT names its axis so, onnxruntime crashes."""
+    while node.input and not node.input[-1]:
+        del node.input[-1]
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                _close(inner)
 
 
 def _outside(graph: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from lipcert.capture.call import Call
 from lipcert.capture.onnx.file import Tensors, parsed
 from lipcert.capture.onnx.graph import Graph
-from lipcert.capture.onnx.inputs import Declared, Shapes
+from lipcert.capture.onnx.inputs import Shapes, declared
 from lipcert.capture.onnx.judge import compared
 from lipcert.capture.onnx.reader import read_file
 from lipcert.errors import CaptureError, InputError, named
@@ -89,7 +89,7 @@ def called_onnx(
     if not isinstance(example, (tuple, Mapping, Call)):
         return load_onnx(path, shape_of(example), output, wrt), example
     with named(CaptureError, f"reading {path}"), ordinary(dtype=None):
-        inputs = list(map(Declared.of, Graph(parsed(Path(path)).graph).inputs))
+        inputs = list(map(declared, Graph(parsed(Path(path)).graph).inputs))
     given = _by_name(example, [one.name for one in inputs])
     if wrt is None:
         varied = [one.name for one in inputs if one.name in given and one.dtype.is_floating_point and one.shape != ()]

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from lipcert.capture.declared import Declared
 from lipcert.capture.onnx.build import Builder, Value, fitting
 from lipcert.capture.onnx.file import Tensors, parsed
 from lipcert.capture.onnx.graph import Graph, reads
-from lipcert.capture.onnx.inputs import Declared, Feed, Shapes, feeds
+from lipcert.capture.onnx.inputs import Feed, Shapes, declared, feeds
 from lipcert.capture.onnx.limits import OPERATOR_SETS, Room
 from lipcert.capture.onnx.walk import Walk
 from lipcert.errors import CaptureError, InputError, LipcertError, UnsupportedOpError
@@ -75,7 +76,7 @@ def read_file(
     inside = [one for one in wrt or () if one in graph.made]
     used = {name, *(read for _, node in graph.needed([name], inside) for read in reads(node))}
     error: LipcertError | None = None
-    for feed in feeds([*map(Declared.of, graph.inputs), *_declared(graph, inside)], used, shapes, wrt, fixed):
+    for feed in feeds([*map(declared, graph.inputs), *_declared(graph, inside)], used, shapes, wrt, fixed):
         try:
             found = _read(path, model, graph, name, feed)
         except LipcertError as problem:  # the next reading may fit; the first one's error is told
@@ -118,7 +119,7 @@ def _declared(graph: Graph, names: Sequence[str]) -> list[Declared]:
     """Values inside the graph as inputs, of which the file may say the type."""
     told = {one.name: one for one in (*graph.proto.value_info, *graph.proto.output)}
     known = [told[name] for name in names if name in told and told[name].type.HasField("tensor_type")]
-    found = {one.name: Declared.of(one) for one in known if one.type.tensor_type.elem_type}
+    found = {one.name: declared(one) for one in known if one.type.tensor_type.elem_type}
     return [found.get(name) or Declared(name, torch.float32, None) for name in names]
 
 

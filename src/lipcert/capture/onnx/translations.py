@@ -1,5 +1,25 @@
 """Imports every file of translations, so that the table is complete."""
 
-from lipcert.capture.onnx import constants, elementwise, layers, recurrent, reductions, resizing, structure, windows
+from lipcert.capture.onnx import (
+    constants,
+    elementwise,
+    fourier,
+    layers,
+    recurrent,
+    reductions,
+    resizing,
+    structure,
+    windows,
+)
 
-__all__ = ["constants", "elementwise", "layers", "recurrent", "reductions", "resizing", "structure", "windows"]
+__all__ = [
+    "constants",
+    "elementwise",
+    "fourier",
+    "layers",
+    "recurrent",
+    "reductions",
+    "resizing",
+    "structure",
+    "windows",
+]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -152,6 +154,7 @@ def _present(node: OnnxNode, name: str, scope: Mapping[str, Value | None]) -> Va
 def _applied(build: Builder, node: OnnxNode, translate: Any, inputs: Sequence[Value | None]) -> Sequence[Value | None]:
     while inputs and inputs[-1] is None:
         inputs = inputs[:-1]
+    _require_present(node, translate, inputs)
     try:
         result = translate(build, node, *inputs)
     except LipcertError:
@@ -163,3 +166,13 @@ def _applied(build: Builder, node: OnnxNode, translate: Any, inputs: Sequence[Va
         raise node.wrong(f"it does not take these arguments ({detail})") from problem
     node.require_all_read()
     return result if isinstance(result, tuple) else (result,)
+
+
+def _require_present(node: OnnxNode, translate: Any, inputs: Sequence[Value | None]) -> None:
+    """Inputs that are left out in front of others must be ones that the operator can do without."""
+    if all(value is not None for value in inputs):
+        return
+    taken = list(signature(translate).parameters.values())[2:]  # behind the builder and the node
+    for place, (value, one) in enumerate(zip(inputs, chain(taken, repeat(taken[-1])), strict=False)):
+        if value is None and one.default is one.empty:
+            raise node.wrong(f"its input {place} is left out")

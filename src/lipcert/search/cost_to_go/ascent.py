@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,7 +69,7 @@ class Found:
 def ascend(
     network: Network, norms: Mapping[int, Sequence[float]], boxes: Sequence[tuple[Tensor, Tensor]], domains: Domains,
     rows: Tensor, example: Tensor, starts: Tensor, settings: Settings, prove: Prove,
-    bounds: Sequence[LinearBounds] = (),
+    bounds: Sequence[LinearBounds] = (), until: float = math.inf,
 ) -> Found:  # fmt: skip
     """Multipliers for lower bounds of P linear functions of a network's output on domains, as high as the search gets.
 
@@ -82,6 +84,7 @@ def ascend(
         settings: of the search.
         prove: called with the functions whose value exceeds the goal.
         bounds: linear bounds on the B domains, where there are any.
+        until: perf_counter, at which the ascent ends and what it has reached is proved.
     """
     relaxed = Relaxed.of(bounds, example, settings.dtype, settings.device)
     known = {k: tuple(n) for k, n in norms.items()}
@@ -97,7 +100,8 @@ def ascend(
         own = domains.at(at).to(settings.dtype, settings.device)
         question = Question(plan, asked, low, high, own, relaxed.at(index))
         points = starts[index].to(settings.device, settings.dtype)
-        _climb(first_variables(question, points, settings), index, prove, found)
+        if time.perf_counter() < until:
+            _climb(first_variables(question, points, settings), index, prove, found, until)
     return found
 
 
@@ -122,28 +126,30 @@ def first_variables(question: Question, points: Tensor, settings: Settings) -> V
     return variables
 
 
-def _climb(variables: Variables, index: Tensor, prove: Prove, found: Found) -> None:
+def _climb(variables: Variables, index: Tensor, prove: Prove, found: Found, until: float) -> None:
     settings = variables.settings
     room = torch.full_like(variables.question.rows[:, 0], settings.room)
     rate = settings.rate
     for step in range(settings.steps + 1):
         if step == settings.warm:
             variables.release(variables.question.plan.bent)
-        if step == settings.steps or (step and step % settings.every == 0):
-            keep = _settle(variables, index, room, step, prove, found)
-            if not len(keep):
+        last = step == settings.steps or time.perf_counter() > until
+        if last or (step and step % settings.every == 0):
+            keep = _settle(variables, index, room, step, prove, found, last)
+            if last or not len(keep):
                 return
             if len(keep) < len(index):
                 variables, index, room = variables.at(keep), index[keep.cpu()], room[keep]
-        if step < settings.steps:
-            variables.ascend(rate)
-            rate *= settings.decay
+        variables.ascend(rate)
+        rate *= settings.decay
 
 
-def _settle(variables: Variables, index: Tensor, room: Tensor, step: int, prove: Prove, found: Found) -> Tensor:
+def _settle(
+    variables: Variables, index: Tensor, room: Tensor, step: int, prove: Prove, found: Found, last: bool
+) -> Tensor:
     """Prove what exceeds the goal, and keep everything at the end; the rows that stay."""
     settings = variables.settings
-    last, goal = step == settings.steps, settings.goal
+    goal = settings.goal
     everyone = torch.arange(len(index), device=room.device)
     if goal is None and not last:
         return everyone

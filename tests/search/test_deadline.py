@@ -1,0 +1,41 @@
+"""A search whose time is up proves what it has reached, and begins no further proof."""
+
+import math
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from lipcert.capture.torch_export import capture
+from lipcert.certificates.outputs import Subject
+from lipcert.domain import Ball
+from lipcert.robustness.outputs import Task, margin_rows, prove_below
+from lipcert.search.cost_to_go.settings import Settings
+
+
+@pytest.mark.parametrize("left", [-1.0, 0.05, math.inf])
+def test_the_end_of_the_time_loses_no_bound_that_is_at_hand(left: float) -> None:
+    """Bounds hold at any end: never below what ranges alone prove, never above a value, and the more time the more."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)).double().eval()
+    subject = Subject(capture(model, torch.zeros(1, 6, dtype=torch.float64)))
+    points = torch.randn(3, 6, dtype=torch.float64)
+    tasks = [
+        Task(Ball(x, 0.3, 2).fitted(subject.network.in_shape), margin_rows(3, 0), x.expand(2, 1, 6), None)
+        for x in points
+    ]
+    settings = Settings(steps=60, warm=10, goal=None)
+    found = prove_below(subject, tasks, settings, True, time.perf_counter() + left)
+    whole = prove_below(subject, tasks, settings, True)
+    for task, one, best in zip(tasks, found, whole, strict=True):
+        plain = subject.setting(subject.facts, task.domain, True).plain(task.rows)
+        inside = task.domain.project(task.domain.center + torch.randn(500, 1, 6, dtype=torch.float64))
+        with torch.no_grad():
+            values = model(inside.reshape(-1, 6)) @ task.rows.T
+        assert bool((plain <= one.lower).all() and (one.lower <= values.amin(0)).all())
+        assert bool((one.lower <= best.lower + 0.05 * best.lower.abs()).all())
+        if left < 0:
+            assert torch.equal(one.lower, plain)
+        if left == math.inf:
+            assert bool((one.lower > plain).all())
