@@ -1,6 +1,8 @@
 """Linear functions on a ball within a box: as great as linear programs and bisection find, and never below a point."""
 
 import math
+import random
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -12,6 +14,7 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import lipcert
+from lipcert import InputError
 from lipcert.capture.torch_export import capture
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.network.graph import Network
@@ -97,7 +100,7 @@ def test_at_a_corner_of_the_pixels_a_linear_classifier_keeps_its_class_as_far_as
     assert found.verify(model)[0].certified_radius == found[0].certified_radius
 
 
-@pytest.mark.parametrize("radius", [1e-300, 1e-170, 1e-150, 1e140])
+@pytest.mark.parametrize("radius", [1e-300, 1e-170, 1e-150, 1e140, 1e200, 1e300])
 def test_no_square_vanishes_or_overflows(radius: float) -> None:
     """At a corner of the box, where half of the ball is cut off, the greatest value is ρ‖c₊‖₂."""
     rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -105,5 +108,75 @@ def test_no_square_vanishes_or_overflows(radius: float) -> None:
     exact = radius * rows.clamp(min=0.0).norm(dim=1)
     top = greatest_on(domain, rows)
     assert bool((top >= exact * (1.0 - 1e-15)).all())
-    if radius > 1e-160:  # below, steps towards the best multiplier see no squares
+    if 1e-160 < radius < 1e150:  # beyond, steps towards the best multiplier see no squares
         assert bool((top <= exact * (1.0 + 1e-9)).all())
+
+
+def test_a_multiplier_below_the_normal_numbers() -> None:
+    """Half of it is rounded by as much as a third, and ρ² times that is a part of the value."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10.0 ** (-162.0 + 4.0 * torch.rand(300, 1, generator=generator, dtype=torch.float64))
+    for radius in (1e152, 1e153, 1e154, 1.3e154):
+        top = greatest_on(Intersection(Ball([0.0], radius, 2.0), Box(0.0, math.inf)), sizes)
+        for size, bound in zip(sizes.reshape(-1).tolist(), top.tolist(), strict=True):
+            assert Fraction(bound) >= Fraction(size) * Fraction(radius)
+
+
+def exactly_reached(row: list[float], domain: Intersection) -> Fraction:
+    """Σ c_i x_i at a point of the domain, nearly the best, in rational arithmetic."""
+    c, centre, low, high = (
+        [Fraction(v) if math.isfinite(v) else None for v in ends]
+        for ends in (row, *(t.tolist() for t in (domain.ball.center, domain.box.lower, domain.box.upper)))
+    )
+    places, radius = range(len(row)), Fraction(domain.ball.radius)
+    ends = [[None if e is None else e - centre[i] for e in (low[i], high[i])] for i in places]  # type: ignore[operator]
+
+    def within(i: int, d: Fraction) -> Fraction:
+        least, most = ends[i]
+        d = d if least is None else max(d, least)
+        return d if most is None else min(d, most)
+
+    home = [within(i, Fraction(0)) for i in places]
+    found = list(home)
+    if domain.ball.p == 1.0:
+        left = radius - sum(map(abs, home))
+        for i in sorted(places, key=lambda i: -abs(c[i])):  # type: ignore[arg-type]
+            found[i] = within(i, home[i] + (left if c[i] > 0 else -left if c[i] < 0 else 0))  # type: ignore[operator]
+            left -= abs(found[i] - home[i])
+    else:
+        least = Fraction(0)
+        most = max(map(abs, c)) / radius * 2**30 or Fraction(1)  # type: ignore[arg-type]
+        for _ in range(90):
+            middle = (least + most) / 2
+            found = [within(i, c[i] / middle) for i in places]  # type: ignore[operator]
+            outside = sum(d * d for d in found) > radius * radius
+            least, most = (middle, most) if outside else (least, middle)
+        found = [within(i, c[i] / most) for i in places]  # type: ignore[operator]
+        if sum(d * d for d in found) > radius * radius:
+            found = home
+    return sum(c[i] * (centre[i] + found[i]) for i in places)  # type: ignore[operator, misc]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_numbers_of_all_sizes_against_rational_arithmetic(seed: int) -> None:
+    """Centres far away or beside the box, sides of length 0, sides left open, -0.0, subnormal and huge numbers."""
+    chance, tried = random.Random(seed), 0
+    while tried < 400:
+        n, p = chance.choice([1, 2, 3, 6]), chance.choice([1.0, 2.0, 2.0])
+        radius = chance.uniform(1.0, 9.9) * 10.0 ** chance.choice([0, -320, -300, -155, 150, 153, 300])
+        step = chance.choice([radius, min(1e306, radius * 1e14)])
+        centre = [chance.choice([0.0, -0.0, chance.gauss(0.0, 1.0) * step]) for _ in range(n)]
+        low = [chance.choice([c, c - 0.2 * radius, -math.inf, c + 0.1 * radius / n]) for c in centre]
+        high = [chance.choice([c, c + 0.3 * radius, math.inf, c - 0.1 * radius / n]) for c in centre]
+        try:
+            box = Box(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64))
+            domain = Intersection(Ball(torch.tensor(centre, dtype=torch.float64), radius, p), box)
+        except InputError:  # they have no point in common
+            continue
+        sizes = [chance.choice([0, -322, -305, -161, -150, 150, 290]) for _ in range(4)]
+        rows = [[chance.choice([0.0, 1.0, -2.3, 3.7]) * 10.0 ** (k + chance.choice([0, 0, 9])) for _ in range(n)]
+                for k in sizes]  # fmt: skip
+        for row, top in zip(rows, greatest_on(domain, torch.tensor(rows, dtype=torch.float64)).tolist(), strict=True):
+            assert top == math.inf or Fraction(top) >= exactly_reached(row, domain), (row, domain)
+        tried += 1

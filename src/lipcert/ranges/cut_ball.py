@@ -22,7 +22,7 @@ class CutBall:
     """Where ``low`` ≤ d ≤ ``high`` and ‖d‖_p ≤ ρ, d being what a point of an l1 or l2 ball is away from its centre.
 
     Attributes:
-        low, high: rounded outward, (n,).
+        low, high: rounded outward, within ±ρ, (n,).
         cuts: whether the box cuts anything off.
     """
 
@@ -31,7 +31,8 @@ class CutBall:
         self.p, self.radius = float(ball.p), ball.radius
         ends = [box.low.reshape(-1) - centre, box.high.reshape(-1) - centre]
         far = torch.full_like(centre, math.inf)
-        self.low, self.high = torch.nextafter(ends[0], -far), torch.nextafter(ends[1], far)
+        outward = torch.nextafter(ends[0], -far), torch.nextafter(ends[1], far)
+        self.low, self.high = (end.clamp(-self.radius, self.radius) for end in outward)  # as no |d_i| exceeds ρ
         reach = self.radius * (1.0 - LEAST)
         self.cuts = self.p < math.inf and self.radius > 0 and bool(((self.low > -reach) | (self.high < reach)).any())
 
@@ -41,7 +42,8 @@ class CutBall:
         For every λ ≥ 0, c·d ≤ λ ρ²/2 + Σ max (c_i d_i − λ d_i²/2) on an l2 ball, and c·d ≤ λ ρ + Σ max (c_i d_i −
         λ |d_i|) on an l1 ball, the maxima being over [low_i, high_i]. The first are attained at c_i/λ or the end next
         to it; where c_i/λ is rounded by εc_i/λ, they are missed by at most ε²c_i²/(2λ), far below a rounding of the
-        sizes. NaN where numbers are too large.
+        sizes. What vanishes below the normal numbers is multiplied by no more than ρ, as λ is never halved alone. NaN
+        where numbers are too large.
         """
         bound = self._on_l2 if self.p == 2.0 else self._on_l1
         parts = [bound(part) for part in rows.split(max(1, CHUNK // max(1, rows.shape[1])))]
@@ -55,11 +57,11 @@ class CutBall:
             free = c / pull[:, None]
             d = free.clamp(self.low, self.high)
             inner = d == free
-            left = self.radius**2 - torch.where(inner, 0.0, d.square()).sum(dim=1)
+            left = self.radius * self.radius - torch.where(inner, 0.0, d.square()).sum(dim=1)
             better = (torch.where(inner, squares, 0.0).sum(dim=1) / left).sqrt()  # NaN or 0: all are at their ends
             pull = torch.where((better > 0) & better.isfinite(), better, pull)
         d = (c / pull[:, None]).clamp(self.low, self.high)
-        half, spent = 0.5 * pull[:, None] * d, 0.5 * (pull * self.radius) * self.radius  # ρ² may vanish
+        half, spent = 0.5 * (pull[:, None] * d), 0.5 * (pull * self.radius) * self.radius  # ρ² may vanish
         top = (d * (c - half)).sum(dim=1) + spent
         return top, (d.abs() * (c.abs() + half.abs())).sum(dim=1) + spent
 

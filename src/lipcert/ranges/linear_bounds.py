@@ -182,7 +182,7 @@ class LinearBounds:
         """Constant and error as one number, rounded up."""
         total = constant + error * (1.0 + 2.0**-40 + 8.0 * UNIT * self._entries)  # sums of sizes round, too
         total = total + 4.0 * UNIT * total.abs() + TINY
-        return torch.where(total.isnan(), math.inf, total)
+        return torch.where(total > -math.inf, total, math.inf)  # NaN says nothing, nor would −∞
 
     def back(self, terms: Sequence[Term]) -> tuple[Tensor, Tensor, Tensor]:
         """(c, b, e) with Σ_k rows_k[r]·(z_k − shift_k) ≤ c[r]·x + b[r] + e[r] on the domain; e is not rounded up."""

@@ -58,7 +58,7 @@ class Variables:
 
     @classmethod
     def of(cls, question: Question, settings: Settings, start: Start) -> Variables:
-        """At the start; diagonal where it is cheap to prove, where coordinates have ends and where no norm is known."""
+        """At the start; diagonal where that is cheap to prove, at an input of coordinates with ends, without a norm."""
         self, plan = cls(question, settings, start), question.plan
         for k, slope in start.slope.items():
             self.free["slope", k] = torch.zeros_like(slope)
