@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import lipcert
 
 HERE = Path(__file__).resolve().parent
-RADII = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+RADII = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 2e-1, 3e-1, 5e-1, 1.0)
 
 
 def encoder() -> tuple[nn.Module, Tensor]:

@@ -18,6 +18,7 @@ from lipcert.increments.joint import linked, stacked
 from lipcert.increments.narrowing import narrowed
 from lipcert.increments.reduction import reduced, remaining
 from lipcert.network.graph import Network, PartNode, SelectionNode
+from lipcert.network.heads import head_of
 from lipcert.network.linear import Dense, size
 from lipcert.network.parts import block_of, split
 from lipcert.network.transform import expand, fuse, then
@@ -187,6 +188,17 @@ class Problem:
         On a domain also with every block that may be nearly linear there as a sum of parts.
         """
         return fuse(expand(self._split(smooth=True) if self.nearly_linear else self.unfused))
+
+    @cached_property
+    def headed(self) -> Network:
+        """``expanded``, on a domain with what is known of attention besides (``HeadNode``)."""
+        if not self.nearly_linear:
+            return self.expanded
+        model = fuse(collapse(self.model))
+        if not any(head_of(model, k) for k in range(len(model.nodes))):
+            return self.expanded
+        whole = split(model, smooth=True, heads=True)
+        return fuse(expand(whole if self.select is None else self._selected(whole)))
 
     @cached_property
     def increments(self) -> Increments:

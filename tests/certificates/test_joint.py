@@ -35,7 +35,7 @@ D = torch.float64
 def values_of(problem: Problem, x: Tensor) -> list[Tensor]:
     """The value of every node."""
     found: list[Tensor] = []
-    for node in problem.expanded.nodes:
+    for node in problem.headed.nodes:
         found.append(node.value([found[p][None] for p in node.parents], x[None])[0])
     return found
 
@@ -66,7 +66,7 @@ def test_no_node_does_more_than_its_constants_say(
     centre = values_of(problem, problem.domain.center)
     shown = [
         k for k in sorted(recursion.course.asked)  # type: ignore[attr-defined]
-        if not (isinstance(problem.expanded.nodes[k], PartNode) and problem.expanded.nodes[k].which)  # type: ignore[attr-defined]
+        if not (isinstance(problem.headed.nodes[k], PartNode) and problem.headed.nodes[k].which)  # type: ignore[attr-defined]
     ]  # fmt: skip
     assert len(shown) >= 2
     for x_k in points_of(problem.domain, 2):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lipcert.certificates.norms.written_map import EnclosedMatrix
+from lipcert.certificates.norms.written_map import EnclosedMatrix, identity, scaled_rows
 from lipcert.certificates.recursions import SparseRecursion
 from lipcert.guarantee import Guarantee
 from lipcert.increments import Increments, Linear, Relation
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 #: Sources whose cheap bound is more than this part of the largest are bounded sharply, and together.
 COUNTS = 2e-4
+#: Remark of nodes that are done by the closed form of attention.
+CLOSED_FORM = "closed form of attention"
+#: Share of what the parts give below which the closed form is worth the loss of all maps to the node.
+FAR_LESS = 0.7
 #: Steps of the power method that finds how to weigh sources against each other.
 _STEPS = 12
 
@@ -34,12 +38,13 @@ class JointRecursion(SparseRecursion):
 
     def __init__(self, problem: Problem, chance: Chance) -> None:
         self.course = self._course(problem)
-        super().__init__(Increments.of(problem.expanded, self.course.ranges), 2.0, chance, None)
+        super().__init__(Increments.of(self.course.network, self.course.ranges), 2.0, chance, None)
         self.relations: list[Relation] = []
         self.entries: dict[int, Tensor] = {}
+        self.closed: set[int] = set()
 
     def _course(self, problem: Problem) -> Course:
-        return Course(problem.expanded, problem.domain)
+        return Course(problem.headed, problem.domain)
 
     def relation(self, k: int) -> Relation:
         """As the course has it."""
@@ -58,6 +63,46 @@ class JointRecursion(SparseRecursion):
         self.course.tell(float(self.constants[k]), self.entries.get(k))
 
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
+        """By the parts, or by the closed form of attention where that is less: where far less, the node is a source."""
+        value, guarantee = self.by_parts(k, node, product)
+        known = min(value, product, key=lambda m: m.log10)
+        own = self._by_closed_form(k, known)
+        if own is None:
+            return value, guarantee
+        self.closed.add(k)
+        if own < known * Magnitude.of(FAR_LESS):
+            self.blocks[k], self.lengths[k] = {k: identity(node.size)}, own + self.error(k)
+        return own, guarantee
+
+    def remark(self, k: int) -> str:
+        """Of nodes done by the closed form that."""
+        return CLOSED_FORM if k in self.closed else super().remark(k)
+
+    def error(self, k: int) -> Magnitude:
+        """What is added to the constant of node k."""
+        return ZERO
+
+    def _by_closed_form(self, k: int, value: Magnitude) -> Magnitude | None:
+        """‖f ⊙ δQ‖ + ‖g ⊙ δKᵀ‖ + ‖h ⊙ δV‖ of attention, if it is less than ``value``."""
+        found = self.course.closed(k)
+        if found is None:
+            return None
+        factors, added = found
+        arguments = self.course.network.nodes[k].parents[1:]
+        rough = [Magnitude.of(float(f.max())) * self.constants[p] for f, p in zip(factors, arguments, strict=True)]
+        total_ = Magnitude.of(added)
+        for cheap, factor, p in zip(rough, factors, arguments, strict=True):
+            total_ = total_ + self._scaled(p, factor, cheap)
+        return total_ if total_ < value else None
+
+    def _scaled(self, p: int, factor: Tensor, cheap: Magnitude) -> Magnitude:
+        """A constant of node p times factors of its entries; at most ``cheap``."""
+        if p not in self.blocks:
+            return cheap
+        own = [(scaled_rows(factor.reshape(-1), b, self.p), self.lengths[s]) for s, b in self.blocks[p].items()]
+        return min(cheap, together(own, self.p), key=lambda m: m.log10)
+
+    def by_parts(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
         """As of passes, with a constant of every entry that a node which is not linear reads."""
         mine, guarantee = self.passed_on(k, node)
         if k not in self.course.asked:

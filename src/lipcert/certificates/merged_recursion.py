@@ -69,19 +69,20 @@ class MergedRecursion(JointRecursion):
             del self._spikes[read]
 
     def _course(self, problem: Problem) -> CentredCourse:
-        return CentredCourse(problem.expanded, problem.domain)
+        return CentredCourse(problem.headed, problem.domain)
 
     def _known(self, k: int, relation: Relation, step: Step) -> Step:
         """What the node's rounding adds is a part of its constant."""
-        return super()._known(k, relation, replace(step, constant=step.constant + self._error(k)))
+        return super()._known(k, relation, replace(step, constant=step.constant + self.error(k)))
 
-    def _error(self, k: int) -> Magnitude:
+    def error(self, k: int) -> Magnitude:
+        """The node's own rounding."""
         assert isinstance(self.course, CentredCourse)
         return Magnitude.of(self.course.errors[k])
 
     def _rounded(self, k: int, blocks: dict[int, EnclosedMatrix], rows: int) -> dict[int, EnclosedMatrix]:
         """The input's map is off by what the node's rounding adds."""
-        error = self._error(k)
+        error = self.error(k)
         if not error.mantissa:
             return blocks
         first = blocks.get(0) or EnclosedMatrix(torch.zeros(rows, size(self.increments.in_shape)).double(), 0, 0.0)
@@ -121,7 +122,7 @@ class MergedRecursion(JointRecursion):
             parts.append(here.after(EnclosedMatrix(columns, 0, 0.0)))
         return beside(parts)
 
-    def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
+    def by_parts(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
         """As of all matrices, with sources merged, and with norms of some rows at a time."""
         mine, guarantee = self.passed_on(k, node)
         last, cut = k == len(self.increments.relations) - 1, k in self._cuts

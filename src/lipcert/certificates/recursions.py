@@ -73,7 +73,7 @@ class Recursion(ABC):
         product = product_rule(node, inputs, self.p, self._norm_of)
         value, guarantee = self.through(k, node, product.constant)
         if value < product.constant:
-            return self._known(k, node, Step(value, growth(value, inputs), guarantee, "linear", "loop transformation"))
+            return self._known(k, node, Step(value, growth(value, inputs), guarantee, "linear", self.remark(k)))
         return self._known(k, node, replace(product, remark="product rule"))
 
     def _cell(self, k: int, cell: Cell, before: Step) -> Step:
@@ -87,6 +87,10 @@ class Recursion(ABC):
 
     def _norm_of(self, linear: LinearMap, term: int) -> NormBound:
         return map_norm(linear, self.p, None, self.share)
+
+    def remark(self, k: int) -> str:
+        """Where ``through`` has its value from."""
+        return "loop transformation"
 
     @abstractmethod
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lipcert.certificates.joint_recursion import CLOSED_FORM
 from lipcert.certificates.merged_recursion import cuts
 from lipcert.certificates.norms.operator_norm import TARGET, NormBound, map_norm
 from lipcert.certificates.norms.path_map import Pathway, reachable
@@ -50,17 +51,18 @@ class WideRecursion(Recursion):
     """
 
     def __init__(self, problem: Problem, chance: Chance, rigorous: bool = False) -> None:
-        self.course = CentredCourse(problem.expanded, problem.domain)
-        super().__init__(Increments.of(problem.expanded, self.course.ranges), 2.0, chance, None)
+        self.course = CentredCourse(problem.headed, problem.domain)
+        super().__init__(Increments.of(self.course.network, self.course.ranges), 2.0, chance, None)
         self.relations: list[Relation] = []
         self.rigorous, self._chance = rigorous, chance
-        self._cuts = cuts(problem.expanded) & self.course.asked
+        self._cuts = cuts(self.course.network) & self.course.asked
         self._start_at = 0  # the last node that d is counted from
         self._left: list[tuple[int, Magnitude, Magnitude]] = []  # (s_i, b_i, a bound of ‖A_{s←s_i}‖)
         self._deviations: list[Magnitude] = []  # b_k
         self._norms: dict[int, tuple[LinearMap, NormBound]] = {}
         self._sums: dict[int, tuple[LinearMap, Magnitude]] = {}
         self._guarantee: Guarantee = "rigorous"
+        self._closed: set[int] = set()
 
     def relation(self, k: int) -> Relation:
         """As the course has it."""
@@ -68,6 +70,23 @@ class WideRecursion(Recursion):
         return self.relations[k]
 
     def through(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
+        """By Jacobians, or by the closed form of attention where that is less."""
+        value, guarantee = self._by_jacobians(k, node, product)
+        found = self.course.closed(k)
+        if found is not None:
+            arguments = self.course.network.nodes[k].parents[1:]
+            parts = zip(found[0], arguments, strict=True)
+            own = sum((Magnitude.of(float(f.max())) * self.constants[p] for f, p in parts), Magnitude.of(found[1]))
+            if own < min(value, product, key=lambda m: m.log10):
+                self._closed.add(k)
+                return own, self._guarantee
+        return value, guarantee
+
+    def remark(self, k: int) -> str:
+        """Of nodes done by the closed form that."""
+        return CLOSED_FORM if k in self._closed else super().remark(k)
+
+    def _by_jacobians(self, k: int, node: Linear, product: Magnitude) -> tuple[Magnitude, Guarantee]:
         """‖J_k‖ and what is left where every path passes the node, and that may be less than the product rule's."""
         if self.rigorous or k not in self._cuts:
             return product, "rigorous"

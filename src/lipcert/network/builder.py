@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lipcert.errors import CaptureError
+from lipcert.network.attention_bound import Logits
 from lipcert.network.graph import Network
 from lipcert.network.joint import Joint
 from lipcert.network.linear import LinearMap, Shape, add
@@ -16,6 +17,7 @@ from lipcert.network.nodes import (
     ActivationNode,
     AffineNode,
     GainNode,
+    HeadNode,
     InputNode,
     Node,
     OpenNode,
@@ -135,6 +137,15 @@ class NetworkBuilder:
             PartNode(
                 parents=tuple(v.position for v in arguments), shape=shape, name=name or function.name,
                 origin=_origins(where), function=function, which=which, error=error,
+            )
+        )  # fmt: skip
+
+    def head(self, output: Var, arguments: Sequence[Var], logits: Logits, name: str = "", where: Where = ()) -> Var:
+        """``output``, known to be the attention of Q, Kᵀ and V; see ``HeadNode``."""
+        return self._append(
+            HeadNode(
+                parents=(output.position, *(v.position for v in arguments)), shape=output.shape, name=name,
+                origin=_origins(where), logits=logits,
             )
         )  # fmt: skip
 

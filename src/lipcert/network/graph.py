@@ -16,6 +16,7 @@ from lipcert.network.nodes import (
     ActivationNode,
     AffineNode,
     GainNode,
+    HeadNode,
     InputNode,
     Node,
     OpenNode,
@@ -24,7 +25,8 @@ from lipcert.network.nodes import (
 )
 
 __all__ = [
-    "ActivationNode", "AffineNode", "GainNode", "InputNode", "Network", "Node", "OpenNode", "PartNode", "SelectionNode",
+    "ActivationNode", "AffineNode", "GainNode", "HeadNode", "InputNode", "Network", "Node", "OpenNode", "PartNode",
+    "SelectionNode",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from lipcert.network.activations.steep import power
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.expanded import MatrixProduct, SmoothBlock
 from lipcert.network.graph import Network
+from lipcert.network.heads import head_of
 from lipcert.network.joint import Blend, Joint, Product
 from lipcert.network.linear import Identity, Shape, size
 from lipcert.network.moves import gather
@@ -19,7 +20,7 @@ from lipcert.network.nodes import GainNode, Node, OpenNode
 from lipcert.network.nonlinearity import GainFunction
 
 
-def split(network: Network, smooth: bool = False) -> Network:
+def split(network: Network, smooth: bool = False, heads: bool = False) -> Network:
     """The same function with every open node of several values as the sum of the parts of its increment.
 
     x/y is x·(1/y). The sum's increments are those of the parts, whatever the parts' values are (``PartNode``).
@@ -27,8 +28,9 @@ def split(network: Network, smooth: bool = False) -> Network:
     Args:
         network: what is to be split.
         smooth: split blocks of one value, too, that are nearly linear on small domains.
+        heads: say of attention that it is that (``HeadNode``); of a fused network.
     """
-    return _rebuilt(network, every=True, smooth=smooth)
+    return _rebuilt(network, every=True, smooth=smooth, heads=heads)
 
 
 def joined(network: Network) -> Network:
@@ -52,7 +54,7 @@ def _matrices(node: Node) -> OpenNode | None:
     return node if isinstance(node, OpenNode) and node.combines == "matmul" else None
 
 
-def _rebuilt(network: Network, every: bool, smooth: bool) -> Network:
+def _rebuilt(network: Network, every: bool, smooth: bool, heads: bool = False) -> Network:
     def kept(node: Node) -> bool:
         return combined(node) is None and _matrices(node) is None and not (smooth and block_of(node))
 
@@ -60,13 +62,17 @@ def _rebuilt(network: Network, every: bool, smooth: bool) -> Network:
         return network
     builder = NetworkBuilder()
     new: list[Var] = []
-    for node in network.nodes:
+    for k, node in enumerate(network.nodes):
         parents = [new[p] for p in node.parents]
         open_, matrices, block = combined(node), _matrices(node), block_of(node) if smooth else None
         if open_ is not None:
             new.append(_made(builder, open_, parents, every))
         elif matrices is not None:
             new.append(parts(builder, matrices, parents, MatrixProduct(), every))
+            head = head_of(network, k) if heads else None
+            if head is not None:
+                arguments = [new[p] for p in head.parents]
+                new[k] = builder.head(new[k], arguments, head.logits, node.name, node.origin)
         elif block is not None:
             new.append(parts(builder, node, parents, SmoothBlock(block), every))
         else:

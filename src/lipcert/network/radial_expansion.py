@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lipcert.network.radial import Radial
 
 #: Share of the greatest norm of the derivative in a group up to which its distance from that at the middle is of use.
-WORTH = 0.5
+WORTH = 0.75
 #: Above 2/√3.
 _BEND = 1.1548
 
@@ -32,10 +32,12 @@ def radial_expansion(function: Radial, box: Interval, least: Tensor | None = Non
     Why the gains hold: f = φ(√k Px)/√k with φ(w) = w/√(‖w‖² + ε). The second derivative of φ is a symmetric trilinear
     form, whose norm is its greatest value at three equal unit vectors (Banach 1938): with ρ = √(‖w‖² + ε), t = ‖w‖/ρ
     and q the cosine to w it is t(3q − 3t²q³)/ρ² there, at most 2/(√3 ρ²). Hence ‖Df(x) − Df(c)‖ ≤ 2/(√3 ρ²) √k ‖P(x −
-    c)‖ with ρ least on the segment from c, which no point of the domain may have as its value, to x. In l1 and l∞ a
-    matrix of n columns has at most √n times its norm in l2. The remainder f(x) − f(c) − Df(c)(x − c) is at most half
-    that times ‖P(x − c)‖. Where the distance is more than a share of the greatest ‖Df‖ itself, at most 1/ρ, a group's
-    map is 0. Unequal weights of the entries, k ± a relative 2η, are f with D^−1 φ(Dx), D = √k (1 ± η).
+    c)‖ with ρ least on the segment from c, which no point of the domain may have as its value, to x. Or, as ρ ≥ √k(L −
+    t s) at the part t of a segment of length ‖P(x − c)‖ ≤ s < L = ‖Pc‖, with k L(L − s) for ρ²: ∫ dt/(L − t s)² =
+    1/(L(L − s)). In l1 and l∞ a matrix of n columns has at most √n times its norm in l2. The remainder f(x) − f(c) −
+    Df(c)(x − c) is at most half that times ‖P(x − c)‖, the bound being convex in s. Where the distance is more than a
+    share of the greatest ‖Df‖ itself, at most 1/ρ, a group's map is 0. Unequal weights of the entries, k ± a relative
+    2η, are f with D^−1 φ(Dx), D = √k (1 ± η).
 
     Args:
         function: what it is.
@@ -77,6 +79,8 @@ def radial_expansion(function: Radial, box: Interval, least: Tensor | None = Non
     step = length_up(v.reach)
     wrong = inverse.reach + 4.0 * UNIT * scale + step * (2.0 * length_up(arrow) + step)
     wrong = wrong + (spread * spread - 1.0) * (length_up(arrow) ** 2 + scale) * 4.0
+    along = k.low * length.low * (length.low - far).clamp(min=0.0) * (1.0 - 8.0 * UNIT)  # ρ² if the step is integrated
+    rho2_between = torch.maximum(rho2_between, along)
     near = _BEND * k.sqrt().high * far / rho2_between * spread**4 * (1.0 + 64.0 * UNIT) + wrong * (1.0 + 64.0 * UNIT)
     plain = spread / torch.sqrt(rho2.clamp(min=0.0)) * (1.0 + 8.0 * UNIT)
     plain = plain.clamp(max=function.gains.get(2.0, math.inf))

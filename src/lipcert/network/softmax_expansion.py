@@ -18,7 +18,7 @@ from lipcert.numerics.rows import length_up, most, placed, sum_up
 from lipcert.numerics.softmax_rows import greatest_norms, growth, probabilities, swings
 
 #: Share of the greatest norm of the Jacobian in a row up to which its distance from that at the middle is of use.
-WORTH = 0.5
+WORTH = 0.75
 #: Above √2.
 _ROOT_2 = 1.41421356237309515
 

@@ -6,7 +6,8 @@ import torch
 
 from lipcert.domain import Domain
 from lipcert.errors import CaptureError, NotProved
-from lipcert.network.graph import InputNode, Network
+from lipcert.network.attention_bound import Factors
+from lipcert.network.graph import HeadNode, InputNode, Network
 from lipcert.network.relations import Local, Relation
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UP
@@ -53,6 +54,16 @@ class CentredCourse(Course):
             return super().relation(k)
         except CaptureError as error:
             raise NotProved(f"{self.network.nodes[k].name}: no gain is known around what floats give.") from error
+
+    def closed(self, k: int) -> tuple[Factors, float] | None:
+        """As of a course; what is added is how far ẑ is from the attention of the ẑ of Q, Kᵀ and V."""
+        found, node = super().closed(k), self.network.nodes[k]
+        if found is None or not isinstance(node, HeadNode):
+            return None
+        own, centre = node.at([self._centres[p] for p in node.parents[1:]]), self._centres[k].low
+        off = torch.maximum(own.high - centre, centre - own.low).clamp(min=0.0) * UP
+        error = float(length_up(off.reshape(1, -1)))
+        return (found[0], div_up(error, self.radius)) if error < 1e100 else None
 
     def _run(self, network: Network) -> list[Interval]:
         """ẑ of every node, as points."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import Ball, Box, Domain, Intersection
-from lipcert.network.graph import ActivationNode, GainNode, InputNode, Network, Node, OpenNode, PartNode
+from lipcert.network.attention_bound import Factors
+from lipcert.network.graph import ActivationNode, GainNode, HeadNode, InputNode, Network, Node, OpenNode, PartNode
 from lipcert.network.linear import size
 from lipcert.network.relations import Local, LocalGains, LocalSlopes, Relation
 from lipcert.network.slopes import slopes
@@ -95,6 +96,17 @@ class Course:
         if entries is not None:
             self._entries[k] = entries
 
+    def closed(self, k: int) -> tuple[Factors, float] | None:
+        """Of the output of attention factors of Q, Kᵀ and V (``attention_factors``), and what is to be added.
+
+        None where the node is none, or nothing is known.
+        """
+        node = self.network.nodes[k]
+        if not isinstance(node, HeadNode) or any(isinstance(self.network.nodes[p], PartNode) for p in node.parents):
+            return None
+        found = node.factors([self._around(p) for p in node.parents[1:]])
+        return None if found is None else (found, 0.0)
+
     def is_scaling(self, k: int) -> bool:
         """Whether node k scales the entries of an argument for a rest."""
         node = self.network.nodes[k]
@@ -144,9 +156,11 @@ class Course:
 def asked(network: Network) -> set[int]:
     """Positions whose constants decide a relation, and the output's."""
     found = {len(network.nodes) - 1}
-    for node in network.nodes:
+    for k, node in enumerate(network.nodes):
         if isinstance(node, PartNode):
             found.update(node.parents)
+        elif isinstance(node, HeadNode):
+            found.add(k)
         elif isinstance(node, (ActivationNode, GainNode, OpenNode)):
             found.update(node.parents[:1])
     return {k for k in found if not isinstance(network.nodes[k], InputNode)}

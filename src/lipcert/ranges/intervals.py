@@ -12,7 +12,16 @@ from torch import Tensor
 
 from lipcert.errors import NumericsError
 from lipcert.network.expanded import SmoothBlock
-from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Node, OpenNode, PartNode, SelectionNode
+from lipcert.network.graph import (
+    ActivationNode,
+    AffineNode,
+    GainNode,
+    HeadNode,
+    Node,
+    OpenNode,
+    PartNode,
+    SelectionNode,
+)
 from lipcert.network.images import image
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum
 from lipcert.network.nonlinearity import GainFunction, MaxSelection
@@ -41,6 +50,8 @@ def through(node: Node, inputs: Sequence[Interval]) -> Interval:
         if isinstance(node.function, SmoothBlock):
             return _block(node.function.block, inputs[0], node.shape)
         return node.function.image(inputs)
+    if isinstance(node, HeadNode):
+        return inputs[0]
     assert isinstance(node, OpenNode)
     if node.block is not None:
         return _block(node.block, inputs[0], node.shape)

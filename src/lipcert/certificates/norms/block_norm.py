@@ -9,13 +9,12 @@ from torch import Tensor
 
 from lipcert.network.linear import Composition, Dense, Identity, LinearMap, OpMap, Shape, Sum, size
 from lipcert.network.touched import touched
-from lipcert.numerics.rounding import UNDERFLOW, UNIT, add_up, gamma, mul_up, sqrt_up
+from lipcert.numerics.many_norms import two_norms
+from lipcert.numerics.rounding import add_up, mul_up
 from lipcert.numerics.spectral import sigma_max_upper, to_unit
 
 #: Least number of blocks, most entries of one, and of all together.
 LEAST_BLOCKS, MOST_SIDE, MOST_ENTRIES = 4, 2_000, 1 << 26
-#: How often Gram matrices of many different blocks are squared: a bound of n^(1/2^(k + 2)) times the norm.
-SQUARINGS = 5
 #: Numbers per batch of a pass.
 _CHUNK = 1 << 24
 
@@ -109,33 +108,8 @@ def _blocks(linear: LinearMap, pairs: Pairs, count: int) -> Tensor:
 
 
 def greatest_norm(blocks: Tensor) -> float:
-    """An upper bound of the greatest 2-norm of matrices (k, n, m), a little above it.
-
-    Why this is one: ‖A‖² = ‖AAᵀ‖, and ‖G‖² = ‖G²‖ ≤ ‖fl(G²)‖ + γ‖G‖_F² for symmetric G, as |fl(G²) − G²| ≤ γ|G||G|
-    entry by entry, of a norm of at most γ‖|G|‖_F². A Frobenius norm ends it: after s squarings it is at most n^½ times
-    the greatest eigenvalue, of which the 2^s-th root is taken.
-    """
+    """An upper bound of the greatest 2-norm of matrices (k, n, m), a little above it."""
     if not blocks.numel():
         return 0.0
-    short = blocks if blocks.shape[1] <= blocks.shape[2] else blocks.transpose(1, 2)
-    unit, exponent = to_unit(short.reshape(-1, short.shape[-1]))
-    x = unit.reshape(short.shape)
-    n, m = x.shape[1:]
-    sizes = x.square().sum((1, 2)) * (1.0 + (n * m + 8.0) * 4.0 * UNIT) + 4.0 * n * m * UNDERFLOW
-    square = _by_squaring(torch.matmul(x, x.transpose(1, 2)), SQUARINGS)
-    square = square + (gamma(m + 2.0) * sizes + 4.0 * n * m * UNDERFLOW) * (1.0 + 8.0 * UNIT)
-    best = torch.minimum(square * (1.0 + 8.0 * UNIT), sizes)
-    return mul_up(sqrt_up(float(best.max())), 2.0**exponent)
-
-
-def _by_squaring(gram: Tensor, times: int) -> Tensor:
-    """Upper bounds of the norms of matrices (k, n, n), symmetric but for rounding, which is made good."""
-    n = gram.shape[-1]
-    gram = 0.5 * (gram + gram.transpose(1, 2))
-    scale = gram.square().sum((1, 2)).sqrt() * (1.0 + (n * n + 8.0) * 4.0 * UNIT) + n * 1e-150
-    if not times:
-        return scale
-    unit = gram / scale[:, None, None]
-    lost = gamma(n + 8.0) * 1.01 + 1e-290  # the division, too: ‖unit‖_F ≤ 1
-    above = _by_squaring(torch.matmul(unit, unit), times - 1) + lost
-    return torch.minimum(scale, scale * above.sqrt() * (1.0 + 16.0 * UNIT) + 1e-290)
+    unit, exponent = to_unit(blocks.reshape(-1, blocks.shape[-1]))
+    return mul_up(float(two_norms(unit.reshape(blocks.shape)).max()), 2.0**exponent)
