@@ -19,6 +19,7 @@ from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Claim, Facts
+from lipcert.robustness.outputs import deep
 from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
@@ -100,7 +101,7 @@ class Cascade:
         facts: the network, the threat and what is known of both.
         provers: tried one after another on what constants and the attack leave open.
         widening: looks for the largest radii, where none are given.
-        budget: seconds that the provers may take per example, on average over a batch.
+        budget: seconds that the provers may take per example, on average over a batch, but for the network's norms.
         effort: of the attack.
         seed: of its random starts; an example's row depends on it, on the batch and on nothing else, unless the budget
             ends.
@@ -136,6 +137,10 @@ class Cascade:
             return
         with ordinary(), torch.random.fork_rng(devices=[]):
             self._attack(left, batch.indices[0])
+        subject = self.facts.subject
+        if any(case.wanted and not case.bracket.done for case in left) and deep(subject.network):
+            with ordinary():
+                _ = subject.facts.claims  # norms, worked out once for all examples, are none's own time
         clock.share(left)
         until = time.perf_counter() + self.budget * sum(case.wanted for case in left)
         if self.widening is not None:
