@@ -102,6 +102,55 @@ def test_it_is_bounded_by_balls_around_tokens() -> None:
     assert attention_factors((Interval.whole(q.shape), Interval.point(k), Interval.point(v)), logits) is None
 
 
+class Unlike(nn.Module):
+    """Keys with much in common, of which scales that are not quite alike make different logits."""
+
+    def __init__(self, common: float, unlike: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(1.0 + unlike * torch.tensor([-1.0, 1.0, -1.0], dtype=D).expand(3, 3))
+        self.common, self.values = common, torch.tensor([[-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], dtype=D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = x @ (1e-9 * x + self.common).transpose(-1, -2)
+        return (scores * self.scale).softmax(-1) @ (1e-9 * x + self.values)
+
+
+@pytest.mark.parametrize(
+    ("common", "unlike"),
+    [(1e7, 4.9e-7), *(pytest.param(*s, marks=pytest.mark.slow) for s in ((1e14, 1e-14), (1e7, 0.0)))],
+)
+def test_scales_that_differ_within_a_head_do_not_cancel_what_keys_share(common: float, unlike: float) -> None:
+    """Taken for one number they would leave nothing of the slope, as all keys are as good as equal."""
+    model, x = Unlike(common, unlike).eval(), torch.zeros(1, 3, 2, dtype=D)
+    jacobian = torch.autograd.functional.jacobian(lambda z: model(z).reshape(-1), x).reshape(6, 6)
+    value = lipcert.bound(model, x, "liplt", domain=lipcert.Ball(x[0], 1e-3, p=2)).value
+    assert float(torch.linalg.matrix_norm(jacobian, 2)) <= value * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3))])
+def test_factors_hold_for_scales_that_differ(seed: int) -> None:
+    """Whatever the scales within the range, entry by entry, on sets far from 0 and of any width."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes, spread = ((2, 3, 3), (2, 3, 4), (2, 4, 2)), (1e-7, 0.1)[seed % 2]
+    common = (0.0, 1e5, 0.0) if seed < 2 else (0.0, 0.0, 0.0)
+    centres = [torch.randn(s, generator=generator, dtype=D) + c for s, c in zip(shapes, common, strict=True)]
+    scale = torch.tensor([0.5, -1.0], dtype=D)
+    factors = attention_factors(
+        tuple(Around(c - 0.1, c + 0.1, c, 0.1) for c in centres),  # type: ignore[arg-type]
+        Logits(Range(scale, spread * scale.abs())),
+    )
+    assert factors is not None
+    for _ in range(4):
+        signs = torch.randint(-1, 2, (2, 3, 4), generator=generator).to(D)
+        own = scale[:, None, None] * (1.0 + spread * signs)
+        steps = [torch.randn(c.shape, generator=generator, dtype=D) for c in centres]
+        point = [c + 0.1 * s / s.norm() for c, s in zip(centres, steps, strict=True)]
+        found = torch.func.jacrev(lambda q, k, v, own=own: (q @ k * own).softmax(-1) @ v, (0, 1, 2))(*point)
+        for jacobian, factor in zip(found, factors, strict=True):
+            whole = jacobian.reshape(-1, factor.numel()) / factor.reshape(-1)
+            assert float(torch.linalg.matrix_norm(whole, 2)) <= 1.0 + 1e-6
+
+
 def test_norms_of_many_matrices() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((7, 3, 5), (4, 6, 6), (3, 1, 4), (2, 9, 2)):

@@ -31,7 +31,7 @@ class Logits:
     """What a softmax along the last axis is of: σ Q Kᵀ + b, over some entries.
 
     Attributes:
-        scale: σ, a number per head, (heads,).
+        scale: σ, (heads,); within the range of its head it may differ from entry to entry.
         offset: b, (heads, n, m); None for 0.
         kept: which entries the softmax is over, (heads, n, m); None for all.
     """
@@ -40,9 +40,17 @@ class Logits:
     offset: Range | None = None
     kept: Tensor | None = None
 
-    def probabilities(self, head: int, product: Range) -> tuple[Tensor, Tensor]:
-        """(least, greatest) of every entry where Q Kᵀ, (n, m), lies in a range."""
-        logits = product * _of(self.scale, head)
+    def probabilities(self, head: int, product: Range, unlike: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(least, greatest) of every entry where Q Kᵀ, (n, m), lies in a range.
+
+        Args:
+            head: which one.
+            product: Q Kᵀ less any number per row, to which each entry's own σ gives the logits.
+            unlike: how large that number may be, (n, 1): what differs of σ does not leave it in all entries alike.
+        """
+        scale = _of(self.scale, head)
+        logits = product * scale
+        logits = logits if unlike is None else logits.widened((unlike * scale.reach).expand(logits.mid.shape) * _UP)
         logits = logits if self.offset is None else logits + _of(self.offset, head)
         if self.kept is None:
             return probabilities(logits.low, logits.high)
@@ -65,13 +73,14 @@ def attention_factors(boxes: tuple[Interval, Interval, Interval], logits: Logits
     p_j‖δk_j‖²), as std(q·δk)² ≤ Σ_j p_j (q·δk_j)². Rows are summed with h_j² = Σ_i p_ij and g_j² = Σ_i (σ std_i(v)
     ‖q_i‖)² p_ij. Or, as the variance of numbers is at most ‖diag(p) − ppᵀ‖ ≤ ½ times their sum of squares, with g = σ
     max std(v) √max ‖diag(p_i) − p_ip_iᵀ‖ ‖Q‖₂. Entries that a mask leaves out have p = 0. A row in which all are left
-    out is 0.
+    out is 0. Where σ_ij = σ + ε_ij with |ε_ij| ≤ ε, as far as the range goes, the second is Cov(v, σ_ij k) δq, in which
+    std(σ_ij k) ≤ |σ| std(k) + ε max ‖k_j‖: what all keys share is not lost. In the third the greatest |σ_ij| will do.
 
     What enters is bounded over the sets: std(v) ≤ std(v̂) + std(v − v̂) for the middles v̂, the first of these by
     √λ_max(Σ_j p_j (v̂_j − c)(v̂_j − c)ᵀ) for any c, and by the greatest ‖v̂_j − c‖; the second by half of what two
     tokens may be farther from each other, and by √min(½, max p) ‖V − V̂‖. So it is at most the radius of a ball around
     all tokens, whatever p is. p is at most what logits allow that go no farther from the middle than σ(‖q − q̂‖ ‖k̂_j −
-    c‖ + ‖q‖ ‖k_j − k̂_j‖): what all keys share changes no row.
+    c‖ + ‖q‖ ‖k_j − k̂_j‖): what all keys share changes no row, but for ε‖q − q̂‖ ‖c‖ where σ differs.
 
     Source: after Kim, Papamakarios and Mnih, *The Lipschitz Constant of Self-Attention* (2021), and Castin, Ablin and
     Peyré, *How Smooth Is Attention?* (2024), who bound the covariance by the radius of a ball.
@@ -138,23 +147,27 @@ class _Tokens:
 
 def _head(q: _Tokens, k: _Tokens, v: _Tokens, logits: Logits, head: int) -> Factors:
     """The factors of tokens, (n,), (m,) and (m,), of one head."""
-    s = _of(logits.scale, head).mag
+    scale = _of(logits.scale, head)
+    s, off = scale.mag, scale.reach
     middle = product_of_ranges(Range.exact(q.centre), Range.exact(k.centre.T))
     least, greatest = logits.probabilities(head, middle)
     p = 0.5 * least + 0.5 * greatest
-    steps = k.centre - (p @ k.centre)[:, None]  # (n, m, d), from a point per row near the mean
+    mean = p @ k.centre
+    steps = k.centre - mean[:, None]  # (n, m, d), from a point per row near the mean
     top = (length_up(q.centre)[:, 0] + q.far) * _UP
     moved = q.far[:, None] * length_up(steps)[..., 0] + top[:, None] * k.far
     closer = torch.einsum("id,ijd->ij", q.entries, steps.abs()) + (q.centre.abs() + q.entries) @ k.entries.T
-    moved = torch.minimum(moved, closer) * _UP + 4.0 * UNIT * middle.mag + TINY
-    least, greatest = logits.probabilities(head, middle.widened(moved))
+    moved = torch.minimum(moved, closer) * (_UP + 4.0 * UNIT * steps.shape[-1]) + 4.0 * UNIT * middle.mag + TINY
+    unlike = q.far[:, None] * length_up(mean)
+    least, greatest = logits.probabilities(head, middle.widened(moved), unlike)
     spread_v = _deviation(v, v.centre - (p @ v.centre)[:, None], greatest)
     spread_k = _deviation(k, steps, greatest)
     by_rows = _weighted(s * spread_v * top, greatest)
     at_once = two_norms(q.centre[None])[0] + q.reach  # ‖Q‖₂
     at_once = s * spread_v.max() * greatest_norms(least, greatest).max().sqrt() * at_once * _UP
     keys = by_rows if bool(by_rows.max() < at_once) else torch.full_like(by_rows, float(at_once))
-    return s * spread_v * spread_k, keys, _weighted(torch.ones_like(top), greatest)
+    largest = (length_up(k.centre)[:, 0] + k.far).max()
+    return spread_v * (s * spread_k + off * largest), keys, _weighted(torch.ones_like(top), greatest)
 
 
 def _deviation(tokens: _Tokens, steps: Tensor, greatest: Tensor) -> Tensor:
