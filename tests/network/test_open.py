@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 import lipcert
 from lipcert.capture.torch_export import capture
@@ -129,7 +130,7 @@ def test_no_pattern_absorbs_what_a_rule_refused() -> None:
     jumping = Apply(lambda s, x: x * torch.tanh(s.inner(x)), inner=model).eval()
     x = torch.linspace(-4, 4, 12, dtype=D).reshape(2, 6)
     network = capture(jumping, x)
-    assert torch.equal(network.forward(x[:, None])[:, 0], jumping(x))
+    assert_close(network.forward(x[:, None])[:, 0], jumping(x), rtol=1e-14, atol=0.0)  # each shape has its own SIMD lanes
     with pytest.raises(NotLipschitzError, match="jumps by"):
         Problem(network)
 
