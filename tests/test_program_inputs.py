@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import lipcert
+from lipcert.capture.adapter import adapted
 from lipcert.capture.load import load_model
 from lipcert.capture.program_inputs import with_values
+from lipcert.capture.torch_export import capture
 from lipcert.cli.common import app
 from lipcert.cli.load import parse_fixed
 from lipcert.errors import InputError, LipcertError
@@ -180,3 +182,48 @@ def test_mutated_programs_of_several_inputs(seeds: range, many: Path, tmp_path: 
             read += lipcert.bound(model, x, method="autolip").value >= 0.0
         assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
     assert read
+
+
+class Tokens(nn.Module):
+    """Ids behind an embedding, a block called twice and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.block(torch.tanh(self.block(self.embed(ids)))).mean(1))
+
+
+def test_the_output_of_a_submodule_of_a_program_is_the_input(tmp_path: Path) -> None:
+    """As it is of the module: the same network, so that a certificate of one holds for the other."""
+    model, ids = Tokens().eval(), torch.tensor([[1, 2, 3]])
+    torch.export.save(torch.export.export(model, (ids,)), tmp_path / "m.pt2")
+    program = load_model(tmp_path / "m.pt2")
+    for name in ("embed", "head"):
+        prints = {capture(*adapted(one, ids, name)).fingerprint for one in (model, program)}
+        assert len(prints) == 1
+    for name, message in (("block", "2 times"), ("other", "no submodule")):
+        with pytest.raises(InputError, match=f"wrt='{name}'.*{message}"):
+            lipcert.bound(program, ids, wrt=name)
+    found = CliRunner().invoke(app, ["bound", str(tmp_path / "m.pt2"), "--wrt", "embed", "--json"])
+    assert json.loads(found.stdout)["bound"] == pytest.approx(lipcert.bound(model, ids, wrt="embed").value, rel=1e-3)
+
+
+class Switched(nn.Module):
+    """A submodule whose two calls differ, so that the program has two of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.inner.forward = lambda x, bent=False: torch.tanh(x @ W[:3].T) if bent else x @ W[:3].T  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.inner(x, bent=True))
+
+
+def test_a_submodule_that_a_program_has_twice_is_not_one_input() -> None:
+    x = torch.ones(1, 3)
+    program = torch.export.export(Switched().eval(), (x,))
+    with pytest.raises(InputError, match=r"wrt='inner'.*more than once"):
+        lipcert.bound(program, x, wrt="inner")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, unflatten
 
 from lipcert.capture.call import Call, leaves_of, matching
 from lipcert.capture.function import INNER, own_path
@@ -188,9 +189,15 @@ def adapted(
             )
         call, wanted = _embedded(module, call, _names(wrt))
         leaves = call.leaves(module)
+        parts = [name for name in wanted or () if not matching(name, list(leaves))]
+        flat = module
+        if parts and isinstance(model, ExportedProgram):
+            module = _with_submodules(model, parts)
         inputs, parts = _chosen(module, leaves, wanted)
         call, leaves = _in_its_precision(module, call, leaves, inputs)
         values = {name: leaves[name] for name in inputs} | _outputs_of(module, call, parts, output)
+        if module is not flat:
+            _require_same(flat, module, call)
         varied = tuple(_varied(name, value, name in parts) for name, value in values.items())
         _require_one_example(varied, values, leaves)
         only = call.args[0] if len(call.args) == 1 and not call.kwargs else None
@@ -199,6 +206,35 @@ def adapted(
         made = Adapted(module, call, varied, output)
         x = next(iter(values.values())) if made.whole else _side_by_side(varied, values)
         return made, x
+
+
+def _with_submodules(program: ExportedProgram, wanted: Sequence[str]) -> nn.Module:
+    """The module of a program in which its submodules are called again, as they were where it was exported.
+
+    Raises:
+        InputError: one of those wanted is called twice, and each of its calls became a submodule.
+    """
+    module = as_module(unflatten(program))
+    paths = [name for name, _ in module.named_modules() if "@" in name]  # the second call of a is a@1
+    again = {re.sub(r"@\d+", "", path) for path in paths} & set(wanted)
+    if again:
+        raise InputError(f"wrt={min(again)!r}: the model calls this submodule more than once, so it is not one input.")
+    return module
+
+
+def _require_same(module: nn.Module, other: nn.Module, call: Call) -> None:
+    """Two modules return the same in this call: torch's, by its own graph and by its submodules."""
+    results = [leaves_of(one(*_copied(call).args, **_copied(call).kwargs)) for one in (module, other)]
+    try:
+        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-12, equal_nan=True)
+    except AssertionError as difference:
+        raise CaptureError(
+            f"with the submodules of the .pt2 file called again, the outputs are others: {str(difference)[:200]}"
+        ) from None
+
+
+def _copied(call: Call) -> Call:
+    return call.mapped(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
 def _names(wrt: Any) -> list[str] | None:
@@ -295,7 +331,7 @@ def _outputs_of(module: nn.Module, call: Call, parts: list[str], output: Output)
         for name in parts:
             hook = own.get_submodule(name).register_forward_hook(partial(_note, seen[name]))
             stack.callback(hook.remove)
-        copies = call.mapped(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+        copies = _copied(call)
         try:
             result = own(*copies.args, **copies.kwargs)
         except Exception as failure:
