@@ -67,6 +67,16 @@ def tasks(images: Tensor | None) -> list[Task]:
     def below(model: nn.Module, x: Tensor) -> Callable[[str], str]:
         return lambda device: f"{lipcert.lower_bound(model, x, device=device).value:.5g}"
 
+    def powers(model: nn.Module, x: Tensor) -> Callable[[str], str]:
+        return lambda device: f"{lipcert.estimate(model, x, 'power_iteration', device=device).value:.5g}"
+
+    def outputs(model: nn.Module, x: Tensor) -> Callable[[str], str]:
+        def run(device: str) -> str:
+            found = lipcert.output_bounds(model, x, lipcert.Ball(x[0], 0.1), budget=60.0, device=device)
+            return f"{float((found.upper - found.lower).mean()):.5g} wide"
+
+        return run
+
     def certified(model: nn.Module, x: Tensor, radius: float) -> Callable[[str], str]:
         labels = model(x).argmax(1)
 
@@ -81,13 +91,16 @@ def tasks(images: Tensor | None) -> list[Task]:
         Task("LipSDP, MLP 784-1024×3-10", lipsdp(mlp, torch.zeros(1, 784))),
         Task("LipSDP, CNN of four convolutions, 32 channels", lipsdp(cnn, torch.zeros(1, 3, 32, 32))),
         Task("attack, the same CNN", below(cnn, torch.zeros(1, 3, 32, 32))),
+        Task("power method of AutoLip, the same CNN", powers(cnn, torch.zeros(1, 3, 32, 32))),
     ]
     if images is not None:
         import models
 
-        found.append(
-            Task("certify, paper CNN, 100 images, l2 0.3", certified(models.load_paper_cnn(), images[:100], 0.3))
-        )
+        cnn = models.load_paper_cnn()
+        found += [
+            Task("ranges of the outputs, paper CNN, l2 0.1", outputs(cnn, images[:1])),
+            Task("certify, paper CNN, 100 images, l2 0.3", certified(cnn, images[:100], 0.3)),
+        ]
     return found
 
 

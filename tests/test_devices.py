@@ -60,3 +60,9 @@ def test_outputs_are_those_of_the_cpu() -> None:
     assert bool((there.lower <= value).all())
     assert bool((value <= there.upper).all())
     assert bool(((there.upper - there.lower) <= 1.05 * (here.upper - here.lower)).all())
+
+
+def test_the_power_method_is_that_of_the_cpu() -> None:
+    model, x = small_cnn(), torch.zeros(1, 1, 8, 8)
+    here, there = (lipcert.estimate(model, x, "power_iteration", device=d) for d in ("cpu", "cuda"))
+    assert there.value == pytest.approx(here.value, rel=1e-9)

@@ -244,6 +244,7 @@ def estimate(
     steps: int = 100,
     seed: int = 0,
     pools: Literal["factor", "through"] = "factor",
+    device: str | torch.device | None = None,
     wrt: Wrt = None,
     output: Output = None,
 ) -> Estimate:
@@ -256,10 +257,11 @@ def estimate(
         steps: power iterations per layer.
         seed: seed of the random starts.
         pools: ``through`` puts max-pools and sorts inside the pairs (greedy and rank k); ``factor`` ends chains there.
+        device: where powers are iterated; the CPU unless told.
     """
-    problem = problem_of(model, example_input, norm, None, select, None, wrt, output)
+    problem, place = problem_of(model, example_input, norm, None, select, None, wrt, output), device_of(device)
     with named(NumericsError, "the estimate"), ordinary(), torch.random.fork_rng(devices=[]):
-        return estimates.estimate(problem, method, k, steps, generator_of(seed), pools)
+        return estimates.estimate(problem, method, k, steps, generator_of(seed), pools, place)
 
 
 def verify(

@@ -37,6 +37,7 @@ def estimate(
     steps: int = 100,
     generator: torch.Generator | None = None,
     pools: Literal["factor", "through"] = "factor",
+    device: torch.device | str = "cpu",
 ) -> Estimate:
     """One of ``METHODS``.
 
@@ -69,11 +70,11 @@ def estimate(
         raise InputError(f"pools='through' belongs to seqlip_greedy and seqlip_rank_k, not to {method}.")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     if method == "power_iteration":
-        value = _Products(problem, generator, steps).value()
+        value = _Products(problem, generator, steps, device=device).value()
     else:
         maximiser = maximise_lbfgs if method == "seqlip_lbfgs" else maximise_greedily
         rank = (k or PAPERS_RANK) if method == "seqlip_rank_k" else None
-        products = _Products(problem, generator, steps, maximiser, rank, pools == "through")
+        products = _Products(problem, generator, steps, maximiser, rank, pools == "through", device)
         if k is not None:
             products.require_rank(k)
         value = products.value()
@@ -104,8 +105,9 @@ class _Products:
         maximiser: PairMaximiser | None = None,
         rank: int | None = None,
         through_pools: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.increments, self.generator, self.steps = problem.increments, generator, steps
+        self.increments, self.generator, self.steps, self.device = problem.increments, generator, steps, device
         self.maximiser, self.rank = maximiser, rank
         self.chains: dict[Place, Chain] = needed_chains(problem.network, through_pools) if maximiser else {}
         self._known: dict[int, float] = {}
@@ -155,7 +157,7 @@ class _Products:
         return value
 
     def _norm(self, linear: LinearMap) -> float:
-        return norm_from_below(linear, self.steps, self.generator)
+        return norm_from_below(linear, self.steps, self.generator, self.device)
 
     def _factors(self, linear: LinearMap) -> Factors:
         if id(linear) not in self._triplets:

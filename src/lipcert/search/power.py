@@ -80,12 +80,14 @@ def dual_power_method(
     return values, best
 
 
-def norm_from_below(linear: LinearMap, steps: int, generator: torch.Generator) -> float:
-    """‖W‖₂ after some steps from a random start: never above it, no bound."""
+def norm_from_below(
+    linear: LinearMap, steps: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> float:
+    """‖W‖₂ after some steps in float64 from a random start: never above it, no bound."""
     here, size = scaled(linear.to(torch.float64, "cpu")), linear.in_size
     if not size:
         return 0.0
-    unit = here.map
-    start = torch.randn(size, generator=generator, dtype=torch.float64)
+    unit = here.map.to(torch.float64, device)
+    start = torch.randn(size, generator=generator, dtype=torch.float64).to(device)
     value, _ = power_method(lambda x: unit.gram(x.reshape(1, *unit.in_shape)).reshape(-1), start, steps)
     return math.ldexp(value, here.exponent)
