@@ -71,9 +71,17 @@ def _plain(model: nn.Module, _: Tensor, __: int) -> Callable[[Tensor, Tensor], T
     return lambda x, y: F.cross_entropy(model(x), y)
 
 
-def _margin(kind: str, radius: float, strength: float | None = None) -> Made:
+def _margin(kind: str, radius: float, strength: float | None = None, attack_steps: int = 4) -> Made:
     def made(model: nn.Module, example: Tensor, warm_up: int) -> Callable[[Tensor, Tensor], Tensor]:
-        return MarginLoss(model, example, kind, radius=radius, strength=strength, warm_up=warm_up)  # type: ignore[arg-type]
+        return MarginLoss(
+            model,
+            example,
+            kind,
+            radius=radius,
+            strength=strength,
+            warm_up=warm_up,
+            attack_steps=attack_steps,  # type: ignore[arg-type]
+        )
 
     return made
 
@@ -112,13 +120,14 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def _strength(radius: float, strength: float) -> Recipe:
-    return Recipe(f"PGD + {strength:g} × pair constants, ε = {radius:g}", _margin("mixed", radius, strength), radius)
+def _strength(radius: float, strength: float, attack_steps: int = 4) -> Recipe:
+    title = f"PGD + {strength:g} × pair constants, ε = {radius:g}" + ", one attack step" * (attack_steps == 1)
+    return Recipe(title, _margin("mixed", radius, strength, attack_steps), radius)
 
 
 #: The share of the pair constants in ``mixed``: only where they are asked for by name.
 STRENGTHS: Mapping[str, Recipe] = {
     f"mixed_{radius:g}_r{r:g}": _strength(radius, r)
     for radius in (0.3, 1.0, 1.58) for r in (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.5, 0.7)
-}  # fmt: skip
+} | {f"mixed_1.58_r{r:g}_one": _strength(1.58, r, 1) for r in (0.35, 0.5)}  # fmt: skip
 ALL: Mapping[str, Recipe] = {**RECIPES, **STRENGTHS}
