@@ -227,3 +227,35 @@ def test_a_submodule_that_a_program_has_twice_is_not_one_input() -> None:
     program = torch.export.export(Switched().eval(), (x,))
     with pytest.raises(InputError, match=r"wrt='inner'.*more than once"):
         lipcert.bound(program, x, wrt="inner")
+
+
+class Rest(nn.Module):
+    """Ids behind an embedding, and a second input."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.embed, self.bend, self.head = nn.Embedding(9, 4), nn.ReLU(inplace), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor, y: Tensor) -> Tensor:
+        h = self.embed(ids).sum(1)
+        return self.head(self.bend(h) + h) + y
+
+
+def test_a_submodule_beside_an_input_of_a_program() -> None:
+    model, call = Rest().eval(), (torch.tensor([[1, 2]]), torch.zeros(1, 2))
+    program = torch.export.export(model, call)
+    for wanted in (["embed", "y"], ["y", "embed"], ["bend", "y"]):
+        here, there = (lipcert.bound(one, call, wrt=wanted, method="autolip").value for one in (model, program))
+        assert here == there
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_submodule_that_changes_its_input_is_no_input(exported: bool, sign: float) -> None:
+    """The model sees such an output twice, where its input is used again; at positive values no output tells."""
+    model, call = Rest(inplace=True).eval(), (torch.tensor([[1, 2]]), torch.zeros(1, 2))
+    with torch.no_grad():
+        model.embed.weight.copy_(sign * model.embed.weight.abs())
+    given = torch.export.export(model, call) if exported else model
+    with pytest.raises(InputError, match=r"wrt='bend': .* in place"):
+        lipcert.bound(given, call, wrt="bend")

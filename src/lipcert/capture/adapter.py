@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram, unflatten
+from torch.utils._pytree import tree_leaves
 
-from lipcert.capture.call import Call, leaves_of, matching
+from lipcert.capture.call import Call, leaves_of, matching, signature_of
 from lipcert.capture.function import INNER, own_path
 from lipcert.capture.model import RUNNABLE, as_module, one_tensor, private
 from lipcert.capture.torch_export import quiet
@@ -192,12 +192,10 @@ def adapted(
         parts = [name for name in wanted or () if not matching(name, list(leaves))]
         flat = module
         if parts and isinstance(model, ExportedProgram):
-            module = _with_submodules(model, parts)
+            module = _with_submodules(model, flat, parts)
         inputs, parts = _chosen(module, leaves, wanted)
         call, leaves = _in_its_precision(module, call, leaves, inputs)
         values = {name: leaves[name] for name in inputs} | _outputs_of(module, call, parts, output)
-        if module is not flat:
-            _require_same(flat, module, call)
         varied = tuple(_varied(name, value, name in parts) for name, value in values.items())
         _require_one_example(varied, values, leaves)
         only = call.args[0] if len(call.args) == 1 and not call.kwargs else None
@@ -205,11 +203,15 @@ def adapted(
             return model, only
         made = Adapted(module, call, varied, output)
         x = next(iter(values.values())) if made.whole else _side_by_side(varied, values)
+        if parts:
+            _require_same(flat, call, made, x, parts)
         return made, x
 
 
-def _with_submodules(program: ExportedProgram, wanted: Sequence[str]) -> nn.Module:
+def _with_submodules(program: ExportedProgram, flat: nn.Module, wanted: Sequence[str]) -> nn.Module:
     """The module of a program in which its submodules are called again, as they were where it was exported.
+
+    It takes what ``flat``, torch's module of the program, takes.
 
     Raises:
         InputError: one of those wanted is called twice, and each of its calls became a submodule.
@@ -219,18 +221,36 @@ def _with_submodules(program: ExportedProgram, wanted: Sequence[str]) -> nn.Modu
     again = {re.sub(r"@\d+", "", path) for path in paths} & set(wanted)
     if again:
         raise InputError(f"wrt={min(again)!r}: the model calls this submodule more than once, so it is not one input.")
+    module.__signature__ = signature_of(flat)  # type: ignore[assignment]
     return module
 
 
-def _require_same(module: nn.Module, other: nn.Module, call: Call) -> None:
-    """Two modules return the same in this call: torch's, by its own graph and by its submodules."""
-    results = [leaves_of(one(*_copied(call).args, **_copied(call).kwargs)) for one in (module, other)]
-    try:
-        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-12, equal_nan=True)
-    except AssertionError as difference:
-        raise CaptureError(
-            f"with the submodules of the .pt2 file called again, the outputs are others: {str(difference)[:200]}"
-        ) from None
+def _require_same(model: nn.Module, call: Call, made: Adapted, x: Tensor, parts: list[str]) -> None:
+    """What stands for a model with the outputs of submodules as input returns, on them, what the model returns."""
+
+    def returned(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with private(model) as own:
+            copies = _copied(call)
+            return picked(own(*copies.args, **copies.kwargs), made.output)
+
+    torch.manual_seed(0)
+    with private(made) as own:
+        answer = own(x.clone())
+    if not _alike(answer, returned(0)) and _alike(returned(0), returned(1)):  # else capture says that it is random
+        raise InputError(
+            f"wrt={listed(parts)}: the model returns something else when the output of this submodule is put in its "
+            "place, so it does not see the submodule by its output alone: give wrt= another one."
+        )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Equal but for the rounding of kernels that are given other strides."""
+    if one.shape != other.shape or not one.is_floating_point():
+        return one.shape == other.shape and torch.equal(one, other)
+    slack = 64.0 * torch.finfo(one.dtype).eps
+    size = float(other.abs().nan_to_num(0.0, 0.0, 0.0).amax()) if other.numel() else 0.0
+    return torch.allclose(one, other, rtol=slack, atol=slack * size, equal_nan=True)
 
 
 def _copied(call: Call) -> Call:
@@ -325,12 +345,13 @@ def listed(names: list[str]) -> str:
 
 def _outputs_of(module: nn.Module, call: Call, parts: list[str], output: Output) -> dict[str, Tensor]:
     """What submodules put out in this call, each of which must run once; the model must run and have that output."""
-    seen: dict[str, list[Any]] = {name: [] for name in parts}
+    seen = {name: _Seen() for name in parts}
     with ExitStack() as stack:
         own = stack.enter_context(private(module))
         for name in parts:
-            hook = own.get_submodule(name).register_forward_hook(partial(_note, seen[name]))
-            stack.callback(hook.remove)
+            part = own.get_submodule(name)
+            stack.callback(part.register_forward_pre_hook(seen[name].before, with_kwargs=True).remove)
+            stack.callback(part.register_forward_hook(seen[name].after).remove)
         copies = _copied(call)
         try:
             result = own(*copies.args, **copies.kwargs)
@@ -341,18 +362,36 @@ def _outputs_of(module: nn.Module, call: Call, parts: list[str], output: Output)
                 f"{str(failure).strip()[:300]}. Fixed inputs are used as they are given, in dtype, shape and device."
             ) from failure
     picked(result, output)
-    for name, results in seen.items():
-        if len(results) != 1:
+    for name, one in seen.items():
+        if len(one.results) != 1:
             raise InputError(
-                f"wrt={name!r}: the model calls this submodule {len(results)} times, so it is not one input."
+                f"wrt={name!r}: the model calls this submodule {len(one.results)} times, so it is not one input."
             )
-        if not isinstance(results[0], Tensor) or not results[0].is_floating_point():
+        if not isinstance(one.results[0], Tensor) or not one.results[0].is_floating_point():
             raise InputError(f"wrt={name!r}: this submodule does not return one floating-point tensor.")
-    return {name: results[0].detach().clone() for name, results in seen.items()}
+        if one.changes:
+            raise InputError(
+                f"wrt={name!r}: this submodule changes its input in place, so that the model may see its output by "
+                "another way, too: use the form that does not (inplace=False)."
+            )
+    return {name: one.results[0] for name, one in seen.items()}
 
 
-def _note(seen: list[Any], module: nn.Module, arguments: Any, result: Any) -> None:
-    seen.append(result)
+class _Seen:
+    """What a submodule returns, call by call, and whether it changes what it is given."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+        self.changes = False
+        self._given: list[tuple[Tensor, int]] = []
+
+    def before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and not leaf.is_inference()]
+        self._given = [(leaf, leaf._version) for leaf in given]
+
+    def after(self, _: nn.Module, __: Any, result: Any) -> None:
+        self.results.append(result.detach().clone() if isinstance(result, Tensor) else result)  # as it is by now
+        self.changes = self.changes or any(leaf._version != version for leaf, version in self._given)
 
 
 def _varied(name: str, value: Tensor, module: bool) -> _Varied:

@@ -118,8 +118,14 @@ def _as_tensor(leaf: Any) -> Any:
     return leaf
 
 
-def _signature(model: nn.Module) -> inspect.Signature | None:
-    """The parameters of ``forward``, or of the function that the module stands for; None where Python cannot tell."""
+def signature_of(model: nn.Module) -> inspect.Signature | None:
+    """The parameters of ``forward``, or of the function that the module stands for; None where Python cannot tell.
+
+    An object's own ``__signature__`` counts before that of its class, as in ``inspect``.
+    """
+    own = vars(model).get("__signature__")
+    if isinstance(own, inspect.Signature):
+        return own
     try:
         return inspect.signature(model.function if isinstance(model, FunctionModule) else model.forward)
     except (TypeError, ValueError):
@@ -129,13 +135,13 @@ def _signature(model: nn.Module) -> inspect.Signature | None:
 def _parameters(model: nn.Module) -> list[str]:
     """Names of the positional parameters of ``forward``."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    signature = _signature(model)
+    signature = signature_of(model)
     return [] if signature is None else [one.name for one in signature.parameters.values() if one.kind in kinds]
 
 
 def _are_keywords(model: nn.Module, example: Mapping[Any, Any]) -> bool:
     """Whether ``forward(**example)`` fits its parameters."""
-    signature = _signature(model)
+    signature = signature_of(model)
     if signature is None or not all(isinstance(key, str) for key in example):
         return False
     try:
