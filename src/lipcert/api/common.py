@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.adapter import Example, Wrt
 from lipcert.capture.load import Model, prepared
+from lipcert.capture.model import Output
 from lipcert.capture.torch_export import capture
 from lipcert.capture.varied import advised
 from lipcert.domain import Domain, exactly, require_real

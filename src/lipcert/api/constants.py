@@ -15,8 +15,9 @@ from torch import Tensor
 import lipcert.methods.all  # noqa: F401  (registers every method)
 from lipcert.api.common import Anchor, network_of, problem_of, problems_of, reporter, require_data
 from lipcert.arguments import budget_of, device_of, generator_of, seed_of
-from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.adapter import Example, Wrt
 from lipcert.capture.load import Model
+from lipcert.capture.model import Output
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.certificates.verify_file import verify_file
 from lipcert.domain import Domain

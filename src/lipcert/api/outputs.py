@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lipcert.api.common import network_of
 from lipcert.arguments import budget_of, device_of, real, seed_of, whole
-from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.adapter import Example, Wrt
 from lipcert.capture.load import Model, prepared
+from lipcert.capture.model import Output
 from lipcert.capture.torch_export import capture_steps
 from lipcert.domain import Domain, exactly
 from lipcert.errors import InputError, NumericsError, named

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from lipcert.api.common import problem_of
 from lipcert.arguments import budget_of, device_of, generator_of
-from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.adapter import Example, Wrt
 from lipcert.capture.load import Model
+from lipcert.capture.model import Output
 from lipcert.domain import NORMS, Domain
 from lipcert.errors import InputError, NumericsError, named
 from lipcert.methods.base import Run

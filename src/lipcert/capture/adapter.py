@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +11,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram, unflatten
-from torch.utils._pytree import tree_leaves
+from torch.export import ExportedProgram
 
-from lipcert.capture.call import Call, leaves_of, matching, signature_of
+from lipcert.capture.call import Call, listed, matching
 from lipcert.capture.function import INNER, own_path
-from lipcert.capture.model import RUNNABLE, as_module, one_tensor, private
+from lipcert.capture.model import RUNNABLE, Output, as_module, picked
+from lipcert.capture.submodules import outputs_of, put_out, require_same, with_submodules
 from lipcert.capture.torch_export import quiet
 from lipcert.errors import CaptureError, InputError, named
 from lipcert.numerics.process_state import ordinary
 
 #: One example, or the arguments of a call.
 Example = Tensor | npt.NDArray[Any] | tuple[Any, ...] | Mapping[str, Any] | Call
-#: Names of inputs or of submodules; a name or the number of an output.
+#: Names of inputs or of submodules.
 Wrt = str | Sequence[str] | None
-Output = str | int | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Adapted(nn.Module):
 
         call, model = self.call.mapped(leaf), self._modules[INNER]
         assert model is not None
-        with _put_out(model, outputs):
+        with put_out(model, outputs):
             return picked(model(*call.args, **call.kwargs), self.output)
 
     @property
@@ -106,53 +104,6 @@ class Adapted(nn.Module):
     def _fixed(self, buffer: str, count: int) -> Tensor:
         value: Tensor = getattr(self, buffer).clone()
         return value.expand(count, *value.shape[1:]) if value.dim() and len(value) == 1 and count > 1 else value
-
-
-@contextmanager
-def _put_out(model: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[None]:
-    """Submodules return what is given in the place of what they compute, once."""
-
-    def returning(name: str) -> Callable[..., Tensor]:
-        left = [outputs[name]]
-
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            if not left:
-                raise InputError(
-                    f"wrt={name!r}: the model calls this submodule twice, so that its output is not one input."
-                )
-            return left.pop()
-
-        return forward
-
-    parts = {name: model.get_submodule(name) for name in outputs}
-    kept = {name: part.__dict__.get("forward") for name, part in parts.items()}
-    try:
-        for name, part in parts.items():
-            part.__dict__["forward"] = returning(name)
-        yield
-    finally:
-        for name, part in parts.items():
-            del part.__dict__["forward"]
-            if kept[name] is not None:
-                part.__dict__["forward"] = kept[name]
-
-
-def picked(result: Any, output: Output) -> Tensor:
-    """The one tensor that a model returns, or that called ``output`` among several.
-
-    Raises:
-        InputError: there is none of this name, or it is no tensor.
-    """
-    if output is None:
-        return one_tensor(result)
-    leaves = leaves_of(result)
-    found = [] if isinstance(result, Tensor) else matching(str(output), list(leaves))
-    if not found:
-        raise InputError(
-            f"output={output!r}: the model returns "
-            + (f"no such output but {listed(list(leaves))}." if "" not in leaves else f"one {type(result).__name__}.")
-        )
-    return one_tensor({name: leaves[name] for name in found})
 
 
 def adapted(
@@ -192,10 +143,10 @@ def adapted(
         parts = [name for name in wanted or () if not matching(name, list(leaves))]
         flat = module
         if parts and isinstance(model, ExportedProgram):
-            module = _with_submodules(model, flat, parts)
+            module = with_submodules(model, flat, parts)
         inputs, parts = _chosen(module, leaves, wanted)
         call, leaves = _in_its_precision(module, call, leaves, inputs)
-        values = {name: leaves[name] for name in inputs} | _outputs_of(module, call, parts, output)
+        values = {name: leaves[name] for name in inputs} | outputs_of(module, call, parts, output)
         varied = tuple(_varied(name, value, name in parts) for name, value in values.items())
         _require_one_example(varied, values, leaves)
         only = call.args[0] if len(call.args) == 1 and not call.kwargs else None
@@ -204,57 +155,8 @@ def adapted(
         made = Adapted(module, call, varied, output)
         x = next(iter(values.values())) if made.whole else _side_by_side(varied, values)
         if parts:
-            _require_same(flat, call, made, x, parts)
+            require_same(flat, call, made, output, x, parts)
         return made, x
-
-
-def _with_submodules(program: ExportedProgram, flat: nn.Module, wanted: Sequence[str]) -> nn.Module:
-    """The module of a program in which its submodules are called again, as they were where it was exported.
-
-    It takes what ``flat``, torch's module of the program, takes.
-
-    Raises:
-        InputError: one of those wanted is called twice, and each of its calls became a submodule.
-    """
-    module = as_module(unflatten(program))
-    paths = [name for name, _ in module.named_modules() if "@" in name]  # the second call of a is a@1
-    again = {re.sub(r"@\d+", "", path) for path in paths} & set(wanted)
-    if again:
-        raise InputError(f"wrt={min(again)!r}: the model calls this submodule more than once, so it is not one input.")
-    module.__signature__ = signature_of(flat)  # type: ignore[assignment]
-    return module
-
-
-def _require_same(model: nn.Module, call: Call, made: Adapted, x: Tensor, parts: list[str]) -> None:
-    """What stands for a model with the outputs of submodules as input returns, on them, what the model returns."""
-
-    def returned(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        with private(model) as own:
-            copies = _copied(call)
-            return picked(own(*copies.args, **copies.kwargs), made.output)
-
-    torch.manual_seed(0)
-    with private(made) as own:
-        answer = own(x.clone())
-    if not _alike(answer, returned(0)) and _alike(returned(0), returned(1)):  # else capture says that it is random
-        raise InputError(
-            f"wrt={listed(parts)}: the model returns something else when the output of this submodule is put in its "
-            "place, so it does not see the submodule by its output alone: give wrt= another one."
-        )
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Equal but for the rounding of kernels that are given other strides."""
-    if one.shape != other.shape or not one.is_floating_point():
-        return one.shape == other.shape and torch.equal(one, other)
-    slack = 64.0 * torch.finfo(one.dtype).eps
-    size = float(other.abs().nan_to_num(0.0, 0.0, 0.0).amax()) if other.numel() else 0.0
-    return torch.allclose(one, other, rtol=slack, atol=slack * size, equal_nan=True)
-
-
-def _copied(call: Call) -> Call:
-    return call.mapped(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
 def _names(wrt: Any) -> list[str] | None:
@@ -336,62 +238,6 @@ def _way(module: nn.Module) -> str:
         if names
         else "Name an input, or the path of a submodule, whose output is then the input."
     )
-
-
-def listed(names: list[str]) -> str:
-    """The first eight, with commas."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _outputs_of(module: nn.Module, call: Call, parts: list[str], output: Output) -> dict[str, Tensor]:
-    """What submodules put out in this call, each of which must run once; the model must run and have that output."""
-    seen = {name: _Seen() for name in parts}
-    with ExitStack() as stack:
-        own = stack.enter_context(private(module))
-        for name in parts:
-            part = own.get_submodule(name)
-            stack.callback(part.register_forward_pre_hook(seen[name].before, with_kwargs=True).remove)
-            stack.callback(part.register_forward_hook(seen[name].after).remove)
-        copies = _copied(call)
-        try:
-            result = own(*copies.args, **copies.kwargs)
-        except Exception as failure:
-            shapes = [f"{n}: {tuple(v.shape)}" for n, v in call.leaves(module).items() if isinstance(v, Tensor)]
-            raise InputError(
-                f"the model does not run on the arguments given ({listed(shapes)}): {type(failure).__name__}: "
-                f"{str(failure).strip()[:300]}. Fixed inputs are used as they are given, in dtype, shape and device."
-            ) from failure
-    picked(result, output)
-    for name, one in seen.items():
-        if len(one.results) != 1:
-            raise InputError(
-                f"wrt={name!r}: the model calls this submodule {len(one.results)} times, so it is not one input."
-            )
-        if not isinstance(one.results[0], Tensor) or not one.results[0].is_floating_point():
-            raise InputError(f"wrt={name!r}: this submodule does not return one floating-point tensor.")
-        if one.changes:
-            raise InputError(
-                f"wrt={name!r}: this submodule changes its input in place, so that the model may see its output by "
-                "another way, too: use the form that does not (inplace=False)."
-            )
-    return {name: one.results[0] for name, one in seen.items()}
-
-
-class _Seen:
-    """What a submodule returns, call by call, and whether it changes what it is given."""
-
-    def __init__(self) -> None:
-        self.results: list[Any] = []
-        self.changes = False
-        self._given: list[tuple[Tensor, int]] = []
-
-    def before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and not leaf.is_inference()]
-        self._given = [(leaf, leaf._version) for leaf in given]
-
-    def after(self, _: nn.Module, __: Any, result: Any) -> None:
-        self.results.append(result.detach().clone() if isinstance(result, Tensor) else result)  # as it is by now
-        self.changes = self.changes or any(leaf._version != version for leaf, version in self._given)
 
 
 def _varied(name: str, value: Tensor, module: bool) -> _Varied:

@@ -109,6 +109,11 @@ def matching(wanted: str, names: Sequence[str]) -> list[str]:
     return ending
 
 
+def listed(names: list[str]) -> str:
+    """The first eight, with commas."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def _as_tensor(leaf: Any) -> Any:
     """An array as a tensor of its own memory; NumPy's numbers as Python's."""
     if isinstance(leaf, np.generic):

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from lipcert.capture.adapter import Output, Wrt, adapted
+from lipcert.capture.adapter import Wrt, adapted
+from lipcert.capture.model import Output
 from lipcert.capture.model_file import what_a_file_is
 from lipcert.capture.onnx.load import called_onnx, load_onnx
 from lipcert.capture.program_file import require_data

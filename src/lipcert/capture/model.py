@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from lipcert.capture.call import leaves_of
+from lipcert.capture.call import leaves_of, listed, matching
 from lipcert.capture.function import FunctionModule
 from lipcert.errors import CaptureError, InputError
 
@@ -22,6 +22,9 @@ from lipcert.errors import CaptureError, InputError
 DENSE = 1 << 27
 #: Dtypes in which PyTorch's own layers run; parameters of any other floating type are converted to float32 first.
 RUNNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+#: A name or the number of an output.
+Output = str | int | None
 
 
 def as_module(model: Any) -> nn.Module:
@@ -104,6 +107,24 @@ def require_numbers(name: str, tensor: Tensor) -> None:
             f"{name!r} is sparse ({tensor.layout}) and has {tensor.numel()} entries as a dense tensor, which it is "
             f"here; at most {DENSE} are taken."
         )
+
+
+def picked(result: Any, output: Output) -> Tensor:
+    """The one tensor that a model returns, or that called ``output`` among several.
+
+    Raises:
+        InputError: there is none of this name, or it is no tensor.
+    """
+    if output is None:
+        return one_tensor(result)
+    leaves = leaves_of(result)
+    found = [] if isinstance(result, Tensor) else matching(str(output), list(leaves))
+    if not found:
+        raise InputError(
+            f"output={output!r}: the model returns "
+            + (f"no such output but {listed(list(leaves))}." if "" not in leaves else f"one {type(result).__name__}.")
+        )
+    return one_tensor({name: leaves[name] for name in found})
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from lipcert.capture.adapter import Output, Wrt, adapted, listed
-from lipcert.capture.call import Call, matching
+from lipcert.capture.adapter import Wrt, adapted
+from lipcert.capture.call import Call, listed, matching
 from lipcert.capture.declared import Declared
-from lipcert.capture.model import as_module
+from lipcert.capture.model import Output, as_module
 from lipcert.errors import CaptureError, InputError, named
 from lipcert.numerics.process_state import ordinary
 

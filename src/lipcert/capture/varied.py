@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lipcert.capture.adapter import Adapted, Wrt, listed
+from lipcert.capture.adapter import Adapted, Wrt
+from lipcert.capture.call import listed
 from lipcert.errors import NotLipschitzError
 
 

@@ -14,8 +14,9 @@ from lipcert.api.common import Anchor, problem_of, reporter
 from lipcert.api.constants import bound as bound_of
 from lipcert.api.constants import compare, lower_bound
 from lipcert.arguments import budget_of, device_of, generator_of
-from lipcert.capture.adapter import Example, Output, Wrt
+from lipcert.capture.adapter import Example, Wrt
 from lipcert.capture.load import Model, prepared
+from lipcert.capture.model import Output
 from lipcert.capture.varied import fixed_in, varied_in
 from lipcert.certificates.bound import Certificate
 from lipcert.domain import Ball, Domain

@@ -13,8 +13,8 @@ from typing import Any, overload
 import numpy as np
 
 from lipcert.arguments import real
-from lipcert.capture.adapter import Output
 from lipcert.capture.load import Model
+from lipcert.capture.model import Output
 from lipcert.digits import at_least, at_most
 from lipcert.errors import CertificateError, InputError, StoreError
 from lipcert.figures import new_figure, saved

@@ -20,8 +20,8 @@ from torch.export import ExportedProgram
 import lipcert.methods.autolip
 import lipcert.methods.liplt  # noqa: F401  (both register their method)
 from lipcert.arguments import budget_of, device_of, real, seed_of
-from lipcert.capture.adapter import Output
 from lipcert.capture.load import Model, prepared
+from lipcert.capture.model import Output
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
 from lipcert.errors import InputError, LipcertError, StoreError
 from lipcert.methods.base import Run, make

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lipcert.capture.adapter import Output
 from lipcert.capture.load import Model, prepared
+from lipcert.capture.model import Output
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.network.graph import Network
