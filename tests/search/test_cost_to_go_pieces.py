@@ -168,3 +168,25 @@ def test_few_steps_follow_the_greatest_value_of_a_convolution() -> None:
     greatest = torch.linalg.eigvalsh(through.mT @ (total.flatten(1)[:, :, None] * through))[:, -1]
     assert bool((greatest < 1.01).all()), greatest
     assert bool((greatest >= 1.0 - 1e-9).all()), greatest
+
+
+def test_eigenvalues_that_float32_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAPACK's float32 gave up on such squares of rows, of which most are zero."""
+    eigh, asked = torch.linalg.eigh, []
+
+    def unfinished(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(matrix.dtype)
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("did not converge")
+        return eigh(matrix)
+
+    rows = torch.randn(2, 8, 20, generator=generator_of(9))
+    rows[:, 2:] = 0.0
+    monkeypatch.setattr(torch.linalg, "eigh", unfinished)
+    basis = weights._turned(rows / rows.norm(dim=2, keepdim=True).clamp(min=1e-30))
+    assert asked == [torch.float32, torch.float64]
+    assert basis.dtype == torch.float32
+    kept = basis.norm(dim=2) > 0.5
+    assert kept.sum(1).tolist() == [2, 2]
+    assert torch.allclose(basis @ basis.mT, torch.diag_embed(kept.float()), atol=1e-5)
+    assert torch.allclose(rows @ basis.mT @ basis, rows, atol=1e-4)

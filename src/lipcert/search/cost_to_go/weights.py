@@ -100,7 +100,7 @@ def _leading_image(
     count = block.shape[1]
     if len(basis) * count > 1:
         flat = (total.sqrt() * reached).flatten(2)
-        turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))[1].flip(2)[:, :, :count]
+        turn = _spectrum(flat @ flat.mT)[1].flip(2)[:, :, :count]
         for i, part in zip(roots, (turn.mT @ spanned).split(sizes, dim=2), strict=True):
             directions[k, i] = part.reshape(*part.shape[:2], *shapes[i])
         reached = torch.einsum("pa,pa...->p...", turn[:, :, 0], reached).unsqueeze(1)
@@ -119,9 +119,22 @@ def _orthonormal(rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
 
 def _turned(flat: Tensor) -> Tensor:
     """Rows of a basis, (P, n, m), for rows of length 1."""
-    squares, turn = torch.linalg.eigh((flat @ flat.mT).nan_to_num(0.0, 0.0, 0.0))
+    squares, turn = _spectrum(flat @ flat.mT)
     root = torch.where(squares > THIN, squares.clamp(min=THIN).rsqrt(), 0.0)
     return (turn * root[:, None, :]).mT @ flat
+
+
+def _spectrum(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and vectors of symmetric matrices (P, n, n).
+
+    In float64 where float32 does not converge, as LAPACK's may not on a matrix of which most rows are zero.
+    """
+    squares = squares.nan_to_num(0.0, 0.0, 0.0)
+    try:
+        values, vectors = torch.linalg.eigh(squares)
+    except torch.linalg.LinAlgError:
+        values, vectors = torch.linalg.eigh(squares.double().cpu())
+    return values.to(squares), vectors.to(squares)
 
 
 def _pulled(plan: Plan, k: int, roots: Mapping[int, Tensor], image: Tensor) -> dict[int, Tensor]:
