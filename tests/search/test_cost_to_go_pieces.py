@@ -172,7 +172,8 @@ def test_few_steps_follow_the_greatest_value_of_a_convolution() -> None:
 
 def test_eigenvalues_that_float32_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
     """LAPACK's float32 gave up on such squares of rows, of which most are zero."""
-    eigh, asked = torch.linalg.eigh, []
+    eigh = torch.linalg.eigh
+    asked: list[torch.dtype] = []
 
     def unfinished(matrix: Tensor) -> tuple[Tensor, Tensor]:
         asked.append(matrix.dtype)
