@@ -132,7 +132,7 @@ def _spectrum(squares: Tensor) -> tuple[Tensor, Tensor]:
     squares = squares.nan_to_num(0.0, 0.0, 0.0)
     try:
         values, vectors = torch.linalg.eigh(squares)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError is one
         values, vectors = torch.linalg.eigh(squares.double().cpu())
     return values.to(squares), vectors.to(squares)
 
