@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.robustness.checks import read_proof, write_proof
+from lipcert.robustness.provers import CostToGo
 from lipcert.robustness.rows import ROW_FIELDS, Decision, Row
 from lipcert.robustness.schedule import FARTHEST, Bracket
 from tests.robustness.cases import distances, linear, mlp, points, right_labels
@@ -387,6 +389,62 @@ def test_a_bracket_goes_as_far_as_floats_and_no_further() -> None:
         bracket.fail(radius)
         bracket.tried(radius)
     assert bracket.failed <= bracket.certified * 1.02
+
+
+def decided(needs: list[float]) -> tuple[float, Bracket]:
+    """What is certified of radii 1, 2, … in a time of 1, given out as in the cascade, if each needs so much."""
+    bracket, now = Bracket(tuple(float(k + 1) for k in range(len(needs)))), 0.0
+    while True:
+        bracket.reconsider()
+        if bracket.done:
+            return bracket.certified, bracket
+        radius, rounds = bracket.next(), bracket.to_come
+        share, need = (1.0 - now) / rounds, needs[int(radius) - 1]
+        now += min(share, need)
+        if need <= share:
+            bracket.certify(radius)
+        else:
+            bracket.fail(radius, cut=rounds > 1)
+        bracket.tried(radius)
+        if now >= 1.0:
+            bracket.stop()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_a_hopeless_radius_leaves_time_for_smaller_ones(count: int) -> None:
+    for limit in range(count + 1):
+        certified, bracket = decided([0.01] * limit + [math.inf] * (count - limit))
+        assert certified == limit
+        assert bracket.rounds <= 2 + 2 * math.log2(count)
+
+
+def test_what_time_is_left_goes_to_the_least_radius_that_failed() -> None:
+    assert decided([0.01] * 7 + [0.5])[0] == 8.0
+    assert decided([0.01] * 6 + [0.5, 0.6])[0] == 7.0
+    assert decided([0.01] * 7 + [0.9])[0] == 7.0
+
+
+def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search at the larger radius is made to last as long as it may."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
+    x = torch.randn(1, 4, dtype=torch.float64)
+    label = model(x).argmax(1)
+    (alone,) = lipcert.certify(model, x, label, budget=2.0)
+    large, small = 0.95 * alone.certified_radius, 0.85 * alone.certified_radius
+    prove, asked_for = CostToGo.prove, []
+
+    def slow(self: CostToGo, facts: Any, asked: Any, until: float) -> Any:
+        asked_for.append(asked[0].claim.radius)
+        if asked_for[-1] < large:
+            return prove(self, facts, asked, until)
+        time.sleep(max(0.0, until - time.perf_counter()) + 0.01)
+        return [None] * len(asked)
+
+    monkeypatch.setattr(CostToGo, "prove", slow)
+    (row,) = lipcert.certify(model, x, label, radii=(small, large), budget=2.0)
+    assert asked_for[0] == large
+    assert row.certified_radius == small
 
 
 SIZES = [1e-12, 1e12, 1e-150, 1e150]

@@ -149,6 +149,8 @@ class Cascade:
                 self._widen([case for case in left if case.wanted and not case.bracket.done], until)
             clock.share(left)
         while True:
+            for case in left:
+                case.bracket.reconsider()
             done = [case for case in left if case.bracket.done or not case.wanted]
             left = [case for case in left if not (case.bracket.done or not case.wanted)]
             for case in done:
@@ -260,12 +262,14 @@ class Cascade:
                 case.starts[k - (k > case.claim.label)] = point
 
     def _prove(self, cases: Sequence[_Case], until: float) -> None:
-        """Each at the next radius of its bracket, by the first prover that can."""
+        """Each at the next radius of its bracket, by the first prover that can; of the time, a share for this round."""
+        now, rounds = time.perf_counter(), max(case.bracket.to_come for case in cases)
+        own = now + (until - now) / rounds
         left = tried = [(case, case.bracket.next()) for case in cases]
         for prover in self.provers:
             asked = [self._asked(case, radius) for case, radius in left]
             open_ = []
-            for (case, radius), found in zip(left, prover.prove(self.facts, asked, until), strict=True):
+            for (case, radius), found in zip(left, prover.prove(self.facts, asked, own), strict=True):
                 if isinstance(found, CounterExample):
                     case.break_at(found, radius)
                     continue
@@ -276,7 +280,7 @@ class Cascade:
             if not left:
                 break
         for case, radius in left:
-            case.bracket.fail(radius)
+            case.bracket.fail(radius, cut=rounds > 1 and time.perf_counter() > own)
         for case, radius in tried:
             case.bracket.tried(radius)
 

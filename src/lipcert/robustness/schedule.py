@@ -26,6 +26,7 @@ class Bracket:
         certified: the largest proved.
         attacked: distance of the nearest counter-example.
         failed: the least that was tried in vain.
+        cut: the least of these that only a part of the time was given to.
         rounds, streak: how many there were, and how many of the last ended well.
         stopped: whether time is over.
     """
@@ -34,6 +35,7 @@ class Bracket:
     certified: float = 0.0
     attacked: float = math.inf
     failed: float = math.inf
+    cut: float = math.inf
     rounds: int = 0
     streak: int = 0
     stopped: bool = False
@@ -51,9 +53,23 @@ class Bracket:
         """A counter-example was found."""
         self.attacked = min(self.attacked, distance)
 
-    def fail(self, radius: float) -> None:
-        """It was tried in vain."""
+    def fail(self, radius: float, cut: bool = False) -> None:
+        """It was tried in vain, or only for as long as others were still to be tried."""
         self.failed = min(self.failed, radius)
+        if cut:
+            self.cut = min(self.cut, radius)
+
+    @property
+    def to_come(self) -> int:
+        """Rounds that may be needed to decide all radii that are given, if they halve what is left; at least 1."""
+        return max(1, len(self._left()).bit_length())
+
+    def reconsider(self) -> None:
+        """Where nothing is left to try, the least radius that failed goes again if it had not all the time."""
+        if self.radii is None or math.isinf(self.cut) or self.stopped or self._next() is not None:
+            return
+        larger = [radius for radius in self.radii if radius > self.cut]
+        self.failed, self.cut = larger[0] if larger else math.inf, math.inf
 
     def tried(self, radius: float) -> None:
         """A round at a radius is over, and what came of it was said."""
@@ -75,10 +91,15 @@ class Bracket:
         assert radius is not None
         return radius
 
+    def _left(self) -> list[float]:
+        """Of the radii that are given, those that are not decided."""
+        above = min(self.attacked, self.failed)
+        return [r for r in self.radii or () if self.certified < r < above]
+
     def _next(self) -> float | None:
         above = min(self.attacked, self.failed)
         if self.radii is not None:
-            left = [r for r in self.radii if self.certified < r < above]
+            left = self._left()
             if not left:
                 return None
             return left[-1] if math.isinf(self.failed) else left[len(left) // 2]
