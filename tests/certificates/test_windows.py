@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from lipcert.capture.torch_export import capture
 from lipcert.certificates.cost_to_go.windows import WindowCell, least
 from lipcert.certificates.counter_example import CounterExample
 from lipcert.certificates.outputs import Subject
+from lipcert.domain import Ball
 from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
+from lipcert.ranges import build
+from lipcert.ranges.linear_bounds import LinearBounds
 from lipcert.ranges.maxima import WindowLines
 from lipcert.robustness.branching import Branching
 from lipcert.robustness.checks import Claim, Facts
@@ -180,3 +184,43 @@ def test_branch_and_bound_finds_what_breaks_maxima_alone() -> None:
     asked = Asked(Claim(x, label, 0.3), x.reshape(1, 1, 4))
     found = Branching(steps=5).prove(facts, [asked], time.perf_counter() + 10.0)[0]
     assert isinstance(found, CounterExample)
+
+
+@pytest.mark.parametrize("last", [nn.ReLU, nn.Tanh, nn.Identity, nn.LeakyReLU])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_entries_that_cannot_be_a_maximum_are_of_no_use(
+    last: type[nn.Module], overlap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linear bounds of the outputs are no worse for what is left out of the way there."""
+    torch.manual_seed(0)
+    pools = [nn.MaxPool2d(3, 1) if overlap else nn.MaxPool2d(2) for _ in range(2)]
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), pools[0], last(), nn.Conv2d(4, 5, 2), pools[1], last(), nn.Flatten(), nn.LazyLinear(3)
+    ).double()
+    x = torch.randn(1, 1, 12, 12, dtype=torch.float64)
+    model(x)
+    network = Subject(capture(model.eval(), x)).network
+    asked, entries = [], LinearBounds.boxes_of
+
+    def counted(self: LinearBounds, asked_for: Any) -> Any:
+        asked[-1] += sum(len(own) for _, own in asked_for)
+        return entries(self, asked_for)
+
+    def by_all(network: Any, position: int, windows: Any, box: Interval) -> Tensor:
+        return torch.ones(box.low.numel(), dtype=torch.bool)
+
+    monkeypatch.setattr(LinearBounds, "boxes_of", counted)
+    for radius in (0.05, 0.3):
+        ball, ends = Ball(x[0], radius, 2).fitted(network.in_shape), []
+        for contending in (build._contending, by_all):
+            asked.append(0)
+            with monkeypatch.context() as patch:
+                patch.setattr(build, "_contending", contending)
+                ends.append(build.boxes_of(network, ball, "undecided")[-1])
+        few, everything = ends
+        width = everything.high - everything.low
+        assert bool((few.high - few.low <= width * (1.0 + 1e-9)).all())
+        assert asked[-2] < asked[-1]
+        inside = ball.project(ball.center + torch.randn(200, *network.in_shape, dtype=torch.float64))
+        values = model(inside.reshape(-1, 1, 12, 12))
+        assert bool((few.low <= values).all() and (values <= few.high).all())

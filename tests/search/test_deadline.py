@@ -10,6 +10,7 @@ from torch import nn
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.outputs import Subject
 from lipcert.domain import Ball
+from lipcert.errors import NotProved
 from lipcert.robustness.outputs import Task, margin_rows, prove_below
 from lipcert.search.cost_to_go.settings import Settings
 
@@ -29,13 +30,30 @@ def test_the_end_of_the_time_loses_no_bound_that_is_at_hand(left: float) -> None
     found = prove_below(subject, tasks, settings, True, time.perf_counter() + left)
     whole = prove_below(subject, tasks, settings, True)
     for task, one, best in zip(tasks, found, whole, strict=True):
-        plain = subject.setting(subject.facts, task.domain, True).plain(task.rows)
+        assert one.linear or left < math.inf
+        plain = subject.setting(subject.facts, task.domain, one.linear).plain(task.rows)
         inside = task.domain.project(task.domain.center + torch.randn(500, 1, 6, dtype=torch.float64))
         with torch.no_grad():
             values = model(inside.reshape(-1, 6)) @ task.rows.T
         assert bool((plain <= one.lower).all() and (one.lower <= values.amin(0)).all())
         assert bool((one.lower <= best.lower + 0.05 * best.lower.abs()).all())
         if left < 0:
+            assert not one.linear
             assert torch.equal(one.lower, plain)
         if left == math.inf:
             assert bool((one.lower > plain).all())
+
+
+def test_linear_bounds_end_with_the_time_and_begin_anew() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval()
+    subject = Subject(capture(model, torch.zeros(1, 3, dtype=torch.float64)))
+    domain = Ball(torch.zeros(3, dtype=torch.float64), 0.5, 2).fitted(subject.network.in_shape)
+    with pytest.raises(NotProved, match="the time ended"):
+        subject.setting(subject.facts, domain, True, time.perf_counter())
+    subject.setting(subject.facts, domain, False, time.perf_counter())
+    late = subject.setting(subject.facts, domain, True, time.perf_counter() + 60.0)
+    never = Subject(subject.model).setting(subject.facts, domain, True)
+    for one, other in zip(late.boxes, never.boxes, strict=True):
+        assert torch.equal(one.low, other.low)
+        assert torch.equal(one.high, other.high)

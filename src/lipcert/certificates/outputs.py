@@ -76,12 +76,16 @@ class Subject:
             self._claimed = key, Facts(self.network, self.chance, claims)
         return self._claimed[1]
 
-    def setting(self, facts: Facts, domain: Domain, linear: bool) -> Setting:
-        """The network's ranges on a domain; the last ones are kept, as search and checks ask for the same."""
+    def setting(self, facts: Facts, domain: Domain, linear: bool, until: float = math.inf) -> Setting:
+        """The network's ranges on a domain; the last ones are kept, as search and checks ask for the same.
+
+        Raises:
+            NotProved: linear bounds were not done ``until`` then (perf_counter).
+        """
         key = (id(facts), linear, _content(domain))
         found = self._settings.pop(key, None)
         if found is None or found.facts is not facts or _content(found.domain) != key[2]:
-            found = Setting(facts, domain, linear)
+            found = Setting(facts, domain, linear, until=until)
         self._settings[key] = found
         entries = sum(size(node.shape) for node in self.network.nodes)
         while len(self._settings) > max(1, KEPT // max(1, entries)):

@@ -116,10 +116,15 @@ def boxes_of(
 
 
 def bounds_of(
-    network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None
-) -> LinearBounds:
-    """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``."""
-    return _filled(network, domain, [], {}, {}, tighten, known or {})
+    network: Network, domain: Domain, tighten: Tighten, known: Mapping[int, Interval] | None = None,
+    until: float = math.inf,
+) -> LinearBounds:  # fmt: skip
+    """A box for every node, and lines around activations where linear bounds are wanted; see ``Ranges.of``.
+
+    Raises:
+        NotProved: linear bounds were not done ``until`` then (perf_counter).
+    """
+    return _filled(network, domain, [], {}, {}, tighten, known or {}, until)
 
 
 def cut_bounds(before: LinearBounds, position: int, box: Interval, tighten: Tighten) -> LinearBounds:
@@ -143,9 +148,10 @@ def cut_bounds(before: LinearBounds, position: int, box: Interval, tighten: Tigh
 def _filled(
     network: Network, domain: Domain, boxes: list[Interval], lines: dict[int, Lines],
     planes: dict[int, Planes | WindowLines | AffineNode], tighten: Tighten, known: Mapping[int, Interval],
+    until: float = math.inf,
 ) -> LinearBounds:  # fmt: skip
     """The boxes of the nodes that have none yet, and what is around them."""
-    back = LinearBounds(network, domain, boxes, lines, planes)
+    back = LinearBounds(network, domain, boxes, lines, planes, until)
     work = 0.0
     together: dict[int, Interval] = {}  # of affine nodes that were bounded with an earlier one
 
@@ -184,6 +190,7 @@ def _filled(
                 parent = boxes[node.parents[0]]
                 at = Interval(parent.low.expand(node.shape), parent.high.expand(node.shape))
                 lines[k] = Lines.around(function, at, boxes[k])
+    back.until = math.inf
     return back
 
 
@@ -328,18 +335,43 @@ def _undecided(network: Network, position: int, box: Interval) -> Tensor:
     needed = torch.zeros(size(box.low.shape), dtype=torch.bool)
     for reader in network.consumers[position]:
         node = network.nodes[reader]
-        function = applied(node)
-        if function is None:
-            needed |= True  # a selection, a block or a product: tighter is better
-            continue
-        if size(node.shape) != needed.numel():
-            needed |= True
-            continue
-        alpha, beta = slopes(function, box.low.reshape(node.shape), box.high.reshape(node.shape))
-        needed |= (alpha < beta).reshape(-1)
+        function, windows = applied(node), maximum(node)
+        if windows is not None:
+            needed |= _contending(network, reader, windows, box)
+        elif function is None or size(node.shape) != needed.numel():
+            needed |= True  # a block or a product: tighter is better
+        else:
+            alpha, beta = slopes(function, box.low.reshape(node.shape), box.high.reshape(node.shape))
+            needed |= (alpha < beta).reshape(-1)
     if not network.consumers[position]:
         needed |= True
     return needed.nonzero().reshape(-1)
+
+
+def _contending(network: Network, position: int, windows: MaxSelection, box: Interval) -> Tensor:
+    """Of a box's entries those that may be a window's maximum, where which of them it is, or its range, matters.
+
+    It does not where one entry is above all others, or activations that read the maximum are constant on its range;
+    nor in the first case, where these are linear there.
+    """
+    index, counts = windows.index, windows.first
+    lows, highs = (torch.where(counts, end.reshape(-1)[index], -torch.inf) for end in (box.low, box.high))
+    low, high = lows.amax(-1), highs.amax(-1)
+    able = counts & ~(highs <= low[:, None])
+    several = able.sum(-1) > 1
+    matters = torch.zeros_like(several)
+    for reader in network.consumers[position]:
+        function, shape = applied(network.nodes[reader]), network.nodes[reader].shape
+        if function is None or size(shape) != low.numel():
+            matters |= several
+            continue
+        alpha, beta = (
+            slope.expand(shape).reshape(-1) for slope in slopes(function, low.reshape(shape), high.reshape(shape))
+        )
+        matters |= (alpha < beta) | (several & ~((alpha == 0) & (beta == 0)))
+    found = torch.zeros(box.low.numel(), dtype=torch.bool)
+    found[index[able & matters[:, None]]] = True
+    return found
 
 
 def _tightened(box: Interval, entries: Tensor, low: Tensor, high: Tensor) -> Interval:

@@ -8,6 +8,7 @@ from the exact ones by at most γ|Λ||W|, which costs γ|Λ||W| max|z|, and max|
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lipcert.domain import Domain
+from lipcert.errors import NotProved
 from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
 from lipcert.network.joint import Planes
 from lipcert.network.linear import Identity, LinearMap, size
@@ -32,7 +34,7 @@ from lipcert.ranges.maxima import WindowLines
 #: Entries of the coefficients of a chunk of rows: what a cache holds. Of wide nodes some rows more, up to ``MOST``.
 CHUNK, MOST, ROWS = 1 << 19, 1 << 24, 32
 #: Entries of a map of the input up to which it is written down, once for all domains.
-MOST_WRITTEN = 1 << 23
+MOST_WRITTEN = 1 << 25
 #: Entries of coefficients of the input up to which the part of a ball that a box leaves is used.
 MOST_CUT = 1 << 22
 #: p → the norm dual to that of an l_p ball.
@@ -99,7 +101,8 @@ class LinearBounds:
 
     ``boxes``, ``lines`` and ``planes``, of functions of several values, are those of the nodes so far; they may grow
     between calls. Planes may also be a sum of maps with an offset that is known to an error, or those of windows. Lines
-    may be other ones for each row, with a leading axis.
+    may be other ones for each row, with a leading axis. ``box`` and ``boxes_of`` raise NotProved after ``until``
+    (perf_counter).
     """
 
     def __init__(
@@ -109,8 +112,9 @@ class LinearBounds:
         boxes: Sequence[Interval],
         lines: Mapping[int, Lines],
         planes: Mapping[int, Planes | WindowLines | AffineNode] | None = None,
+        until: float = math.inf,
     ) -> None:
-        self.network, self.domain, self.boxes, self.lines = network, domain, boxes, lines
+        self.network, self.domain, self.boxes, self.lines, self.until = network, domain, boxes, lines, until
         self.planes = {} if planes is None else planes
         self._entries = float(sum(size(node.shape) for node in network.nodes))
         self._reaches: dict[tuple[int, int], tuple[Tensor, float]] = {}
@@ -135,11 +139,16 @@ class LinearBounds:
             width = max(size(node.shape) for node in self.network.nodes[: int(places.max()) + 1])
             chunk = max(1, CHUNK // (2 * width), min(ROWS, MOST // (2 * width))) if width else len(flat) + 1
             pairs = zip(places.split(chunk), flat.split(chunk), strict=True)
-            lows, highs = zip(*(self._ends(*pair) for pair in pairs), strict=True)
+            lows, highs = zip(*(self._ends(*self._in_time(pair)) for pair in pairs), strict=True)
             counts = [len(entries) for _, entries in rest]
             ends = (torch.cat(side).split(counts) for side in (lows, highs))
             found |= dict(zip([position for position, _ in rest], zip(*ends, strict=True), strict=True))
         return [found[position] for position, _ in asked]
+
+    def _in_time(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if time.perf_counter() > self.until:
+            raise NotProved("the time ended before linear bounds of all nodes were worked out.")
+        return pair
 
     def _ends(self, places: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
         """(low, high) of one entry of each of these nodes."""

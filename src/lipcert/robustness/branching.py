@@ -13,6 +13,7 @@ from torch import Tensor
 from lipcert.attack.starts import inside
 from lipcert.certificates.cost_to_go.walk import Setting
 from lipcert.certificates.counter_example import CounterExample, counter_example
+from lipcert.errors import NotProved
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Facts, Part, write_proof
 from lipcert.robustness.forest import Forest, entries_of
@@ -37,6 +38,7 @@ class Branching:
     """
 
     name: ClassVar[str] = "branched_cost_to_go"
+    share: ClassVar[float] = 1.0
 
     seconds: float = 60.0
     linear: bool = True
@@ -59,7 +61,10 @@ class Branching:
         goal = goal_of(facts, asked.claim, classes)
         domain, rows = facts.domain(asked.claim), facts.rows(asked.claim, classes)
         with torch.no_grad():
-            place = Setting(facts.subject.facts, domain, self.linear)
+            try:
+                place = Setting(facts.subject.facts, domain, self.linear, until=until)
+            except NotProved:  # at the end of the time
+                return None
             left = ~(place.plain(rows) > goal)
         many = int(left.sum()) * entries_of(facts.subject.network) > Settings.chunk
         if many or not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()) or not bool(left.any()):

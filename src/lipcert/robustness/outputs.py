@@ -100,20 +100,22 @@ def prove_below(
         tasks: domains of one kind (balls of one p, within boxes or not; boxes).
         settings: of the search.
         linear: whether ranges are tightened by linear bounds.
-        until: perf_counter, at which search and proofs end, one of which may still be under way.
+        until: perf_counter, at which search and proofs end, one of which may still be under way; a task that linear
+            bounds were not done for by then is answered by intervals.
     """
     with torch.no_grad():
-        places = [subject.setting(subject.facts, task.domain, linear) for task in tasks]
-        answers = [Answer(place.plain(task.rows), linear) for place, task in zip(places, tasks, strict=True)]
-    for answer, task in zip(answers, tasks, strict=True):
-        answer.multipliers = [None] * len(task.rows)
+        places = [_in_time(subject, task, linear, until) for task in tasks]
+        answers = [
+            Answer(place.plain(task.rows), place.linear, multipliers=[None] * len(task.rows))
+            for place, task in zip(places, tasks, strict=True)
+        ]
     pairs = [
         (i, r)
         for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))
         for r in range(len(task.rows))
         if task.goal is None or not answer.lower[r] > task.goal
     ]
-    usable = [i for i, place in enumerate(places) if bool(place.boxes[0].finite.all())]
+    usable = [i for i, place in enumerate(places) if place.linear == linear and bool(place.boxes[0].finite.all())]
     pairs = [(i, r) for i, r in pairs if i in usable]
     if not pairs:
         return answers
@@ -127,6 +129,14 @@ def prove_below(
             answers[i].lower[r] = value
             answers[i].multipliers[r] = own
     return answers
+
+
+def _in_time(subject: Subject, task: Task, linear: bool, until: float) -> Setting:
+    """By linear bounds as far as there is time for them, else by intervals."""
+    try:
+        return subject.setting(subject.facts, task.domain, linear, until)
+    except NotProved:
+        return subject.setting(subject.facts, task.domain, False)
 
 
 def deep(network: Network) -> bool:

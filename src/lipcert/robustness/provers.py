@@ -64,7 +64,15 @@ class Proof:
 
 
 class Prover(Protocol):
-    """One step of the cascade."""
+    """One step of the cascade.
+
+    Attributes:
+        share: the part of the time that is left which it may use.
+    """
+
+    @property
+    def share(self) -> float:
+        """See above."""
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> Sequence[Proof | CounterExample | None]:
         """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter).
@@ -142,11 +150,18 @@ class CostToGo:
     """
 
     name: ClassVar[str] = "cost_to_go"
+    #: Without linear bounds it is the first of two: what it does not soon prove is the second's.
+    FIRST_SHARE: ClassVar[float] = 0.2
 
     linear: bool = False
     steps: int = 300
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
+
+    @property
+    def share(self) -> float:
+        """All, or little where another one with linear bounds comes next."""
+        return 1.0 if self.linear else self.FIRST_SHARE
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
         """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
@@ -170,12 +185,12 @@ class CostToGo:
             return None
         found = {k: m for k, m in zip(classes, answer.multipliers, strict=True) if m is not None}
         if not found:
-            return stretched("linear_bounds" if self.linear else "ranges", facts, asked, b"")
+            return stretched("linear_bounds" if answer.linear else "ranges", facts, asked, b"")
         parts = [
             Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims})
             for part in joined_parts(found)
         ]
-        return stretched(self.name, facts, asked, write_proof(parts, self.linear))
+        return stretched(self.name, facts, asked, write_proof(parts, answer.linear))
 
 
 def open_classes(facts: Facts, claim: Claim) -> list[int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.domain import Ball, Intersection
+from lipcert.errors import NotProved
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Claim, Facts, Part, write_proof
 from lipcert.robustness.forest import entries_of
@@ -37,6 +38,8 @@ BEHIND, STALE = 1.03, 1.2
 #: Part of the distance of the nearest counter-example that is tried first, how often a start is made anew where this
 #: was too far by a factor, and how many values it may take to see that.
 FIRST, STARTS, STRIDES, FAR = 0.25, 3, 2.0, 8
+#: Factor between certified radius and counter-example beyond which a quarter of the way is most likely too far.
+APART = 100.0
 #: How often steps are made smaller, and by which factor; ranges within this share of the radius are near enough.
 STAGES, SLOWER, NEAR = 3, 0.4, 0.01
 #: Classes beyond this multiple of an example's radius are not looked at again.
@@ -105,7 +108,7 @@ class Widening:
         if not moderate:
             return [None] * len(asked)
         plan = Plan(network.to(settings.dtype, settings.device), norms)
-        examples = [_Example(facts, one, self.linear, plan, settings) for one in asked]
+        examples = [_Example(facts, one, self.linear, plan, settings, until) for one in asked]
         live = [example for example in examples if example.begin()]
         for step in range(0, self.steps, EVERY):
             live = [example for example in live if example.goes_on(step < LATE * self.steps)]
@@ -129,10 +132,12 @@ class _Example:
         floor: up to which constants and ranges prove it.
         variables: of each class.
         released: whether weights are diagonal everywhere.
+        until: when (perf_counter) ranges must be done.
     """
 
-    def __init__(self, facts: Facts, asked: Asked, linear: bool, plan: Plan, settings: Settings) -> None:
+    def __init__(self, facts: Facts, asked: Asked, linear: bool, plan: Plan, settings: Settings, until: float) -> None:
         assert asked.between is not None
+        self.until = until
         self.facts, self.asked, self.linear, self.plan, self.settings = facts, asked, linear, plan, settings
         self.least, high = asked.between
         self.cap = high / BELOW if high > self.least * BELOW else high
@@ -143,7 +148,15 @@ class _Example:
         self.best, self.kept, self.stage, self.rate = 0.0, list[Variables](), 0, RATE
         self.sure, self.final = 0.0, list[Variables]()
         self.centre = plan.values_at(self._like(asked.claim.x.reshape(1, *self.shape)))
-        self.radius = max(FIRST * self.cap if math.isfinite(self.cap) else 2.0 * self.least or 1.0, self.least)
+        self.radius = max(self._first(), self.least)
+
+    def _first(self) -> float:
+        """The radius that is tried first: between the two that are known, where these are far apart."""
+        if not math.isfinite(self.cap):
+            return 2.0 * self.least or 1.0
+        return (
+            FIRST * self.cap if self.cap < APART * self.least or self.least == 0.0 else math.sqrt(self.cap * self.least)
+        )
 
     def begin(self) -> bool:
         """Whether there is something to climb from, at a radius that is not too large."""
@@ -228,10 +241,13 @@ class _Example:
         return self.facts.searched(self.claim(self.radius))
 
     def _measure(self) -> bool:
-        """Ranges at the radius; whether they are finite where multipliers need them."""
+        """Ranges at the radius; whether there was time for them, and they are finite where multipliers need them."""
         facts, claim = self.facts, self.claim(self.radius)
         with torch.no_grad():
-            place = facts.subject.setting(facts.subject.facts, self._domain(), self.linear)
+            try:
+                place = facts.subject.setting(facts.subject.facts, self._domain(), self.linear, self.until)
+            except NotProved:  # at the end of the time
+                return False
             self.goal = facts.lost(claim)
             sure = (place.plain(self.rows) > self.goal) | (facts.by_constants(claim).sure > 0.0)
         self.measured = self.radius
@@ -254,6 +270,7 @@ class _Example:
 
     def proof(self) -> Proof | None:
         """By the multipliers that are there, at about the largest radius that they prove."""
+        self.until = math.inf  # what was found is proved, whatever the time
         if self.best > self.sure:
             self.settle()
         self.radius, self.variables = self.sure, self.final

@@ -82,9 +82,13 @@ class Facts:
             self._matrices[position, place] = linear.matrix(), error * UP
         return self._matrices[position, place]
 
-    def bounds(self, domain: Domain, linear: bool) -> LinearBounds:
-        """Boxes of every node on a domain: by intervals, on balls by prefixes, and by linear bounds if asked for."""
-        return bounds_of(self.network, domain, "undecided" if linear else "none", self._near_centre(domain))
+    def bounds(self, domain: Domain, linear: bool, until: float = math.inf) -> LinearBounds:
+        """Boxes of every node on a domain: by intervals, on balls by prefixes, and by linear bounds if asked for.
+
+        Raises:
+            NotProved: linear bounds were not done ``until`` then (perf_counter).
+        """
+        return bounds_of(self.network, domain, "undecided" if linear else "none", self._near_centre(domain), until)
 
     def _near_centre(self, domain: Domain) -> Mapping[int, Interval]:
         """|v_j − v̂_j| ≤ ρ e_j on an l2 ball of radius ρ, e_j bounding how fast v_j changes, v̂ the centre's value."""
@@ -159,8 +163,8 @@ class Facts:
         unit = scaled(linear)
         if writable(unit.map):
             share = 2.0 * gamma(terms(unit.map) + 8.0)
-            rows = lengths(unit.map.matrix(), 2.0) + lengths(unit.map.absolute().matrix(), 2.0) * share
-            rows = (rows + unit.underflow).reshape(linear.out_shape)
+            rows = lengths(unit.map.matrix(), 2.0).reshape(linear.out_shape) + absolute_sums(unit)[0] * share
+            rows = rows + unit.underflow
         else:
             rows = absolute_sums(unit)[0]
         return torch.ldexp(rows * UP, torch.tensor(unit.exponent)) * UP

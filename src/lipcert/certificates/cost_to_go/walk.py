@@ -52,11 +52,17 @@ class Setting:
         domain: of its input.
         linear: whether linear bounds tighten the boxes.
         bounds: on a part of the domain that is meant instead; None: on all of it.
+        until: when (perf_counter) linear bounds must be done.
+
+    Raises:
+        NotProved: they were not.
     """
 
-    def __init__(self, facts: Facts, domain: Domain, linear: bool, bounds: LinearBounds | None = None) -> None:
+    def __init__(
+        self, facts: Facts, domain: Domain, linear: bool, bounds: LinearBounds | None = None, until: float = math.inf
+    ) -> None:
         self.facts, self.network, self.domain, self.linear = facts, facts.network, domain, linear
-        self.bounds = facts.bounds(domain, linear) if bounds is None else bounds
+        self.bounds = facts.bounds(domain, linear, until) if bounds is None else bounds
         self.boxes: Sequence[Interval] = self.bounds.boxes
         self._samples: dict[int, Samples] = {}
 
