@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import lipcert
+from lipcert.robustness import provers
 from lipcert.robustness.checks import read_proof, write_proof
 from lipcert.robustness.provers import CostToGo
 from lipcert.robustness.rows import ROW_FIELDS, Decision, Row
@@ -447,26 +448,31 @@ def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(m
     assert row.certified_radius == small
 
 
-def test_a_first_search_that_takes_all_it_may_leaves_time_for_linear_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dear", [False, True])
+def test_a_search_that_takes_all_it_may_leaves_time_for_linear_bounds(
+    dear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless these take longer than there is."""
     torch.manual_seed(4)
     model = nn.Sequential(nn.Linear(4, 3000), nn.ReLU(), nn.Linear(3000, 9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
     x = torch.randn(1, 4, dtype=torch.float64)
-    prove, asked_for = CostToGo.prove, []
-
-    def slow(self: CostToGo, facts: Any, asked: Any, until: float) -> Any:
-        asked_for.append(self.linear)
-        if self.linear:
-            return prove(self, facts, asked, until)
-        time.sleep(max(0.0, until - time.perf_counter()) + 0.01)
-        return [None] * len(asked)
-
     label = model(x).argmax(1)
-    (alone,) = lipcert.certify(model, x, label, budget=5.0)
+    (alone,) = lipcert.certify(model, x, label, budget=2.0)
+    prove_below, asked_for = provers.prove_below, []
+
+    def slow(subject: Any, tasks: Any, settings: Any, linear: bool, until: float) -> Any:
+        asked_for.append(linear)
+        if not linear:
+            time.sleep(max(0.0, until - time.perf_counter()) + 0.01)
+        return prove_below(subject, tasks, settings, linear, until)
+
+    monkeypatch.setattr(provers, "prove_below", slow)
+    if dear:
+        monkeypatch.setattr(provers, "work_of", lambda bounds: math.inf)
     radius = 0.9 * alone.certified_radius
-    monkeypatch.setattr(CostToGo, "prove", slow)
-    (row,) = lipcert.certify(model, x, label, radius=radius, budget=8.0)
-    assert asked_for == [False, True]
-    assert row.certified_radius == radius
+    (row,) = lipcert.certify(model, x, label, radius=radius, budget=8.0 if not dear else 1.0)
+    assert asked_for == ([False] if dear else [False, True])
+    assert (row.certified_radius == radius) == (not dear)
 
 
 SIZES = [1e-12, 1e12, 1e-150, 1e150]

@@ -194,6 +194,20 @@ def _filled(
     return back
 
 
+def work_of(bounds: LinearBounds) -> float:
+    """Rows times entries that linear bounds would take, undecided entries being those of these boxes: of few, at most.
+
+    First layers are left out: their rows are at hand.
+    """
+    network = bounds.network
+    entries, work = 0, 0.0
+    for k, node in enumerate(network.nodes):
+        entries += size(node.shape)
+        if isinstance(node, AffineNode) and node.parents != (0,):
+            work += 2.0 * len(_undecided(network, k, bounds.boxes[k])) * entries
+    return work
+
+
 def _siblings(network: Network, k: int) -> list[int]:
     """Affine node k, and later ones that read one of its parents and nothing that comes after these.
 

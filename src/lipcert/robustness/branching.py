@@ -38,7 +38,6 @@ class Branching:
     """
 
     name: ClassVar[str] = "branched_cost_to_go"
-    share: ClassVar[float] = 1.0
 
     seconds: float = 60.0
     linear: bool = True

@@ -14,6 +14,7 @@ from torch import Tensor
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.counter_example import CounterExample
 from lipcert.errors import CertificateError, NotProved
+from lipcert.ranges.build import work_of
 from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
 from lipcert.robustness.outputs import Answer, Task, prove_below
 from lipcert.search.cost_to_go.settings import Settings
@@ -22,6 +23,9 @@ from lipcert.search.cost_to_go.settings import Settings
 _SECANTS, _CLOSE, _FAR = 6, 1.005, 1.002
 #: Part of the margin at the example up to which rounding is aimed at in the search.
 _SMALL_PART = 0.25
+#: Share of the time for the search without linear bounds, where these can be done in the rest; and how much of what
+#: ``work_of`` counts is done in a second, about.
+_FIRST, _WORK_PER_SECOND = 0.2, 5e7
 #: Room for other machines' arithmetic, in units of the size of the outputs at the example.
 _SIZE = 64.0
 
@@ -64,15 +68,7 @@ class Proof:
 
 
 class Prover(Protocol):
-    """One step of the cascade.
-
-    Attributes:
-        share: the part of the time that is left which it may use.
-    """
-
-    @property
-    def share(self) -> float:
-        """See above."""
+    """One step of the cascade."""
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> Sequence[Proof | CounterExample | None]:
         """Try claims together; None for what was not proved, at no radius. It ends about ``until`` (perf_counter).
@@ -150,18 +146,11 @@ class CostToGo:
     """
 
     name: ClassVar[str] = "cost_to_go"
-    #: Without linear bounds it is the first of two: what it does not soon prove is the second's.
-    FIRST_SHARE: ClassVar[float] = 0.2
 
     linear: bool = False
     steps: int = 300
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
-
-    @property
-    def share(self) -> float:
-        """All, or little where another one with linear bounds comes next."""
-        return 1.0 if self.linear else self.FIRST_SHARE
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
         """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
@@ -174,10 +163,19 @@ class CostToGo:
             for one, classes in zip(asked, open_, strict=True)
         ]
         search = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
+        until = until if self.linear else self._until(facts, tasks, until)
         answers = prove_below(facts.subject, tasks, search, self.linear, until)
         return [
             self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
         ]
+
+    def _until(self, facts: Facts, tasks: Sequence[Task], until: float) -> float:
+        """The search without linear bounds leaves most of the time to the one with them, if that has a use for it."""
+        rest = (1.0 - _FIRST) * (until - time.perf_counter())
+        with torch.no_grad():
+            places = [facts.subject.setting(facts.subject.facts, task.domain, False) for task in tasks]
+        theirs = sum(work_of(place.bounds) for place in places) / _WORK_PER_SECOND
+        return until - rest if theirs < rest else until
 
     def _proof(self, facts: Facts, asked: Asked, classes: Sequence[int], answer: Answer) -> Proof | None:
         """Of one claim, by what was found for the classes that were open."""
