@@ -449,30 +449,31 @@ def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(m
 
 
 @pytest.mark.parametrize("dear", [False, True])
-def test_a_search_that_takes_all_it_may_leaves_time_for_linear_bounds(
-    dear: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("far", [False, True])
+def test_far_beyond_the_constants_linear_bounds_come_first(
+    far: bool, dear: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless these take longer than there is."""
     torch.manual_seed(4)
     model = nn.Sequential(nn.Linear(4, 3000), nn.ReLU(), nn.Linear(3000, 9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
     x = torch.randn(1, 4, dtype=torch.float64)
     label = model(x).argmax(1)
-    (alone,) = lipcert.certify(model, x, label, budget=2.0)
+    (alone,) = lipcert.certify(model, x, label, radius=1e-9)
     prove_below, asked_for = provers.prove_below, []
 
-    def slow(subject: Any, tasks: Any, settings: Any, linear: bool, until: float) -> Any:
-        asked_for.append(linear)
-        if not linear:
-            time.sleep(max(0.0, until - time.perf_counter()) + 0.01)
+    def seen(subject: Any, tasks: Any, settings: Any, linear: bool, until: float) -> Any:
+        asked_for.extend([linear] * len(tasks))
         return prove_below(subject, tasks, settings, linear, until)
 
-    monkeypatch.setattr(provers, "prove_below", slow)
+    monkeypatch.setattr(provers, "prove_below", seen)
     if dear:
         monkeypatch.setattr(provers, "work_of", lambda bounds: math.inf)
-    radius = 0.9 * alone.certified_radius
-    (row,) = lipcert.certify(model, x, label, radius=radius, budget=8.0 if not dear else 1.0)
-    assert asked_for == ([False] if dear else [False, True])
-    assert (row.certified_radius == radius) == (not dear)
+    if not far:
+        monkeypatch.setattr(provers, "_BEYOND", math.inf)
+    (row,) = lipcert.certify(model, x, label, radius=1.0, budget=2.0)
+    assert row.status != "certified"
+    assert asked_for[0] == (far and not dear)
+    assert alone.status == "certified"
 
 
 SIZES = [1e-12, 1e12, 1e-150, 1e150]

@@ -23,9 +23,9 @@ from lipcert.search.cost_to_go.settings import Settings
 _SECANTS, _CLOSE, _FAR = 6, 1.005, 1.002
 #: Part of the margin at the example up to which rounding is aimed at in the search.
 _SMALL_PART = 0.25
-#: Share of the time for the search without linear bounds, where these can be done in the rest; and how much of what
-#: ``work_of`` counts is done in a second, about.
-_FIRST, _WORK_PER_SECOND = 0.2, 5e7
+#: Multiple of the radius that constants certify beyond which linear bounds are needed, and how much of what ``work_of``
+#: counts is done in a second, about.
+_BEYOND, _WORK_PER_SECOND = 20.0, 5e7
 #: Room for other machines' arithmetic, in units of the size of the outputs at the example.
 _SIZE = 64.0
 
@@ -154,8 +154,14 @@ class CostToGo:
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
         """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
-        if time.perf_counter() > until:
+        left = until - time.perf_counter()
+        if left < 0.0:
             return [None] * len(asked)
+        tried = [one for one in asked if self.linear or not _needs_linear_bounds(facts, one.claim, left / len(asked))]
+        found = dict(zip(map(id, tried), self._search(facts, tried, until), strict=True))
+        return [found.get(id(one)) for one in asked]
+
+    def _search(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
         open_ = [open_classes(facts, one.claim) for one in asked]
         goal = max((goal_of(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
         tasks = [
@@ -163,19 +169,10 @@ class CostToGo:
             for one, classes in zip(asked, open_, strict=True)
         ]
         search = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
-        until = until if self.linear else self._until(facts, tasks, until)
         answers = prove_below(facts.subject, tasks, search, self.linear, until)
         return [
             self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
         ]
-
-    def _until(self, facts: Facts, tasks: Sequence[Task], until: float) -> float:
-        """The search without linear bounds leaves most of the time to the one with them, if that has a use for it."""
-        rest = (1.0 - _FIRST) * (until - time.perf_counter())
-        with torch.no_grad():
-            places = [facts.subject.setting(facts.subject.facts, task.domain, False) for task in tasks]
-        theirs = sum(work_of(place.bounds) for place in places) / _WORK_PER_SECOND
-        return until - rest if theirs < rest else until
 
     def _proof(self, facts: Facts, asked: Asked, classes: Sequence[int], answer: Answer) -> Proof | None:
         """Of one claim, by what was found for the classes that were open."""
@@ -189,6 +186,16 @@ class CostToGo:
             for part in joined_parts(found)
         ]
         return stretched(self.name, facts, asked, write_proof(parts, answer.linear))
+
+
+def _needs_linear_bounds(facts: Facts, claim: Claim, seconds: float) -> bool:
+    """Whether a search without them is hopeless, and they can be had in that time."""
+    known = facts.by_constants(claim).least
+    if known.isneginf().any() or bool((known > -(_BEYOND - 1.0) * facts.at_centre(claim).least).all()):
+        return False
+    with torch.no_grad():
+        place = facts.subject.setting(facts.subject.facts, facts.searched(claim), False)
+    return work_of(place.bounds) / _WORK_PER_SECOND < seconds
 
 
 def open_classes(facts: Facts, claim: Claim) -> list[int]:
