@@ -127,14 +127,20 @@ def _turned(flat: Tensor) -> Tensor:
 def _spectrum(squares: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and vectors of symmetric matrices (P, n, n).
 
-    In float64 where float32 does not converge, as LAPACK's may not on a matrix of which most rows are zero.
+    In float64 where float32 does not converge, as LAPACK's may not on a matrix of which most rows are zero or next to
+    it: it raises, or fills in NaN, with which a function's directions would be lost for good.
     """
     squares = squares.nan_to_num(0.0, 0.0, 0.0)
     try:
         values, vectors = torch.linalg.eigh(squares)
+        lost = ~(values.isfinite().all(1) & vectors.isfinite().flatten(1).all(1))
     except RuntimeError:  # torch.linalg.LinAlgError is one
-        values, vectors = torch.linalg.eigh(squares.double().cpu())
-    return values.to(squares), vectors.to(squares)
+        values, vectors = torch.empty_like(squares[:, 0]), torch.empty_like(squares)
+        lost = torch.ones_like(values[:, 0], dtype=torch.bool)
+    if bool(lost.any()):
+        again = torch.linalg.eigh(squares[lost].double().cpu())
+        values[lost], vectors[lost] = (part.to(squares) for part in again)
+    return values, vectors
 
 
 def _pulled(plan: Plan, k: int, roots: Mapping[int, Tensor], image: Tensor) -> dict[int, Tensor]:
