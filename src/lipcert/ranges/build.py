@@ -195,9 +195,10 @@ def _filled(
 
 
 def work_of(bounds: LinearBounds) -> float:
-    """Rows times entries that linear bounds would take, undecided entries being those of these boxes: of few, at most.
+    """Rows times entries that linear bounds of what these boxes leave undecided would take.
 
-    First layers are left out: their rows are at hand.
+    They take less as they go: what tighter boxes decide is not asked for. First layers are left out: their rows are at
+    hand.
     """
     network = bounds.network
     entries, work = 0, 0.0

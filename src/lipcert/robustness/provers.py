@@ -153,15 +153,16 @@ class CostToGo:
     seed: int = 0
 
     def prove(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
-        """The classes that the constants leave open, by ranges or by multipliers; all claims in one search."""
+        """The classes that the constants leave open, by ranges or by multipliers."""
         left = until - time.perf_counter()
         if left < 0.0:
             return [None] * len(asked)
-        tried = [one for one in asked if self.linear or not _needs_linear_bounds(facts, one.claim, left / len(asked))]
-        found = dict(zip(map(id, tried), self._search(facts, tried, until), strict=True))
-        return [found.get(id(one)) for one in asked]
+        able = [self.linear or not _needs_linear_bounds(facts, one.claim, left / len(asked)) for one in asked]
+        found = iter(self._search(facts, [one for one, can in zip(asked, able, strict=True) if can], until))
+        return [next(found) if can else None for can in able]
 
     def _search(self, facts: Facts, asked: Sequence[Asked], until: float) -> list[Proof | None]:
+        """All claims in one search."""
         open_ = [open_classes(facts, one.claim) for one in asked]
         goal = max((goal_of(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
         tasks = [

@@ -154,9 +154,7 @@ class _Example:
         """The radius that is tried first: between the two that are known, where these are far apart."""
         if not math.isfinite(self.cap):
             return 2.0 * self.least or 1.0
-        return (
-            FIRST * self.cap if self.cap < APART * self.least or self.least == 0.0 else math.sqrt(self.cap * self.least)
-        )
+        return math.sqrt(self.least * self.cap) if self.cap > APART * self.least > 0.0 else FIRST * self.cap
 
     def begin(self) -> bool:
         """Whether there is something to climb from, at a radius that is not too large."""
