@@ -1,5 +1,6 @@
 """A search whose time is up proves what it has reached, and begins no further proof."""
 
+import itertools
 import math
 import time
 
@@ -42,6 +43,21 @@ def test_the_end_of_the_time_loses_no_bound_that_is_at_hand(left: float) -> None
             assert torch.equal(one.lower, plain)
         if left == math.inf:
             assert bool((one.lower > plain).all())
+
+
+def test_no_function_waits_for_all_steps_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that do not fit into memory together share the time: by a clock that moves when it is read."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).double().eval()
+    subject = Subject(capture(model, torch.zeros(1, 4, dtype=torch.float64)))
+    domain = Ball(torch.zeros(4, dtype=torch.float64), 0.5, 2).fitted(subject.network.in_shape)
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    task = Task(domain, margin_rows(4, 0), torch.zeros(3, 1, 4, dtype=torch.float64), None)
+    one_by_one = Settings(steps=10**6, goal=None, chunk=1)
+    (found,) = prove_below(subject, [task], one_by_one, True, until=next(ticks) + 600.0)
+    assert None not in found.multipliers
+    assert bool((found.lower > subject.setting(subject.facts, domain, True).plain(task.rows)).all())
 
 
 def test_linear_bounds_end_with_the_time_and_begin_anew() -> None:

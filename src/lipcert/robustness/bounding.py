@@ -19,9 +19,9 @@ from lipcert.robustness.outputs import Bounded, Task, prove_below
 from lipcert.robustness.raising import raised
 from lipcert.search.cost_to_go.settings import Settings
 
-#: Steps of the first search, and the most of the second and of the roots of trees; the share of the time that the
-#: second may take where trees follow.
-FIRST, MOST, ROOTS, SHARE = 40, 600, 200, 0.3
+#: Steps of the first search, the most of the second and of the roots of trees; the share of the time that the second
+#: may take where trees follow; seconds that the first has however little is asked for.
+FIRST, MOST, ROOTS, SHARE, LEAST = 40, 600, 200, 0.3, 10.0
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,22 @@ def bound_outputs(
     found = lowest(model, [domain], rows, seed=seed, device=device)
     starts, reached = found.points[0].reshape(len(rows), *model.in_shape), found.values[0]
     task = Task(domain, rows, starts, None)
-    first = Settings(steps=FIRST, warm=FIRST // 2, goal=None, seed=seed, device=device)
+    short = Settings(steps=FIRST, warm=FIRST // 2, goal=None, seed=seed, device=device)
+    long = replace(short, steps=MOST, warm=40, decay=0.99)
     trees = wanted.split or bool(goals.isfinite().any())
-    before = time.perf_counter()
-    best = prove_below(subject, [task], first, linear=True)[0]
-    spent = time.perf_counter() - before
-    left = (budget - (time.perf_counter() - started)) * (SHARE if trees else 1.0)
-    steps = min(MOST, int(FIRST * left / spent))
-    if steps > FIRST and not bool((best.lower > goals).all()):
-        longer = prove_below(subject, [task], replace(first, steps=steps, warm=40, decay=0.99), linear=True)[0]
-        best = best.better(longer)
+    began = time.perf_counter()
+    best = prove_below(subject, [task], short, linear=True, until=began + max(budget, LEAST))[0]
+    now = time.perf_counter()
+    end = now + (started + budget - now) * (SHARE if trees else 1.0)
+    if end - now > now - began and not bool((best.lower > goals).all()):  # else it would not come as far
+        best = best.better(prove_below(subject, [task], long, linear=True, until=end)[0])
     witness = best.witness(subject, upper)
     if trees:
         with torch.no_grad():
             setting = subject.setting(subject.facts, domain, True)
         if wanted.split:  # what cannot be reached is no end
             goals = torch.where(reached > goals, goals, math.inf)
-        own = replace(first, steps=min(ROOTS, max(FIRST, steps)), warm=40)
+        own = replace(short, steps=ROOTS, warm=40)
         split = raised(
             subject, setting, domain, rows, starts, best, goals, reached, wanted.least, upper, own, started + budget
         )

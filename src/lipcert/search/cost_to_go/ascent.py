@@ -84,24 +84,26 @@ def ascend(
         settings: of the search.
         prove: called with the functions whose value exceeds the goal.
         bounds: linear bounds on the B domains, where there are any.
-        until: perf_counter, at which the ascent ends and what it has reached is proved.
+        until: perf_counter, at which the ascent ends and what it has reached is proved; chunks share the time.
     """
     relaxed = Relaxed.of(bounds, example, settings.dtype, settings.device)
     known = {k: tuple(n) for k, n in norms.items()}
     plan = Plan(network.to(settings.dtype, settings.device), known, relaxed.parents)
     found = Found.none(len(rows))
     entries = sum(size(node.shape) for node in network.nodes)
-    for index in torch.arange(len(rows)).split(max(1, settings.chunk // max(1, entries))):
-        if not len(index):
-            continue
+    chunks = [i for i in torch.arange(len(rows)).split(max(1, settings.chunk // max(1, entries))) if len(i)]
+    for number, index in enumerate(chunks):
+        now = time.perf_counter()
+        if now > until:
+            break
         at = example[index]
         low, high = ({k: boxes[k][end][at].to(settings.device, settings.dtype) for k in plan.ranged} for end in (0, 1))
         asked = rows[index].to(settings.device, settings.dtype)
         own = domains.at(at).to(settings.dtype, settings.device)
         question = Question(plan, asked, low, high, own, relaxed.at(index))
         points = starts[index].to(settings.device, settings.dtype)
-        if time.perf_counter() < until:
-            _climb(first_variables(question, points, settings), index, prove, found, until)
+        share = now + (until - now) / (len(chunks) - number)  # so that none starves behind another
+        _climb(first_variables(question, points, settings), index, prove, found, share)
     return found
 
 
