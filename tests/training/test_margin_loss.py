@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lipcert
-from lipcert.training import LipschitzRegularizer, MarginLoss, certified_accuracy
+from lipcert.training import LipschitzRegularizer, MarginLoss, certified_accuracy, margin_loss
 from lipcert.training.live import Live
 from lipcert.training.margin_loss import Kind
 from lipcert.training.pairs import Pairs
@@ -246,3 +247,23 @@ def test_bad_input() -> None:
         model[0].bias[0] = math.nan
     with pytest.raises(lipcert.NumericsError, match=r"0\.bias.*NaN"):
         loss(x, y)
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_model_that_has_become_a_constant_is_named(dead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its neurons are dead for all inputs, and not where they are alive; a batch of one says nothing."""
+    monkeypatch.setattr(margin_loss, "_LOOKED", 2)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    if dead:
+        nn.init.constant_(model[0].bias, -100.0)
+    x, y = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
+    loss = MarginLoss(model, x, radius=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(x, y)
+        loss(x[:1], y[:1])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        loss(x, y)
+        loss(x, y)
+    assert [("constant" in str(w.message), "at call 4" in str(w.message)) for w in seen] == [(True, True)] * dead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Kind = Literal["mixed", "gloro", "crm"]
 STRENGTH: Mapping[Kind, float] = {"mixed": 0.35, "gloro": 1.0, "crm": 1.0}
 #: Default of ``warm_up``.
 WARM_UP = 1000
+#: Calls from one look at whether the outputs still depend on the inputs to the next, and part of them that is nothing.
+_LOOKED, _ALIKE = 100, 1e-3
 #: Examples that an accuracy is worked out for at once, and power steps before it.
 _CHUNK, _SETTLED = 1000, 30
 
@@ -49,9 +52,9 @@ class MarginLoss:
       R_yj = (f_y − f_j)/K_yj the certified radius (Fazlyab et al. 2023, *Certified robustness via dynamic margin
       maximization and improved Lipschitz regularization*).
 
-    A model that meets the full radius at once may end in a constant: ε grows from 0 over the first ``warm_up`` calls,
-    or as ``schedule`` says; ``reach`` is the present ε. ``strength`` and ``radius`` may also be set to other numbers
-    between calls.
+    A model that meets the full radius at once may end in a constant, of which a look at every 100th batch warns: ε
+    grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. ``strength`` and
+    ``radius`` may also be set to other numbers between calls.
 
     Args:
         model: the module that is trained; it returns logits (B, m). Never changed, but run.
@@ -135,6 +138,8 @@ class MarginLoss:
             loss = F.cross_entropy(logits, labels) + self.strength * self._lost_radius(logits, labels, constants)
         if not bool(torch.isfinite(loss)):
             self._explain(logits)
+        if self.calls % _LOOKED == 0:
+            self._warn_of_a_constant(logits.detach())
         return loss
 
     @property
@@ -210,6 +215,17 @@ class MarginLoss:
 
     def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(*self.clip)
+
+    def _warn_of_a_constant(self, logits: Tensor) -> None:
+        """A model whose outputs no longer depend on its inputs does not come back."""
+        apart = logits.amax(0) - logits.amin(0)
+        if len(logits) > 1 and bool(apart.max() <= _ALIKE * logits.abs().max()):
+            warnings.warn(
+                f"at call {self.calls} the model gives all {len(logits)} examples of the batch the same outputs, but "
+                "for a small part: at this radius and strength training has made it a constant. Start again with a "
+                "smaller strength, a smaller rate or a longer warm_up.",
+                stacklevel=3,
+            )
 
     def _explain(self, logits: Tensor) -> None:
         self._pairs.live.require_finite(self._pairs.live.parameters())
