@@ -249,15 +249,27 @@ def test_bad_input() -> None:
         loss(x, y)
 
 
-@pytest.mark.parametrize("dead", [True, False])
-def test_a_model_that_has_become_a_constant_is_named(dead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its neurons are dead for all inputs, and not where they are alive; a batch of one says nothing."""
+@pytest.mark.parametrize(
+    ("dead", "shift", "alike"), [(1, 0, 0), (1, 1e4, 0), (0, 0, 0), (0, 1e4, 0), (0, 0, 1), (1, 0, 1)]
+)
+def test_a_model_that_has_become_a_constant_is_named(
+    dead: bool, shift: float, alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its neurons are dead for all inputs, and not where they are alive, whatever all classes share.
+
+    Equal examples, or one alone, say nothing.
+    """
     monkeypatch.setattr(margin_loss, "_LOOKED", 2)
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     if dead:
         nn.init.constant_(model[0].bias, -100.0)
+    with torch.no_grad():
+        model[2].bias += shift
     x, y = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
-    loss = MarginLoss(model, x, radius=0.1)
+    x = x[:1].expand(5, 4) if alike else x
+    loss = MarginLoss(model, x, "gloro", radius=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loss(x, y)
@@ -266,4 +278,6 @@ def test_a_model_that_has_become_a_constant_is_named(dead: bool, monkeypatch: py
         warnings.simplefilter("always")
         loss(x, y)
         loss(x, y)
-    assert [("constant" in str(w.message), "at call 4" in str(w.message)) for w in seen] == [(True, True)] * dead
+    assert [("constant" in str(w.message), "at call 4" in str(w.message)) for w in seen] == [(True, True)] * (
+        dead and not alike
+    )

@@ -85,7 +85,7 @@ def bound_outputs(
     if end - now > now - began and not bool((best.lower > goals).all()):  # else it would not come as far
         best = best.better(prove_below(subject, [task], long, linear=True, until=end)[0])
     witness = best.witness(subject, upper)
-    if trees:
+    if trees and best.linear:  # else there was no time for linear bounds of the whole
         with torch.no_grad():
             setting = subject.setting(subject.facts, domain, True)
         if wanted.split:  # what cannot be reached is no end

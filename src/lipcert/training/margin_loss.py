@@ -139,7 +139,7 @@ class MarginLoss:
         if not bool(torch.isfinite(loss)):
             self._explain(logits)
         if self.calls % _LOOKED == 0:
-            self._warn_of_a_constant(logits.detach())
+            self._warn_of_a_constant(points.detach(), logits.detach())
         return loss
 
     @property
@@ -216,10 +216,12 @@ class MarginLoss:
     def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(*self.clip)
 
-    def _warn_of_a_constant(self, logits: Tensor) -> None:
-        """A model whose outputs no longer depend on its inputs does not come back."""
-        apart = logits.amax(0) - logits.amin(0)
-        if len(logits) > 1 and bool(apart.max() <= _ALIKE * logits.abs().max()):
+    def _warn_of_a_constant(self, points: Tensor, logits: Tensor) -> None:
+        """A model whose outputs no longer depend on its inputs does not come back; what all classes share counts not."""
+        margins = logits - logits.mean(1, keepdim=True)
+        apart = margins.amax(0) - margins.amin(0)
+        alike = bool(apart.max() <= _ALIKE * margins.abs().max()) and len(margins.argmax(1).unique()) == 1
+        if alike and bool((points != points[:1]).any()):
             warnings.warn(
                 f"at call {self.calls} the model gives all {len(logits)} examples of the batch the same outputs, but "
                 "for a small part: at this radius and strength training has made it a constant. Start again with a "
