@@ -217,7 +217,7 @@ class MarginLoss:
         return x if self.clip is None else x.clamp(*self.clip)
 
     def _warn_of_a_constant(self, points: Tensor, logits: Tensor) -> None:
-        """A model whose outputs no longer depend on its inputs does not come back; what all classes share counts not."""
+        """A model whose margins no longer depend on its inputs does not come back; a shift of all classes is none."""
         margins = logits - logits.mean(1, keepdim=True)
         apart = margins.amax(0) - margins.amin(0)
         alike = bool(apart.max() <= _ALIKE * margins.abs().max()) and len(margins.argmax(1).unique()) == 1
