@@ -164,6 +164,35 @@ def test_product_rows_is_within_its_gamma(depth):
             assert abs(Fraction(float(got[i, j])) - sum(terms)) <= gamma * sum(map(abs, terms))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_banded_product_leaves_out_nothing(seed):
+    """Rows ``start:stop`` of X Xᵀ where X has zeros all over: as with all products, in exact arithmetic."""
+    generator = torch.Generator().manual_seed(seed)
+    n, m = 1300, 1700
+    x = torch.randint(-3, 4, (n, m), generator=generator).double()
+    width = int(torch.randint(1, 700, (1,), generator=generator))
+    x = x * ((torch.arange(n)[:, None] - torch.arange(m)).abs() < width)
+    x[600:900] = 0.0  # a piece without an entry
+    for start, stop in ((0, 512), (512, 1024), (600, 900), (1024, n)):
+        assert torch.equal(psd.product_rows(x, start, stop, m), x[start:stop] @ x[:stop].mT)
+        assert torch.equal(psd.product_rows(x, start, stop, stop), x[start:stop, :stop] @ x[:stop, :stop].mT)
+
+
+@pytest.mark.parametrize("width", [1, 40])
+def test_the_band_of_a_large_matrix_is_judged_by_its_least_eigenvalue(width):
+    """Second differences of lines side by side: the least eigenvalue is 4 sin²(π/(2(k + 1))), k to a line."""
+    n = 1600
+    k = n // width
+    a = 2.0 * torch.eye(n, dtype=torch.float64)
+    a.diagonal(width).fill_(-1.0)
+    a.diagonal(-width).fill_(-1.0)
+    least = 4.0 * math.sin(math.pi / (2 * (k + 1))) ** 2
+    eye = torch.eye(n, dtype=torch.float64)
+    for share, definite in ((0.9, True), (1.1, False)):
+        assert is_positive_definite(a - share * least * eye) is definite
+        assert is_positive_definite_scaled(a - share * least * eye) is definite
+
+
 def test_residual_bound_is_above_the_exact_residual():
     g = torch.Generator().manual_seed(0)
     b = torch.randn(12, 12, dtype=torch.float64, generator=g)

@@ -213,3 +213,19 @@ def test_gram_radius_is_above_the_true_rounding():
     )
     assert 0 < worst <= Fraction(gram_radius(x))
     assert gram_radius(x) < 1e-10
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_many_small_blocks_in_any_order_have_the_norm_of_the_largest(wide):
+    """Rows and columns are put in order for the proof, which is to change no singular value."""
+    generator = torch.Generator().manual_seed(5)
+    block = torch.randn(20, 26, dtype=torch.float64, generator=generator)
+    scales = torch.linspace(0.1, 1.0, 31, dtype=torch.float64)
+    whole = torch.block_diag(*(s * block for s in scales))
+    whole = whole[torch.randperm(whole.shape[0], generator=generator)]
+    whole = whole[:, torch.randperm(whole.shape[1], generator=generator)]
+    whole = whole if wide else whole.mT
+    exact = float(torch.linalg.svdvals(block)[0])
+    assert exact * (1 - 1e-14) <= sigma_max_upper(whole) <= exact * (1 + 1e-9)
+    assert certify_sigma_max(whole, 0.0, exact * (1 + 1e-10))
+    assert not certify_sigma_max(whole, 0.0, exact * (1 - 1e-10))

@@ -42,20 +42,28 @@ def product_rows(x: Tensor, start: int, stop: int, depth: int) -> Tensor:
     The inner products are split into chunks of 512 and the partial sums added, so that for every
     entry ``|computed - exact| <= gamma_k (|X||X|^T) + 4 (depth+1) UNDERFLOW`` with
     ``k = product_terms(depth)``: at most ``min(depth, 512)`` roundings inside a chunk in whatever
-    order the BLAS takes, and one for every addition of a chunk (Higham, §3.1 and §4.2).
+    order the BLAS takes, and one for every addition of a chunk (Higham, §3.1 and §4.2). Products outside the band
+    in which these rows are not 0 are left out: they are exactly 0.
 
     Args:
-        x: (n, m) float64.
+        x: (n, m) float64, finite.
         start: first row.
         stop: one past the last row, and the number of columns.
         depth: columns of X to sum over.
     """
     total = x.new_zeros(stop - start, stop)
-    for k in range(0, depth, _CHUNK):
-        end = min(k + _CHUNK, depth)
-        part = x[start:stop, k:end] @ x[:stop, k:end].mT
-        total = part if k == 0 else total.add_(part)
+    low, high = _span((x[start:stop, :depth] != 0).any(dim=0))
+    first, last = _span((x[:stop, low:high] != 0).any(dim=1))
+    for k in range(low, high, _CHUNK):
+        end = min(k + _CHUNK, high)
+        total[:, first:last].add_(x[start:stop, k:end] @ x[first:last, k:end].mT)
     return total
+
+
+def _span(used: Tensor) -> tuple[int, int]:
+    """The shortest range of places outside of which nothing is used."""
+    places = used.nonzero()
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def square_sum_up(x: Tensor) -> float:
