@@ -220,7 +220,7 @@ def _example(load: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
 LEAVES_80 = Radius(None, "attack leaves 80 %")
 _L2 = tuple(Radius(r, f"{r:g}") for r in (0.1, 0.3, 0.5, 1.0))
 _LINF = tuple(Radius(r, f"{r:g}", math.inf) for r in (0.01, 0.02))
-_LIGHT, _NONE = Recipe(epochs=20, penalty=0.1), Recipe(epochs=30)
+_LIGHT, _FIRM, _NONE = Recipe(epochs=20, penalty=0.1), Recipe(epochs=20, penalty=1.0), Recipe(epochs=30)
 
 
 def own() -> list[Case]:
@@ -230,6 +230,7 @@ def own() -> list[Case]:
         "own_tanh": ("tanh MLP 784-100-100-10", partial(mlp, 784, 100, 100, 10, activation=nn.Tanh), _LIGHT),
         "own_gelu": ("GELU MLP 784-100-100-10", partial(mlp, 784, 100, 100, 10, activation=nn.GELU), _LIGHT),
         "own_residual": ("residual CNN, batch norm, max-pool", PooledResidual, _LIGHT),
+        "firm_residual": ("the same with ten times the penalty", PooledResidual, _FIRM),
     }
     plain: dict[str, tuple[str, Callable[[], nn.Module], Recipe]] = {
         "plain_128x2": ("MLP 784-128-128-10", partial(mlp, 784, 128, 128, 10), _NONE),

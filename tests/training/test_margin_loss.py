@@ -120,6 +120,30 @@ def test_each_loss_is_its_formula() -> None:
         assert float(F.cross_entropy(model(points), y)) > float(F.cross_entropy(logits, y))
 
 
+def test_the_radius_waits_where_a_constant_is_near() -> None:
+    model = small().eval()
+    x, _ = batch(0)
+    with torch.no_grad():
+        for p in (model[-1].weight, model[-1].bias):
+            p *= 1000.0
+        right = model(x).argmax(1)
+    wrong = (right + 1) % model(x).shape[1]
+
+    def reaches(kind: Kind, labels: list[torch.Tensor], **given: object) -> list[int]:
+        loss = MarginLoss(model, IMAGE, kind, radius=1e-6, **{"warm_up": 8, **given})  # type: ignore[arg-type]
+        found = []
+        for y in labels:
+            found.append(round(8e6 * loss.reach))
+            loss(x, y)
+        return found
+
+    assert reaches("mixed", [right] * 3 + [wrong] * 3 + [right] * 3) == [0, 1, 2, 3, 3, 3, 3, 4, 5]
+    assert reaches("mixed", [wrong] * 5) == [0, 1, 2, 3, 4]  # it has not learnt anything yet
+    assert reaches("crm", [right] + [wrong] * 4) == [0, 1, 2, 3, 4]
+    own = reaches("mixed", [right] + [wrong] * 3, warm_up=None, schedule=lambda call: call / 8)
+    assert own == [0, 1, 2, 3]
+
+
 def test_the_radius_grows_as_the_schedule_says() -> None:
     x, y = batch(0)
     default = MarginLoss(small(), IMAGE, radius=2.0)

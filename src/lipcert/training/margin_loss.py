@@ -26,6 +26,8 @@ Kind = Literal["mixed", "gloro", "crm"]
 STRENGTH: Mapping[Kind, float] = {"mixed": 0.35, "gloro": 1.0, "crm": 1.0}
 #: Default of ``warm_up``.
 WARM_UP = 1000
+#: Share of log m, the loss of a model without an opinion, that ``mixed`` and ``gloro`` may come to while ε grows.
+_HELD = 0.7
 #: Calls from one look at whether the outputs still depend on the inputs to the next, and part of them that is nothing.
 _LOOKED, _ALIKE = 100, 1e-3
 #: Examples that an accuracy is worked out for at once, and power steps before it.
@@ -53,8 +55,10 @@ class MarginLoss:
       maximization and improved Lipschitz regularization*).
 
     A model that meets the full radius at once may end in a constant, of which a look at every 100th batch warns: ε
-    grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. ``strength`` and
-    ``radius`` may also be set to other numbers between calls.
+    grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. The loss of a
+    constant is log m: once a batch of ``mixed`` or ``gloro`` has had less than 0.7 log m, ε waits where one has
+    more, and the warm-up takes as many (``held``) calls longer. ``strength`` and ``radius`` may also be set to other
+    numbers between calls.
 
     Args:
         model: the module that is trained; it returns logits (B, m). Never changed, but run.
@@ -110,7 +114,9 @@ class MarginLoss:
         if calls is None or calls < 0:
             raise InputError(f"warm_up must be a number of calls, not {warm_up!r}.")
         require_two(norm)
-        self.attack_steps, self.clip, self.warm_up, self.schedule, self.calls = attack_steps, clip, calls, schedule, 0
+        self.attack_steps, self.clip, self.warm_up, self.schedule = attack_steps, clip, calls, schedule
+        self.calls = self.held = 0
+        self._learnt = False
         self._model = model
         self._pairs = Pairs(Live.of(model, example), passes, seed_of(seed))
         self._generator = torch.Generator().manual_seed(seed)
@@ -138,9 +144,18 @@ class MarginLoss:
             loss = F.cross_entropy(logits, labels) + self.strength * self._lost_radius(logits, labels, constants)
         if not bool(torch.isfinite(loss)):
             self._explain(logits)
+        if self.kind != "crm":
+            self._pace(float(loss.detach()))
         if self.calls % _LOOKED == 0:
             self._warn_of_a_constant(points.detach(), logits.detach())
         return loss
+
+    def _pace(self, loss: float) -> None:
+        """Hold ε at the next call where a constant may be nearer than a model."""
+        low = loss < _HELD * math.log(self._pairs.classes)
+        if self._learnt and not low and self.calls - self.held < self.warm_up:
+            self.held += 1
+        self._learnt = self._learnt or low
 
     @property
     def reach(self) -> float:
@@ -150,7 +165,7 @@ class MarginLoss:
             InputError: the schedule gave no number from 0 to 1.
         """
         if self.schedule is None:
-            return self.radius * min(1.0, self.calls / max(self.warm_up, 1))
+            return self.radius * min(1.0, (self.calls - self.held) / max(self.warm_up, 1))
         share = real(self.schedule(self.calls))
         if not 0.0 <= share <= 1.0:
             raise InputError(f"schedule({self.calls}) must be a share of the radius, from 0 to 1, not {share!r}.")
@@ -163,7 +178,7 @@ class MarginLoss:
 
     def state_dict(self) -> dict[str, Any]:
         """What, with the model's own state, makes a resumed run go on exactly."""
-        own = {"generator": self._generator.get_state(), "calls": self.calls}
+        own = {"generator": self._generator.get_state(), "calls": self.calls, "held": self.held, "learnt": self._learnt}
         return {**self._pairs.follower.state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,7 +189,8 @@ class MarginLoss:
         """
         self._pairs.follower.load_state_dict(state)
         try:
-            self.calls = int(state["calls"])
+            self.calls, self.held = int(state["calls"]), int(state["held"])
+            self._learnt = bool(state["learnt"])
             self._generator.set_state(state["generator"])
         except (KeyError, TypeError, RuntimeError) as problem:
             raise InputError("this is not what state_dict() of a MarginLoss gave: it has no generator.") from problem
