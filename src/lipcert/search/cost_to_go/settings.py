@@ -32,14 +32,14 @@ class Settings:
     """
 
     steps: int = 500
-    warm: int = 20
+    warm: int = 50
     small: int = 512
     large: int = 2_000
     late: int = 150
     most: int = 3_200
     rate: float = 0.04
     decay: float = 0.994
-    betas: tuple[float, float] = (0.5, 0.8)
+    betas: tuple[float, float] = (0.6, 0.9)
     scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
     power: int = 2
     every: int = 25
