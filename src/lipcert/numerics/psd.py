@@ -51,6 +51,8 @@ def product_rows(x: Tensor, start: int, stop: int, depth: int) -> Tensor:
         stop: one past the last row, and the number of columns.
         depth: columns of X to sum over.
     """
+    if depth <= _CHUNK:
+        return x[start:stop, :depth] @ x[:stop, :depth].mT
     total = x.new_zeros(stop - start, stop)
     low, high = _span((x[start:stop, :depth] != 0).any(dim=0))
     first, last = _span((x[:stop, low:high] != 0).any(dim=1))
