@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.numerics import matrices
-from lipcert.numerics.matrices import by_first_entry, weighted_gram
+from lipcert.numerics.matrices import weighted_gram
+from lipcert.numerics.psd import by_first_entry
 
 F64 = torch.float64
 

@@ -45,13 +45,6 @@ def norms_of(matrices: Tensor) -> Tensor:
     return torch.sqrt(square) * unit[..., 0, 0] * (1.0 + 16.0 * UNIT)
 
 
-def by_first_entry(matrix: Tensor) -> Tensor:
-    """Places of the rows in the order of their first entries that are not 0: a convolution's become a band."""
-    if len(matrix) <= _SMALL:
-        return torch.arange(len(matrix))
-    return (matrix != 0).to(torch.uint8).argmax(dim=1).argsort(stable=True)
-
-
 def weighted_gram(matrix: Tensor, weights: Tensor) -> Tensor:
     """X diag(w) Xᵀ, exactly symmetric, (n, n), for X (n, m) and w (m,).
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lipcert.numerics.rounding import UNDERFLOW, UNIT, add_up, gamma, ldexp_up, mul_up, sqrt_up
 
-_CHUNK = 512
+_CHUNK, _FEW = 512, 256
 _HALF = 0.5
 
 
@@ -66,6 +66,13 @@ def _span(used: Tensor) -> tuple[int, int]:
     """The shortest range of places outside of which nothing is used."""
     places = used.nonzero()
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+
+
+def by_first_entry(x: Tensor) -> Tensor:
+    """Places of the rows in the order of their first entries that are not 0: a convolution's become a band."""
+    if len(x) <= _FEW:
+        return torch.arange(len(x))
+    return (x != 0).to(torch.uint8).argmax(dim=1).argsort(stable=True)
 
 
 def square_sum_up(x: Tensor) -> float:

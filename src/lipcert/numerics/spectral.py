@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lipcert.numerics import psd
 from lipcert.numerics.lanczos import lanczos_ritz
-from lipcert.numerics.matrices import by_first_entry
 from lipcert.numerics.rounding import (
     UNDERFLOW,
     add_up,
@@ -192,10 +191,8 @@ def scaling_loss(matrix: Tensor, scaled: Tensor) -> float:
 def short_side(scaled: Tensor) -> Tensor:
     """X, (n, m) with n <= m, with the singular values of ``scaled``; the Gram matrix of a convolution is a band."""
     x = scaled if scaled.shape[0] <= scaled.shape[1] else scaled.mT
-    if x.shape[0] > psd._CHUNK:
-        x = x[by_first_entry(x)]
-        x = x[:, by_first_entry(x.mT)]
-    return x
+    x = x[psd.by_first_entry(x)]
+    return x[:, psd.by_first_entry(x.mT)]
 
 
 def elementary_upper(scaled: Tensor, slack: float = 1.0) -> float:

@@ -13,9 +13,9 @@ from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.errors import NotProved
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import size
-from lipcert.numerics.matrices import by_first_entry, weighted_gram
+from lipcert.numerics.matrices import weighted_gram
 from lipcert.numerics.midrad import UNIT, UP
-from lipcert.numerics.psd import is_positive_definite_scaled
+from lipcert.numerics.psd import by_first_entry, is_positive_definite_scaled
 
 #: Longest side of a matrix that is factored.
 MOST_ROWS = 6_500
