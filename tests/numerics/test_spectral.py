@@ -229,3 +229,12 @@ def test_many_small_blocks_in_any_order_have_the_norm_of_the_largest(wide):
     assert exact * (1 - 1e-14) <= sigma_max_upper(whole) <= exact * (1 + 1e-9)
     assert certify_sigma_max(whole, 0.0, exact * (1 + 1e-10))
     assert not certify_sigma_max(whole, 0.0, exact * (1 - 1e-10))
+
+
+def test_another_default_device_changes_nothing():
+    w = torch.randn(200, 220, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = sigma_max_upper(w)
+    with torch.device("meta"):
+        for _ in range(20):  # what was read from there was uninitialised memory
+            assert sigma_max_upper(w) == expected
+            assert not certify_sigma_max(w, 0.0, 0.5 * expected)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,24 @@ def test_the_radius_waits_where_a_constant_is_near() -> None:
     assert reaches("crm", [right] + [wrong] * 4) == [0, 1, 2, 3, 4]
     own = reaches("mixed", [right] + [wrong] * 3, warm_up=None, schedule=lambda call: call / 8)
     assert own == [0, 1, 2, 3]
+
+
+def test_a_radius_that_waits_for_long_is_told_and_never_negative() -> None:
+    model = small().eval()
+    x, _ = batch(0)
+    with torch.no_grad():
+        model[-1].weight *= 1000.0
+        right = model(x).argmax(1)
+    loss = MarginLoss(model, IMAGE, radius=1e-6, warm_up=5, attack_steps=1)
+    loss(x, right)
+    for _ in range(99):
+        loss(x, (right + 1) % 3)
+    with pytest.warns(UserWarning, match="the radius has waited for 100 calls"):
+        loss(x, (right + 1) % 3)
+    before = {k: v for k, v in loss.state_dict().items() if k not in ("held", "learnt")}
+    loss.calls = 0
+    assert loss.reach == 0.0
+    loss.load_state_dict(before)  # of a version that did not wait
 
 
 def test_the_radius_grows_as_the_schedule_says() -> None:
@@ -305,3 +324,28 @@ def test_a_model_that_has_become_a_constant_is_named(
     assert [("constant" in str(w.message), "at call 4" in str(w.message)) for w in seen] == [(True, True)] * (
         dead and not alike
     )
+
+
+def _held_on(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        inner = small().eval()
+        with torch.no_grad():
+            inner[-1].weight *= 1000.0
+            x, _ = batch(0)
+            right = inner(x).argmax(1)
+        loss = MarginLoss(nn.parallel.DistributedDataParallel(inner), IMAGE, "gloro", radius=1e-6, warm_up=20)
+        loss(x, right)
+        for _ in range(10):
+            loss(x, (right + rank) % 3)  # good on one, bad on the other
+        Path(folder, f"held-{rank}").write_text(str(loss.held))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_radius_is_the_same_on_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_held_on, (str(tmp_path),), nprocs=2)
+    one, other = (int((tmp_path / f"held-{rank}").read_text()) for rank in range(2))
+    assert one == other > 0

@@ -71,7 +71,7 @@ def _span(used: Tensor) -> tuple[int, int]:
 def by_first_entry(x: Tensor) -> Tensor:
     """Places of the rows in the order of their first entries that are not 0: a convolution's become a band."""
     if len(x) <= _FEW:
-        return torch.arange(len(x))
+        return torch.arange(len(x), device=x.device)
     return (x != 0).to(torch.uint8).argmax(dim=1).argsort(stable=True)
 
 

@@ -56,9 +56,9 @@ class MarginLoss:
 
     A model that meets the full radius at once may end in a constant, of which a look at every 100th batch warns: ε
     grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. The loss of a
-    constant is log m: once a batch of ``mixed`` or ``gloro`` has had less than 0.7 log m, ε waits where one has
-    more, and the warm-up takes as many (``held``) calls longer. ``strength`` and ``radius`` may also be set to other
-    numbers between calls.
+    constant is about log m: once a batch of ``mixed`` or ``gloro`` has had less than 0.7 log m, ε waits where one has
+    more, and the warm-up takes as many (``held``) calls longer; a warning tells when they are many. ``strength`` and
+    ``radius`` may also be set to other numbers between calls.
 
     Args:
         model: the module that is trained; it returns logits (B, m). Never changed, but run.
@@ -144,17 +144,28 @@ class MarginLoss:
             loss = F.cross_entropy(logits, labels) + self.strength * self._lost_radius(logits, labels, constants)
         if not bool(torch.isfinite(loss)):
             self._explain(logits)
-        if self.kind != "crm":
-            self._pace(float(loss.detach()))
+        if self.kind != "crm" and self.schedule is None:
+            self._pace(loss.detach())
         if self.calls % _LOOKED == 0:
             self._warn_of_a_constant(points.detach(), logits.detach())
         return loss
 
-    def _pace(self, loss: float) -> None:
-        """Hold ε at the next call where a constant may be nearer than a model."""
-        low = loss < _HELD * math.log(self._pairs.classes)
+    def _pace(self, loss: Tensor) -> None:
+        """Hold ε at the next call where a constant may be nearer than a model; on all ranks alike."""
+        if isinstance(self._model, nn.parallel.DistributedDataParallel):
+            group = self._model.process_group
+            loss = loss.clone()
+            torch.distributed.all_reduce(loss, group=group)
+            loss /= torch.distributed.get_world_size(group)
+        low = float(loss) < _HELD * math.log(self._pairs.classes)
         if self._learnt and not low and self.calls - self.held < self.warm_up:
             self.held += 1
+            if self.held == max(self.warm_up, _LOOKED):
+                warnings.warn(
+                    f"the radius has waited for {self.held} calls, at {self.reach:.3g} of {self.radius:g}: the loss "
+                    "stays near that of a constant. It may not get there; a smaller radius or strength would.",
+                    stacklevel=3,
+                )
         self._learnt = self._learnt or low
 
     @property
@@ -165,7 +176,7 @@ class MarginLoss:
             InputError: the schedule gave no number from 0 to 1.
         """
         if self.schedule is None:
-            return self.radius * min(1.0, (self.calls - self.held) / max(self.warm_up, 1))
+            return self.radius * min(1.0, max(0, self.calls - self.held) / max(self.warm_up, 1))
         share = real(self.schedule(self.calls))
         if not 0.0 <= share <= 1.0:
             raise InputError(f"schedule({self.calls}) must be a share of the radius, from 0 to 1, not {share!r}.")
@@ -189,8 +200,8 @@ class MarginLoss:
         """
         self._pairs.follower.load_state_dict(state)
         try:
-            self.calls, self.held = int(state["calls"]), int(state["held"])
-            self._learnt = bool(state["learnt"])
+            self.calls, self.held = int(state["calls"]), int(state.get("held", 0))
+            self._learnt = bool(state.get("learnt", False))
             self._generator.set_state(state["generator"])
         except (KeyError, TypeError, RuntimeError) as problem:
             raise InputError("this is not what state_dict() of a MarginLoss gave: it has no generator.") from problem
