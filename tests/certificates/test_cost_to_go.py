@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_orders_are_proved_where_they_hold_and_refused_where_not(widths: tuple[i
     network = captured(nn.Sequential(nn.Linear(*widths), nn.ReLU()), widths[0])
     facts = Facts(network, Chance())
     k = next(i for i, node in enumerate(network.nodes) if isinstance(node, AffineNode))
-    matrix = facts.matrix(k, 0)[0]
+    matrix = facts.written(k).matrix
     d = torch.rand(widths[1], dtype=torch.float64)
     d[0] = 0.0
     t = torch.rand(widths[0], dtype=torch.float64) + 0.1
@@ -212,6 +213,27 @@ def test_orders_are_proved_where_they_hold_and_refused_where_not(widths: tuple[i
     for short in (1 - 1e-6, 0.5, 0.0):
         with pytest.raises(NotProved):
             require_order(facts, k, curvature, [(t * needed * short).reshape(1, 1, -1)])
+
+
+def test_a_written_matrix_is_as_near_to_the_exact_one_as_it_says() -> None:
+    """Two linear layers in one map, whose product all but vanishes, in rationals."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 4), nn.ReLU()).double()
+    with torch.no_grad():
+        model[1].weight[:, 3:] = -model[1].weight[:, :3] * (1.0 + 1e-9)
+        model[0].weight[3:] = model[0].weight[:3]
+    subject = Subject(capture(model, torch.zeros(1, 3, dtype=torch.float64)))
+    facts = subject.facts
+    k = next(i for i, node in enumerate(subject.network.nodes) if isinstance(node, AffineNode))
+    found = facts.written(k)
+    first, second = ([[Fraction(e) for e in row] for row in model[i].weight.tolist()] for i in (0, 1))
+    for i, row in enumerate(second):
+        for j in range(3):
+            exact = sum(a * first[place][j] for place, a in enumerate(row))
+            majorant = Fraction(float(found.majorant[i, j]))
+            assert abs(exact - Fraction(float(found.matrix[i, j]))) <= Fraction(found.share) * majorant
+            assert abs(exact) <= majorant
+            assert majorant >= sum(abs(a * first[place][j]) for place, a in enumerate(row))
 
 
 def test_weights_of_their_own_are_used_where_the_order_holds() -> None:

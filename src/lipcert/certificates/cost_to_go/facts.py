@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,44 @@ from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network,
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import UP, lengths
+from lipcert.numerics.psd import by_first_entry
 from lipcert.numerics.rounding import add_up, gamma, mul_up
 from lipcert.ranges.build import bounds_of, boxes_of
 from lipcert.ranges.linear_bounds import LinearBounds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lipcert.numerics.chance import Chance
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A matrix A as it is computed, and how far it may be from the exact one.
+
+    Attributes:
+        matrix: A, (n, m).
+        majorant: ≥ |A'| for every A' within the error, (n, m).
+        share: the error of an entry is at most this share of the majorant's.
+    """
+
+    matrix: Tensor
+    majorant: Tensor
+    share: float
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """An order of the rows in which a convolution's overlap only with their neighbours."""
+        return by_first_entry(self.matrix)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Such an order of the columns."""
+        return by_first_entry(self.matrix.T)
+
+
+def _beside(matrices: Sequence[Tensor]) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices), dim=1)
 
 
 class Facts:
@@ -51,7 +82,7 @@ class Facts:
         self.orders: set[bytes] = set()
         self._share = chance.group(2 * len(maps))
         self._norms: dict[tuple[int, int], NormBound] = {}
-        self._matrices: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._written: dict[int, Written] = {}
         self._last: tuple[Tensor, list[Interval]] | None = None
 
     def norms(self, position: int) -> tuple[NormBound, ...]:
@@ -72,15 +103,20 @@ class Facts:
         nodes = [k for k, node in enumerate(self.network.nodes) if isinstance(node, AffineNode)]
         return torch.tensor([norm.value for k in nodes for norm in self.norms(k)], dtype=torch.float64)
 
-    def matrix(self, position: int, place: int) -> tuple[Tensor, Tensor]:
-        """A map as it is computed and a bound of how far its entries may be from the exact ones."""
-        if (position, place) not in self._matrices:
+    def written(self, position: int) -> Written:
+        """The maps of an affine node side by side as one matrix."""
+        if position not in self._written:
             node = self.network.nodes[position]
             assert isinstance(node, AffineNode)
-            linear = node.maps[place]
-            error = linear.absolute().matrix() * (2.0 * gamma(terms(linear) + 8.0)) + scaled(linear).underflow
-            self._matrices[position, place] = linear.matrix(), error * UP
-        return self._matrices[position, place]
+            shares = [2.0 * gamma(terms(linear) + 8.0) for linear in node.maps]
+            majorants = [
+                linear.absolute().matrix() * (1.0 + 2.0**-10) + scaled(linear).underflow / share
+                for linear, share in zip(node.maps, shares, strict=True)
+            ]
+            self._written[position] = Written(
+                _beside([linear.matrix() for linear in node.maps]), _beside(majorants), max(shares) * UP
+            )
+        return self._written[position]
 
     def bounds(self, domain: Domain, linear: bool, until: float = math.inf) -> LinearBounds:
         """Boxes of every node on a domain: by intervals, on balls by prefixes, and by linear bounds if asked for.

@@ -9,13 +9,13 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.facts import Facts
+from lipcert.certificates.cost_to_go.facts import Facts, Written
 from lipcert.errors import NotProved
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import size
 from lipcert.numerics.matrices import weighted_gram
 from lipcert.numerics.midrad import UNIT, UP
-from lipcert.numerics.psd import by_first_entry, is_positive_definite_scaled
+from lipcert.numerics.psd import is_positive_definite_scaled
 
 #: Longest side of a matrix that is factored.
 MOST_ROWS = 6_500
@@ -43,14 +43,13 @@ def require_order(facts: Facts, position: int, curvature: Tensor, weights: Seque
     rows, columns = size(node.shape), sum(linear.in_size for linear in node.maps)
     if min(rows, columns) > MOST_ROWS or rows * columns > 1.2e8:
         raise NotProved(f"a map of {rows} by {columns} entries is too large for quadratic costs of different entries")
-    pairs = [facts.matrix(position, place) for place in range(len(node.maps))]
-    matrix, error = (torch.cat([pair[i] for pair in pairs], dim=1) for i in (0, 1))
+    written = facts.written(position)
     for d, *t in zip(curvature.flatten(1), *(w.flatten(1) for w in weights), strict=True):
         whole = torch.cat(t)
         key = sha256(b"".join([struct.pack("<q", position), _bytes(d), _bytes(whole)])).digest()
         if key in facts.orders:  # the domain has no part in it
             continue
-        if not _holds(matrix, error, d, whole):
+        if not _holds(written, d, whole):
             raise NotProved(f"the quadratic costs before {node.name} are not above those behind it")
         facts.orders.add(key)
 
@@ -59,33 +58,37 @@ def _bytes(t: Tensor) -> bytes:
     return t.detach().contiguous().numpy().tobytes()
 
 
-def _holds(matrix: Tensor, error: Tensor, d: Tensor, t: Tensor) -> bool:
+def _holds(written: Written, d: Tensor, t: Tensor) -> bool:
     """Whether T ⪰ A'ᵀDA' was proved for all A' within the error of A, entry by entry."""
     used = d > 0
     if not bool(used.any()):
         return True
     if not bool((t > 0).all()) or not all(1e-60 < float(e) < 1e60 for e in (d[used].min(), d.max(), t.min(), t.max())):
         return False
+    matrix, majorant = written.matrix, written.majorant
     if int(used.sum()) <= matrix.shape[1]:
-        rows = by_first_entry(matrix)
-        rows = rows[used[rows]]
-        matrix, error = matrix[rows], error[rows]
-        outer, inner = d[rows].reciprocal(), t.reciprocal()  # D⁻¹ − A T⁻¹ Aᵀ
+        places = written.rows[used[written.rows]]
+        outer, inner = d[places].reciprocal(), t.reciprocal()  # D⁻¹ − A T⁻¹ Aᵀ
+        difference = torch.diag(outer) - weighted_gram(_rows(matrix, places), inner)
         slack = 2.0 * UNIT * outer
     else:
-        matrix, error = matrix[used].T, error[used].T  # T − AᵀDA, whose inner diagonal is D itself
-        rows = by_first_entry(matrix)
-        matrix, error = matrix[rows], error[rows]
-        outer, inner = t[rows], d[used]
+        places, majorant = written.columns, majorant.T
+        outer, inner = t[places], d  # T − AᵀDA, whose inner diagonal is D itself
+        difference = torch.diag(outer) - weighted_gram(_rows(matrix[used].T, places), d[used])
         slack = torch.zeros_like(outer)
-    difference = torch.diag(outer) - weighted_gram(matrix, inner)
-    share = (matrix.shape[1] + 16.0) * UNIT
-    large = matrix.abs() * (1.0 + share) + error
+    share = (majorant.shape[1] + 16.0) * UNIT + 2.0 * written.share
 
     def radius(x: Tensor) -> Tensor:
-        """E x: |A|T⁻¹|A|ᵀ counts once per rounding, and the error of A on either side."""
-        through = inner * (large.T @ x)
-        total = share * (large @ through) + error @ through + large @ (inner * (error.T @ x))
+        """E x: the majorant's |A|T⁻¹|A|ᵀ counts once per rounding of the product, and for the error on either side."""
+        whole = x.new_zeros(len(majorant))
+        whole[places] = x
+        total = share * (majorant @ (inner * (majorant.T @ whole)))[places]
         return (total + (slack + 4.0 * UNIT * outer) * x + 1e-180 * x.sum()) * (1.0 + 2.0**-20) * UP  # or underflows
 
     return is_positive_definite_scaled(difference, radius)
+
+
+def _rows(matrix: Tensor, places: Tensor) -> Tensor:
+    """These rows; the matrix itself where that is what they are."""
+    same = len(places) == len(matrix) and torch.equal(places, torch.arange(len(matrix)))
+    return matrix if same else matrix[places]
