@@ -6,7 +6,6 @@ import copy
 import itertools
 import math
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +93,8 @@ def test_losses_and_resumption(kind: Kind) -> None:
     assert second[1].training
 
 
-def test_each_loss_is_its_formula() -> None:
+def test_each_loss_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(margin_loss, "_PART", math.inf)  # at full strength, on a model that has learnt nothing
     model = small().eval()
     x, y = batch(0)
     constants = Pairs(Live.of(model, IMAGE)).matrix().detach()
@@ -121,46 +121,86 @@ def test_each_loss_is_its_formula() -> None:
         assert float(F.cross_entropy(model(points), y)) > float(F.cross_entropy(logits, y))
 
 
-def test_the_radius_waits_where_a_constant_is_near() -> None:
-    model = small().eval()
-    x, _ = batch(0)
-    with torch.no_grad():
-        for p in (model[-1].weight, model[-1].bias):
-            p *= 1000.0
-        right = model(x).argmax(1)
-    wrong = (right + 1) % model(x).shape[1]
+def clusters() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Three clusters of points that are easily told apart, and a model that has not been trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        y = torch.arange(60) % 3
+        x = 2.0 * torch.eye(4)[y] + 0.1 * torch.randn(60, 4)
+    return model, x, y
 
-    def reaches(kind: Kind, labels: list[torch.Tensor], **given: object) -> list[int]:
-        loss = MarginLoss(model, IMAGE, kind, radius=1e-6, **{"warm_up": 8, **given})  # type: ignore[arg-type]
-        found = []
-        for y in labels:
-            found.append(round(8e6 * loss.reach))
+
+def fitted(strength: float, kind: Kind, steps: int = 150) -> tuple[nn.Module, MarginLoss, float]:
+    """A model after so many steps at once at the full radius, its loss, and its accuracy."""
+    model, x, y = clusters()
+    loss = MarginLoss(model, x[:1], kind, radius=0.3, strength=strength, warm_up=0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss(x, y).backward()
+        optimiser.step()
+    return model, loss, float((model(x).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize("kind", ["mixed", "gloro"])
+def test_constants_do_not_make_a_model_a_constant(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a hundred times the strength that the clusters allow, which without a share it would."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, loss, accuracy = fitted(100.0, kind)
+        assert accuracy == 1.0
+        assert 0.0 < loss.share < 0.1
+        monkeypatch.setattr(margin_loss, "_PART", math.inf)  # all of it at once
+        _, loss, accuracy = fitted(100.0, kind)
+        assert loss.share == 1.0
+        assert accuracy == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "gloro"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_the_share_is_the_largest_that_leaves_a_constant_farther(kind: Kind, scale: float) -> None:
+    """By the formulas of the losses; and logits that grow with their constants then lower the loss."""
+    model, _, _ = fitted(0.0, kind)
+    _, x, y = clusters()
+    with torch.no_grad():
+        for p in (model[2].weight, model[2].bias):
+            p *= scale
+
+    for strength in (0.01, 1.0, 30.0):
+        loss = MarginLoss(model, x[:1], kind, radius=0.3, strength=strength, warm_up=0, seed=1)
+        loss._pairs.matrix(100)
+        model.zero_grad()
+        value = loss(x, y)
+        value.backward()
+        loss.load_state_dict({**loss.state_dict(), "generator": torch.Generator().manual_seed(1).get_state()})
+        points = loss._attacked(x, y) if kind == "mixed" else x
+        logits, rise = model(points).detach(), 0.3 * strength * loss._pairs.matrix().detach()
+
+        def at(share: float, logits: torch.Tensor = logits, rise: torch.Tensor = rise) -> float:
+            if kind == "mixed":
+                return float(F.cross_entropy(logits + share * rise[y], y))
+            top = logits.argmax(1)
+            others = (logits + share * rise[top]).scatter(1, top[:, None], -math.inf).amax(1, keepdim=True)
+            return float(F.cross_entropy(torch.cat([logits, others], 1), y))
+
+        most = at(0.0) + 0.75 * (math.log(3 if kind == "mixed" else 4) - at(0.0))
+        assert float(value) == pytest.approx(at(loss.share), rel=1e-3)
+        assert at(loss.share) <= most * (1 + 1e-5)
+        assert loss.share == 1.0 or at(loss.share + 1e-3) > most
+        outward = sum(float((p.grad * p).sum()) for p in (model[2].weight, model[2].bias) if p.grad is not None)
+        assert outward < 0.0 or scale == 1.0  # near a constant more of the same is better
+
+
+def test_a_strength_that_is_cut_for_long_is_told() -> None:
+    model, x, y = clusters()
+    loss = MarginLoss(model, x[:1], "gloro", radius=0.3, strength=1000.0, warm_up=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        while loss._cut < 99:
             loss(x, y)
-        return found
-
-    assert reaches("mixed", [right] * 3 + [wrong] * 3 + [right] * 3) == [0, 1, 2, 3, 3, 3, 3, 4, 5]
-    assert reaches("mixed", [wrong] * 5) == [0, 1, 2, 3, 4]  # it has not learnt anything yet
-    assert reaches("crm", [right] + [wrong] * 4) == [0, 1, 2, 3, 4]
-    own = reaches("mixed", [right] + [wrong] * 3, warm_up=None, schedule=lambda call: call / 8)
-    assert own == [0, 1, 2, 3]
-
-
-def test_a_radius_that_waits_for_long_is_told_and_never_negative() -> None:
-    model = small().eval()
-    x, _ = batch(0)
-    with torch.no_grad():
-        model[-1].weight *= 1000.0
-        right = model(x).argmax(1)
-    loss = MarginLoss(model, IMAGE, radius=1e-6, warm_up=5, attack_steps=1)
-    loss(x, right)
-    for _ in range(99):
-        loss(x, (right + 1) % 3)
-    with pytest.warns(UserWarning, match="the radius has waited for 100 calls"):
-        loss(x, (right + 1) % 3)
-    before = {k: v for k, v in loss.state_dict().items() if k not in ("held", "learnt")}
-    loss.calls = 0
-    assert loss.reach == 0.0
-    loss.load_state_dict(before)  # of a version that did not wait
+    with pytest.warns(UserWarning, match="for 100 calls less than half of the strength has counted"):
+        loss(x, y)
 
 
 def test_the_radius_grows_as_the_schedule_says() -> None:
@@ -324,28 +364,3 @@ def test_a_model_that_has_become_a_constant_is_named(
     assert [("constant" in str(w.message), "at call 4" in str(w.message)) for w in seen] == [(True, True)] * (
         dead and not alike
     )
-
-
-def _held_on(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        inner = small().eval()
-        with torch.no_grad():
-            inner[-1].weight *= 1000.0
-            x, _ = batch(0)
-            right = inner(x).argmax(1)
-        loss = MarginLoss(nn.parallel.DistributedDataParallel(inner), IMAGE, "gloro", radius=1e-6, warm_up=20)
-        loss(x, right)
-        for _ in range(10):
-            loss(x, (right + rank) % 3)  # good on one, bad on the other
-        Path(folder, f"held-{rank}").write_text(str(loss.held))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_the_radius_is_the_same_on_all_ranks(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_held_on, (str(tmp_path),), nprocs=2)
-    one, other = (int((tmp_path / f"held-{rank}").read_text()) for rank in range(2))
-    assert one == other > 0

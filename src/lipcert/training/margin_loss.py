@@ -26,8 +26,8 @@ Kind = Literal["mixed", "gloro", "crm"]
 STRENGTH: Mapping[Kind, float] = {"mixed": 0.35, "gloro": 1.0, "crm": 1.0}
 #: Default of ``warm_up``.
 WARM_UP = 1000
-#: Share of log m, the loss of a model without an opinion, that ``mixed`` and ``gloro`` may come to while ε grows.
-_HELD = 0.7
+#: Of what a batch's loss without constants is below a constant's loss the part that they may take; halvings to find it.
+_PART, _HALVINGS = 0.75, 12
 #: Calls from one look at whether the outputs still depend on the inputs to the next, and part of them that is nothing.
 _LOOKED, _ALIKE = 100, 1e-3
 #: Examples that an accuracy is worked out for at once, and power steps before it.
@@ -55,10 +55,11 @@ class MarginLoss:
       maximization and improved Lipschitz regularization*).
 
     A model that meets the full radius at once may end in a constant, of which a look at every 100th batch warns: ε
-    grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. The loss of a
-    constant is about log m: once a batch of ``mixed`` or ``gloro`` has had less than 0.7 log m, ε waits where one has
-    more, and the warm-up takes as many (``held``) calls longer; a warning tells when they are many. ``strength`` and
-    ``radius`` may also be set to other numbers between calls.
+    grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. A constant has
+    the loss log m in ``mixed``, log (m + 1) in ``gloro``. Of what a batch's loss with r = 0 is below that, constants
+    may take 3/4: where they would take more, r counts for a ``share`` of it in this call. So a model is not drawn into
+    a constant: logits and K that shrink alike lose more than they gain. A warning tells when the share stays below 1/2
+    for long. ``strength`` and ``radius`` may also be set to other numbers between calls.
 
     Args:
         model: the module that is trained; it returns logits (B, m). Never changed, but run.
@@ -115,8 +116,7 @@ class MarginLoss:
             raise InputError(f"warm_up must be a number of calls, not {warm_up!r}.")
         require_two(norm)
         self.attack_steps, self.clip, self.warm_up, self.schedule = attack_steps, clip, calls, schedule
-        self.calls = self.held = 0
-        self._learnt = False
+        self.calls, self.share, self._cut = 0, 1.0, 0
         self._model = model
         self._pairs = Pairs(Live.of(model, example), passes, seed_of(seed))
         self._generator = torch.Generator().manual_seed(seed)
@@ -136,37 +136,47 @@ class MarginLoss:
         points = self._attacked(inputs, labels) if self.kind == "mixed" else inputs
         constants = self._pairs.matrix()
         logits = _logits(self._model, points, self._pairs.classes).to(constants.dtype)
-        if self.kind == "mixed":
-            loss = F.cross_entropy(logits + self.strength * self.reach * constants[labels], labels)
-        elif self.kind == "gloro":
-            loss = F.cross_entropy(self._with_extra_logit(logits, constants), labels)
-        else:
+        if self.kind == "crm":
             loss = F.cross_entropy(logits, labels) + self.strength * self._lost_radius(logits, labels, constants)
+        else:
+            loss = self._shared(logits, labels, constants)
         if not bool(torch.isfinite(loss)):
             self._explain(logits)
-        if self.kind != "crm" and self.schedule is None:
-            self._pace(loss.detach())
         if self.calls % _LOOKED == 0:
             self._warn_of_a_constant(points.detach(), logits.detach())
         return loss
 
-    def _pace(self, loss: Tensor) -> None:
-        """Hold ε at the next call where a constant may be nearer than a model; on all ranks alike."""
-        if isinstance(self._model, nn.parallel.DistributedDataParallel):
-            group = self._model.process_group
-            loss = loss.clone()
-            torch.distributed.all_reduce(loss, group=group)
-            loss /= torch.distributed.get_world_size(group)
-        low = float(loss) < _HELD * math.log(self._pairs.classes)
-        if self._learnt and not low and self.calls - self.held < self.warm_up:
-            self.held += 1
-            if self.held == max(self.warm_up, _LOOKED):
-                warnings.warn(
-                    f"the radius has waited for {self.held} calls, at {self.reach:.3g} of {self.radius:g}: the loss "
-                    "stays near that of a constant. It may not get there; a smaller radius or strength would.",
-                    stacklevel=3,
-                )
-        self._learnt = self._learnt or low
+    def _shared(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
+        """Cross-entropy against the constants, at the largest share of the strength that leaves a constant farther."""
+        raised = self._raised if self.kind == "mixed" else self._with_extra_logit
+        constant = math.log(self._pairs.classes + (self.kind == "gloro"))
+
+        def at(share: Tensor | float) -> Tensor:
+            return F.cross_entropy(raised(logits, labels, share * self.strength * self.reach * constants), labels)
+
+        loss, self.share = at(1.0), 1.0
+        with torch.no_grad():
+            least = at(0.0)
+            most = least + _PART * (constant - least).clamp(min=0.0)
+            if bool(loss > most):
+                low, high = torch.zeros_like(loss), torch.ones_like(loss)
+                for _ in range(_HALVINGS):  # the loss is convex in the share, and grows with it
+                    middle = 0.5 * (low + high)
+                    more = at(middle) > most
+                    low, high = torch.where(more, low, middle), torch.where(more, middle, high)
+                self.share = float(low)
+        self._warn_of_a_cut()
+        return loss if self.share == 1.0 else at(self.share)
+
+    def _warn_of_a_cut(self) -> None:
+        self._cut = self._cut + 1 if self.share < 0.5 else 0
+        if self._cut == max(self.warm_up, _LOOKED):
+            warnings.warn(
+                f"for {self._cut} calls less than half of the strength has counted, {self.share:.2g} of it now: more "
+                f"would make the model a constant at {self.reach:.3g} of the radius {self.radius:g}. Train with a "
+                "smaller radius or strength.",
+                stacklevel=4,
+            )
 
     @property
     def reach(self) -> float:
@@ -176,7 +186,7 @@ class MarginLoss:
             InputError: the schedule gave no number from 0 to 1.
         """
         if self.schedule is None:
-            return self.radius * min(1.0, max(0, self.calls - self.held) / max(self.warm_up, 1))
+            return self.radius * min(1.0, self.calls / max(self.warm_up, 1))
         share = real(self.schedule(self.calls))
         if not 0.0 <= share <= 1.0:
             raise InputError(f"schedule({self.calls}) must be a share of the radius, from 0 to 1, not {share!r}.")
@@ -189,7 +199,7 @@ class MarginLoss:
 
     def state_dict(self) -> dict[str, Any]:
         """What, with the model's own state, makes a resumed run go on exactly."""
-        own = {"generator": self._generator.get_state(), "calls": self.calls, "held": self.held, "learnt": self._learnt}
+        own = {"generator": self._generator.get_state(), "calls": self.calls}
         return {**self._pairs.follower.state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -200,15 +210,19 @@ class MarginLoss:
         """
         self._pairs.follower.load_state_dict(state)
         try:
-            self.calls, self.held = int(state["calls"]), int(state.get("held", 0))
-            self._learnt = bool(state.get("learnt", False))
+            self.calls = int(state["calls"])
             self._generator.set_state(state["generator"])
         except (KeyError, TypeError, RuntimeError) as problem:
             raise InputError("this is not what state_dict() of a MarginLoss gave: it has no generator.") from problem
 
-    def _with_extra_logit(self, logits: Tensor, constants: Tensor) -> Tensor:
+    @staticmethod
+    def _raised(logits: Tensor, labels: Tensor, rise: Tensor) -> Tensor:
+        return logits + rise[labels]
+
+    @staticmethod
+    def _with_extra_logit(logits: Tensor, _: Tensor, rise: Tensor) -> Tensor:
         predicted = logits.argmax(1)
-        reach = logits + self.strength * self.reach * constants[predicted]
+        reach = logits + rise[predicted]
         return torch.cat([logits, reach.scatter(1, predicted[:, None], -math.inf).amax(1, keepdim=True)], 1)
 
     def _lost_radius(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
