@@ -236,6 +236,61 @@ def test_a_written_matrix_is_as_near_to_the_exact_one_as_it_says() -> None:
             assert majorant >= sum(abs(a * first[place][j]) for place, a in enumerate(row))
 
 
+def chain(weights: list[float], last: list[float]) -> nn.Sequential:
+    """Linear layers of one number each, relu, and more of them."""
+
+    def layer(weight: float) -> nn.Linear:
+        found = nn.Linear(1, 1, bias=False).double()
+        nn.init.constant_(found.weight, weight)
+        return found
+
+    return nn.Sequential(*map(layer, weights), nn.ReLU(), *map(layer, last)).eval()
+
+
+@pytest.mark.parametrize(
+    "weights", [[1e200, 1e200, 1e-200, 1e-200], [1e100] * 3 + [1e-110, 1e-110, 1e-109], [1e-200, 1e-200, 1e200, 1e200]]
+)
+def test_no_order_is_proved_of_a_map_whose_products_vanish(weights: list[float]) -> None:
+    """All are about 1 or 1e-29: T = 0.001 of the square is too small, whatever is lost on the way."""
+    exact = math.prod(Fraction(w) for w in weights)
+    subject = Subject(capture(chain(weights, [1.0]), torch.zeros(1, 1, dtype=torch.float64)))
+    k = next(i for i, node in enumerate(subject.network.nodes) if isinstance(node, AffineNode))
+    d = torch.tensor(float(1 / exact**2)).double().reshape(1, 1, 1)
+    with pytest.raises(NotProved):
+        require_order(subject.facts, k, d, [torch.full((1, 1, 1), 1e-3, dtype=torch.float64)])
+
+
+def test_no_order_is_proved_of_costs_that_are_none() -> None:
+    subject = Subject(capture(chain([1.0], [1.0]), torch.zeros(1, 1, dtype=torch.float64)))
+    k = next(i for i, node in enumerate(subject.network.nodes) if isinstance(node, AffineNode))
+    for d, t in [(-1.0, 1.0), (math.nan, 1.0), (0.0, -1.0), (0.0, math.nan), (math.inf, 1.0)]:
+        cost, weight = (torch.full((1, 1, 1), v, dtype=torch.float64) for v in (d, t))
+        with pytest.raises(NotProved):
+            require_order(subject.facts, k, cost, [weight])
+
+
+def test_a_certificate_of_vanishing_products_is_refused() -> None:
+    """f = relu(x) with layers of 1e100 and 1e-110: a cost of 1e59 behind them is not met by one of 1e-59 before."""
+    subject = Subject(capture(chain([1e100] * 3 + [1e-110, 1e-110, 1e-109], [1e29]), torch.zeros(1, 1).double()))
+    full = {v: torch.full((2, 1, 1), v, dtype=torch.float64) for v in (0.0, 1e59, 1e-59)}
+    anchors = {(1, 0): full[0.0], (3, 0): full[0.0]}
+    multipliers = Multipliers({2: full[0.0]}, {2: full[1e59]}, anchors, {(1, 0): full[1e-59]})
+    witness = Witness("cost_to_go", multipliers.arrays(), {"linear": False, "upper": True})
+    domain = lipcert.Ball(torch.zeros(1, dtype=torch.float64), 1.0).fitted((1, 1))
+    with pytest.raises(NotProved):
+        check_outputs(subject, domain, None, witness, "forged")
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_ranges_hold_where_rates_vanish(inner: bool) -> None:
+    """1e-200 · 1e-200 · 1e100 on a ball of radius 1e300 reaches 1, though 1e-400 is no number."""
+    first, rest = ([1e-200, 1e-200], [1e100]) if inner else ([1e-200], [1e-200, 1e100])
+    found = lipcert.output_bounds(
+        chain(first, rest), torch.zeros(1, 1).double(), lipcert.Ball(torch.zeros(1).double(), 1e300, p=2), budget=5.0
+    )
+    assert float(found.upper) >= 1.0
+
+
 def test_weights_of_their_own_are_used_where_the_order_holds() -> None:
     torch.manual_seed(5)
     model = mlp([2, 6, 5, 3]).double()

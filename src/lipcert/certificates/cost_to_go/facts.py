@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lipcert.certificates.cost_to_go.cells import SUBNORMAL
 from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writable
-from lipcert.certificates.norms.scaling import absolute_sums, scaled, terms
+from lipcert.certificates.norms.scaling import absolute_sums, known_rounding, scaled, terms
 from lipcert.domain import Ball, Box, Domain
-from lipcert.errors import CertificateError
+from lipcert.errors import CertificateError, NotProved
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network, SelectionNode
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.interval import Interval
@@ -52,6 +54,12 @@ class Written:
     def columns(self) -> Tensor:
         """Such an order of the columns."""
         return by_first_entry(self.matrix.T)
+
+
+def _times_power(x: Tensor, exponent: int) -> Tensor:
+    """2^exponent x for x ≥ 0, not below it where it leaves the normal range."""
+    product = torch.from_numpy(np.ldexp(x.numpy(), exponent))
+    return torch.nextafter(product, torch.full_like(product, math.inf))
 
 
 def _beside(matrices: Sequence[Tensor]) -> Tensor:
@@ -104,17 +112,26 @@ class Facts:
         return torch.tensor([norm.value for k in nodes for norm in self.norms(k)], dtype=torch.float64)
 
     def written(self, position: int) -> Written:
-        """The maps of an affine node side by side as one matrix."""
+        """The maps of an affine node side by side as one matrix, each scaled first, so that no pass of it vanishes.
+
+        Raises:
+            NotProved: the rounding of a map's constants is not known.
+        """
         if position not in self._written:
             node = self.network.nodes[position]
             assert isinstance(node, AffineNode)
-            shares = [2.0 * gamma(terms(linear) + 8.0) for linear in node.maps]
+            if not all(known_rounding(linear) for linear in node.maps):
+                raise NotProved(f"how far the constants of {node.name} are from the exact ones is not known")
+            units = [scaled(linear) for linear in node.maps]
+            shares = [2.0 * gamma(terms(unit.map) + 8.0) for unit in units]
             majorants = [
-                linear.absolute().matrix() * (1.0 + 2.0**-10) + scaled(linear).underflow / share
-                for linear, share in zip(node.maps, shares, strict=True)
+                _times_power(unit.map.absolute().matrix() * (1.0 + 2.0**-10) + unit.underflow / share, unit.exponent)
+                for unit, share in zip(units, shares, strict=True)
             ]
             self._written[position] = Written(
-                _beside([linear.matrix() for linear in node.maps]), _beside(majorants), max(shares) * UP
+                _beside([torch.from_numpy(np.ldexp(unit.map.matrix().numpy(), unit.exponent)) for unit in units]),
+                _beside(majorants) + SUBNORMAL / min(shares),  # what the matrix loses below the normal range
+                max(shares) * UP,
             )
         return self._written[position]
 
@@ -168,7 +185,8 @@ class Facts:
                 rows = torch.zeros(node.shape, dtype=torch.float64)
                 total = 0.0
                 for place, (linear, own) in enumerate(zip(node.maps, before, strict=True)):
-                    rows = (rows + self._row_lengths(linear) * own) * UP
+                    through = self._row_lengths(linear) * own
+                    rows = (rows + torch.nextafter(through, torch.full_like(through, math.inf))) * UP
                     total = add_up(total, mul_up(self._sure_norm(k, place, linear), own))
                 rows = rows.nan_to_num(math.inf, math.inf)
                 found[k] = rows
@@ -203,4 +221,4 @@ class Facts:
             rows = rows + unit.underflow
         else:
             rows = absolute_sums(unit)[0]
-        return torch.ldexp(rows * UP, torch.tensor(unit.exponent)) * UP
+        return _times_power(rows * UP, unit.exponent)

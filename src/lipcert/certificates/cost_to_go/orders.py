@@ -60,6 +60,8 @@ def _bytes(t: Tensor) -> bytes:
 
 def _holds(written: Written, d: Tensor, t: Tensor) -> bool:
     """Whether T ⪰ A'ᵀDA' was proved for all A' within the error of A, entry by entry."""
+    if not (bool((d >= 0).all()) and bool((t >= 0).all())):
+        return False
     used = d > 0
     if not bool(used.any()):
         return True
