@@ -27,7 +27,7 @@ STRENGTH: Mapping[Kind, float] = {"mixed": 0.35, "gloro": 1.0, "crm": 1.0}
 #: Default of ``warm_up``.
 WARM_UP = 1000
 #: Of what a batch's loss without constants is below a constant's loss the part that they may take; halvings to find it.
-_PART, _HALVINGS = 0.75, 12
+_PART, _HALVINGS = 0.75, 10
 #: Calls from one look at whether the outputs still depend on the inputs to the next, and part of them that is nothing.
 _LOOKED, _ALIKE = 100, 1e-3
 #: Examples that an accuracy is worked out for at once, and power steps before it.
@@ -55,11 +55,12 @@ class MarginLoss:
       maximization and improved Lipschitz regularization*).
 
     A model that meets the full radius at once may end in a constant, of which a look at every 100th batch warns: ε
-    grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. A constant has
-    the loss log m in ``mixed``, log (m + 1) in ``gloro``. Of what a batch's loss with r = 0 is below that, constants
-    may take 3/4: where they would take more, r counts for a ``share`` of it in this call. So a model is not drawn into
-    a constant: logits and K that shrink alike lose more than they gain. A warning tells when the share stays below 1/2
-    for long. ``strength`` and ``radius`` may also be set to other numbers between calls.
+    grows from 0 over the first ``warm_up`` calls, or as ``schedule`` says; ``reach`` is the present ε. No constant has
+    a loss below the entropy H of the labels, log m where classes are alike (H is that of all labels so far). Of what a
+    batch's loss with r = 0 is below H, constants may take 3/4 in ``mixed`` and ``gloro``: where they would take more, r
+    counts for a ``share`` of it in this call, on each rank its own. So the constants K alone make no model a constant;
+    an attack may. A warning tells when the share stays below 1/2 for long. ``strength`` and ``radius`` may also be set
+    to other numbers between calls.
 
     Args:
         model: the module that is trained; it returns logits (B, m). Never changed, but run.
@@ -117,6 +118,7 @@ class MarginLoss:
         require_two(norm)
         self.attack_steps, self.clip, self.warm_up, self.schedule = attack_steps, clip, calls, schedule
         self.calls, self.share, self._cut = 0, 1.0, 0
+        self._labels: Tensor | None = None
         self._model = model
         self._pairs = Pairs(Live.of(model, example), passes, seed_of(seed))
         self._generator = torch.Generator().manual_seed(seed)
@@ -149,24 +151,33 @@ class MarginLoss:
     def _shared(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
         """Cross-entropy against the constants, at the largest share of the strength that leaves a constant farther."""
         raised = self._raised if self.kind == "mixed" else self._with_extra_logit
-        constant = math.log(self._pairs.classes + (self.kind == "gloro"))
+        rise, entropy = self.strength * self.reach * constants, self._entropy(labels)
 
         def at(share: Tensor | float) -> Tensor:
-            return F.cross_entropy(raised(logits, labels, share * self.strength * self.reach * constants), labels)
+            return F.cross_entropy(raised(logits, labels, share * rise), labels)
 
         loss, self.share = at(1.0), 1.0
         with torch.no_grad():
             least = at(0.0)
-            most = least + _PART * (constant - least).clamp(min=0.0)
-            if bool(loss > most):
-                low, high = torch.zeros_like(loss), torch.ones_like(loss)
-                for _ in range(_HALVINGS):  # the loss is convex in the share, and grows with it
-                    middle = 0.5 * (low + high)
+            most = least + _PART * (entropy - least).clamp(min=0.0)
+            if bool(loss > most) and bool(torch.isfinite(loss)):
+                # convex in the share: at or below its secant; halved by ratios, as it may be tiny
+                low, high = (most - least) / (loss - least), torch.ones_like(loss)
+                for _ in range(_HALVINGS):
+                    middle = (low * high).sqrt()
                     more = at(middle) > most
                     low, high = torch.where(more, low, middle), torch.where(more, middle, high)
                 self.share = float(low)
         self._warn_of_a_cut()
         return loss if self.share == 1.0 else at(self.share)
+
+    def _entropy(self, labels: Tensor) -> Tensor:
+        """Of all labels so far, and one of each class: the least loss of a constant, about."""
+        counts = torch.bincount(labels, minlength=self._pairs.classes).double()
+        before = torch.ones_like(counts) if self._labels is None else self._labels.to(counts.device)
+        self._labels = before + counts
+        shares = self._labels / self._labels.sum()
+        return -(shares * shares.log()).sum()
 
     def _warn_of_a_cut(self) -> None:
         self._cut = self._cut + 1 if self.share < 0.5 else 0
@@ -200,6 +211,8 @@ class MarginLoss:
     def state_dict(self) -> dict[str, Any]:
         """What, with the model's own state, makes a resumed run go on exactly."""
         own = {"generator": self._generator.get_state(), "calls": self.calls}
+        if self._labels is not None:
+            own["labels"] = self._labels.cpu()
         return {**self._pairs.follower.state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,7 +223,8 @@ class MarginLoss:
         """
         self._pairs.follower.load_state_dict(state)
         try:
-            self.calls = int(state["calls"])
+            self.calls, self._cut = int(state["calls"]), 0
+            self._labels = state.get("labels")
             self._generator.set_state(state["generator"])
         except (KeyError, TypeError, RuntimeError) as problem:
             raise InputError("this is not what state_dict() of a MarginLoss gave: it has no generator.") from problem
