@@ -20,7 +20,7 @@ from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.outputs import Subject, check_outputs, verify_outputs
-from lipcert.errors import CertificateError, NotProved
+from lipcert.errors import CertificateError, NotProved, NumericsError
 from lipcert.network.graph import ActivationNode, AffineNode, Network
 from lipcert.numerics.chance import Chance
 from lipcert.ranges.build import applied, input_box
@@ -289,6 +289,36 @@ def test_ranges_hold_where_rates_vanish(inner: bool) -> None:
         chain(first, rest), torch.zeros(1, 1).double(), lipcert.Ball(torch.zeros(1).double(), 1e300, p=2), budget=5.0
     )
     assert float(found.upper) >= 1.0
+
+
+class Vanishing(nn.Module):
+    """A residual sum or a max-pool between layers of 1e-200."""
+
+    def __init__(self, pool: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.last = chain([1e-200, 1e-200, 1e100], [])[:3]
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.relu(self.first(x.reshape(-1, 2, 1)))
+        z = nn.functional.max_pool1d(z.mT, 2) if self.pool else z
+        return self.last(self.second(z) + (0.0 if self.pool else 1e-200) * z).flatten(1)
+
+
+def test_ranges_hold_where_rates_vanish_in_sums() -> None:
+    model, x = Vanishing(pool=False).eval(), torch.tensor([[1e300, 0.0]], dtype=torch.float64)
+    found = lipcert.output_bounds(model, 0.0 * x, lipcert.Ball(0.0 * x[0], 1e300, p=2), budget=2.0)
+    value = model(x).detach()
+    assert float(value.max()) >= 1.0 - 1e-9
+    assert bool((found.lower <= value[0]).all())
+    assert bool((value[0] <= found.upper).all())
+
+
+def test_a_map_of_factors_too_far_apart_is_named() -> None:
+    """What underflow costs is then no number: it was an OverflowError."""
+    domain = lipcert.Ball(torch.zeros(2, dtype=torch.float64), 1e300, p=2)
+    with pytest.raises(NumericsError, match="rescale the weights"):
+        lipcert.output_bounds(Vanishing(pool=True).eval(), torch.zeros(1, 2).double(), domain, budget=2.0)
 
 
 def test_weights_of_their_own_are_used_where_the_order_holds() -> None:

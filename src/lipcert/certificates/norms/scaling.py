@@ -46,7 +46,8 @@ def scaled(linear: LinearMap) -> Scaled:
     unit, exponent = _scaled(linear, worst)
     numbers = sum(leaf.in_size + leaf.out_size for leaf in unit.leaves()) + linear.in_size + linear.out_size
     numbers_squared = mul_up(float(numbers), float(numbers), 8.0)
-    return Scaled(unit, exponent, mul_up(2.0 ** (-1022 + 4 * DRIFT + worst[0]), numbers_squared))
+    power = -1022 + 4 * DRIFT + worst[0]
+    return Scaled(unit, exponent, mul_up(2.0**power, numbers_squared) if power < 1024 else math.inf)
 
 
 def _scaled(linear: LinearMap, worst: list[int]) -> tuple[LinearMap, int]:
