@@ -226,7 +226,7 @@ def test_a_network_without_any_slope_has_constant_0() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_graphs_and_bounded_activations(seed: int) -> None:
     model = Skipped(seed).double().eval()
-    bound = solved(model, 2, None, budget=1.0)
+    bound = solved(model, 2, None)
     grid = torch.linspace(-30, 30, 201, dtype=torch.float64)
     points = torch.cartesian_prod(grid, grid)
     jacobians = torch.func.vmap(torch.func.jacrev(model))(points).detach()
