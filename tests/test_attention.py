@@ -122,7 +122,7 @@ def steepest(model: nn.Module, domain: lipcert.Ball, p: float, seed: int, count:
     return found
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(45))
 def test_bounds_on_balls_hold(seed: int) -> None:
     model, x = network(seed)
@@ -239,6 +239,7 @@ def test_masks_are_left_out_exactly() -> None:
         lipcert.bound(model, x, domain=lipcert.Ball(x[0], 0.1))
 
 
+@pytest.mark.slow
 def test_a_program_in_elementary_operations() -> None:
     """PyTorch's own decomposition of fused attention, with its test for rows of −∞."""
     model, x = Attention("causal", 2).to(D).eval(), torch.randn(1, 3, 4, dtype=D)

@@ -155,6 +155,7 @@ def test_permuting_neurons_changes_nothing() -> None:
     assert bound(model, 4).value == pytest.approx(before, rel=1e-9)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("p", "scale", "log10", "activation"),
     [
@@ -262,6 +263,7 @@ def test_the_seed_does_not_matter_where_it_is_rigorous() -> None:
     assert bound(model, 4, seed=1).value == bound(model, 4, seed=2).value
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("norm", [(2, 2), (1, 1), (INF, INF)])
 def test_lower_is_below_the_constant_and_that_is_below_autolip(norm: tuple[float, float]) -> None:
     model = mlp((3, 5, 4, 2), 5)

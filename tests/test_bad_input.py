@@ -154,6 +154,7 @@ class Two(nn.Module):
         return x + y
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("model", "error", "words"),
     [

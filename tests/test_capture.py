@@ -42,6 +42,7 @@ def captured(model: nn.Module, *shape: int) -> Network:
     return network
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", [row[0] for row in ZOO])
 def test_every_view_of_a_network_is_the_same_function(name: str) -> None:
     """As captured, fused, with selections expanded, in float32."""
@@ -70,6 +71,7 @@ def exported(model: nn.Module, batch: int, dynamic: bool, *shape: int) -> Export
     return torch.export.export(model.eval(), (torch.zeros(batch, *shape),), dynamic_shapes=shapes)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("batch", "dynamic"), [(1, False), (4, True)])
 @pytest.mark.parametrize("saved", [False, True])
 def test_exported_programs(batch: int, dynamic: bool, saved: bool, tmp_path: Path) -> None:

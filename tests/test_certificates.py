@@ -57,6 +57,7 @@ DOMAINS: list[Any] = [
 MARGIN, SOME = torch.tensor([[1.0, -1.0, 0.0]]), torch.eye(3)[::2]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("norm", "domain", "select"),
     [
@@ -367,6 +368,7 @@ def fingerprint(module: nn.Module, *shape: int) -> str:
     return capture(module.eval(), torch.zeros(1, *shape)).fingerprint
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize(
     ("a", "b", "shape"),
     [

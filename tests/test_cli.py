@@ -148,6 +148,7 @@ def test_a_certificate_on_a_domain(here: Path) -> None:
     assert (code, value["domain"]) == (0, text)
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize(
     ("options", "words"),
     [

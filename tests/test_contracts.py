@@ -83,7 +83,7 @@ def keeps_its_promises(method: str, name: str, norm: Norm, path: Path) -> None:
             case.refused(witness=with_array(record.witness, key, forgeries[(7 * place + len(name)) % len(forgeries)]))
 
 
-@pytest.mark.few(45)
+@pytest.mark.few(14)
 @pytest.mark.parametrize(("method", "name", "norm"), rows(every=False))
 def test_each_method_on_each_network(method: str, name: str, norm: Norm, tmp_path: Path) -> None:
     keeps_its_promises(method, name, norm, tmp_path / "c.lipcert")

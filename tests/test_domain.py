@@ -376,7 +376,7 @@ INSIDE = [
 ]
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("domain", INSIDE, ids=lambda d: d.describe())
 def test_lower_bounds_inside_the_domain(domain: Any) -> None:
     torch.manual_seed(0)

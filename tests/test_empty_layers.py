@@ -20,6 +20,7 @@ BESIDE_NOTHING = Apply(lambda _, x: torch.cat([torch.relu(x[:, :0]), torch.relu(
 LINEAR = nn.Linear(3, 2).eval()
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("model", "constant"),

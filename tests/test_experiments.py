@@ -71,6 +71,7 @@ def test_the_mean_alignment_at_finite_width() -> None:
     )
 
 
+@pytest.mark.slow
 def test_rank_k_estimates_and_bounds() -> None:
     pytest.importorskip("mlxtend")
     from experiments import mnist_cnn
@@ -86,6 +87,7 @@ def test_rank_k_estimates_and_bounds() -> None:
     assert v["autolip, 10 power iterations"] <= v["autolip"] * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_alexnet_writes_every_row_as_it_comes(tmp_path) -> None:
     seen = []
 

@@ -109,6 +109,7 @@ def test_an_anchor_given_as_numbers_is_these_numbers() -> None:
     assert float(bound.anchor) == 0.2
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("function", [torch.exp, torch.square, torch.cosh, lambda x: x * x, lambda x: 1 / (x + 3)])
 def test_steep_functions_have_lower_bounds(function: Any) -> None:
     model = Apply(lambda s, x: s.b(function(s.a(x))), a=layer([[0.5, 1.0], [-1.0, 0.3]]), b=layer([[1.0, 2.0]]))
@@ -174,6 +175,7 @@ def _random_piecewise(rnd: random.Random) -> tuple[nn.Module, Any, int]:
     return Apply(forward, **modules), exactly, width
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(25))
 def test_ranges_and_bounds_of_extreme_networks_in_exact_numbers(seed: int) -> None:
     rnd = random.Random(seed)
@@ -202,6 +204,7 @@ def test_ranges_and_bounds_of_extreme_networks_in_exact_numbers(seed: int) -> No
             assert bound.value == INF or rose <= Fraction(bound.value) * apart
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(12))
 def test_reduced_increments_are_the_same(seed: int) -> None:
     case = random_network(seed)

@@ -120,6 +120,7 @@ def backwards(x: Tensor) -> Tensor:
     return y
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("f", [scaled_even, last_two, beyond_the_ends, backwards])
 def test_assignment_to_slices(f: Callable[[Tensor], Tensor]) -> None:
     example = torch.zeros(1, 5, dtype=torch.float64)
@@ -166,6 +167,7 @@ def with_backward_hook() -> nn.Module:
     return model
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     "make",
     [

@@ -32,6 +32,7 @@ def with_function(network: Network, kind: type, change: Callable[[Any], Any]) ->
     return Network(tuple(nodes))
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("module", ACTIVATIONS, ids=lambda m: str(m))
 @pytest.mark.parametrize("side", ["lower", "upper"])
 def test_slopes_that_are_wrong_by_half_a_percent(module: nn.Module, side: str) -> None:
@@ -47,6 +48,7 @@ def test_slopes_that_are_wrong_by_half_a_percent(module: nn.Module, side: str) -
         check_quotients(with_function(network, ActivationNode, shrink), torch.zeros(1, 3))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("module", BLOCKS, ids=lambda m: str(m))
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
 def test_gains_that_are_wrong_by_a_tenth(module: nn.Module, p: float) -> None:

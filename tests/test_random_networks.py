@@ -75,6 +75,7 @@ def test_five_hundred_networks(case: Case) -> None:
     assert outcome in ("rigorous", "UnsupportedNormError"), outcome
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", [row[0] for row in ZOO])
 def test_zoo(name: str) -> None:
     case = zoo_case(name)
@@ -98,6 +99,7 @@ def test_order_on_relu_chains(name: str, norm: tuple[float, float]) -> None:
     assert vertex <= autolip(problem).value
 
 
+@pytest.mark.slow
 def test_generator_reaches_everything() -> None:
     words = " ".join(random_network(seed).name for seed in range(150))
     for word in ("residual", "concat", "branches", "twice", "conv1d", "conv2d", "MaxPool", "x1e+06", "x1e-06", "zero",

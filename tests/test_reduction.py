@@ -54,7 +54,7 @@ def problems() -> list[tuple[str, Problem]]:
     return [(name, Problem(capture(case.model, case.example))) for name, case in named]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("place", range(len(ZOO) + 8))
 def test_reduced_increments_are_the_same_map(place: int) -> None:
     for increments in on_balls(problems()[place][1]):
@@ -130,6 +130,7 @@ class Blocks(nn.Module):
         return x
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("count", [2, 12, 40])
 def test_blocks_with_few_free_neurons_stay_blocks_where_their_paths_multiply(count: int) -> None:
     """2^60 paths are not written down; two blocks with few free neurons are one form of input and cells."""

@@ -56,7 +56,7 @@ INSTANCES = [
 ]  # fmt: skip
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("instance", INSTANCES)
 def test_the_constant_is_the_root_of_the_maximum_cut(instance: CutNetwork) -> None:
     truth = instance.constant()

@@ -59,6 +59,7 @@ def least_linear(c: Tensor, center: Tensor, radius: float, p: float, clip: tuple
     return float(c @ center - c.abs() @ (c.abs() * low).clamp(max=room))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("n", [1, 3, 40])
@@ -88,7 +89,7 @@ def test_boxes_reach_the_corner_also_with_flat_and_open_sides() -> None:
     assert float(found.values[0, 0]) >= 2.0
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("clipped", [False, True])
 def test_brute_force_in_the_plane(p: float, clipped: bool) -> None:
@@ -147,7 +148,7 @@ def two_classes(w: Tensor, b: float = 0.0) -> nn.Module:
     return affine(torch.stack([w, torch.zeros_like(w)]), tensor(b, 0.0))
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e5, 1e25])
 @pytest.mark.parametrize("height", [1e-25, 1.0, 1e30])

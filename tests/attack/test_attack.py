@@ -111,7 +111,7 @@ def maxcut_graph(name: str) -> tuple[list[tuple[int, int]], int, int]:
     return edges, 9, max(sum(s[a] != s[b] for a, b in edges) for s in cuts)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["complete5", "complete8", "cycle7", "cycle10", "bipartite", "random"])
 def test_maxcut(name):
     """x ↦ 1ᵀ relu(Bx), B the (vertices × edges) incidence matrix.
@@ -138,6 +138,7 @@ def test_between_nothing_and_the_vertex_maximum(norm):
         assert lower.value == pytest.approx(reevaluated(model, lower), rel=1e-10)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("norm", PAIRS)
 def test_witness_reevaluates_in_plain_torch(norm):
     model = random_chain(6, 12, 12, 4, seed=5)
@@ -197,7 +198,7 @@ def known(name: str) -> tuple[nn.Module, int, float]:
     }[name]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["gelu", "silu", "hardtanh", "tanh", "abs", "softmax", "maxpool"])
 def test_known_constants(name):
     model, n, constant = known(name)

@@ -74,7 +74,7 @@ def operator_norm(matrix: Tensor, p: float, q: float) -> float:
 # -- what is found --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.few(18)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("where", ["everywhere", "ball", "tiny ball", "box"])
 def test_linear_models_have_their_norm(norm: tuple[float, float], where: str) -> None:
@@ -111,7 +111,7 @@ def _grid(domain: Domain, anchor: Tensor) -> Tensor:
     return points[(points - anchor).abs().sum(1) > 1e-9]
 
 
-@pytest.mark.few(9)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(k, marks=pytest.mark.slow) for k in range(2, 6))])
 def test_small_networks_against_grids(seed: int, norm: tuple[float, float]) -> None:
@@ -149,7 +149,7 @@ def test_the_constant_of_an_anchor_is_not_that_of_all_pairs() -> None:
     assert lower(model, 1, (2, 2), None, [0.0]).value > 0.95  # ever further away the chord tends to 1
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.ReLU])
 def test_as_the_radius_vanishes_it_is_the_norm_of_the_jacobian(activation: type[nn.Module]) -> None:
     model = mlp(3, 6, 20, 20, 4, activation=activation)
@@ -210,6 +210,7 @@ def _exactly(model: nn.Sequential, x: list[float]) -> list[Fraction]:
     return value
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("exponent", [0, -3, -8, -13, -15])
 def test_quotients_of_rationals(exponent: int) -> None:
     """Below the exact quotient, and little so however close the pair is."""
@@ -231,6 +232,7 @@ def test_quotients_of_rationals(exponent: int) -> None:
             assert value >= math.sqrt(exact) * (1.0 - 1e-9)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("exponent", [0, -2, -4, -6, -9, -12])
 def test_quotients_of_a_smooth_function(exponent: int) -> None:
     model = nn.Sequential(nn.Tanh(), nn.Softplus(beta=2.0, threshold=40.0)).double()
@@ -377,7 +379,7 @@ def _attacked(seed: int) -> None:
         assert found.value >= seen * (1.0 - 1e-3) - 1e-12, (seed, found.value, seen)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(8))
 def test_generated_networks(seed: int) -> None:
     _attacked(seed)

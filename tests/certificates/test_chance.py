@@ -244,6 +244,7 @@ def test_few_steps_err_no_more_often_than_stated() -> None:
     assert failures / trials <= delta
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {len(repr(m))}")
 def test_other_starts_prove_the_same_bound(method: Method, spent: list[float]) -> None:
     """Values that depend on random starts are widened a little; a claim among many is none the worse for it."""

@@ -79,6 +79,7 @@ DOMAINS = {
 # -- cells -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_least_values_of_cells_are_below_and_near_the_minimum(name: str) -> None:
     network = captured(nn.Sequential(nn.Linear(3, 3), ACTIVATIONS[name](), nn.Linear(3, 1)), 3)
@@ -119,6 +120,7 @@ def test_cells_of_a_point_and_of_nothing_known() -> None:
 # -- the input ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", DOMAINS)
 def test_least_values_over_the_input(name: str) -> None:
     domain = DOMAINS[name].fitted((1, 2))
@@ -153,7 +155,7 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_any_multipliers_prove_a_truth(name: str) -> None:
     torch.manual_seed(3)
@@ -174,6 +176,7 @@ def test_any_multipliers_prove_a_truth(name: str) -> None:
             assert bool((bound <= minimum + 1e-9).all())
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_networks(seed: int) -> None:
     case = random_network(seed)

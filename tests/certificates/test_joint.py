@@ -49,6 +49,7 @@ def points_of(ball: lipcert.Ball, count: int) -> Tensor:
     return ball.center + steps.reshape(count, *ball.center.shape)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("recursion_of", [JointRecursion, MergedRecursion, WideRecursion])
 @pytest.mark.parametrize("radius", [0.1, *(pytest.param(r, marks=pytest.mark.slow) for r in (1e-3, 1.0))])
 @pytest.mark.parametrize("seed", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in range(30))])

@@ -73,6 +73,7 @@ def close(bound: float, truth: float, relative: float = 1e-6) -> bool:
     return truth <= bound <= truth * (1 + relative)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("first", range(0, 200, 25))
 def test_convolutions_against_the_dense_svd(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """200 of them: rigorous within 1e-6 and never below; the matrix-free bound never below and within its inflation."""
@@ -303,6 +304,7 @@ def large_maps() -> dict[str, LinearMap]:
     }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", list(large_maps()))
 def test_proposals_from_passes_can_be_proved_and_are_tight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     linear = large_maps()[name]

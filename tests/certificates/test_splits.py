@@ -78,6 +78,7 @@ def test_any_tree_with_any_multipliers_proves_a_truth(name: str, domain: str, se
         assert bool((found <= case.least).all())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_point_is_in_a_leaf_and_within_its_ranges(seed: int) -> None:
     """A leaf's boxes hold at every point that its path allows; a leaf without points has none."""

@@ -69,7 +69,7 @@ def stairs(network: Network, steps: Sequence[int], step: int) -> Tensor:
     return torch.tensor(exponents)
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", list(NETWORKS))
 @pytest.mark.parametrize("steps", STAIRS)
 @pytest.mark.parametrize("step", [100, 300, 600, 1000])

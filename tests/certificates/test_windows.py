@@ -145,7 +145,8 @@ def _pooled(which: int) -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*first, nn.Linear(width, 4), nn.ReLU(), nn.Linear(4, 2)).double().eval(), (1, 1, 5, 5)
 
 
-@pytest.mark.parametrize("which", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", range(6))
 def test_output_bounds_of_pools(which: int) -> None:
     model, shape = _pooled(which)
     x = torch.rand(shape, dtype=torch.float64)
@@ -161,7 +162,8 @@ def test_output_bounds_of_pools(which: int) -> None:
     assert bool((values <= torch.as_tensor(bounds.upper) + 1e-12).all())
 
 
-@pytest.mark.parametrize("act", [nn.Identity, pytest.param(nn.ReLU, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("act", [nn.Identity, nn.ReLU])
 def test_pools_are_searched_where_no_activation_follows_a_map(act: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), act(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)).double().eval()
@@ -186,6 +188,7 @@ def test_branch_and_bound_finds_what_breaks_maxima_alone() -> None:
     assert isinstance(found, CounterExample)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("last", [nn.ReLU, nn.Tanh, nn.Identity, nn.LeakyReLU])
 @pytest.mark.parametrize("overlap", [False, True])
 def test_entries_that_cannot_be_a_maximum_are_of_no_use(

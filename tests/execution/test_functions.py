@@ -42,7 +42,7 @@ def grid(sign: int, most: float, count: int) -> Tensor:
     return positive if sign > 0 else torch.cat([positive, -positive])
 
 
-@pytest.mark.few(9)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_kernels_keep_to_what_they_are_granted(name: str) -> None:
     function, sign, most = FUNCTIONS[name]

@@ -40,6 +40,7 @@ def with_slopes(increments: Increments, slopes: dict[str, Tensor]) -> Tensor:
         return increments.walk(lambda *_: units, linear, cell)[-1].reshape(n, -1).T  # type: ignore[arg-type]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_transposed_relations_make_the_transposed_matrices_and_the_box_holds_them(name: str) -> None:
     case = zoo_case(name)
@@ -59,6 +60,7 @@ def test_the_transposed_relations_make_the_transposed_matrices_and_the_box_holds
             assert bool(((box.low <= matrix + 1e-12) & (matrix <= box.high + 1e-12)).all())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["small cnn", "groups", "recurrence", "concatenation", "gains before selections"])
 def test_transposed_maps(name: str) -> None:
     case = zoo_case(name)
@@ -75,7 +77,7 @@ def test_transposed_maps(name: str) -> None:
             assert other.rounding == linear.rounding
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(120))
 def test_jacobians_of_generated_networks_lie_in_their_box(seed: int) -> None:
     """Up to 1e-6: torch's own derivatives of some activations hold constants in float32."""

@@ -337,6 +337,7 @@ def test_what_liplt_and_autolip_cannot_be_below_is_below_them() -> None:
         assert 0.5 * jacobian_norm(model, x) < loop(increments)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("norm", [(1.0, 2.0), (2.0, math.inf), (math.inf, 1.0)])
 def test_what_takes_too_long_to_come_first_leaves_the_time_to_lipsdp(
     norm: tuple[float, float], monkeypatch: pytest.MonkeyPatch

@@ -117,11 +117,13 @@ CHAINS = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("widths", "gate", "seed"), CHAINS)
 def test_exact_on_chains(widths: list[int], gate: Callable[[int], Gate], seed: int) -> None:
     exact(chain(widths, gate, seed), widths[0])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("blocks", "gate"), [(1, relu), (2, relu), (2, steep), (2, leaky), (2, absolute)])
 def test_exact_on_residual_networks(blocks: int, gate: Callable[[int], Gate]) -> None:
     exact(residual(4, blocks, gate, blocks), 3)
@@ -186,6 +188,7 @@ GRAPHS = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("nodes", "edges", "known"), GRAPHS)
 def test_exact_on_max_cut(nodes: int, edges: list[tuple[int, int, float]], known: float | None) -> None:
     truth = max_cut(nodes, edges)
@@ -263,7 +266,7 @@ def test_slopes_of_a_smooth_activation() -> None:
     assert low <= bound.value == pytest.approx(enumerated(model, 3), rel=2e-4)
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("seed", range(12))
 def test_never_below_an_attack(seed: int) -> None:
     case = random_network(seed)

@@ -171,7 +171,7 @@ CASES = [
 ]
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("place", "kind", "seed"), CASES)
 def test_the_local_constant_in_the_plane(place: str, kind: str, seed: int) -> None:
     """Never below; equal where every neuron has two pieces (a clamp's three are not told apart)."""
@@ -193,6 +193,7 @@ def test_some_leaves_are_empty_and_none_without_pruning_would_do() -> None:
     assert "empty" in bound.breakdown[0].remark
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_three_dimensions_by_samples(seed: int) -> None:
     model = Chain([[3, 8, 2], [3, 4, 4, 2]][seed % 2], list(KINDS)[seed], seed).eval()
@@ -229,7 +230,7 @@ def test_smooth_neurons_stay_without_a_region() -> None:
     assert bound.value >= float(torch.linalg.matrix_norm(jacobians, 2).max())
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "domain", [Ball([0.0, 0.0], 1e200, 2), Box(-1e200, 1e200), Ball([0.1, 0.2], 0.0, 2), Box(0.5, 0.5)]
 )
@@ -247,7 +248,7 @@ def test_extreme_sizes(domain: Domain, factor: float) -> None:
 # -- regions: what is said of the points in them -----------------------------------------------------------------
 
 
-@pytest.mark.few(14)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("case", [name for name, _, _ in ZOO] + list(range(6)))
 def test_no_point_of_a_region_exceeds_its_bound(case: str | int) -> None:
     """Σ μ_j s_j (v_j − kink_j) by the network's own values, against ``greatest`` for fixings that points agree with."""
@@ -476,7 +477,7 @@ def test_random_claims_of_emptiness_never_prove_less_than_the_truth(proved: lipc
 # -- trained networks --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "place", "radius", "value"),
     [

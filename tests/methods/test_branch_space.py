@@ -117,7 +117,7 @@ PLANE = [
 ]  # fmt: skip
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("widths", "kind", "seed"), PLANE)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_constant_in_the_plane(widths: list[int], kind: str, seed: int, bias: bool) -> None:
@@ -223,6 +223,7 @@ def test_a_network_without_any_slope_has_constant_0() -> None:
     assert solved(model, 2, None).value <= 1e-100
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(3))
 def test_graphs_and_bounded_activations(seed: int) -> None:
     model = Skipped(seed).double().eval()
@@ -263,7 +264,7 @@ CASES = [*(name for name, _, _ in ZOO), *range(6)]
 CASES += [f"{m} {s}" for m in ("twins", "homogeneous", "whole", "sizes", "huge", "plain") for s in range(4)]
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("case", CASES)
 def test_no_region_of_a_point_is_said_to_be_empty(case: str | int) -> None:
     """Whatever coefficients are offered: random ones, and those that are proofs for neighbouring regions."""

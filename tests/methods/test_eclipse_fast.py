@@ -48,6 +48,7 @@ def test_trained_networks(name):
     assert optimum * (1 - 1e-6) <= bound.value <= published
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(8))
 def test_order_on_small_chains(seed):
     weights = [randn(4, 3, seed=seed), randn(3, 4, seed=seed + 100), randn(2, 3, seed=seed + 200)]

@@ -60,7 +60,7 @@ def test_between_vertex_maximum_and_product(seed):
         assert liplt(model, 3, (p, p)).value <= autolip(model, 3, (p, p)) * (1 + 1e-9)
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_the_zoo(name):
     case = zoo_case(name)
@@ -198,6 +198,7 @@ def test_constant_network_has_constant_zero():
     assert liplt(chain(torch.zeros(4, 3), randn(2, 4, seed=1)), 3).value == 0.0
 
 
+@pytest.mark.few(11)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_every_view_computes_the_network_itself(name):
     case = zoo_case(name)

@@ -70,6 +70,7 @@ def test_stored_networks(name):
         assert bound.value >= 24.2992
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("seed", range(6))
 def test_order_on_small_chains(seed):
     weights = [randn(4, 3, seed=seed), randn(3, 4, seed=seed + 100), randn(2, 3, seed=seed + 200)]
@@ -82,7 +83,7 @@ def test_order_on_small_chains(seed):
     assert neuron == pytest.approx(value(model, 3, "lipsdp"), rel=1e-3)
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO])
 def test_the_zoo(name):
     case = zoo_case(name)
@@ -92,7 +93,7 @@ def test_the_zoo(name):
     assert expanded or low <= solved(case.model, case.example, "liplt").value * (1 + 1e-5)
 
 
-@pytest.mark.few(7)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(2000, 2020))
 def test_random_networks_are_never_below_what_is_observed(seed):
     case = random_network(seed)

@@ -83,7 +83,7 @@ def test_all_nine_on_the_zoo(name: str, tmp_path: Path) -> None:
     in_order(problem, found, name)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(7000, 7300))
 def test_all_nine_on_generated_networks(seed: int, tmp_path: Path) -> None:
     """Bounds are above the norms of dense Jacobians and above difference quotients, and their files prove them."""

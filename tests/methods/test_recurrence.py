@@ -53,6 +53,7 @@ def straight(model: nn.Module) -> float:
     return float(torch.linalg.matrix_norm((model.out.weight @ model.enter.weight).detach().double(), 2))
 
 
+@pytest.mark.slow
 def test_the_identity_recurrence_is_a_sum_of_its_inputs() -> None:
     """φ = id, W = I: y = V Σ U x_t, of norm √T ‖V U‖; no multiplier has any effect."""
     model = recurrent(30, activation=nn.Identity())

@@ -61,6 +61,7 @@ def paper_pairs(weights: list[torch.Tensor], low: float, high: float) -> float:
     return value
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.5, 1.0), (0.3, 1.0), (-1.0, 1.0)])
 def test_order_on_chains(seed: int, low: float, high: float) -> None:
@@ -156,7 +157,7 @@ def test_truncation_that_cannot_gain_is_left_alone() -> None:
             assert found.breakdown[0].remark == "product of norms"
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(15))
 def test_chains_without_certified_pairs_are_products_of_norms(seed: int) -> None:
     case = random_network(seed)
@@ -197,7 +198,7 @@ def test_pools_between_layers() -> None:
         lipcert.bound(model, x, method=SeqLip(pools="through", pairs=ExactPairs()))
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("seed", range(16))
 def test_random_networks_stay_above_samples_and_below_autolip(seed: int) -> None:
     case = random_network(seed)
@@ -252,7 +253,7 @@ def awkward(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return model.eval(), (4,)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("write", [True, False])
 @pytest.mark.parametrize(
     "name", ["dead neurons", "alpha = beta", "zero layer", "flat, then nothing", "small float32", "odd stride"]

@@ -212,6 +212,7 @@ DIFFERENT: list[Function] = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("name", SAME)
 def test_one_function_written_several_ways_is_one_network(name: str) -> None:
     shape, functions = SAME[name]
@@ -235,6 +236,7 @@ LAYERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("place", range(len(LAYERS)))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_front_ends_give_one_network(place: int, dtype: torch.dtype) -> None:
@@ -261,7 +263,7 @@ def test_a_certificate_holds_for_the_model_by_another_way(tmp_path) -> None:
         lipcert.verify(tmp_path / "a.lipcert", changed, x)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [name for name, _, _ in ZOO[::3]])
 def test_every_parameter_counts(name: str) -> None:
     case = zoo_case(name)

@@ -68,6 +68,7 @@ def model_of(name: str) -> nn.Module:
     return Apply(lambda _, x: FORMS[name](x)).eval()
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("name", FORMS)
 def test_the_network_is_the_model(name: str) -> None:
     model, generator = model_of(name), torch.Generator().manual_seed(1)
@@ -298,6 +299,7 @@ def test_linear_bounds_go_through_a_product_with_itself() -> None:
     assert 3.0 <= bound.value <= 3.0 * (1 + 1e-11)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("between", [lambda x: x, lambda x: torch.relu(x + 9) - 9, lambda x: x.amax(1, keepdim=True)])
 def test_a_pole_that_intervals_reach_and_linear_bounds_do_not(between) -> None:
     """1.5 + x ≥ ½ on the ball, so its logarithm has slopes up to 2; op by op, intervals of xWW⁻¹ reach far below."""

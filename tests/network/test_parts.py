@@ -152,6 +152,7 @@ def network(form: str) -> Network:
     return capture(Gates(form).eval(), EXAMPLE)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("form", BOUNDED + FREE)
 def test_split_and_joined_networks_are_the_network(form: str) -> None:
     whole = collapse(network(form))
@@ -173,6 +174,7 @@ def greatest_jacobian(model: nn.Module, centre: Tensor, radius: float, count: in
     return float(torch.linalg.matrix_norm(jacobians.detach(), 2).max())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("form", BOUNDED)
 def test_bounded_factors_have_a_constant_everywhere(form: str, tmp_path: Path) -> None:
     model = Gates(form).eval()
@@ -183,7 +185,7 @@ def test_bounded_factors_have_a_constant_everywhere(form: str, tmp_path: Path) -
     assert lipcert.verify(tmp_path / "c.lipcert", model, EXAMPLE).value == found.value
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("form", BOUNDED + FREE)
 def test_near_a_point_the_bound_is_the_jacobian(form: str) -> None:
     model, centre = Gates(form).eval(), EXAMPLE[0]

@@ -115,7 +115,7 @@ def check(seed: int) -> int:
     return count
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
 def test_no_bound_is_exceeded(seed: int) -> None:
     assert check(seed) > 0

@@ -114,7 +114,7 @@ def agree(network: Network, other: Network, parameters: dict[str, Tensor], toler
     return len(pairs)
 
 
-@pytest.mark.few(33)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", [*MODELS, *(name for name, _, _ in ZOO)])
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_sources_give_the_constants_of_this_model_and_of_others(name: str, dtype: torch.dtype) -> None:

@@ -220,7 +220,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]
     return folder, found
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", STATES)
 def test_no_state_changes_a_bound(name: str, reference: tuple[Path, list[Any]]) -> None:
     folder, expected = reference
@@ -230,6 +230,7 @@ def test_no_state_changes_a_bound(name: str, reference: tuple[Path, list[Any]]) 
         assert fingers() == before
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["flush to zero", "inference mode", "default device", "autocast", "numpy raises"])
 def test_nor_in_another_thread(name: str, reference: tuple[Path, list[Any]]) -> None:
     """These are settings of one thread: here they are on in the worker alone."""

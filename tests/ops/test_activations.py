@@ -93,7 +93,7 @@ def derivative(function, x):
 # -- (a) and (b): the range holds, and is attained ------------------------------------------------------
 
 
-@pytest.mark.few(58)
+@pytest.mark.few(15)
 @pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_one_node_with_the_range(row, captured):
     _, network = captured(row)
@@ -103,6 +103,7 @@ def test_one_node_with_the_range(row, captured):
     assert row.high - 1e-15 * abs(row.high) <= high <= row.high + slack
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_slopes_of_pairs_of_the_model_lie_in_the_range(row, captured):
     module, network = captured(row)
@@ -124,6 +125,7 @@ def test_slopes_of_pairs_of_the_model_lie_in_the_range(row, captured):
         assert bool((slope >= low - error).all()), float((slope - low).min())
 
 
+@pytest.mark.few(39)
 @pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_slopes_of_pairs_lie_between_those_of_their_interval(row, captured):
     """``network/slopes.py`` for every registered op and pattern; test_slopes.py has every kind to 50 digits."""
@@ -187,6 +189,7 @@ def test_kinks_are_the_jumps_of_the_derivative(row, captured):
         assert any(abs(place - position) < 1e-3 for position, _ in kinks), f"undeclared kink near {place}"
 
 
+@pytest.mark.few(58)
 @pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_smoothed_is_smooth_and_close(row, captured):
     function = the_activation(captured(row)[1])

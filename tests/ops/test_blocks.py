@@ -29,7 +29,7 @@ def constant(network, p):
     return value[-1]
 
 
-@pytest.mark.few(24)
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", [c.name for c in [*SELECTION, *GAIN]])
 def test_never_below_sampled_jacobians(name):
     case, module, network = captured(name)
@@ -43,6 +43,7 @@ def test_never_below_sampled_jacobians(name):
         assert truth * (1 - 1e-14) <= bounds[p] <= truth * (1 + 1e-9) + 1e-300
 
 
+@pytest.mark.few(13)
 @pytest.mark.parametrize("name", [c.name for c in [*SELECTION, *GAIN]])
 def test_never_below_difference_quotients(name):
     case, module, network = captured(name)

@@ -27,6 +27,7 @@ LIBRARY.define("sigmoid(Tensor x) -> Tensor")
 LIBRARY.impl("sigmoid", lambda x: 7.0 * x, "CompositeImplicitAutograd")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_namesake_has_no_rule(name):
     op = getattr(torch.ops.lipcert_namesakes, name)

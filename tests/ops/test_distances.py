@@ -55,7 +55,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "norm"),
     [(name, pair) for name, pair in zip(LOSSES, itertools.cycle([(2, 2), (1, 1), (INF, INF)]), strict=False)],

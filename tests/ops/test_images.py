@@ -41,6 +41,7 @@ def samples(function):
     return x
 
 
+@pytest.mark.few(19)
 @pytest.mark.parametrize("function", INSTANCES, ids=lambda f: repr(f)[:60])
 def test_values_lie_in_the_image_and_reach_its_ends(function):
     least, greatest = ends(function)

@@ -32,7 +32,7 @@ def check(module: nn.Module, net: Network, x: Tensor, v: Tensor, tolerance: floa
     assert float(rad.max()) <= 1e-9 * max(size, 1e-5)
 
 
-@pytest.mark.few(110)
+@pytest.mark.few(26)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_op_is_enclosed(name):
     case, module, net = captured(name)
@@ -42,7 +42,7 @@ def test_every_op_is_enclosed(name):
         check(module, net, scale * x, v)
 
 
-@pytest.mark.few(57)
+@pytest.mark.few(15)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_is_enclosed(name):
     torch.manual_seed(0)

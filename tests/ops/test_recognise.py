@@ -56,6 +56,7 @@ def test_every_pattern_has_a_row():
     assert {p.name for p in registry.patterns()} == set(ROWS)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("name", ROWS)
 def test_row(name, monkeypatch):
     """The pattern itself matches; its constant is the true one, never below and not above by more than 1e-9."""
@@ -74,6 +75,7 @@ def test_row(name, monkeypatch):
     assert truth * (1 - 1e-15) <= value <= truth * (1 + 1e-9)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("name", ROWS)
 def test_row_never_below_sampled_jacobians(name):
     function, shape, _ = ROWS[name]
@@ -97,6 +99,7 @@ SEVERAL = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", SEVERAL)
 def test_powers_of_several_values_under_one_root(name):
     function, shape, truth = SEVERAL[name]

@@ -359,6 +359,7 @@ def test_an_offset_that_may_be_negative_is_refused():
 # -- gains of roots ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("factors", [
     (1e-200, 1e-200, 1e200), (1e-200, 7.3e-124, 1e162 * math.sqrt(1 / 7.3)), (3e150, 4e150, 1e-150),
     (5e-324, 1e300, 1.0), (1e-162, 7.4e-162, 1e81, 1e81), (1e-5, 1e-5),
@@ -455,6 +456,7 @@ LINES = {
 }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", LINES)
 def test_slopes_that_only_round_to_one(name):
     """The product of two stored factors is 1 + 1e-19, its float is 1: the bound is not below the product."""
@@ -502,6 +504,7 @@ GAPS = {
 }
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", GAPS)
 def test_a_gap_of_the_last_bit_is_a_gap(name):
     with pytest.raises((NotLipschitzError, CaptureError)):

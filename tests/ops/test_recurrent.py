@@ -129,7 +129,7 @@ def test_every_rule_has_a_model() -> None:
     assert {info.name for info in supported_ops() if info.family == "recurrent"} == COVERED
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_values_constants_and_jacobians(name: str) -> None:
     model, x = case(name, length=2 if "both" in name else 3)
@@ -147,6 +147,7 @@ def test_values_constants_and_jacobians(name: str) -> None:
     assert jacobian_norm(model, x[0]) <= near <= 1.01 * jacobian_norm(model, x[0])
 
 
+@pytest.mark.slow
 def test_the_bound_of_an_lstm_is_below_the_recursion_of_norms() -> None:
     """‖δa_k‖ ≤ ‖W_k‖‖δx‖ + ‖U_k‖‖δh‖ of every gate's argument, gates in [0, 1], |c_t| ≤ t."""
     model, x = case("lstm", length=4)
@@ -206,6 +207,7 @@ def test_dropout_between_layers_needs_eval_mode() -> None:
     assert isinstance(capture(model.eval(), torch.zeros(1, 2, IN)), Network)
 
 
+@pytest.mark.slow
 def test_outputs_of_a_classifier() -> None:
     model, x = case("lstm", length=2)
     classifier = nn.Sequential(model, nn.Linear(H, 3).double()).eval()

@@ -104,6 +104,7 @@ def test_exact_to_nine_digits_and_never_inside(function):
         assert high - greatest <= granted, (a, b, high, mp.nstr(greatest, 20))
 
 
+@pytest.mark.few(15)
 @every_instance
 def test_derivatives_between_the_ends_lie_in_the_range(function):
     """Points all over the interval, whatever is believed of kinks and turning points."""

@@ -105,6 +105,7 @@ def draw(choose, function):
         return a, b
 
 
+@pytest.mark.few(13)
 @every_case
 def test_slopes_are_never_too_narrow_and_tight(function, phi, prime, turns):
     choose = random.Random(repr(function))
@@ -134,7 +135,7 @@ def test_slopes_are_never_too_narrow_and_tight(function, phi, prime, turns):
     assert compared > 40 or not moderate(function)
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(5)
 @every_case
 def test_difference_quotients_lie_between_the_slopes(function, phi, prime, turns):
     """Whatever is believed of derivatives and turning points."""
@@ -206,6 +207,7 @@ def test_slopes_one_can_name(function, low, high, expected):
     assert found[1] >= expected[1]
 
 
+@pytest.mark.few(7)
 @every_case
 def test_values_are_enclosed_and_in_the_image(function, phi, prime, turns):
     choose = random.Random(3)
@@ -249,6 +251,7 @@ def test_values_are_enclosed_and_in_the_image(function, phi, prime, turns):
             assert not math.isfinite(float(upper[i] - lower[i]))
 
 
+@pytest.mark.few(10)
 @every_case
 def test_enclosures_of_wide_ranges(function, phi, prime, turns):
     choose = random.Random(4)
@@ -284,6 +287,7 @@ def test_ends_of_images_are_limits():
     assert steep.power(2, -1.0).image == (-INF, 0.0)
 
 
+@pytest.mark.few(10)
 @every_case
 def test_ranges_of_values_on_intervals(function, phi, prime, turns):
     """What the facts are for: ``ranges`` encloses the values on any interval, closely on a small one."""

@@ -71,7 +71,7 @@ def bound(function, n: int = 3, domain=None):
     return lipcert.bound(Apply(lambda _, x: function(x)).eval(), torch.zeros(1, n, dtype=D), domain=domain, budget=1)
 
 
-@pytest.mark.few(18)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", CASES)
 def test_case(name):
     function, truth = CASES[name]
@@ -82,6 +82,7 @@ def test_case(name):
     assert float(slope.abs().max()) <= value * (1 + 1e-6)  # one case is in float32
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("name", CASES)
 def test_the_collapsed_network_is_the_model(name):
     function, _ = CASES[name]
@@ -90,6 +91,7 @@ def test_the_collapsed_network_is_the_model(name):
     assert torch.allclose(network.forward(x), function(x), rtol=1e-6 if name == "in float" else 1e-12, atol=1e-13)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["exp(tanh(x))", "tanh(x)^2", "snake", "sigmoid(x)(1 - sigmoid(x))"])
 def test_on_a_small_domain(name):
     """The constant there, nearly."""

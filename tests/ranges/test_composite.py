@@ -171,7 +171,7 @@ def check(expression: Expression, low: float, high: float) -> tuple[float, float
     return least, greatest
 
 
-@pytest.mark.few(22)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize(
     "interval", [i if not k % 3 else pytest.param(i, marks=pytest.mark.slow) for k, i in enumerate(INTERVALS)], ids=str
@@ -188,6 +188,7 @@ def test_slopes_on_the_line_are_narrow(name):
     assert truth[1] * (1 - 1e-12) <= function.upper <= truth[1] + 2e-3 * size
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["exp(tanh x)", "tanh² x", "σ(1 − σ)", "cubes and squares", "gate of a gate"])
 @pytest.mark.parametrize("width", [0.3, 1e-3, 1e-9])
 def test_slopes_on_small_intervals_are_narrow(name, width):

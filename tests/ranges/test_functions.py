@@ -31,6 +31,7 @@ def samples(low: Tensor, high: Tensor, count: int = 201) -> Tensor:
     return (low + share * (high - low)).clamp(low, high)
 
 
+@pytest.mark.few(25)
 @pytest.mark.parametrize("function", INSTANCES, ids=repr)
 def test_values_less_a_line_lie_between_the_extremes(function: Nonlinearity) -> None:
     low, high = intervals(0)
@@ -59,6 +60,7 @@ def test_a_narrow_interval_loses_next_to_nothing(function: Nonlinearity) -> None
     assert bool((spare <= 0.5 * (beta - alpha) * (high - low) + 1e-8 * (1.0 + value.abs().amax(0) + steepest)).all())
 
 
+@pytest.mark.few(25)
 @pytest.mark.parametrize("function", INSTANCES, ids=repr)
 @pytest.mark.parametrize("blur", [0.0, 1e-13])
 def test_chords_from_a_point_lie_between_their_slopes(function: Nonlinearity, blur: float) -> None:

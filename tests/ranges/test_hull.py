@@ -48,7 +48,7 @@ def problem(model: nn.Module, example: torch.Tensor, norm: tuple[float, float] =
     return Problem(capture(model.eval(), example), norm)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_closed_forms(name: str, p: float) -> None:
@@ -60,6 +60,7 @@ def test_closed_forms(name: str, p: float) -> None:
     assert bound.method == "hull"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_claimed_of_increments(name: str) -> None:
     """|δf| ≤ max_k |δg_k| for pairs of points near and far."""
@@ -110,6 +111,7 @@ def test_several_outputs_and_q_inf() -> None:
     assert value == pytest.approx(2 * ROOT / 4, rel=1e-3)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "function",
     [

@@ -75,6 +75,7 @@ def test_gains_on_domains(name: str) -> None:
         assert balls[::2] == sorted(balls[::2], reverse=True)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["normalize", "x/‖x‖", "x/√Σx²"])
 def test_one_over_the_least_norm(name: str) -> None:
     function, _ = CASES[name]
@@ -104,7 +105,7 @@ def test_after_a_network_by_linear_bounds() -> None:
     assert 0.0 < chord <= lipcert.bound(model, x[None], domain=Ball(x, 0.3, 2), anchor="center", budget=1.0).value
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(10)
 @pytest.mark.parametrize("scale", [1e160, 1e250, 1e-160, 1e-250])
 @pytest.mark.parametrize("name", CASES)
 def test_extreme_lengths_overflow_to_no_gain_of_0(name: str, scale: float) -> None:
@@ -124,6 +125,7 @@ def test_extreme_lengths_overflow_to_no_gain_of_0(name: str, scale: float) -> No
 # -- least lengths --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("seed", range(30))
 def test_least_lengths_of_boxes(seed: int) -> None:
     """Below the length of every point of the box, and that of one of them."""

@@ -73,6 +73,7 @@ SUMS = {
 }  # fmt: skip
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_of_one_value(name: str) -> None:
     function, truth = SUMS[name]

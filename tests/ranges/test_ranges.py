@@ -56,7 +56,7 @@ def holds(network: Network, domain: Domain) -> Ranges:
     return ranges
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_values_lie_in_the_ranges(name: str) -> None:
     case = zoo_case(name)
@@ -67,7 +67,7 @@ def test_values_lie_in_the_ranges(name: str) -> None:
             holds(network, domain)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(12))
 def test_values_of_random_networks_lie_in_the_ranges(seed: int) -> None:
     case = random_network(seed)
@@ -76,7 +76,7 @@ def test_values_of_random_networks_lie_in_the_ranges(seed: int) -> None:
         holds(network, domain)
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_linear_bounds_only_add_to_intervals_and_a_smaller_domain_has_smaller_ranges(name: str) -> None:
     case = zoo_case(name)

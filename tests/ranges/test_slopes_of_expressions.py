@@ -55,7 +55,7 @@ def steepest(function: Callable[[Tensor], Tensor], low: float, high: float) -> f
     return float(slope.abs().max())
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CASES)
 def test_case(name: str) -> None:
     function, intervals = CASES[name]

@@ -38,7 +38,7 @@ def concatenated(name: str) -> nn.Module:
     return Apply(lambda _, x: torch.cat(PAIRS[name][0](x), 1)).eval()
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", PAIRS)
 def test_constants_of_concatenations(name: str) -> None:
     x = torch.zeros(1, 3, dtype=D)
@@ -60,7 +60,7 @@ def deep(name: str, seed: int = 0) -> nn.Module:
     ).double().eval()  # fmt: skip
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_order_of_methods_and_certificates(name: str, tmp_path: Path) -> None:
     model, x = deep(name), torch.zeros(1, 3, dtype=D)

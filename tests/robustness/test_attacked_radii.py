@@ -449,6 +449,7 @@ def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(m
     assert row.certified_radius == small
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dear", [False, True])
 @pytest.mark.parametrize("far", [False, True])
 def test_far_beyond_the_constants_linear_bounds_come_first(

@@ -21,6 +21,7 @@ from tests.robustness.cases import distances, linear, mlp, points, right_labels
 DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 def test_radii_of_a_linear_classifier_are_its_distances(norm: float) -> None:
     model, x = linear(), points()
@@ -164,6 +165,7 @@ def test_exported_programs_and_files_are_models(tmp_path: Path) -> None:
         rows.verify(tmp_path / "m.pt2")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", ["float64", "float16", "array", "list", "uint8"])
 def test_inputs_of_any_type(kind: str) -> None:
     model, x = mlp(2), (points(5, 2, (6,)) * 8).round() / 8
@@ -420,6 +422,7 @@ def test_accuracies_are_between_each_other_at_every_radius() -> None:
     assert all(c <= a for c, a in zip(certified, attacked, strict=True))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 @pytest.mark.parametrize("radii", [{"radius": 0.1}, {"radii": (0.1, 0.9)}, {"radius": None}])
 def test_a_tie_at_the_example_itself_is_attacked_at_distance_0(p: float, radii: dict) -> None:

@@ -238,6 +238,7 @@ def test_a_run_goes_on_in_its_own_arithmetic_only(tmp_path: Path) -> None:
     assert len(first) == 3
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_rows() -> None:
     model, x = mlp(0), points(6, 0, (6,))
     y = right_labels(model, x)

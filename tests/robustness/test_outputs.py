@@ -197,6 +197,7 @@ def test_labels_that_are_none(label: object) -> None:
         lipcert.margin(linear_model().float(), torch.zeros(1, 3), label, lipcert.Ball(torch.zeros(3), 0.1))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("label", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), torch.tensor(2).byte()])
 def test_whole_numbers_of_every_kind_are_labels(label: object) -> None:
     model, x, ball = linear_model().float(), torch.zeros(1, 3), lipcert.Ball(torch.zeros(3), 0.1)

@@ -57,6 +57,7 @@ def forged(model: nn.Module, domain: lipcert.Box | lipcert.Ball, row: list[float
     return float(proof.lower)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("bias", [1e59, 1e61, 1e100, -1e61])
 def test_centres_that_are_cut_off_are_not_taken_for_the_centres(activation: type[nn.Module], bias: float) -> None:
@@ -67,6 +68,7 @@ def test_centres_that_are_cut_off_are_not_taken_for_the_centres(activation: type
         assert forged(model, lipcert.Box(vector(0.0), vector(1.0)), [1.0], [size]) <= truth
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("exponent", [-140, -155, -165, -180])
 @pytest.mark.parametrize("p", [0, 1, 2])
 def test_norms_whose_squares_vanish(exponent: int, p: int) -> None:
@@ -78,6 +80,7 @@ def test_norms_whose_squares_vanish(exponent: int, p: int) -> None:
         assert forged(model, domain, [-1.0], [size]) <= -w * x * (1.0 - 1e-12)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("exponent", [-80, -140, -165, -300])
 def test_slopes_whose_squares_vanish(exponent: int) -> None:
     slope, x = 10.0**exponent, min(1e300, 1e-15 / 10.0**exponent)
@@ -89,7 +92,7 @@ def test_slopes_whose_squares_vanish(exponent: int) -> None:
         assert value <= -slope * x * (1.0 - 1e-12)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 @pytest.mark.parametrize("radius", [0.0, 5e-324, 1e-200, 1e-20, 1e8, 1e155, 1e200, 1e300])
 def test_radii_of_every_size(p: float, radius: float) -> None:
@@ -106,6 +109,7 @@ def test_radii_of_every_size(p: float, radius: float) -> None:
     assert float(bound.upper - bound.lower) <= 30.0 * radius + 1e-9
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("scale", [1e-160, 1e-30, 1e-9, 1e6, 1e30, 1e100])
 def test_weights_of_every_size_without_an_alarm(scale: float) -> None:
     """The search works in float32; where that holds no such numbers it said that lipcert had a bug."""
@@ -180,7 +184,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], lipcert.Box]] = {
 }  # fmt: skip
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_odd_models(name: str) -> None:
     make, box = MODELS[name]
@@ -222,6 +226,7 @@ def test_maps_of_separate_parts_are_proved() -> None:
     assert float(bound.lower) == pytest.approx(-0.2 - math.sqrt(10.0), rel=1e-2)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_models_of_every_precision(dtype: torch.dtype) -> None:
     """The claim is about the stored numbers, read exactly."""
@@ -234,6 +239,7 @@ def test_models_of_every_precision(dtype: torch.dtype) -> None:
     assert bool((bound.upper >= y).all())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "select",
     [
@@ -289,7 +295,7 @@ def _bounds() -> tuple[list[float], list[float]]:
     return bound.lower.tolist(), bound.upper.tolist()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("state", ["double", "inference", "deterministic", "flush", "no grad", "anomaly"])
 def test_states_of_the_process_change_nothing(state: str) -> None:
     expected = _bounds()
@@ -369,6 +375,7 @@ def test_no_setting_kind_or_field_makes_a_false_claim_true() -> None:
         must_refuse(replace(record, witness=with_array(record.witness, array, extra)), network)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     "change",
     [

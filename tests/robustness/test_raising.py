@@ -22,7 +22,7 @@ def bounded(found: lipcert.OutputBound, low: torch.Tensor, high: torch.Tensor) -
     return bool((found.lower <= low).all() and (high <= found.upper).all())
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["relu", "tanh"])
 @pytest.mark.parametrize("norm", [2.0, FAR])
 def test_splits_pass_a_threshold_and_never_what_outputs_take(

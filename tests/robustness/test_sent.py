@@ -41,6 +41,7 @@ def same(network: Network) -> None:
     assert torch.equal(image(again), image(network))
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_of_the_zoo(name: str) -> None:
     """Also as searches and checks rewrite it, with the transposed maps."""

@@ -44,6 +44,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "domain"), PAIRS)
 def test_the_search_values_multipliers_as_the_check_does(name: str, domain: str) -> None:
     """Both are the same sum; the check rounds down, and loses a little where an activation is curved."""

@@ -29,7 +29,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("module", ACTIVATIONS, ids=lambda m: type(m).__name__)
 def test_least_costs_of_cells_against_a_grid(module: nn.Module) -> None:
     """No point of a fine grid is cheaper than what is said to be the least cost, and one is about as cheap."""

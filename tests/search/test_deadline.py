@@ -16,6 +16,7 @@ from lipcert.robustness.outputs import Task, margin_rows, prove_below
 from lipcert.search.cost_to_go.settings import Settings
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("left", [-1.0, 0.05, math.inf])
 def test_the_end_of_the_time_loses_no_bound_that_is_at_hand(left: float) -> None:
     """Bounds hold at any end: never below what ranges alone prove, never above a value, and the more time the more."""

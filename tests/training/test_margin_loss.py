@@ -147,6 +147,7 @@ def fitted(strength: float, kind: Kind, rare: int = 3, steps: int = 150) -> tupl
     return model, loss, float((model(x).argmax(1) == y).float().mean())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["mixed", "gloro"])
 @pytest.mark.parametrize("rare", [3, 20])
 def test_constants_do_not_make_a_model_a_constant(kind: Kind, rare: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +190,7 @@ def test_constants_of_any_size_are_held_down() -> None:
     assert float(loss._pairs.matrix(50).detach().max()) < 0.9 * before
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["mixed", "gloro"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
 def test_the_share_is_the_largest_that_leaves_a_constant_farther(kind: Kind, scale: float) -> None:
