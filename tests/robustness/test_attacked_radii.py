@@ -392,20 +392,20 @@ def test_a_bracket_goes_as_far_as_floats_and_no_further() -> None:
     assert bracket.failed <= bracket.certified * 1.02
 
 
-def decided(needs: list[float]) -> tuple[float, Bracket]:
+def decided(needs: list[float], likely: float = math.inf) -> tuple[float, Bracket]:
     """What is certified of radii 1, 2, … in a time of 1, given out as in the cascade, if each needs so much."""
-    bracket, now = Bracket(tuple(float(k + 1) for k in range(len(needs)))), 0.0
+    bracket, now = Bracket(tuple(float(k + 1) for k in range(len(needs))), likely=likely), 0.0
     while True:
-        bracket.reconsider()
+        bracket.reconsider(1.0 - now)
         if bracket.done:
             return bracket.certified, bracket
-        radius, rounds = bracket.next(), bracket.to_come
-        share, need = (1.0 - now) / rounds, needs[int(radius) - 1]
+        radius, part = bracket.next(), bracket.share
+        share, need = (1.0 - now) * part, needs[int(radius) - 1]
         now += min(share, need)
         if need <= share:
             bracket.certify(radius)
         else:
-            bracket.fail(radius, cut=rounds > 1)
+            bracket.fail(radius, share if part < 1.0 else math.inf)
         bracket.tried(radius)
         if now >= 1.0:
             bracket.stop()
@@ -423,6 +423,16 @@ def test_what_time_is_left_goes_to_the_least_radius_that_failed() -> None:
     assert decided([0.01] * 7 + [0.5])[0] == 8.0
     assert decided([0.01] * 6 + [0.5, 0.6])[0] == 7.0
     assert decided([0.01] * 7 + [0.9])[0] == 7.0
+
+
+def test_where_no_radius_is_likely_the_least_has_most_of_the_time() -> None:
+    """Nothing is left for larger ones that fail with it, and what is certified goes on from there."""
+    assert decided([0.7, math.inf, math.inf, math.inf], likely=0.5)[0] == 1.0
+    assert decided([0.7, math.inf, math.inf, math.inf])[0] == 0.0
+    assert decided([0.1] * 8, likely=0.5)[0] == 8.0
+    assert decided([0.1] * 8, likely=3.5)[1].rounds <= 6
+    _, hopeless = decided([math.inf] * 4, likely=0.5)
+    assert hopeless.rounds == 1  # there is less time left than it had
 
 
 def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from lipcert.robustness.outputs import deep
 from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
-from lipcert.robustness.schedule import Bracket
+from lipcert.robustness.schedule import LIKELY, Bracket
 from lipcert.robustness.unperturbed import digits_there, margin_there
 from lipcert.robustness.widening import Widening
 
@@ -149,8 +149,9 @@ class Cascade:
                 self._widen([case for case in left if case.wanted and not case.bracket.done], until)
             clock.share(left)
         while True:
+            each = (until - time.perf_counter()) / len(left) if left else 0.0
             for case in left:
-                case.bracket.reconsider()
+                case.bracket.reconsider(each)
             done = [case for case in left if case.bracket.done or not case.wanted]
             left = [case for case in left if not (case.bracket.done or not case.wanted)]
             for case in done:
@@ -194,6 +195,7 @@ class Cascade:
             return
         margins = self.facts.at_centre(case.claim).least
         radius = known.radius(case.claim.label, margins)
+        case.bracket.likely = LIKELY * radius
         if self.facts.rounding is not None and radius > 0.0:  # it grows with the radius, so a smaller one loses less
             largest = case.at(min(radius, case.bracket.top))
             radius = known.radius(case.claim.label, margins - self.facts.lost(largest))
@@ -263,8 +265,8 @@ class Cascade:
 
     def _prove(self, cases: Sequence[_Case], until: float) -> None:
         """Each at the next radius of its bracket, by the first prover that can; of the time, a share for this round."""
-        now, rounds = time.perf_counter(), max(case.bracket.to_come for case in cases)
-        own = now + (until - now) / rounds
+        now, share = time.perf_counter(), min(case.bracket.share for case in cases)
+        own = now + share * (until - now)
         left = tried = [(case, case.bracket.next()) for case in cases]
         for prover in self.provers:
             asked = [self._asked(case, radius) for case, radius in left]
@@ -280,7 +282,8 @@ class Cascade:
             if not left:
                 break
         for case, radius in left:
-            case.bracket.fail(radius, cut=rounds > 1 and time.perf_counter() > own)
+            cut = share < 1.0 and time.perf_counter() > own
+            case.bracket.fail(radius, (own - now) / len(cases) if cut else math.inf)
         for case, radius in tried:
             case.bracket.tried(radius)
 

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 PRECISION = 1.01
 #: Below the nearest counter-example by this, a proof is close enough, and there is room for one.
 BELOW = PRECISION**0.75
+#: Factor from the radius that constants certify to that up to which a search is likely to.
+LIKELY = 5.0
+#: Part of the time left for the least of several radii, where none is likely: if it fails, so do the others.
+_LEAST = 0.75
 #: Rounds at most.
 _MOST = 60
 #: Radii beyond this are not tried.
@@ -20,13 +24,15 @@ class Bracket:
     """Of one example.
 
     What is certified at a radius is so at all smaller ones; what failed at one is not tried at larger ones.
+    Of given radii those come first that are likely, the largest of them before the others; beyond them the least.
 
     Attributes:
         radii: those asked for, ascending; None: the largest to 1 %.
         certified: the largest proved.
         attacked: distance of the nearest counter-example.
         failed: the least that was tried in vain.
-        cut: the least of these that only a part of the time was given to.
+        likely: up to which a proof is.
+        cut: the least of these that only a part of the time was given to; ``had``, how many seconds.
         rounds, streak: how many there were, and how many of the last ended well.
         stopped: whether time is over.
     """
@@ -35,7 +41,9 @@ class Bracket:
     certified: float = 0.0
     attacked: float = math.inf
     failed: float = math.inf
+    likely: float = math.inf
     cut: float = math.inf
+    had: float = 0.0
     rounds: int = 0
     streak: int = 0
     stopped: bool = False
@@ -53,20 +61,25 @@ class Bracket:
         """A counter-example was found."""
         self.attacked = min(self.attacked, distance)
 
-    def fail(self, radius: float, cut: bool = False) -> None:
-        """It was tried in vain, or only for as long as others were still to be tried."""
+    def fail(self, radius: float, had: float = math.inf) -> None:
+        """It was tried in vain, or only for so many seconds as others were still to be tried."""
         self.failed = min(self.failed, radius)
-        if cut:
-            self.cut = min(self.cut, radius)
+        if had < math.inf and radius < self.cut:
+            self.cut, self.had = radius, had
 
     @property
-    def to_come(self) -> int:
-        """Rounds that may be needed to decide all radii that are given, if they halve what is left; at least 1."""
-        return max(1, len(self._left()).bit_length())
+    def share(self) -> float:
+        """Of the time left the part for the next radius: the others that are given have to be decided in the rest."""
+        left = self._left()
+        if len(left) > 1 and self.next() == left[0]:
+            return _LEAST
+        return 1.0 / max(1, len(left).bit_length())
 
-    def reconsider(self) -> None:
-        """Where nothing is left to try, the least radius that failed goes again if it had not all the time."""
+    def reconsider(self, seconds: float) -> None:
+        """Where nothing is left to try, the least radius that failed goes again if there is more time than it had."""
         if self.radii is None or math.isinf(self.cut) or self.stopped or self._next() is not None:
+            return
+        if not seconds > self.had:
             return
         larger = [radius for radius in self.radii if radius > self.cut]
         self.failed, self.cut = larger[0] if larger else math.inf, math.inf
@@ -86,7 +99,7 @@ class Bracket:
         return self.stopped or self._next() is None
 
     def next(self) -> float:
-        """The radius to try now: of given ones the largest first, then the middle of those undecided."""
+        """The radius to try now: of given ones the largest likely one first, then the middle of those undecided."""
         radius = self._next()
         assert radius is not None
         return radius
@@ -102,7 +115,9 @@ class Bracket:
             left = self._left()
             if not left:
                 return None
-            return left[-1] if math.isinf(self.failed) else left[len(left) // 2]
+            if self.failed < math.inf:
+                return left[len(left) // 2]
+            return max((radius for radius in left if radius <= self.likely), default=left[0])
         if self.rounds > _MOST or min(above, FARTHEST) <= self.certified * PRECISION:
             return None
         if math.isinf(above):
