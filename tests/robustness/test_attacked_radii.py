@@ -460,6 +460,32 @@ def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(m
 
 
 @pytest.mark.few(2)
+def test_who_failed_in_a_part_of_the_time_has_what_the_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of four examples takes all of the first round in vain, and waits until the others need no more."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
+    x = torch.randn(1, 4, dtype=torch.float64)
+    label = model(x).argmax(1)
+    (alone,) = lipcert.certify(model, x, label, budget=2.0)
+    large, small = 0.95 * alone.certified_radius, 0.85 * alone.certified_radius
+    prove, companies = CostToGo.prove, []
+
+    def slow(self: CostToGo, facts: Any, asked: Any, until: float) -> Any:
+        companies.append(len(asked))
+        if len(asked) < 4:
+            return prove(self, facts, asked, until)
+        found = prove(self, facts, asked[:-1], until)
+        while time.perf_counter() <= until:
+            pass
+        return [*found, None]
+
+    monkeypatch.setattr(CostToGo, "prove", slow)
+    monkeypatch.setattr("lipcert.robustness.cascade.LIKELY", 0.0)
+    rows = lipcert.certify(model, x.expand(4, 4), label.expand(4), radii=(small, large), budget=1.0)
+    assert companies[0] == 4
+    assert [row.certified_radius >= small for row in rows] == [True] * 4
+
+
 @pytest.mark.parametrize("dear", [False, True])
 @pytest.mark.parametrize("far", [False, True])
 def test_far_beyond_the_constants_linear_bounds_come_first(

@@ -149,18 +149,19 @@ class Cascade:
                 self._widen([case for case in left if case.wanted and not case.bracket.done], until)
             clock.share(left)
         while True:
-            each = (until - time.perf_counter()) / len(left) if left else 0.0
+            open_ = [case for case in left if case.wanted and (case.bracket.waits or not case.bracket.done)]
+            for case in open_:
+                case.bracket.reconsider((until - time.perf_counter()) / len(open_))
+            going = [case for case in open_ if not case.bracket.done]
             for case in left:
-                case.bracket.reconsider(each)
-            done = [case for case in left if case.bracket.done or not case.wanted]
-            left = [case for case in left if not (case.bracket.done or not case.wanted)]
-            for case in done:
-                yield from self._finished(case)
-            if not left:
+                if not (going and case in open_):
+                    yield from self._finished(case)
+            if not going:
                 return
+            left = open_
             with ordinary(), torch.random.fork_rng(devices=[]):
-                self._prove(left, until)
-            clock.share(left)
+                self._prove(going, until)
+            clock.share(going)
             if time.perf_counter() > until:
                 for case in left:
                     case.bracket.stop()

@@ -32,7 +32,7 @@ class Bracket:
         attacked: distance of the nearest counter-example.
         failed: the least that was tried in vain.
         likely: up to which a proof is.
-        cut: the least of these that only a part of the time was given to; ``had``, how many seconds.
+        cut: the least of these that only a part of the time was given to; ``had``, at most how many seconds.
         rounds, streak: how many there were, and how many of the last ended well.
         stopped: whether time is over.
     """
@@ -65,7 +65,7 @@ class Bracket:
         """It was tried in vain, or only for so many seconds as others were still to be tried."""
         self.failed = min(self.failed, radius)
         if had < math.inf and radius < self.cut:
-            self.cut, self.had = radius, had
+            self.cut, self.had = radius, max(self.had, had)
 
     @property
     def share(self) -> float:
@@ -75,12 +75,16 @@ class Bracket:
             return _LEAST
         return 1.0 / max(1, len(left).bit_length())
 
+    @property
+    def waits(self) -> bool:
+        """Whether nothing is left to try but the least radius that failed, which had not all the time."""
+        return self.radii is not None and self.cut < math.inf and not self.stopped and self._next() is None
+
     def reconsider(self, seconds: float) -> None:
-        """Where nothing is left to try, the least radius that failed goes again if there is more time than it had."""
-        if self.radii is None or math.isinf(self.cut) or self.stopped or self._next() is not None:
+        """Where it waits, that radius goes again if there is more time than it had."""
+        if not self.waits or not seconds > self.had:
             return
-        if not seconds > self.had:
-            return
+        assert self.radii is not None
         larger = [radius for radius in self.radii if radius > self.cut]
         self.failed, self.cut = larger[0] if larger else math.inf, math.inf
 
