@@ -121,7 +121,8 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def _strength(radius: float, strength: float, attack_steps: int = 4) -> Recipe:
-    title = f"PGD + {strength:g} × pair constants, ε = {radius:g}" + ", one attack step" * (attack_steps == 1)
+    fewer = {1: ", one attack step", 2: ", two attack steps"}.get(attack_steps, "")
+    title = f"PGD + {strength:g} × pair constants, ε = {radius:g}{fewer}"
     return Recipe(title, _margin("mixed", radius, strength, attack_steps), radius)
 
 
@@ -129,5 +130,8 @@ def _strength(radius: float, strength: float, attack_steps: int = 4) -> Recipe:
 STRENGTHS: Mapping[str, Recipe] = {
     f"mixed_{radius:g}_r{r:g}": _strength(radius, r)
     for radius in (0.3, 1.0, 1.58) for r in (0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.5, 0.7)
-} | {f"mixed_1.58_r{r:g}_one": _strength(1.58, r, 1) for r in (0.35, 0.5)}  # fmt: skip
+} | {
+    f"mixed_1.58_r{r:g}_{name}": _strength(1.58, r, steps)
+    for name, steps in (("one", 1), ("two", 2)) for r in (0.35, 0.5)
+}  # fmt: skip
 ALL: Mapping[str, Recipe] = {**RECIPES, **STRENGTHS}

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -16,37 +17,56 @@ import lipcert
 from lipcert.training import LipschitzRegularizer, MarginLoss, certified_accuracy, margin_loss
 from lipcert.training.live import Live
 from lipcert.training.margin_loss import Kind
-from lipcert.training.pairs import Pairs
+from lipcert.training.pairs import PairMethod, Pairs
 from tests.training.test_regularizer import IMAGE, Block, batch, small
 
+METHODS = pytest.mark.parametrize("method", get_args(PairMethod))
 
-def converged(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
-    return Pairs(Live.of(model, example)).matrix(300)
+
+def converged(model: nn.Module, example: torch.Tensor, method: PairMethod = "autolip") -> torch.Tensor:
+    return Pairs(Live.of(model, example), method=method, columns=4).matrix(300).detach()
 
 
 @pytest.mark.slow
+@METHODS
 @pytest.mark.parametrize("convolution", [False, True])
-def test_constants_are_those_of_differences(convolution: bool) -> None:
-    """Each is AutoLip's value for the row e_i − e_j, where the last map is only one."""
+def test_constants_are_those_of_differences(convolution: bool, method: PairMethod) -> None:
+    """Each is the method's value for the row e_i − e_j, where the last map is only one."""
     model, example = small().eval().double(), IMAGE.double()
     if convolution:
         model = nn.Sequential(*model[:3], nn.Conv2d(4, 3, 3), nn.Flatten()).eval().double()
-    found = converged(model, example)
+    found = converged(model, example, method)
     assert not bool(found.diagonal().any())
     assert torch.equal(found, found.T)
     for i, j in itertools.combinations(range(3), 2):
         row = torch.zeros(1, 3, dtype=torch.float64)
         row[0, i], row[0, j] = 1.0, -1.0
-        expected = lipcert.bound(model, example, method="autolip", select=row).value
-        assert float(found[i, j].detach()) == pytest.approx(expected, rel=1e-4)
+        expected = lipcert.bound(model, example, method=method, select=row).value
+        assert float(found[i, j]) == pytest.approx(expected, rel=1e-4 if method == "autolip" else 2e-2)
+        assert float(found[i, j]) <= expected * (1.0 + 1e-9)
+
+
+def test_lipsdp_sees_what_products_do_not() -> None:
+    """Of (x₁⁺, x₂⁺) by way of 10 x₁, with or without the last linear map, which products need."""
+    outer, inner = nn.Linear(2, 2, bias=False).double(), nn.Linear(2, 2, bias=False).double()
+    inner.weight.data = torch.diag(torch.tensor([10.0, 1.0], dtype=torch.float64))
+    outer.weight.data = torch.diag(torch.tensor([0.1, 1.0], dtype=torch.float64))
+    example, front = torch.zeros(1, 2, dtype=torch.float64), nn.Sequential(inner, nn.ReLU())
+    whole = nn.Sequential(*front, outer)
+    assert float(converged(whole, example, "lipsdp")[0, 1]) == pytest.approx(math.sqrt(2.0), rel=1e-6)
+    assert float(converged(whole, example)[0, 1]) == pytest.approx(math.sqrt(101.0), rel=1e-6)
+    assert float(converged(front, example, "lipsdp")[0, 1]) == pytest.approx(math.sqrt(101.0), rel=1e-6)
+    with pytest.raises(lipcert.MethodError, match="lipsdp"):
+        MarginLoss(front, example, radius=1.0)
 
 
 @pytest.mark.slow
-def test_gradients_of_constants() -> None:
+@METHODS
+def test_gradients_of_constants(method: PairMethod) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, example = Block().double().eval(), torch.zeros(1, 2, 6, 6, dtype=torch.float64)
-    pairs = Pairs(Live.of(model, example))
+    pairs = Pairs(Live.of(model, example), method=method)
     value = pairs.matrix(300)[0, 1]
     value.backward()
     directions = [
@@ -64,9 +84,11 @@ def test_gradients_of_constants() -> None:
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3)
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("kind", ["mixed", "gloro", "crm"])
-def test_losses_and_resumption(kind: Kind) -> None:
+@pytest.mark.few(2)
+@pytest.mark.parametrize(
+    ("kind", "method"), [("mixed", "lipsdp"), ("mixed", "autolip"), ("gloro", "autolip"), ("crm", "autolip")]
+)
+def test_losses_and_resumption(kind: Kind, method: PairMethod) -> None:
     def run(model: nn.Module, loss: MarginLoss, steps: range) -> list[float]:
         optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
         found = []
@@ -79,14 +101,14 @@ def test_losses_and_resumption(kind: Kind) -> None:
         return found
 
     model = small().train()
-    expected = run(model, MarginLoss(model, IMAGE, kind, radius=0.3, warm_up=4), range(6))
+    expected = run(model, MarginLoss(model, IMAGE, kind, method=method, radius=0.3, warm_up=4), range(6))
     first = small().train()
-    loss = MarginLoss(first, IMAGE, kind, radius=0.3, warm_up=4)
+    loss = MarginLoss(first, IMAGE, kind, method=method, radius=0.3, warm_up=4)
     found = run(first, loss, range(3))
     saved = copy.deepcopy((first.state_dict(), loss.state_dict()))
     second = small(seed=3).train()
     second.load_state_dict(saved[0])
-    again = MarginLoss(second, IMAGE, kind, radius=0.3, warm_up=4, seed=5)
+    again = MarginLoss(second, IMAGE, kind, method=method, radius=0.3, warm_up=4, seed=5)
     again.load_state_dict(saved[1])
     assert found + run(second, again, range(3, 6)) == expected
     assert second.training
@@ -334,15 +356,27 @@ def test_bad_models_and_steps_are_named() -> None:
         loss(x, y)
 
 
-def test_a_single_linear_layer() -> None:
+@METHODS
+def test_a_single_linear_layer(method: PairMethod) -> None:
     model = nn.Linear(3, 2)
-    loss = MarginLoss(model, torch.zeros(1, 3), "gloro", radius=0.1)
+    loss = MarginLoss(model, torch.zeros(1, 3), "gloro", method=method, radius=0.1)
     loss(torch.ones(4, 3), torch.tensor([0, 1, 0, 1])).backward()
     difference = (model.weight[0] - model.weight[1]).detach().norm()
     assert float(loss._pairs.matrix()[0, 1].detach()) == pytest.approx(float(difference), rel=1e-5)
 
 
 def test_bad_input() -> None:
+    with pytest.raises(lipcert.InputError, match="method"):
+        MarginLoss(small(), IMAGE, method="liplt", radius=1.0)  # type: ignore[arg-type]
+    with pytest.raises(lipcert.InputError, match="columns"):
+        MarginLoss(small(), IMAGE, method="lipsdp", columns=0, radius=1.0)
+    with pytest.raises(lipcert.MethodError, match="1035 pairs"):
+        MarginLoss(nn.Linear(3, 46), torch.zeros(1, 3), method="lipsdp", radius=1.0)
+    with pytest.raises(lipcert.MethodError, match="one output"):
+        MarginLoss(nn.Linear(3, 1), torch.zeros(1, 3), method="lipsdp", radius=1.0)
+    state = MarginLoss(small(), IMAGE, method="lipsdp", radius=1.0).state_dict()
+    with pytest.raises(lipcert.InputError, match="another model, method"):
+        MarginLoss(small(), IMAGE, radius=1.0).load_state_dict(state)
     model = small()
     for radius in (0.0, math.nan, -1.0, "1"):
         with pytest.raises(lipcert.InputError, match="radius"):

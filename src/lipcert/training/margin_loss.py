@@ -17,7 +17,7 @@ from lipcert.arguments import real, seed_of, whole
 from lipcert.errors import InputError, NumericsError
 from lipcert.markup import Shown
 from lipcert.training.live import Live
-from lipcert.training.pairs import Pairs
+from lipcert.training.pairs import COLUMNS, PairMethod, Pairs
 from lipcert.training.regularizer import require_two
 
 Kind = Literal["mixed", "gloro", "crm"]
@@ -42,8 +42,9 @@ class MarginLoss:
             value = loss(x, y)
             optimiser.zero_grad(); value.backward(); optimiser.step()
 
-    K_ij = ‖w_i − w_j‖ times the product of the norms of the layers before the last, one warm power step per call. With
-    ε the radius and r the strength:
+    K_ij is an estimate of the constant of f_i − f_j that one warm power step per call keeps near its maximum: by
+    ``autolip`` ‖w_i − w_j‖ times the product of the norms of the layers before the last, by ``lipsdp`` LipSDP's own for
+    each pair. With ε the radius and r the strength:
 
     * ``mixed``, the default: x' by projected gradient steps at the full radius, then cross-entropy of the logits
       f_j(x') + r ε K_yj; r = 0.35. Adversarial training keeps attacks out, the reduced term keeps constants down: at
@@ -66,6 +67,9 @@ class MarginLoss:
         model: the module that is trained; it returns logits (B, m). Never changed, but run.
         example: floating tensor with a leading batch dimension of any size; only its shape matters.
         kind: see above.
+        method: of K. ``lipsdp`` leaves a model freer at the same constants, more accurate and harder to attack; but
+            its norms are no smaller than they must be, and certification takes longer.
+        columns: rank of LipSDP's relaxation.
         radius: ε > 0, l2, in the units of the inputs.
         strength: r ≥ 0; None: as the kind has it.
         warm_up: calls over which ε grows to ``radius`` in a line; None: 1000. A third of all is a good choice.
@@ -79,7 +83,8 @@ class MarginLoss:
 
     Raises:
         InputError, CaptureError, UnsupportedNormError: as ``LipschitzRegularizer``.
-        MethodError: the model does not end in a linear map of two outputs or more.
+        MethodError: the model has one output; for ``autolip`` it does not end in a linear map; for ``lipsdp`` it has
+            too many pairs of outputs.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class MarginLoss:
         example: Tensor,
         kind: Kind = "mixed",
         *,
+        method: PairMethod = "autolip",
+        columns: int = COLUMNS,
         radius: float,
         strength: float | None = None,
         warm_up: int | None = None,
@@ -101,11 +108,13 @@ class MarginLoss:
     ) -> None:
         if kind not in get_args(Kind):
             raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}.")
-        self.kind = kind
+        if method not in get_args(PairMethod):
+            raise InputError(f"method must be one of {', '.join(get_args(PairMethod))}, not {method!r}.")
+        self.kind, self.method = kind, method
         self.radius = _positive("radius", radius)
         self.strength = STRENGTH[kind] if strength is None else _positive("strength", strength, zero=True)
         self.sharpness = 10.0 / self.radius if sharpness is None else _positive("sharpness", sharpness)
-        for name, number in (("attack_steps", attack_steps), ("passes", passes)):
+        for name, number in (("attack_steps", attack_steps), ("passes", passes), ("columns", columns)):
             if (whole(number) or 0) < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {number!r}.")
         if clip is not None and not (len(clip) == 2 and real(clip[0]) < real(clip[1])):
@@ -120,7 +129,7 @@ class MarginLoss:
         self.calls, self.share, self._cut = 0, 1.0, 0
         self._labels: Tensor | None = None
         self._model = model
-        self._pairs = Pairs(Live.of(model, example), passes, seed_of(seed))
+        self._pairs = Pairs(Live.of(model, example), passes, seed_of(seed), method, columns)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -12,11 +16,32 @@ from lipcert.network.linear import Dense, LinearMap, size
 from lipcert.training.follower import Follower, plain_arithmetic
 from lipcert.training.layers import Layers
 from lipcert.training.live import Live
-from lipcert.training.searches import AutoLipSearch, State
+from lipcert.training.searches import AutoLipSearch, LipSDPSearch, Search, State
+
+PairMethod = Literal["autolip", "lipsdp"]
+
+#: Columns of a pair's point: two come within a per cent of eight. Most pairs that are followed.
+COLUMNS, MOST_PAIRS = 2, 1000
 
 
-class BodySearch(AutoLipSearch):
-    """AutoLip of what the last linear map reads.
+class PairSearch(Search):
+    """A constant for the difference of any two outputs."""
+
+    @abstractmethod
+    def read(self, layers: Layers, point: Mapping[str, Tensor]) -> list[Tensor]:
+        """What all constants are made of; the point is moved to where the sum grows."""
+
+    @abstractmethod
+    def matrix(self, layers: Layers, found: Sequence[Tensor]) -> Tensor:
+        """The constants, (m, m), of what was read."""
+
+    def value(self, layers: Layers, point: Mapping[str, Tensor]) -> Tensor:
+        """The sum of all that is read: each part of the point is moved as its own norm says."""
+        return _total(self.read(layers, point))
+
+
+class BodySearch(PairSearch, AutoLipSearch):
+    """K_ij = Σ_p ‖w_i − w_j‖ L_p, with L_p AutoLip's constant of each parent p that the last linear map reads.
 
     Raises:
         MethodError: the network does not end in a linear map, or has fewer than two outputs.
@@ -28,21 +53,16 @@ class BodySearch(AutoLipSearch):
         if not isinstance(last, Linear) or not last.parents:
             raise MethodError(
                 f"the model ends in {last.name}, not in a linear map: pairs of its outputs have no constants of their "
-                "own. Give the module that returns logits."
+                "own by products. Give the module that returns logits, or method='lipsdp'."
             )
-        if size(last.shape) < 2:
-            raise MethodError("the model has one output: there are no pairs of classes.")
+        require_classes(size(last.shape))
 
     def start(self, generator: torch.Generator) -> State:
         """A vector for each map but the last ones, which are written down."""
         last = len(self.increments.relations) - 1
         return {name: v for name, v in super().start(generator).items() if not name.startswith(f"{last}.")}
 
-    def value(self, layers: Layers, point: State) -> Tensor:  # type: ignore[override]
-        """The sum over all that the last map reads: each part of the point is moved as its own norm says."""
-        return sum(self.read(layers, point), torch.zeros(()))
-
-    def read(self, layers: Layers, point: State) -> list[Tensor]:
+    def read(self, layers: Layers, point: Mapping[str, Tensor]) -> list[Tensor]:
         """The constant of each parent of the last map."""
         if not point:  # one linear map of the input
             like = next(
@@ -52,23 +72,71 @@ class BodySearch(AutoLipSearch):
         known = self.constants(layers, point, but_last=True)
         return [known[p] for p in self.increments.relations[-1].parents]
 
+    def matrix(self, layers: Layers, found: Sequence[Tensor]) -> Tensor:
+        """From the distances of rows of the last map."""
+        last = len(self.increments.relations) - 1
+        parts = [_distances(rows_of(m)) * v for m, v in zip(layers.maps[last], found, strict=True)]
+        return sum(parts[1:], parts[0])
+
+
+class EachPairSearch(PairSearch, LipSDPSearch):
+    """K_ij of LipSDP, with a point for each pair: all pairs are one batch.
+
+    Raises:
+        MethodError: the network has fewer than two outputs, or more pairs than are followed.
+    """
+
+    def __init__(self, network: Network, columns: int) -> None:
+        classes = size(network.out_shape)
+        require_classes(classes)
+        self.first, self.second = torch.triu_indices(classes, classes, 1)
+        if len(self.first) > MOST_PAIRS:
+            raise MethodError(
+                f"{classes} outputs have {len(self.first)} pairs, and method='lipsdp' follows {MOST_PAIRS} at most, "
+                "each in every call. Take method='autolip'."
+            )
+        super().__init__(network, columns, problems=len(self.first))
+
+    def read(self, layers: Layers, point: Mapping[str, Tensor]) -> list[Tensor]:
+        """‖y_i − y_j‖ of each pair's point."""
+        y = self.outputs(layers, point).flatten(2)
+        own = torch.arange(self.problems)
+        return [torch.linalg.vector_norm(y[own, :, self.first] - y[own, :, self.second], dim=1)]
+
+    def matrix(self, layers: Layers, found: Sequence[Tensor]) -> Tensor:
+        """Both halves."""
+        classes = size(self.increments.relations[-1].shape)
+        half = found[0].new_zeros(classes, classes).index_put((self.first, self.second), found[0])
+        return half + half.T
+
+
+def require_classes(count: int) -> None:
+    """Raise MethodError where there are no pairs."""
+    if count < 2:
+        raise MethodError("the model has one output: there are no pairs of classes.")
+
 
 class Pairs:
-    """K_ij ≥ about the constant of f_i − f_j in l2: Σ_p ‖w_i − w_j‖ L_p over what the last map reads.
+    """K_ij, about the constant of f_i − f_j in l2, by a power method that a pass per call keeps near its maximum.
 
-    |f_i − f_j| changes by at most ‖w_i − w_j‖ times the change of what the last map W reads, whose constant L is the
-    product of norms along the graph, each at a vector that one power step per call keeps near the maximum. So K lies
-    below the product's own bound, and is an estimate.
+    By ``autolip`` ‖w_i − w_j‖ times the constant of what the last map W reads, a product of norms along the graph: K
+    lies below that product's own bound. By ``lipsdp`` that of LipSDP for each pair, below its optimum. So K is an
+    estimate.
 
     Args:
         live: the model.
         passes: power steps per call.
         seed: of the first vectors.
+        method: see above.
+        columns: rank of LipSDP's relaxation.
     """
 
-    def __init__(self, live: Live, passes: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, live: Live, passes: int = 1, seed: int = 0, method: PairMethod = "autolip", columns: int = COLUMNS
+    ) -> None:
         self.live, self.passes = live, passes
-        self.search = BodySearch(live.network)
+        self.search: PairSearch
+        self.search = BodySearch(live.network) if method == "autolip" else EachPairSearch(live.network, columns)
         self.follower = Follower(live, self.search, passes, seed)
         self.classes = size(live.network.out_shape)
 
@@ -98,16 +166,17 @@ class Pairs:
         values = self.live.values(parameters)
         layers = self.search.template.layers(values)
         point = self.follower.points(torch.empty(0, dtype=values.dtype, device=values.device))
-        lengths = self.search.read(layers, point)
+        read = self.search.read(layers, point)
         if point:
-            total = torch.stack(lengths).sum()
             keep = any(p.requires_grad for p in parameters.values())
-            found = torch.autograd.grad(total, list(point.values()), allow_unused=True, retain_graph=True)
+            found = torch.autograd.grad(_total(read), list(point.values()), allow_unused=True, retain_graph=True)
             self.follower.move({n: p.detach() for n, p in point.items()}, dict(zip(point, found, strict=True)))
-            lengths = lengths if keep else [v.detach() for v in lengths]
-        last = len(self.search.increments.relations) - 1
-        parts = [_distances(rows_of(m)) * v for m, v in zip(layers.maps[last], lengths, strict=True)]
-        return sum(parts[1:], parts[0])
+            read = read if keep else [v.detach() for v in read]
+        return self.search.matrix(layers, read)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.reshape(-1) for part in parts]).sum()
 
 
 def _constants(linear: LinearMap) -> list[Tensor]:

@@ -184,14 +184,15 @@ class LipSDPSearch(Search):
     """√ of LipSDP's dual at a point: the largest ‖Y‖ for X and unit vectors u_j in R^columns (docs/soundness.md).
 
     Input norm 2: ‖X‖_F = 1; ∞: every entry of the input has a unit vector. Output norm 2: ‖Y‖_F; 1: Σ_i ‖y_i‖.
+    Several ``problems`` have a point each.
     """
 
     name = "lipsdp"
     expands = True
 
-    def __init__(self, network: Network, columns: int, norm: Norm = (2.0, 2.0)) -> None:
+    def __init__(self, network: Network, columns: int, norm: Norm = (2.0, 2.0), problems: int = 1) -> None:
         super().__init__(network, norm)
-        self.columns = columns
+        self.columns, self.problems = columns, problems
 
     def _require_norm(self, outputs: int) -> None:
         p, q = self.norm
@@ -202,30 +203,36 @@ class LipSDPSearch(Search):
             )
 
     def start(self, generator: torch.Generator) -> State:
-        """X and the u_j of every cell."""
-        increments = self.increments
-        x = torch.randn(1, self.columns, *increments.in_shape, generator=generator, dtype=torch.float64)
+        """X and the u_j of every cell, (problems, columns, …)."""
+        increments, first = self.increments, (self.problems, self.columns)
+        x = torch.randn(*first, *increments.in_shape, generator=generator, dtype=torch.float64)
         found = {"x": scaled_to_unit(x, None, input_axes(x, self.norm))}
         for cell in increments.cells:
-            u = torch.randn(1, self.columns, *cell.shape, generator=generator, dtype=torch.float64)
+            u = torch.randn(*first, *cell.shape, generator=generator, dtype=torch.float64)
             found[str(cell.node)] = unit(u, None, cell)
         return found
 
     def value(self, layers: Layers, point: Mapping[str, Tensor]) -> Tensor:
-        """‖Y‖."""
+        """‖Y‖ of the one problem."""
+        y = self.outputs(layers, point)[0]
+        return torch.linalg.vector_norm(y, dim=0).sum() if self.norm[1] == 1.0 else norm(y)
+
+    def outputs(self, layers: Layers, point: Mapping[str, Tensor]) -> Tensor:
+        """Y of each problem, (problems, columns, *out_shape)."""
+        tiny = torch.finfo(point["x"].dtype).tiny
 
         def cell(relation: Cell, v: Tensor, c: Tensor, d: Tensor) -> Tensor:
-            u = point[str(relation.node)][0]
-            tiny = torch.finfo(v.dtype).tiny
+            u = point[str(relation.node)]
+            w = v.reshape(u.shape)
             if not relation.block:
-                return c * v + (d * (v.square().sum(0, keepdim=True) + tiny).sqrt()) * u
-            runs = v.reshape(len(v), relation.groups, -1)
-            lengths = (runs.square().sum(dim=(0, 2)) + tiny).sqrt()
-            count = relation.size // relation.groups
-            return d * lengths.repeat_interleave(count).reshape(relation.shape) * u
+                return (c * w + (d * (w.square().sum(1, keepdim=True) + tiny).sqrt()) * u).reshape(v.shape)
+            runs = w.reshape(*w.shape[:2], relation.groups, -1)
+            lengths = (runs.square().sum(dim=(1, 3)) + tiny).sqrt()
+            spread = lengths.repeat_interleave(relation.size // relation.groups, dim=1)
+            return (d * spread.reshape(-1, 1, *relation.shape) * u).reshape(v.shape)
 
-        y = layers.run(point["x"][0], cell)[-1]
-        return torch.linalg.vector_norm(y, dim=0).sum() if self.norm[1] == 1.0 else norm(y)
+        y = layers.run(point["x"].flatten(0, 1), cell)[-1]
+        return y.reshape(self.problems, self.columns, *y.shape[1:])
 
     def _unit(self, name: str, g: Tensor, old: Tensor) -> Tensor:
         if name == "x":
