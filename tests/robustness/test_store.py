@@ -34,7 +34,7 @@ def decision(index: int, size: int = 10) -> Decision:
 def test_what_is_added_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "run"
     store = Store.open(path, ABOUT)
-    store.share("constants", b"abc")
+    store.share({"constants": b"abc"})
     for index in (2, 0):
         store.add(decision(index))
     store.close()

@@ -191,15 +191,14 @@ class Cascade:
         return cases, wrong
 
     def _by_constants(self, case: _Case) -> None:
-        known = self.facts.constants
-        if known is None:
+        if not self.facts.constants:
             return
         margins = self.facts.at_centre(case.claim).least
-        radius = known.radius(case.claim.label, margins)
+        radius = self.facts.radius_by_constants(case.claim.label, margins)
         case.bracket.likely = LIKELY * radius
         if self.facts.rounding is not None and radius > 0.0:  # it grows with the radius, so a smaller one loses less
             largest = case.at(min(radius, case.bracket.top))
-            radius = known.radius(case.claim.label, margins - self.facts.lost(largest))
+            radius = self.facts.radius_by_constants(case.claim.label, margins - self.facts.lost(largest))
         radius = min(radius * (1.0 - 1e-9), case.bracket.top)
         if 0.0 < radius < math.inf:
             case.keep(proved("pair_constants", self.facts, case.at(radius)))

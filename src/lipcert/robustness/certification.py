@@ -22,13 +22,12 @@ from lipcert.markup import tag
 from lipcert.robustness.checks import Facts
 from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, arithmetic_of
+from lipcert.robustness.pair_constants import BODY, OUTPUTS
 from lipcert.robustness.rows import Row
 from lipcert.robustness.store import Store
 from lipcert.robustness.threat import Threat
 from lipcert.robustness.verification import capture_in_units, restored, verify_row
 
-#: Name of the shared certificate of the body's constant.
-CONSTANTS = "constants"
 #: How the table names the arithmetic.
 _IN = {"real": "in real arithmetic", "float32": "as torch runs it in float32 on a CPU"}
 
@@ -322,7 +321,8 @@ class Certification(Sequence[Row]):
         if data is not None and (len(data) != len(self) or data.sha256 != self._about["data"]):
             raise CertificateError("these certificates are of other data than those given.")
         try:
-            constants = restored(self._store.shared(CONSTANTS), network, self.threat.norm)
+            kept = {name: self._store.shared(name) for name in (BODY, OUTPUTS)}
+            constants = restored(kept, network, self.threat.norm)
             facts = Facts(network, self.threat, constants, rounding)
             proved = 0
             for place, decision in enumerate(self._store.decisions()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,28 +16,23 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-import lipcert.methods.autolip
-import lipcert.methods.liplt  # noqa: F401  (both register their method)
 from lipcert.arguments import budget_of, device_of, real, seed_of
 from lipcert.capture.load import Model, prepared
 from lipcert.capture.model import Output
 from lipcert.certificates import kinds  # noqa: F401  (registers every check)
-from lipcert.errors import InputError, LipcertError, StoreError
-from lipcert.methods.base import Run, make
+from lipcert.errors import InputError, StoreError
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
-from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
-from lipcert.problem import Problem
-from lipcert.result import Bound
 from lipcert.robustness.branching import Branching
 from lipcert.robustness.cascade import Batch, Cascade
-from lipcert.robustness.certification import CONSTANTS, Certification
+from lipcert.robustness.certification import Certification
 from lipcert.robustness.checks import Facts
+from lipcert.robustness.constants import shared_constants
 from lipcert.robustness.engines import Engine, engine_of
 from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, Rounding, arithmetic_of, captured, executed_scores, require_exact
-from lipcert.robustness.pair_constants import PairConstants, body, classes_of
+from lipcert.robustness.pair_constants import BODY, OUTPUTS, classes_of
 from lipcert.robustness.progress import shown
 from lipcert.robustness.provers import CostToGo, Prover
 from lipcert.robustness.store import Store
@@ -53,8 +47,6 @@ _BATCH, _HELD = 64, 16
 _STEPS, _LEAST_STEPS, _SMALL = 300, 25, 4000
 #: Entries of a network beyond which largest radii come of one search; of smaller ones a bracket of searches is quicker.
 _WIDENED = 4000
-#: Seconds that the shared Lipschitz constant may take.
-_CONSTANT_SECONDS = 30.0
 
 
 def certify(
@@ -151,7 +143,7 @@ def certify(
     }  # fmt: skip
     store = Store.open(resume, about)
     try:
-        facts = _facts(network, threat, store, rounding)
+        facts = _facts(network, threat, store, rounding, seconds * len(data))
         steps = max(_LEAST_STEPS, round(_STEPS * times))
         provers = _provers(network, threat, steps, seconds, place, seed)
         wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
@@ -228,42 +220,14 @@ def _small(network: Network) -> bool:
     return sum(size(node.shape) for node in network.nodes) <= _SMALL
 
 
-def _facts(network: Network, threat: Threat, store: Store, rounding: Rounding | None) -> Facts:
-    """With a Lipschitz constant of the body, where it has one; a run that goes on uses the one it began with."""
-    content = store.shared(CONSTANTS)
-    if content is not None:
-        return Facts(network, threat, restored(content, network, threat.norm), rounding)
-    found = _constant(network, threat.norm)
-    store.share(CONSTANTS, b"" if found is None else _bytes_of(found))
-    constants = None if found is None else PairConstants.of(network, threat.norm, found.value, found.guarantee)
-    return Facts(network, threat, constants, rounding)
-
-
-def _constant(network: Network, p: float) -> Bound | None:
-    """A Lipschitz constant of the body, rigorous if it can be; None where there is none."""
-    front = body(network)
-    if front is None or front.refusal is not None:
-        return None
-    name = "liplt" if _small(network) else "autolip"  # paths of many layers are seldom written as matrices
-    for rigorous in (True, False):
-        run = Run(torch.Generator().manual_seed(0), torch.device("cpu"), _CONSTANT_SECONDS, rigorous=rigorous)
-        try:
-            with ordinary(), torch.random.fork_rng(devices=[]):
-                found = make(name).bound(Problem(front, (p, p)), run, Chance())
-        except LipcertError:
-            continue
-        if math.isfinite(found.value):
-            return found
-    return None
-
-
-@ordinary()
-def _bytes_of(found: Bound) -> bytes:
-    """The file of a certificate."""
-    with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
-        path = Path(folder) / "constants.lipcert"
-        found.save(path)
-        return path.read_bytes()
+def _facts(network: Network, threat: Threat, store: Store, rounding: Rounding | None, seconds: float) -> Facts:
+    """With Lipschitz constants, where there are any; a run that goes on uses those that it began with."""
+    kept = {name: store.shared(name) for name in (BODY, OUTPUTS)}
+    if kept[BODY] is not None:
+        return Facts(network, threat, restored(kept, network, threat.norm), rounding)
+    found = shared_constants(network, threat.norm, seconds)
+    store.share(found.certificates)
+    return Facts(network, threat, found.constants, rounding)
 
 
 def _require_classes(network: Network, data: Examples) -> None:

@@ -85,13 +85,13 @@ class Facts:
     Attributes:
         network: the model as captured, in the units of the threat.
         threat: what an adversary may do.
-        constants: Lipschitz constants of pairs of outputs; None where there are none.
+        constants: Lipschitz constants of pairs of outputs, each true of all pairs.
         rounding: what the execution in float32 may take from margins, where claims are about that; else None.
     """
 
     network: Network
     threat: Threat
-    constants: PairConstants | None = None
+    constants: tuple[PairConstants, ...] = ()
     rounding: Rounding | None = None
     _centres: dict[bytes, Margins] = field(default_factory=dict, repr=False)
 
@@ -130,17 +130,24 @@ class Facts:
         return self._centres[key]
 
     def by_constants(self, claim: Claim) -> Margins:
-        """m_k(x̂) − L_k·radius; −∞ where there are no constants.
+        """m_k(x̂) − L_k·radius, the greatest of several L; −∞ where there are no constants.
 
         Why these are lower bounds: f_label − f_k is at least m_k at x̂ and changes by at most L_k ‖x − x̂‖_p to x.
         """
-        known = self.constants
-        if known is None or known.p != self.threat.norm:
-            nothing = torch.full((self.classes - 1,), -math.inf, dtype=torch.float64)
-            return Margins(nothing, torch.zeros_like(nothing), "rigorous")
+        nothing = torch.full((self.classes - 1,), -math.inf, dtype=torch.float64)
+        found = Margins(nothing, torch.zeros_like(nothing), "rigorous")
+        known = [constants for constants in self.constants if constants.p == self.threat.norm]
+        if not known:
+            return found
         centre = self.at_centre(claim)
-        least, sure = known.margins(claim.label, centre.least, claim.radius)
-        return self._executed(claim, Margins(least, centre.size, sure))
+        for constants in known:
+            least, sure = constants.margins(claim.label, centre.least, claim.radius)
+            found = found.or_else(Margins(least, centre.size, sure))
+        return self._executed(claim, found)
+
+    def radius_by_constants(self, label: int, at_centre: Tensor) -> float:
+        """About the largest radius at which one of the constants proves all margins; at_centre as they have it."""
+        return max((known.radius(label, at_centre) for known in self.constants), default=0.0)
 
     def by_outputs(self, claim: Claim, witness: Witness, classes: Sequence[int] | None = None) -> Margins:
         """What a witness proves of the outputs on the claim's domain; −∞ for classes that are not asked."""

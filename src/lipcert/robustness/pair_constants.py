@@ -15,8 +15,10 @@ from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
 from lipcert.network.linear import Dense, LinearMap, compose, size
 from lipcert.numerics.chance import Chance
-from lipcert.numerics.rounding import add_up, mul_up
+from lipcert.numerics.rounding import add_up, div_up, mul_up
 
+#: Names of what a run keeps: a constant of what the last linear map reads, and one of all outputs.
+BODY, OUTPUTS = "constants", "output_constants"
 #: Classes up to which every pair has a norm of its own; beyond, the sum of two rows' norms serves.
 MOST_CLASSES = 24
 
@@ -33,12 +35,13 @@ class PairConstants:
     """|(f_i − f_j)(x) − (f_i − f_j)(y)| ≤ L_ij ‖x − y‖_p for all x and y.
 
     Why these are upper bounds: f = W g + b, with g the body, so f_i − f_j changes by (w_i − w_j)·(g(x) − g(y)), at most
-    the operator norm p → |·| of the row w_i − w_j times ‖g(x) − g(y)‖_p ≤ constant·‖x − y‖_p.
+    the operator norm p → |·| of the row w_i − w_j times ‖g(x) − g(y)‖_p ≤ constant·‖x − y‖_p. Of all outputs W is 1
+    and g = S f/m, with S = m·1 − (1 … 1)ᵀ(1 … 1), as (e_i − e_j) S = m (e_i − e_j).
 
     Attributes:
         head: W.
         p: the norm.
-        constant: a Lipschitz constant of the body, p → p.
+        constant: a Lipschitz constant of g, p → p.
         guarantee: of that.
     """
 
@@ -59,6 +62,13 @@ class PairConstants:
         if body(network) is None or not isinstance(last, AffineNode):
             raise CertificateError("this network does not end in a linear map: pairs of its outputs have no constants.")
         return cls(last.maps[0], p, constant, guarantee)
+
+    @classmethod
+    def of_outputs(cls, network: Network, p: float, constant: float, guarantee: Guarantee) -> PairConstants:
+        """From a bound of ``without_shared`` times the outputs."""
+        count = classes_of(network)
+        one = Dense((torch.eye(count, dtype=torch.float64),), network.out_shape, (1, count), 1.0, stored=True)
+        return cls(one, p, div_up(constant, float(count)), guarantee)
 
     def between(self, label: int, other: int) -> tuple[float, Guarantee]:
         """L of a pair, rounded up (inf where it is beyond floats), and how sure it is."""
@@ -105,6 +115,11 @@ class PairConstants:
             constant, _ = self.between(label, other)
             found = min(found, margin / constant if constant > 0 else math.inf if margin > 0 else 0.0)
         return max(0.0, min(found * (1.0 - 2.0**-40), 1e300))
+
+
+def without_shared(count: int) -> Tensor:
+    """m·1 − (1 … 1)ᵀ(1 … 1): outputs times m, without their mean; whole numbers, so that nothing is rounded."""
+    return count * torch.eye(count, dtype=torch.float64) - 1.0
 
 
 def others(label: int, classes: int) -> list[int]:

@@ -169,10 +169,13 @@ class Store:
             found = self._execute("SELECT content FROM shared WHERE name = ?", (name,)).fetchone()
         return None if found is None else bytes(found[0])
 
-    def share(self, name: str, content: bytes) -> None:
-        """Keep what several rows rest on."""
+    def share(self, contents: Mapping[str, bytes]) -> None:
+        """Keep what several rows rest on, by names; all of it or nothing."""
+        places = ", ".join(["(?, ?)"] * len(contents))
         with _named(self.where):
-            self._execute("INSERT INTO shared VALUES (?, ?)", (name, content))
+            self._execute(
+                f"INSERT INTO shared VALUES {places}", tuple(part for pair in contents.items() for part in pair)
+            )
 
     def add(self, decision: Decision) -> None:
         """Write one example: it is there whole, or not at all.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ from lipcert.capture.model import Output
 from lipcert.certificates.verify import verify as verify_certificate
 from lipcert.errors import CertificateError, LipcertError
 from lipcert.network.graph import Network
+from lipcert.result import Bound
 from lipcert.robustness.checks import Claim, Facts, breaks, recheck
 from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, Rounding, captured
-from lipcert.robustness.pair_constants import PairConstants, body
+from lipcert.robustness.pair_constants import BODY, OUTPUTS, PairConstants, body, classes_of, without_shared
 from lipcert.robustness.rows import Decision, Row
 from lipcert.robustness.threat import Threat, scaled
 from lipcert.robustness.unperturbed import digits_there, margin_there
@@ -34,22 +35,33 @@ def capture_in_units(
     return captured(scaled(built, threat.scale, shape), example, arithmetic)
 
 
-def restored(content: bytes | None, network: Network, p: float) -> PairConstants | None:
-    """The constants that a stored certificate proves; None where the run found none.
+def restored(certificates: Mapping[str, bytes | None], network: Network, p: float) -> tuple[PairConstants, ...]:
+    """The constants that stored certificates prove, by their names; of empty ones, where the run found none, none.
 
     Raises:
-        CertificateError: it proves none.
+        CertificateError: one does not prove what it is kept for.
     """
-    front = body(network)
-    if not content or front is None:  # empty: none was found
-        return None
+    found = []
+    if (content := certificates.get(BODY)) and (front := body(network)) is not None:
+        bound = _read(content, front, p, None)
+        found.append(PairConstants.of(network, p, bound.value, bound.guarantee))
+    if content := certificates.get(OUTPUTS):
+        bound = _read(content, network, p, without_shared(classes_of(network)))
+        found.append(PairConstants.of_outputs(network, p, bound.value, bound.guarantee))
+    return tuple(found)
+
+
+def _read(content: bytes, network: Network, p: float, select: torch.Tensor | None) -> Bound:
+    """The bound of these outputs everywhere that a certificate proves."""
     with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
         path = Path(folder) / "constants.lipcert"
         path.write_bytes(content)
-        bound = verify_certificate(path, front)
-    if bound.norm != (p, p) or bound.domain is not None or bound.select is not None or bound.anchor is not None:
+        bound = verify_certificate(path, network)
+    known = bound.select
+    same = known is None if select is None else known is not None and torch.equal(known.double(), select)
+    if bound.norm != (p, p) or bound.domain is not None or bound.anchor is not None or not same:
         raise CertificateError("the shared constant is of another question.")
-    return PairConstants.of(network, p, bound.value, bound.guarantee)
+    return bound
 
 
 def verify_row(decision: Decision, facts: Facts, data: Examples | None) -> None:

@@ -1,0 +1,128 @@
+"""Searches for the Lipschitz constants that a run works out once for all examples."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import lipcert.methods.autolip
+import lipcert.methods.liplt  # noqa: F401  (both register their method)
+from lipcert.errors import LipcertError
+from lipcert.increments import ScaledIncrements
+from lipcert.increments.units import natural_exponents
+from lipcert.methods.base import Run, make
+from lipcert.methods.lipsdp import LipSDP
+from lipcert.network.graph import Network
+from lipcert.network.linear import size
+from lipcert.numerics.chance import Chance
+from lipcert.numerics.process_state import ordinary
+from lipcert.problem import Problem
+from lipcert.result import Bound
+from lipcert.robustness.pair_constants import BODY, OUTPUTS, PairConstants, body, classes_of, without_shared
+from lipcert.search.passes import Passes
+from lipcert.search.vector_neuron import VectorNeuron
+
+#: Seconds that each may take, and the part of the time for all examples that LipSDP may.
+_SECONDS, _SHARE = 30.0, 0.2
+#: Steps and columns by which LipSDP's value is guessed, and what it is to be of a pair's constant by the body.
+_STEPS, _COLUMNS, _WORTH = 60, 4, 0.8
+#: Entries of a network up to which LipLT bounds the body: paths of many layers are seldom written as matrices.
+_SMALL = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What a run keeps: certificates by name, empty where there is no constant, and what they prove."""
+
+    certificates: dict[str, bytes]
+    constants: tuple[PairConstants, ...]
+
+
+def shared_constants(network: Network, p: float, seconds: float) -> Shared:
+    """Of the body, and by LipSDP of all outputs where that promises much.
+
+    Args:
+        network: whole.
+        p: the norm of inputs.
+        seconds: that all examples may take.
+    """
+    first, known = _of_body(network, p), []
+    if first is not None:
+        known.append(PairConstants.of(network, p, first.value, first.guarantee))
+    second = _of_outputs(network, p, known, min(_SECONDS, _SHARE * seconds))
+    if second is not None:
+        known.append(PairConstants.of_outputs(network, p, second.value, second.guarantee))
+    kept = {name: b"" if found is None else _bytes_of(found) for name, found in ((BODY, first), (OUTPUTS, second))}
+    return Shared(kept, tuple(known))
+
+
+def _of_body(network: Network, p: float) -> Bound | None:
+    """A Lipschitz constant of the body, rigorous if it can be; None where there is none."""
+    front = body(network)
+    if front is None or front.refusal is not None:
+        return None
+    name = "liplt" if sum(size(node.shape) for node in network.nodes) <= _SMALL else "autolip"
+    for rigorous in (True, False):
+        run = Run(_generator(), torch.device("cpu"), _SECONDS, rigorous=rigorous)
+        try:
+            with ordinary(), torch.random.fork_rng(devices=[]):
+                found = make(name).bound(Problem(front, (p, p)), run, Chance())
+        except LipcertError:
+            continue
+        if math.isfinite(found.value):
+            return found
+    return None
+
+
+def _of_outputs(network: Network, p: float, known: Sequence[PairConstants], seconds: float) -> Bound | None:
+    """LipSDP's constant of all outputs, where there is time for it and it promises much; None elsewhere."""
+    if p != 2.0 or network.refusal is not None:
+        return None
+    count = classes_of(network)
+    run = Run(_generator(), torch.device("cpu"), seconds, checked=True, rigorous=True)
+    try:
+        with ordinary(), torch.random.fork_rng(devices=[]):
+            problem, method = Problem(network, select=without_shared(count)), LipSDP()
+            if method.obstacle(problem, run) is not None:
+                return None
+            guess = PairConstants.of_outputs(network, p, _guess(problem), "rigorous")
+            if known and _mean(guess) > _WORTH * _mean(known[0]):
+                return None
+            found = method.bound(problem, run, Chance())
+    except LipcertError:
+        return None
+    return found if math.isfinite(found.value) else None
+
+
+def _guess(problem: Problem) -> float:
+    """About LipSDP's value, from below."""
+    increments = problem.expanded_increments
+    exact = ScaledIncrements(increments, natural_exponents(increments))
+    search = VectorNeuron(Passes(exact, torch.float32, torch.device("cpu")), problem.norm, _COLUMNS, _generator())
+    for _ in range(_STEPS):
+        search.step()
+    return float(search.rho[0].sqrt()) * 2.0 ** min(1000, exact.exponents[-1])
+
+
+def _mean(constants: PairConstants) -> float:
+    """Of the classes beside the first ones; all of few."""
+    count = min(10, constants.head.out_size)
+    return sum(constants.between(i, j)[0] for i in range(count) for j in range(i)) / (count * (count - 1) / 2)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@ordinary()
+def _bytes_of(found: Bound) -> bytes:
+    """The file of a certificate."""
+    with tempfile.TemporaryDirectory(prefix="lipcert-") as folder:
+        path = Path(folder) / "constants.lipcert"
+        found.save(path)
+        return path.read_bytes()

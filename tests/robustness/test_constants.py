@@ -1,0 +1,140 @@
+"""Lipschitz constants that all examples share: of the body, and by LipSDP of all outputs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lipcert
+from lipcert.capture.torch_export import capture
+from lipcert.robustness.checks import Claim, Facts
+from lipcert.robustness.constants import shared_constants
+from lipcert.robustness.pair_constants import BODY, OUTPUTS, PairConstants, body, without_shared
+from lipcert.robustness.threat import Threat
+from lipcert.robustness.verification import restored
+from tests.robustness.cases import mlp, points, right_labels
+
+PLENTY = 1e4
+
+
+def unbalanced() -> nn.Module:
+    """x ↦ x⁺ of two numbers by layers whose norms are 100, 1 and 1."""
+    model = nn.Sequential(
+        nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False)
+    )
+    for layer, scale in ((0, [100.0, 1.0]), (2, [2.0**-7, 1.0]), (4, [1.28, 1.0])):
+        model[layer].weight.data = torch.diag(torch.tensor(scale))
+    return model.eval()
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 10])
+def test_differences_of_rows_are_exact(count: int) -> None:
+    rows = without_shared(count)
+    for i, j in itertools.combinations(range(count), 2):
+        expected = torch.zeros(count, dtype=torch.float64)
+        expected[i], expected[j] = count, -count
+        assert torch.equal(rows[i] - rows[j], expected)
+
+
+def test_lipsdp_certifies_what_products_do_not(tmp_path: Path) -> None:
+    """Up to the distance to the nearest point of another class, which is |x₁ − x₂|/√2."""
+    model, x = unbalanced(), torch.tensor([[1.0, 0.25], [0.25, 1.0], [0.5, 0.75]])
+    labels, distance = right_labels(model, x), 0.25 / math.sqrt(2.0)
+    found = lipcert.certify(model, x, labels, radius=0.98 * distance, budget=100.0)
+    assert [(r.status, r.method, r.guarantee) for r in found] == [("certified", "pair_constants", "rigorous")] * 3
+    beyond = lipcert.certify(model, x, labels, radius=1.01 * distance, budget=100.0)
+    assert [r.status for r in beyond] == ["certified", "certified", "attacked"]  # the others are 3 times as far
+    found.save(tmp_path / "rows.robust")
+    lipcert.Certification.load(tmp_path / "rows.robust").verify(model, x, labels)
+    network = capture(model, x[:1])
+    assert restored({BODY: shared_constants(network, 2.0, 0.0).certificates[BODY]}, network, 2.0)[0].constant > 20.0
+    assert not shared_constants(network, 2.0, 0.0).certificates[OUTPUTS]  # no time for it
+    assert not shared_constants(network, math.inf, PLENTY).certificates[OUTPUTS]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_difference_of_outputs_grows_faster(seed: int) -> None:
+    """Each true of all pairs: gradients anywhere, and what all outputs share counts for nothing."""
+    model, shared = mlp(seed).double(), torch.full((4, 8), 3.0, dtype=torch.float64)
+    model[4].weight.data += shared
+    network = capture(model, torch.zeros(1, 6, dtype=torch.float64))
+    bound = lipcert.bound(model, torch.zeros(1, 6, dtype=torch.float64), method="lipsdp", select=without_shared(4))
+    constants = PairConstants.of_outputs(network, 2.0, bound.value, bound.guarantee)
+    x = 3.0 * torch.randn(200, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    slopes = torch.vmap(torch.func.jacrev(lambda one: model(one[None])[0]))(x).detach()
+    for i, j in itertools.combinations(range(4), 2):
+        largest, known = float((slopes[:, i] - slopes[:, j]).norm(dim=1).max()), constants.between(i, j)[0]
+        assert largest <= known < 10.0 * largest
+
+
+def test_of_two_constants_the_better_counts_pair_by_pair() -> None:
+    model = mlp(1)
+    network = capture(model, torch.zeros(1, 6))
+    threat = Threat.of(2.0, None, (0.1,), None, None)
+    one, other = (PairConstants.of(network, 2.0, c, "rigorous") for c in (3.0, 2.0))
+    outputs = PairConstants.of_outputs(network, 2.0, 9.0, "rigorous")
+    x = points(1, size=(6,)).double()[0].reshape(network.in_shape)
+    label = int(network.forward(x[None][0]).argmax())
+    claim = Claim(x, label, 0.1)
+    apart = [Facts(network, threat, (c,)).by_constants(claim).least for c in (one, other, outputs)]
+    together = Facts(network, threat, (one, other, outputs))
+    assert torch.equal(together.by_constants(claim).least, torch.stack(apart).amax(0))
+    margins = together.at_centre(claim).least
+    radii = [c.radius(label, margins) for c in (one, other, outputs)]
+    assert together.radius_by_constants(label, margins) == max(radii)
+
+
+def certificate(model: nn.Module, x: Tensor, folder: Path, select: Tensor | None) -> bytes:
+    bound = lipcert.bound(model, x, method="lipsdp", select=select)
+    bound.save(folder / "one.lipcert")
+    return (folder / "one.lipcert").read_bytes()
+
+
+def test_certificates_of_other_questions_prove_nothing(tmp_path: Path) -> None:
+    """Another selection, all outputs where the body is meant, another network, no certificate at all."""
+    model, x = mlp(), torch.zeros(1, 6)
+    network, rows = capture(model, x), without_shared(4)
+    front = nn.Sequential(*list(model)[:-1])
+    assert restored({BODY: b"", OUTPUTS: b""}, network, 2.0) == ()
+    assert len(restored({OUTPUTS: certificate(model, x, tmp_path, rows)}, network, 2.0)) == 1
+    assert len(restored({BODY: certificate(front, x, tmp_path, None)}, network, 2.0)) == 1
+    forged = [
+        (OUTPUTS, certificate(model, x, tmp_path, 0.5 * rows)),
+        (OUTPUTS, certificate(model, x, tmp_path, rows[:3])),
+        (OUTPUTS, certificate(model, x, tmp_path, None)),
+        (OUTPUTS, certificate(front, x, tmp_path, None)),
+        (OUTPUTS, certificate(mlp(seed=1), x, tmp_path, rows)),
+        (BODY, certificate(front, x, tmp_path, 0.5 * torch.eye(8, dtype=torch.float64))),
+        (BODY, certificate(model, x, tmp_path, None)),
+        (BODY, b"none"),
+    ]
+    for name, content in forged:
+        with pytest.raises(lipcert.CertificateError):
+            restored({name: content}, network, 2.0)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_models_without_differences(constant: bool) -> None:
+    """A constant model, and one whose outputs are all alike."""
+    model = mlp()
+    weight = model[4].weight
+    weight.data = torch.zeros_like(weight) if constant else weight.data[:1].expand_as(weight).clone()
+    model[4].bias.data = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    found = lipcert.certify(model, points(3, size=(6,)), torch.ones(3, dtype=torch.int64), radius=100.0, budget=50.0)
+    assert found.certified_accuracy(100.0) == 1.0
+
+
+def test_a_body_without_a_constant_still_has_outputs() -> None:
+    """A network that does not end in a linear map: LipSDP's constant of its outputs is all there is."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh()).eval()
+    model[0].weight.data = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    network = capture(model, torch.zeros(1, 2))
+    assert body(network) is None
+    found = shared_constants(network, 2.0, PLENTY)
+    assert [c.p for c in found.constants] == [2.0]
+    assert restored(found.certificates, network, 2.0)[0].constant == found.constants[0].constant
