@@ -52,9 +52,22 @@ def test_lipsdp_certifies_what_products_do_not(tmp_path: Path) -> None:
     found.save(tmp_path / "rows.robust")
     lipcert.Certification.load(tmp_path / "rows.robust").verify(model, x, labels)
     network = capture(model, x[:1])
-    assert restored({BODY: shared_constants(network, 2.0, 0.0).certificates[BODY]}, network, 2.0)[0].constant > 20.0
-    assert not shared_constants(network, 2.0, 0.0).certificates[OUTPUTS]  # no time for it
-    assert not shared_constants(network, math.inf, PLENTY).certificates[OUTPUTS]
+
+    def kept(seconds: float, norm: float = 2.0, radii: tuple[float, ...] | None = (0.9 * distance,)) -> bool:
+        """Whether a constant of all outputs was worth it."""
+        threat = Threat.of(norm, None, radii, None, None)
+        shared = shared_constants(network, threat, x.double().reshape(3, *network.in_shape), labels.tolist(), seconds)
+        first = restored({BODY: shared.certificates[BODY]}, network, norm)
+        assert first[0].constant > 20.0
+        assert len(shared.constants) == 1 + bool(shared.certificates[OUTPUTS])
+        return len(shared.constants) == 2
+
+    assert kept(PLENTY)
+    assert kept(PLENTY, radii=None)
+    assert not kept(0.0)  # no time for it
+    assert not kept(PLENTY, norm=math.inf)
+    assert not kept(PLENTY, radii=(1e-4,))  # the body's decides all
+    assert not kept(PLENTY, radii=(10.0,))  # and nothing this one
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -135,6 +148,8 @@ def test_a_body_without_a_constant_still_has_outputs() -> None:
     model[0].weight.data = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
     network = capture(model, torch.zeros(1, 2))
     assert body(network) is None
-    found = shared_constants(network, 2.0, PLENTY)
+    x = points(4, size=(2,)).double()
+    labels = network.forward(x[:, None]).reshape(4, -1).argmax(1).tolist()
+    found = shared_constants(network, Threat.of(2.0, None, None, None, None), x[:, None], labels, PLENTY)
     assert [c.p for c in found.constants] == [2.0]
     assert restored(found.certificates, network, 2.0)[0].constant == found.constants[0].constant

@@ -143,7 +143,7 @@ def certify(
     }  # fmt: skip
     store = Store.open(resume, about)
     try:
-        facts = _facts(network, threat, store, rounding, seconds * len(data))
+        facts = _facts(network, threat, store, rounding, data, seconds * len(data))
         steps = max(_LEAST_STEPS, round(_STEPS * times))
         provers = _provers(network, threat, steps, seconds, place, seed)
         wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
@@ -220,12 +220,17 @@ def _small(network: Network) -> bool:
     return sum(size(node.shape) for node in network.nodes) <= _SMALL
 
 
-def _facts(network: Network, threat: Threat, store: Store, rounding: Rounding | None, seconds: float) -> Facts:
+def _facts(
+    network: Network, threat: Threat, store: Store, rounding: Rounding | None, data: Examples, seconds: float
+) -> Facts:
     """With Lipschitz constants, where there are any; a run that goes on uses those that it began with."""
     kept = {name: store.shared(name) for name in (BODY, OUTPUTS)}
     if kept[BODY] is not None:
         return Facts(network, threat, restored(kept, network, threat.norm), rounding)
-    found = shared_constants(network, threat.norm, seconds)
+    first = range(min(len(data), _BATCH))
+    examples = torch.from_numpy(data.batch(first)).reshape(len(first), *network.in_shape)
+    labels = [int(data.labels[i]) for i in first]
+    found = shared_constants(network, threat, examples, labels, seconds)
     store.share(found.certificates)
     return Facts(network, threat, found.constants, rounding)
 

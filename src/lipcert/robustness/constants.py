@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import lipcert.methods.autolip
 import lipcert.methods.liplt  # noqa: F401  (both register their method)
@@ -24,13 +25,14 @@ from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.result import Bound
 from lipcert.robustness.pair_constants import BODY, OUTPUTS, PairConstants, body, classes_of, without_shared
+from lipcert.robustness.threat import Threat
 from lipcert.search.passes import Passes
 from lipcert.search.vector_neuron import VectorNeuron
 
 #: Seconds that each may take, and the part of the time for all examples that LipSDP may.
-_SECONDS, _SHARE = 30.0, 0.2
-#: Steps and columns by which LipSDP's value is guessed, and what it is to be of a pair's constant by the body.
-_STEPS, _COLUMNS, _WORTH = 60, 4, 0.8
+_SECONDS, _SHARE = 60.0, 0.2
+#: Steps and columns by which LipSDP's value is guessed, and the share of a sample that it is to decide more.
+_STEPS, _COLUMNS, _WORTH = 60, 4, 0.05
 #: Entries of a network up to which LipLT bounds the body: paths of many layers are seldom written as matrices.
 _SMALL = 4000
 
@@ -43,22 +45,56 @@ class Shared:
     constants: tuple[PairConstants, ...]
 
 
-def shared_constants(network: Network, p: float, seconds: float) -> Shared:
-    """Of the body, and by LipSDP of all outputs where that promises much.
+def shared_constants(
+    network: Network, threat: Threat, examples: Tensor, labels: Sequence[int], seconds: float
+) -> Shared:
+    """Of the body, and by LipSDP of all outputs where that promises to decide more.
 
     Args:
         network: whole.
-        p: the norm of inputs.
+        threat: what constants are for.
+        examples: (B, *in_shape) float64, some of those that are to be certified.
+        labels: of these.
         seconds: that all examples may take.
     """
+    p = threat.norm
     first, known = _of_body(network, p), []
     if first is not None:
         known.append(PairConstants.of(network, p, first.value, first.guarantee))
-    second = _of_outputs(network, p, known, min(_SECONDS, _SHARE * seconds))
+    with ordinary(), torch.no_grad():
+        scores = network.forward(examples).reshape(len(examples), -1)
+    sample = _Sample(scores, tuple(labels), threat.radii)
+    second = _of_outputs(network, p, lambda guess: sample.worth(guess, known), min(_SECONDS, _SHARE * seconds))
     if second is not None:
         known.append(PairConstants.of_outputs(network, p, second.value, second.guarantee))
     kept = {name: b"" if found is None else _bytes_of(found) for name, found in ((BODY, first), (OUTPUTS, second))}
     return Shared(kept, tuple(known))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Scores of some examples, (B, m), by which constants are compared."""
+
+    scores: Tensor
+    labels: tuple[int, ...]
+    radii: tuple[float, ...] | None
+
+    def worth(self, guess: PairConstants, known: Sequence[PairConstants]) -> bool:
+        """Whether these constants would certify a share more of the sample; of no radii, whether radii grow by one."""
+        ours = self._radii(guess)
+        theirs = [max(radii) for radii in zip(*map(self._radii, known), strict=True)] or [0.0] * len(ours)
+        if self.radii is None:
+            return sum(ours) > (1.0 + _WORTH) * sum(theirs)
+        decided = [sum(r >= radius for r in own for radius in self.radii) for own in (ours, theirs)]
+        return decided[0] - decided[1] > _WORTH * len(ours) * len(self.radii)
+
+    def _radii(self, constants: PairConstants) -> list[float]:
+        """Up to which each example keeps its class by constants, about."""
+        found = []
+        for scores, label in zip(self.scores, self.labels, strict=True):
+            rest = torch.cat([scores[:label], scores[label + 1 :]])
+            found.append(constants.radius(label, scores[label] - rest))
+        return found
 
 
 def _of_body(network: Network, p: float) -> Bound | None:
@@ -79,19 +115,17 @@ def _of_body(network: Network, p: float) -> Bound | None:
     return None
 
 
-def _of_outputs(network: Network, p: float, known: Sequence[PairConstants], seconds: float) -> Bound | None:
-    """LipSDP's constant of all outputs, where there is time for it and it promises much; None elsewhere."""
+def _of_outputs(network: Network, p: float, worth: Callable[[PairConstants], bool], seconds: float) -> Bound | None:
+    """LipSDP's constant of all outputs, where there is time for it and its value is worth it; None elsewhere."""
     if p != 2.0 or network.refusal is not None:
         return None
-    count = classes_of(network)
     run = Run(_generator(), torch.device("cpu"), seconds, checked=True, rigorous=True)
     try:
         with ordinary(), torch.random.fork_rng(devices=[]):
-            problem, method = Problem(network, select=without_shared(count)), LipSDP()
+            problem, method = Problem(network, select=without_shared(classes_of(network))), LipSDP()
             if method.obstacle(problem, run) is not None:
                 return None
-            guess = PairConstants.of_outputs(network, p, _guess(problem), "rigorous")
-            if known and _mean(guess) > _WORTH * _mean(known[0]):
+            if not worth(PairConstants.of_outputs(network, p, _guess(problem), "rigorous")):
                 return None
             found = method.bound(problem, run, Chance())
     except LipcertError:
@@ -107,12 +141,6 @@ def _guess(problem: Problem) -> float:
     for _ in range(_STEPS):
         search.step()
     return float(search.rho[0].sqrt()) * 2.0 ** min(1000, exact.exponents[-1])
-
-
-def _mean(constants: PairConstants) -> float:
-    """Of the classes beside the first ones; all of few."""
-    count = min(10, constants.head.out_size)
-    return sum(constants.between(i, j)[0] for i in range(count) for j in range(i)) / (count * (count - 1) / 2)
 
 
 def _generator() -> torch.Generator:
