@@ -19,7 +19,7 @@ from lipcert.robustness.threat import Threat
 from lipcert.robustness.verification import restored
 from tests.robustness.cases import mlp, points, right_labels
 
-PLENTY = 1e4
+PLENTY = 10_000
 
 
 def unbalanced() -> nn.Module:
@@ -53,10 +53,12 @@ def test_lipsdp_certifies_what_products_do_not(tmp_path: Path) -> None:
     lipcert.Certification.load(tmp_path / "rows.robust").verify(model, x, labels)
     network = capture(model, x[:1])
 
-    def kept(seconds: float, norm: float = 2.0, radii: tuple[float, ...] | None = (0.9 * distance,)) -> bool:
+    def kept(count: int, norm: float = 2.0, radii: tuple[float, ...] | None = (0.9 * distance,)) -> bool:
         """Whether a constant of all outputs was worth it."""
         threat = Threat.of(norm, None, radii, None, None)
-        shared = shared_constants(network, threat, x.double().reshape(3, *network.in_shape), labels.tolist(), seconds)
+        shared = shared_constants(
+            network, threat, x.double().reshape(3, *network.in_shape), labels.tolist(), count, 60.0
+        )
         first = restored({BODY: shared.certificates[BODY]}, network, norm)
         assert first[0].constant > 20.0
         assert len(shared.constants) == 1 + bool(shared.certificates[OUTPUTS])
@@ -64,7 +66,7 @@ def test_lipsdp_certifies_what_products_do_not(tmp_path: Path) -> None:
 
     assert kept(PLENTY)
     assert kept(PLENTY, radii=None)
-    assert not kept(0.0)  # no time for it
+    assert not kept(0)  # no time for it
     assert not kept(PLENTY, norm=math.inf)
     assert not kept(PLENTY, radii=(1e-4,))  # the body's decides all
     assert not kept(PLENTY, radii=(10.0,))  # and nothing this one
@@ -150,6 +152,6 @@ def test_a_body_without_a_constant_still_has_outputs() -> None:
     assert body(network) is None
     x = points(4, size=(2,)).double()
     labels = network.forward(x[:, None]).reshape(4, -1).argmax(1).tolist()
-    found = shared_constants(network, Threat.of(2.0, None, None, None, None), x[:, None], labels, PLENTY)
+    found = shared_constants(network, Threat.of(2.0, None, None, None, None), x[:, None], labels, PLENTY, 60.0)
     assert [c.p for c in found.constants] == [2.0]
     assert restored(found.certificates, network, 2.0)[0].constant == found.constants[0].constant

@@ -143,7 +143,7 @@ def certify(
     }  # fmt: skip
     store = Store.open(resume, about)
     try:
-        facts = _facts(network, threat, store, rounding, data, seconds * len(data))
+        facts = _facts(network, threat, store, rounding, data, seconds)
         steps = max(_LEAST_STEPS, round(_STEPS * times))
         provers = _provers(network, threat, steps, seconds, place, seed)
         wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
@@ -221,7 +221,7 @@ def _small(network: Network) -> bool:
 
 
 def _facts(
-    network: Network, threat: Threat, store: Store, rounding: Rounding | None, data: Examples, seconds: float
+    network: Network, threat: Threat, store: Store, rounding: Rounding | None, data: Examples, budget: float
 ) -> Facts:
     """With Lipschitz constants, where there are any; a run that goes on uses those that it began with."""
     kept = {name: store.shared(name) for name in (BODY, OUTPUTS)}
@@ -230,7 +230,7 @@ def _facts(
     first = range(min(len(data), _BATCH))
     examples = torch.from_numpy(data.batch(first)).reshape(len(first), *network.in_shape)
     labels = [int(data.labels[i]) for i in first]
-    found = shared_constants(network, threat, examples, labels, seconds)
+    found = shared_constants(network, threat, examples, labels, len(data), budget)
     store.share(found.certificates)
     return Facts(network, threat, found.constants, rounding)
 

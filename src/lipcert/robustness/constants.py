@@ -29,10 +29,11 @@ from lipcert.robustness.threat import Threat
 from lipcert.search.passes import Passes
 from lipcert.search.vector_neuron import VectorNeuron
 
-#: Seconds that each may take, and the part of the time for all examples that LipSDP may.
-_SECONDS, _SHARE = 60.0, 0.2
-#: Steps and columns by which LipSDP's value is guessed, and the share of a sample that it is to decide more.
-_STEPS, _COLUMNS, _WORTH = 60, 4, 0.05
+#: Seconds that each may take, and LipSDP for every example: most of its time is a proof that many share.
+_SECONDS, _EACH = 60.0, 0.2
+#: Steps and columns by which LipSDP's value is guessed, and the share of a sample that it is to decide more;
+#: of no radii, the factor by which those that constants prove are to grow.
+_STEPS, _COLUMNS, _WORTH, _FACTOR = 60, 4, 0.2, 2.0
 #: Entries of a network up to which LipLT bounds the body: paths of many layers are seldom written as matrices.
 _SMALL = 4000
 
@@ -46,7 +47,7 @@ class Shared:
 
 
 def shared_constants(
-    network: Network, threat: Threat, examples: Tensor, labels: Sequence[int], seconds: float
+    network: Network, threat: Threat, examples: Tensor, labels: Sequence[int], count: int, budget: float
 ) -> Shared:
     """Of the body, and by LipSDP of all outputs where that promises to decide more.
 
@@ -55,16 +56,17 @@ def shared_constants(
         threat: what constants are for.
         examples: (B, *in_shape) float64, some of those that are to be certified.
         labels: of these.
-        seconds: that all examples may take.
+        count: of all examples.
+        budget: seconds for each.
     """
-    p = threat.norm
+    p, seconds = threat.norm, min(_SECONDS, _EACH * count * min(budget, 1.0))
     first, known = _of_body(network, p), []
     if first is not None:
         known.append(PairConstants.of(network, p, first.value, first.guarantee))
     with ordinary(), torch.no_grad():
         scores = network.forward(examples).reshape(len(examples), -1)
     sample = _Sample(scores, tuple(labels), threat.radii)
-    second = _of_outputs(network, p, lambda guess: sample.worth(guess, known), min(_SECONDS, _SHARE * seconds))
+    second = _of_outputs(network, p, lambda guess: sample.worth(guess, known), seconds)
     if second is not None:
         known.append(PairConstants.of_outputs(network, p, second.value, second.guarantee))
     kept = {name: b"" if found is None else _bytes_of(found) for name, found in ((BODY, first), (OUTPUTS, second))}
@@ -80,11 +82,11 @@ class _Sample:
     radii: tuple[float, ...] | None
 
     def worth(self, guess: PairConstants, known: Sequence[PairConstants]) -> bool:
-        """Whether these constants would certify a share more of the sample; of no radii, whether radii grow by one."""
+        """Whether these constants promise so much more that their proof, which takes seconds, pays."""
         ours = self._radii(guess)
         theirs = [max(radii) for radii in zip(*map(self._radii, known), strict=True)] or [0.0] * len(ours)
         if self.radii is None:
-            return sum(ours) > (1.0 + _WORTH) * sum(theirs)
+            return sum(ours) > _FACTOR * sum(theirs)
         decided = [sum(r >= radius for r in own for radius in self.radii) for own in (ours, theirs)]
         return decided[0] - decided[1] > _WORTH * len(ours) * len(self.radii)
 
