@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lipcert
 from lipcert.capture.torch_export import capture
+from lipcert.network.graph import Network
 from lipcert.robustness.checks import Claim, Facts
 from lipcert.robustness.constants import shared_constants
 from lipcert.robustness.pair_constants import BODY, OUTPUTS, PairConstants, body, without_shared
@@ -155,3 +156,57 @@ def test_a_body_without_a_constant_still_has_outputs() -> None:
     found = shared_constants(network, Threat.of(2.0, None, None, None, None), x[:, None], labels, PLENTY, 60.0)
     assert [c.p for c in found.constants] == [2.0]
     assert restored(found.certificates, network, 2.0)[0].constant == found.constants[0].constant
+
+
+def test_the_same_seed_gives_the_same_constant() -> None:
+    """Whatever the clock says: nothing of LipSDP's search is timed."""
+    model, x = unbalanced_at_random(), torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    labels = right_labels(model, x)
+    margins = []
+    for _ in range(3):
+        found = lipcert.certify(model, x, labels, radius=1e-3, budget=30.0, effort=0.1)
+        margins.append([(r.method, r.certified_radius, r.margin) for r in found])
+    assert margins[1:] == margins[:1] * 2
+    network = capture(model, x[:1])
+    threat, examples = Threat.of(2.0, None, None, None, None), x.double()[:, None]
+    first, second = (shared_constants(network, threat, examples, labels.tolist(), 100, 1.0) for _ in range(2))
+    assert len(first.constants) == 2
+    assert [c.constant for c in first.constants] == [c.constant for c in second.constants]
+
+
+def unbalanced_at_random() -> nn.Module:
+    """Neurons of very different scale."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 5))
+        scale = torch.exp(2.0 * torch.randn(60))
+    model[0].weight.data *= scale[:, None]
+    model[2].weight.data /= scale
+    return model.eval()
+
+
+def test_the_sample_is_no_larger_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a batch is what fits in the memory; and where no constant of outputs comes into question nothing is run."""
+    sizes = []
+    forward = Network.forward
+
+    def counted(self: Network, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return forward(self, x)
+
+    model = unbalanced()
+    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("lipcert.robustness.certify._warn_of_units", lambda *_: None)
+    monkeypatch.setattr(Network, "forward", counted)
+    lipcert.certify(model, x, right_labels(model, x), radius=1e-3, budget=50.0, memory=1e-5, effort=0.1)
+    assert max(sizes) < 16
+
+
+def test_a_model_whose_output_is_its_input() -> None:
+    """Checks write into no tensor of a caller: the distance to the other class is known, and proved again."""
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(22), dtype=torch.float64)
+    for model in (nn.Identity().eval(), nn.Flatten().eval()):
+        found = lipcert.certify(model, x, x.argmax(1), radius=0.5)
+        apart = (x[:, 0] - x[:, 1]).abs() / math.sqrt(2.0)
+        assert [r.status for r in found] == ["certified" if d > 0.5 else "attacked" for d in apart]
+        found.verify(model, x, x.argmax(1))

@@ -365,6 +365,23 @@ def test_a_single_linear_layer(method: PairMethod) -> None:
     assert float(loss._pairs.matrix()[0, 1].detach()) == pytest.approx(float(difference), rel=1e-5)
 
 
+@METHODS
+def test_equal_outputs_leave_gradients_finite(method: PairMethod) -> None:
+    """Their constants are 0, and radii margins over these."""
+    for part in (0, 2):
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
+        nn.init.zeros_(model[part].weight)
+        loss = MarginLoss(model, torch.zeros(1, 3), "crm", method=method, radius=0.1, warm_up=0)
+        loss(torch.ones(4, 3), torch.tensor([0, 1, 2, 0])).backward()
+        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_inference_mode_is_named() -> None:
+    loss = MarginLoss(small(), IMAGE, radius=0.3)
+    with torch.inference_mode(), pytest.raises(lipcert.InputError, match="inference_mode"):
+        loss(*batch(0))
+
+
 def test_bad_input() -> None:
     with pytest.raises(lipcert.InputError, match="method"):
         MarginLoss(small(), IMAGE, method="liplt", radius=1.0)  # type: ignore[arg-type]

@@ -37,6 +37,7 @@ class Run:
         checked: whether the check has to fit in the budget too (else only the search does).
         rigorous: whether only a rigorous bound is wanted.
         spare: whether another bound is at hand: a check that would not fit in the budget is then not worth it.
+        repeatable: whether the clock may decide nothing but when the budget ends.
     """
 
     generator: torch.Generator
@@ -47,6 +48,7 @@ class Run:
     checked: bool = False
     rigorous: bool = False
     spare: bool = False
+    repeatable: bool = False
 
     @property
     def left(self) -> float:

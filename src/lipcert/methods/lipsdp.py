@@ -142,10 +142,14 @@ def dense_seconds(exact: ScaledIncrements) -> float | None:
 
     Measured: ``operations`` counts so generously that twice that many pay for all three.
     """
+    needed = dense_operations(exact)
+    return None if needed is None else 2.0 * needed / operations_per_second()
+
+
+def dense_operations(exact: ScaledIncrements) -> float | None:
+    """About how many operations a look at a network's form takes; None if a layer is too wide."""
     segments = cheapest_segments(exact)
-    if segments is None:
-        return None
-    return 2.0 * sum(operations(exact, s) for s in segments) / operations_per_second()
+    return None if segments is None else sum(operations(exact, s) for s in segments)
 
 
 def dense_seconds_of(problem: Problem) -> float | None:

@@ -166,8 +166,8 @@ class DenseFinish(Finish):
             done = all(lift is not None and lift.rho <= goal for lift, goal in zip(best, goals, strict=True))
             if done or not going or self.run.left < 3.0 * spent or self.short():
                 break
-            count = max(10, int(self.search.passes * 0.4))
-            if spent > 2.0 * searched:
+            count = max(10, int(self.search.passes * (1.0 if self.run.repeatable else 0.4)))
+            if spent > 2.0 * searched and not self.run.repeatable:
                 count = int(count * min(10.0, spent / max(searched, 1e-3)))
         return self.packaged([lift or self.cautious(form, self.places[form]) for form, lift in enumerate(best)])
 

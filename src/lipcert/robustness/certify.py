@@ -114,6 +114,7 @@ def certify(
         CaptureError: the model cannot be captured faithfully.
         UnsupportedOpError: with ``arithmetic="float32"``: an op whose execution is not known, by name.
         StoreError: the resume file is of another run, damaged, in use, or cannot be written.
+        CertificateError: a constant in the resume file is not proved: it was changed, or is of another version.
         EngineError: workers cannot be had, or one example ends every worker.
     """
     started = time.perf_counter()
@@ -227,7 +228,7 @@ def _facts(
     kept = {name: store.shared(name) for name in (BODY, OUTPUTS)}
     if kept[BODY] is not None:
         return Facts(network, threat, restored(kept, network, threat.norm), rounding)
-    first = range(min(len(data), _BATCH))
+    first = range(min(len(data), _batch_of(store)))
     examples = torch.from_numpy(data.batch(first)).reshape(len(first), *network.in_shape)
     labels = [int(data.labels[i]) for i in first]
     found = shared_constants(network, threat, examples, labels, len(data), budget)

@@ -344,7 +344,7 @@ def breaks(facts: Facts, claim: Claim, point: Tensor) -> bool:
     domain = facts.domain(claim)
     if not domain.contains(point):
         return False
-    scores = facts.network.forward(point.reshape(1, *facts.network.in_shape)).reshape(-1)
+    scores = facts.network.forward(point.reshape(1, *facts.network.in_shape)).reshape(-1).clone()  # not the point
     scores[claim.label] = -math.inf
     other = int(scores.argmax())
     return counter_example(facts.network, domain, point, claim.label, other) is not None

@@ -17,7 +17,7 @@ from lipcert.errors import LipcertError
 from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Run, make
-from lipcert.methods.lipsdp import LipSDP
+from lipcert.methods.lipsdp import LipSDP, dense_operations
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
 from lipcert.numerics.chance import Chance
@@ -29,8 +29,13 @@ from lipcert.robustness.threat import Threat
 from lipcert.search.passes import Passes
 from lipcert.search.vector_neuron import VectorNeuron
 
-#: Seconds that each may take, and LipSDP for every example: most of its time is a proof that many share.
-_SECONDS, _EACH = 60.0, 0.2
+#: Seconds that the constant of the body may take.
+_SECONDS = 30.0
+#: Operations that a look at LipSDP's form may take for every example, and in all: the proof is a few looks. They are
+#: counted, not timed, so that the same seed gives the same constant.
+_EACH, _MOST = 4e9, 1e12
+#: Passes of LipSDP's search.
+_PASSES = 1000
 #: Steps and columns by which LipSDP's value is guessed, and the share of a sample that it is to decide more;
 #: of no radii, the factor by which those that constants prove are to grow.
 _STEPS, _COLUMNS, _WORTH, _FACTOR = 60, 4, 0.2, 2.0
@@ -54,49 +59,41 @@ def shared_constants(
     Args:
         network: whole.
         threat: what constants are for.
-        examples: (B, *in_shape) float64, some of those that are to be certified.
+        examples: (B, *in_shape) float64, some of those that are to be certified; no more than fit in the memory.
         labels: of these.
         count: of all examples.
         budget: seconds for each.
     """
-    p, seconds = threat.norm, min(_SECONDS, _EACH * count * min(budget, 1.0))
+    p, operations = threat.norm, min(_MOST, _EACH * count * min(budget, 1.0))
     first, known = _of_body(network, p), []
     if first is not None:
         known.append(PairConstants.of(network, p, first.value, first.guarantee))
-    with ordinary(), torch.no_grad():
-        scores = network.forward(examples).reshape(len(examples), -1)
-    sample = _Sample(scores, tuple(labels), threat.radii)
-    second = _of_outputs(network, p, lambda guess: sample.worth(guess, known), seconds)
+    second = _of_outputs(network, p, lambda guess: _worth(guess, known, network, threat, examples, labels), operations)
     if second is not None:
         known.append(PairConstants.of_outputs(network, p, second.value, second.guarantee))
     kept = {name: b"" if found is None else _bytes_of(found) for name, found in ((BODY, first), (OUTPUTS, second))}
     return Shared(kept, tuple(known))
 
 
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """Scores of some examples, (B, m), by which constants are compared."""
+def _worth(
+    guess: PairConstants, known: Sequence[PairConstants], network: Network, threat: Threat, examples: Tensor,
+    labels: Sequence[int],
+) -> bool:  # fmt: skip
+    """Whether these constants promise so much more that their proof, which takes seconds, pays."""
+    with torch.no_grad():
+        scores = network.forward(examples).reshape(len(examples), -1)
 
-    scores: Tensor
-    labels: tuple[int, ...]
-    radii: tuple[float, ...] | None
+    def radii(constants: PairConstants) -> list[float]:
+        rest = (torch.cat([row[:label], row[label + 1 :]]) for row, label in zip(scores, labels, strict=True))
+        pairs = zip(scores, labels, rest, strict=True)
+        return [constants.radius(label, row[label] - others) for row, label, others in pairs]
 
-    def worth(self, guess: PairConstants, known: Sequence[PairConstants]) -> bool:
-        """Whether these constants promise so much more that their proof, which takes seconds, pays."""
-        ours = self._radii(guess)
-        theirs = [max(radii) for radii in zip(*map(self._radii, known), strict=True)] or [0.0] * len(ours)
-        if self.radii is None:
-            return sum(ours) > _FACTOR * sum(theirs)
-        decided = [sum(r >= radius for r in own for radius in self.radii) for own in (ours, theirs)]
-        return decided[0] - decided[1] > _WORTH * len(ours) * len(self.radii)
-
-    def _radii(self, constants: PairConstants) -> list[float]:
-        """Up to which each example keeps its class by constants, about."""
-        found = []
-        for scores, label in zip(self.scores, self.labels, strict=True):
-            rest = torch.cat([scores[:label], scores[label + 1 :]])
-            found.append(constants.radius(label, scores[label] - rest))
-        return found
+    ours = radii(guess)
+    theirs = [max(several) for several in zip(*map(radii, known), strict=True)] or [0.0] * len(ours)
+    if threat.radii is None:
+        return sum(ours) > _FACTOR * sum(theirs)
+    more = [(r >= radius) - (t >= radius) for r, t in zip(ours, theirs, strict=True) for radius in threat.radii]
+    return sum(more) > _WORTH * len(more)
 
 
 def _of_body(network: Network, p: float) -> Bound | None:
@@ -117,29 +114,30 @@ def _of_body(network: Network, p: float) -> Bound | None:
     return None
 
 
-def _of_outputs(network: Network, p: float, worth: Callable[[PairConstants], bool], seconds: float) -> Bound | None:
-    """LipSDP's constant of all outputs, where there is time for it and its value is worth it; None elsewhere."""
+def _of_outputs(network: Network, p: float, worth: Callable[[PairConstants], bool], operations: float) -> Bound | None:
+    """LipSDP's constant of all outputs, where it takes few operations and its value is worth it; None elsewhere."""
     if p != 2.0 or network.refusal is not None:
         return None
-    run = Run(_generator(), torch.device("cpu"), seconds, checked=True, rigorous=True)
+    run = Run(_generator(), torch.device("cpu"), math.inf, rigorous=True, repeatable=True)
     try:
         with ordinary(), torch.random.fork_rng(devices=[]):
-            problem, method = Problem(network, select=without_shared(classes_of(network))), LipSDP()
-            if method.obstacle(problem, run) is not None:
+            problem = Problem(network, select=without_shared(classes_of(network)))
+            increments = problem.expanded_increments
+            exact = ScaledIncrements(increments, natural_exponents(increments))
+            needed = dense_operations(exact)
+            if needed is None or needed > operations:
                 return None
-            if not worth(PairConstants.of_outputs(network, p, _guess(problem), "rigorous")):
+            if not worth(PairConstants.of_outputs(network, p, _guess(exact), "rigorous")):
                 return None
-            found = method.bound(problem, run, Chance())
+            found = LipSDP(route="dense", max_passes=_PASSES).bound(problem, run, Chance())
     except LipcertError:
         return None
     return found if math.isfinite(found.value) else None
 
 
-def _guess(problem: Problem) -> float:
+def _guess(exact: ScaledIncrements) -> float:
     """About LipSDP's value, from below."""
-    increments = problem.expanded_increments
-    exact = ScaledIncrements(increments, natural_exponents(increments))
-    search = VectorNeuron(Passes(exact, torch.float32, torch.device("cpu")), problem.norm, _COLUMNS, _generator())
+    search = VectorNeuron(Passes(exact, torch.float32, torch.device("cpu")), (2.0, 2.0), _COLUMNS, _generator())
     for _ in range(_STEPS):
         search.step()
     return float(search.rho[0].sqrt()) * 2.0 ** min(1000, exact.exponents[-1])

@@ -28,6 +28,8 @@ STRENGTH: Mapping[Kind, float] = {"mixed": 0.35, "gloro": 1.0, "crm": 1.0}
 WARM_UP = 1000
 #: Of what a batch's loss without constants is below a constant's loss the part that they may take; halvings to find it.
 _PART, _HALVINGS = 0.75, 10
+#: What a constant is taken for at least where it divides: of equal outputs radii and their gradients would overflow.
+_LEAST_CONSTANT = 1e-9
 #: Calls from one look at whether the outputs still depend on the inputs to the next, and part of them that is nothing.
 _LOOKED, _ALIKE = 100, 1e-3
 #: Examples that an accuracy is worked out for at once, and power steps before it.
@@ -140,8 +142,13 @@ class MarginLoss:
             labels: (B,) whole numbers from 0 to m − 1.
 
         Raises:
-            InputError: labels or logits do not fit; NumericsError: parameters, logits or constants are not finite.
+            InputError: labels or logits do not fit, or torch is in inference mode; NumericsError: parameters, logits or
+                constants are not finite.
         """
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "a loss has no gradients in torch.inference_mode(): call it outside, under no_grad if need be."
+            )
         _require_labels(self._pairs.classes, inputs, labels)
         self.calls += 1
         points = self._attacked(inputs, labels) if self.kind == "mixed" else inputs
@@ -250,7 +257,7 @@ class MarginLoss:
 
     def _lost_radius(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
         margins, pairs = _margins(logits, labels, constants)
-        radii = margins / pairs.clamp(min=torch.finfo(pairs.dtype).tiny ** 0.5)
+        radii = margins / pairs.clamp(min=_LEAST_CONSTANT)
         radii = radii.scatter(1, labels[:, None], math.inf)
         low = radii.detach().amin(1) < self.reach
         soft = torch.logsumexp(-self.sharpness * radii, 1) / self.sharpness

@@ -120,8 +120,8 @@ class Pairs:
     """K_ij, about the constant of f_i − f_j in l2, by a power method that a pass per call keeps near its maximum.
 
     By ``autolip`` ‖w_i − w_j‖ times the constant of what the last map W reads, a product of norms along the graph: K
-    lies below that product's own bound. By ``lipsdp`` that of LipSDP for each pair, below its optimum. So K is an
-    estimate.
+    lies below that product's own bound. By ``lipsdp`` that of LipSDP for each pair, below its optimum. With
+    normalisations, of whose arguments certificates know more, both may lie far above these. So K is an estimate.
 
     Args:
         live: the model.
