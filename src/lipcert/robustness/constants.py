@@ -31,9 +31,9 @@ from lipcert.search.vector_neuron import VectorNeuron
 
 #: Seconds that the constant of the body may take.
 _SECONDS = 30.0
-#: Operations that a look at LipSDP's form may take for every example, and in all: the proof is a few looks. They are
-#: counted, not timed, so that the same seed gives the same constant.
-_EACH, _MOST = 4e9, 1e12
+#: Operations that a look at LipSDP's form may take for every example and second of its budget, of which so many seconds
+#: count, and in all: the proof is a few looks. Counted, not timed, so that the same seed gives the same constant.
+_EACH, _COUNTED, _MOST = 4e9, 5.0, 1e12
 #: Passes of LipSDP's search.
 _PASSES = 1000
 #: Steps and columns by which LipSDP's value is guessed, and the share of a sample that it is to decide more;
@@ -64,7 +64,7 @@ def shared_constants(
         count: of all examples.
         budget: seconds for each.
     """
-    p, operations = threat.norm, min(_MOST, _EACH * count * min(budget, 1.0))
+    p, operations = threat.norm, min(_MOST, _EACH * count * min(budget, _COUNTED))
     first, known = _of_body(network, p), []
     if first is not None:
         known.append(PairConstants.of(network, p, first.value, first.guarantee))
