@@ -43,6 +43,10 @@ _STEPS, _COLUMNS, _WORTH, _FACTOR = 60, 4, 0.2, 2.0
 _SMALL = 4000
 
 
+#: Constants that are worked out when they are asked for.
+Guess = Callable[[], PairConstants]
+
+
 @dataclass(frozen=True, eq=False)
 class Shared:
     """What a run keeps: certificates by name, empty where there is no constant, and what they prove."""
@@ -76,10 +80,10 @@ def shared_constants(
 
 
 def _worth(
-    guess: PairConstants, known: Sequence[PairConstants], network: Network, threat: Threat, examples: Tensor,
+    guess: Guess, known: Sequence[PairConstants], network: Network, threat: Threat, examples: Tensor,
     labels: Sequence[int],
 ) -> bool:  # fmt: skip
-    """Whether these constants promise so much more that their proof, which takes seconds, pays."""
+    """Whether constants promise so much more than those known that their proof, which takes seconds, pays."""
     with torch.no_grad():
         scores = network.forward(examples).reshape(len(examples), -1)
 
@@ -88,12 +92,15 @@ def _worth(
         pairs = zip(scores, labels, rest, strict=True)
         return [constants.radius(label, row[label] - others) for row, label, others in pairs]
 
-    ours = radii(guess)
-    theirs = [max(several) for several in zip(*map(radii, known), strict=True)] or [0.0] * len(ours)
+    theirs = [max(several) for several in zip(*map(radii, known), strict=True)] or [0.0] * len(labels)
     if threat.radii is None:
-        return sum(ours) > _FACTOR * sum(theirs)
-    more = [(r >= radius) - (t >= radius) for r, t in zip(ours, theirs, strict=True) for radius in threat.radii]
-    return sum(more) > _WORTH * len(more)
+        return sum(radii(guess())) > _FACTOR * sum(theirs)
+    count = _WORTH * len(labels) * len(threat.radii)
+    open_ = [(k, radius) for k, known_radius in enumerate(theirs) for radius in threat.radii if known_radius < radius]
+    if len(open_) <= count:  # not even all that is left
+        return False
+    ours = radii(guess())
+    return sum(ours[k] >= radius for k, radius in open_) > count
 
 
 def _of_body(network: Network, p: float) -> Bound | None:
@@ -114,7 +121,7 @@ def _of_body(network: Network, p: float) -> Bound | None:
     return None
 
 
-def _of_outputs(network: Network, p: float, worth: Callable[[PairConstants], bool], operations: float) -> Bound | None:
+def _of_outputs(network: Network, p: float, worth: Callable[[Guess], bool], operations: float) -> Bound | None:
     """LipSDP's constant of all outputs, where it takes few operations and its value is worth it; None elsewhere."""
     if p != 2.0 or network.refusal is not None:
         return None
@@ -127,7 +134,7 @@ def _of_outputs(network: Network, p: float, worth: Callable[[PairConstants], boo
             needed = dense_operations(exact)
             if needed is None or needed > operations:
                 return None
-            if not worth(PairConstants.of_outputs(network, p, _guess(exact), "rigorous")):
+            if not worth(lambda: PairConstants.of_outputs(network, p, _guess(exact), "rigorous")):
                 return None
             found = LipSDP(route="dense", max_passes=_PASSES).bound(problem, run, Chance())
     except LipcertError:
