@@ -435,14 +435,19 @@ def test_where_no_radius_is_likely_the_least_has_most_of_the_time() -> None:
     assert hopeless.rounds == 1  # there is less time left than it had
 
 
-def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search at the larger radius is made to last as long as it may."""
+def both_certified() -> tuple[nn.Module, torch.Tensor, torch.Tensor, float, float]:
+    """A model, an example and its label, and two radii at which a search by itself certifies it."""
     torch.manual_seed(4)
     model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
     x = torch.randn(1, 4, dtype=torch.float64)
     label = model(x).argmax(1)
     (alone,) = lipcert.certify(model, x, label, budget=2.0)
-    large, small = 0.95 * alone.certified_radius, 0.85 * alone.certified_radius
+    return model, x, label, 0.85 * alone.certified_radius, 0.95 * alone.certified_radius
+
+
+def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search at the larger radius is made to last as long as it may."""
+    model, x, label, small, large = both_certified()
     prove, asked_for = CostToGo.prove, []
 
     def slow(self: CostToGo, facts: Any, asked: Any, until: float) -> Any:
@@ -462,12 +467,7 @@ def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(m
 @pytest.mark.few(2)
 def test_who_failed_in_a_part_of_the_time_has_what_the_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of four examples takes all of the first round in vain, and waits until the others need no more."""
-    torch.manual_seed(4)
-    model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
-    x = torch.randn(1, 4, dtype=torch.float64)
-    label = model(x).argmax(1)
-    (alone,) = lipcert.certify(model, x, label, budget=2.0)
-    large, small = 0.95 * alone.certified_radius, 0.85 * alone.certified_radius
+    model, x, label, small, large = both_certified()
     prove, companies = CostToGo.prove, []
 
     def slow(self: CostToGo, facts: Any, asked: Any, until: float) -> Any:

@@ -24,7 +24,7 @@ from lipcert.numerics.chance import Chance
 from lipcert.numerics.process_state import ordinary
 from lipcert.problem import Problem
 from lipcert.result import Bound
-from lipcert.robustness.pair_constants import BODY, OUTPUTS, PairConstants, body, classes_of, without_shared
+from lipcert.robustness.pair_constants import BODY, OUTPUTS, PairConstants, body, classes_of, others, without_shared
 from lipcert.robustness.threat import Threat
 from lipcert.search.passes import Passes
 from lipcert.search.vector_neuron import VectorNeuron
@@ -41,8 +41,6 @@ _PASSES = 1000
 _STEPS, _COLUMNS, _WORTH, _FACTOR = 60, 4, 0.2, 2.0
 #: Entries of a network up to which LipLT bounds the body: paths of many layers are seldom written as matrices.
 _SMALL = 4000
-
-
 #: Constants that are worked out when they are asked for.
 Guess = Callable[[], PairConstants]
 
@@ -88,9 +86,8 @@ def _worth(
         scores = network.forward(examples).reshape(len(examples), -1)
 
     def radii(constants: PairConstants) -> list[float]:
-        rest = (torch.cat([row[:label], row[label + 1 :]]) for row, label in zip(scores, labels, strict=True))
-        pairs = zip(scores, labels, rest, strict=True)
-        return [constants.radius(label, row[label] - others) for row, label, others in pairs]
+        rows = zip(scores, labels, strict=True)
+        return [constants.radius(label, row[label] - row[others(label, len(row))]) for row, label in rows]
 
     theirs = [max(several) for several in zip(*map(radii, known), strict=True)] or [0.0] * len(labels)
     if threat.radii is None:
@@ -136,7 +133,7 @@ def _of_outputs(network: Network, p: float, worth: Callable[[Guess], bool], oper
                 return None
             if not worth(lambda: PairConstants.of_outputs(network, p, _guess(exact), "rigorous")):
                 return None
-            found = LipSDP(route="dense", max_passes=_PASSES).bound(problem, run, Chance())
+            found = LipSDP(route="dense", max_passes=_PASSES).own_bound(problem, run, Chance())
     except LipcertError:
         return None
     return found if math.isfinite(found.value) else None
