@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -51,29 +53,47 @@ class Subject:
     def __init__(self, model: Network, chance: Chance | None = None) -> None:
         self.model = model
         self.chance = chance or Chance()
-        self._claimed: tuple[tuple[float, ...], Facts] | None = None
+        self._claimed: tuple[bytes, Facts] | None = None
         self._settings: dict[tuple[Any, ...], Setting] = {}
+        self._based = False
 
     @cached_property
-    def network(self) -> Network:
+    def plain(self) -> Network:
         """Fused, expressions in one variable as activations, sorts as linear maps and ReLUs; pools come first."""
         return fuse(expand(fuse(joined(collapse(self.model))), maxima=False))
 
     @cached_property
     def facts(self) -> Facts:
         """Norms, found here, and reaches."""
-        return Facts(self.network, self.chance)
+        return Facts(self.plain, self.chance)
+
+    @property
+    def network(self) -> Network:
+        """Of these facts."""
+        return self.facts.network
+
+    @property
+    def based(self) -> bool:
+        """Whether bases of maxima were looked for."""
+        return self._based
+
+    def adopt(self, bases: Mapping[int, Tensor]) -> None:
+        """Take bases of maxima that a search has found: position in ``plain`` → (classes, K, K)."""
+        self._based = True
+        if bases:
+            self.facts = Facts(self.plain, self.chance, given=bases)
+            self._settings.clear()
 
     def facts_of(self, witness: Witness) -> Facts:
-        """With the norms that a witness claims, proved; those of one call are kept for the next."""
+        """With the norms that a witness claims, proved, and its bases; those of one call are kept for the next."""
         claims = witness.arrays.get("norms")
         if claims is None:
             return self.facts
-        key = tuple(claims.reshape(-1).tolist())
-        if "facts" in self.__dict__ and key == tuple(self.facts.claims.tolist()):  # it was found here
+        key = _arrays_key(witness.arrays)
+        if "facts" in self.__dict__ and key == _arrays_key(self.facts.arrays):  # it was found here
             return self.facts
         if self._claimed is None or self._claimed[0] != key:
-            self._claimed = key, Facts(self.network, self.chance, claims)
+            self._claimed = key, Facts(self.plain, self.chance, claims, _bases(witness.arrays))
         return self._claimed[1]
 
     def setting(self, facts: Facts, domain: Domain, linear: bool, until: float = math.inf) -> Setting:
@@ -96,6 +116,28 @@ class Subject:
         """The matrix of the selection, (k, m): every output where there is none."""
         m = size(self.model.out_shape)
         return torch.eye(m, dtype=torch.float64) if select is None else select.detach().to("cpu", torch.float64)
+
+
+def _arrays_key(arrays: Mapping[str, Tensor]) -> bytes:
+    """All that facts depend on."""
+    digest = sha256()
+    for name, tensor in sorted(arrays.items()):
+        if name == "norms" or name.startswith("basis."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+def _bases(arrays: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Of a witness, by the positions in their names."""
+    found = {}
+    for name, tensor in arrays.items():
+        if name.startswith("basis."):
+            place = name.removeprefix("basis.")
+            if not (place.isascii() and place.isdigit() and len(place) < 10):
+                raise CertificateError(f"a certificate of this kind has no array {name[:40]!r}.")
+            found[int(place)] = tensor
+    return found
 
 
 def _content(domain: Domain) -> tuple[Any, ...]:
@@ -219,7 +261,7 @@ def prove_outputs(subject: Subject, domain: Domain, select: Tensor | None, witne
         if witness.kind == "cost_to_go":
             found, sure = lower_bounds(setting, rows, Multipliers.read(witness))
         else:
-            found, sure = branched_bounds(setting, rows, *read_branched(witness, subject.network))
+            found, sure = branched_bounds(setting, rows, *read_branched(witness, setting.network))
         guarantee = sure if bool((found > value).any()) else guarantee
         value = torch.maximum(value, found)
     elif witness.arrays:

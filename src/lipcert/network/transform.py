@@ -80,7 +80,7 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
         for grandparent, linear in zip(inner.parents, inner.maps, strict=True):
             include(grandparent, compose(linear, outer))
         if inner.offset is not None:
-            moved = _moved_offset(inner, outer)
+            moved = moved_offset(inner, outer)
             offset = moved if offset is None else offset + moved
     name = "+".join([*names, node.name]) if names else node.name
     return replace(
@@ -89,7 +89,7 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
     )  # fmt: skip
 
 
-def _moved_offset(node: AffineNode, outer: LinearMap) -> Range:
+def moved_offset(node: AffineNode, outer: LinearMap) -> Range:
     """The offset of a node as the map after it makes it."""
     offset = node.known_offset
     assert offset is not None

@@ -15,7 +15,7 @@ from lipcert.errors import CertificateError, InputError, NotProved
 from lipcert.network.graph import Network
 from lipcert.network.linear import size
 from lipcert.result import OutputBound
-from lipcert.robustness.outputs import Bounded, Task, prove_below
+from lipcert.robustness.outputs import Bounded, Task, look_for_bases, prove_below
 from lipcert.robustness.raising import raised
 from lipcert.search.cost_to_go.settings import Settings
 
@@ -78,6 +78,7 @@ def bound_outputs(
     short = Settings(steps=FIRST, warm=FIRST // 2, goal=None, seed=seed, device=device)
     long = replace(short, steps=MOST, warm=40, decay=0.99)
     trees = wanted.split or bool(goals.isfinite().any())
+    look_for_bases(subject)
     began = time.perf_counter()
     best = prove_below(subject, [task], short, linear=True, until=began + max(budget, LEAST))[0]
     now = time.perf_counter()

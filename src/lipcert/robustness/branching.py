@@ -81,14 +81,14 @@ class Branching:
 
     def _content(self, facts: Facts, classes: Sequence[int], forest: Forest) -> bytes:
         """The proof's bytes."""
-        norms, parts, simple = facts.subject.facts.claims, [], {}
+        shared, parts, simple = facts.subject.facts.arrays, [], {}
         for row, k in enumerate(classes):
             tree, multipliers = forest.proof(row)
             if tree:
-                parts.append(Part([k], {**multipliers.arrays(), **tree, "norms": norms}))
+                parts.append(Part([k], {**multipliers.arrays(), **tree, **shared}))
             else:
                 simple[k] = multipliers
-        parts += [Part(part.classes, {**part.multipliers, "norms": norms}) for part in joined_parts(simple)]
+        parts += [Part(part.classes, {**part.multipliers, **shared}) for part in joined_parts(simple)]
         return write_proof(parts, self.linear)
 
 

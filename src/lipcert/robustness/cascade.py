@@ -20,7 +20,7 @@ from lipcert.errors import LipcertError, NumericsError
 from lipcert.guarantee import Guarantee
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Claim, Facts
-from lipcert.robustness.outputs import deep
+from lipcert.robustness.outputs import deep, look_for_bases
 from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
@@ -141,6 +141,7 @@ class Cascade:
         subject = self.facts.subject
         if any(case.wanted and not case.bracket.done for case in left) and deep(subject.network):
             with ordinary(), suppress(LipcertError):  # where ranges are enough nobody asks for them
+                look_for_bases(subject)
                 _ = subject.facts.claims  # norms, worked out once for all examples, are none's own time
         clock.share(left)
         until = time.perf_counter() + self.budget * sum(case.wanted for case in left)

@@ -130,7 +130,7 @@ class Forest:
         settings, _ = precise_enough(settings, norms, [*ends, rows])
         one = torch.zeros(len(rows), dtype=torch.int64)
         relaxed = Relaxed.of([setting.bounds], one, settings.dtype, settings.device)
-        plan = Plan(network.to(settings.dtype, settings.device), norms, relaxed.parents)
+        plan = Plan(network.to(settings.dtype, settings.device), norms, relaxed.parents, subject.facts.bases)
         like = torch.zeros(1, dtype=settings.dtype, device=settings.device)
         low, high = (
             {k: getattr(setting.boxes[k], end)[None][one].to(like) for k in plan.ranged} for end in ("low", "high")

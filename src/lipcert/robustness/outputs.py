@@ -21,6 +21,7 @@ from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
 from lipcert.numerics.process_state import ordinary
 from lipcert.ranges.build import applied, maximum
+from lipcert.search.bases import find_bases
 from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
@@ -71,7 +72,7 @@ class Answer:
         if not found:
             return Witness("ranges", {}, settings)
         filled = [m if m is not None else found[0].map(torch.zeros_like) for m in self.multipliers]
-        return Witness("cost_to_go", {**joined(filled).arrays(), "norms": subject.facts.claims}, settings)
+        return Witness("cost_to_go", {**joined(filled).arrays(), **subject.facts.arrays}, settings)
 
 
 def joined(parts: Sequence[Multipliers]) -> Multipliers:
@@ -155,6 +156,13 @@ def deep(network: Network) -> bool:
     return False
 
 
+def look_for_bases(subject: Subject) -> None:
+    """Once for a network: bases in which its maxima over windows cost less."""
+    if not subject.based:
+        with torch.random.fork_rng(devices=[]):
+            subject.adopt(find_bases(subject.plain))
+
+
 def norms_of(subject: Subject) -> dict[int, tuple[float, ...]]:
     """Position of an affine node → norms of its maps."""
     positions = [k for k, node in enumerate(subject.network.nodes) if isinstance(node, AffineNode)]
@@ -208,7 +216,7 @@ def _searched(
             network, norms, boxes, together([tasks[i].domain for i in used]),
             torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
             torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
-            [places[i].bounds for i in used], until,
+            [places[i].bounds for i in used], until, subject.facts.bases,
         )  # fmt: skip
     except Exception as problem:  # ranges have proved something all the same
         if not moderate:

@@ -183,7 +183,7 @@ class CostToGo:
         if not found:
             return stretched("linear_bounds" if answer.linear else "ranges", facts, asked, b"")
         parts = [
-            Part(part.classes, {**part.multipliers, "norms": facts.subject.facts.claims})
+            Part(part.classes, {**part.multipliers, **facts.subject.facts.arrays})
             for part in joined_parts(found)
         ]
         return stretched(self.name, facts, asked, write_proof(parts, answer.linear))

@@ -178,5 +178,5 @@ def raised(
     if len(leaves) == len(rows):  # nothing was split
         own = Answer(best.lower, True, best.guarantee, [m for _, m in nodes])
         return own.witness(subject, upper)
-    arrays = {**joined(leaves).arrays(), **write_trees([split for split, _ in nodes]), "norms": subject.facts.claims}
+    arrays = {**joined(leaves).arrays(), **write_trees([split for split, _ in nodes]), **subject.facts.arrays}
     return Witness("branched_cost_to_go", arrays, {"linear": True, "upper": upper})

@@ -107,7 +107,7 @@ class Widening:
         )
         if not moderate:
             return [None] * len(asked)
-        plan = Plan(network.to(settings.dtype, settings.device), norms)
+        plan = Plan(network.to(settings.dtype, settings.device), norms, bases=facts.subject.facts.bases)
         examples = [_Example(facts, one, self.linear, plan, settings, until) for one in asked]
         live = [example for example in examples if example.begin()]
         for step in range(0, self.steps, EVERY):
@@ -277,8 +277,8 @@ class _Example:
         asked = replace(self.asked, claim=self.claim(self.radius * WITHIN))
         for room in ROOMS:
             found = {k: self._provable(k, room) for k in range(len(self.rows)) if self.floor[k] < self.radius}
-            norms = self.facts.subject.facts.claims
-            parts = [Part(part.classes, {**part.multipliers, "norms": norms}) for part in joined_parts(found)]
+            shared = self.facts.subject.facts.arrays
+            parts = [Part(part.classes, {**part.multipliers, **shared}) for part in joined_parts(found)]
             proof = stretched(CostToGo.name, self.facts, asked, write_proof(parts, self.linear))
             if proof is not None:
                 return proof

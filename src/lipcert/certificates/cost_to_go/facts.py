@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.cells import SUBNORMAL
+from lipcert.certificates.cost_to_go.bases import with_bases
 from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writable
 from lipcert.certificates.norms.scaling import absolute_sums, known_rounding, scaled, terms
 from lipcert.domain import Ball, Box, Domain
@@ -66,6 +68,10 @@ def _beside(matrices: Sequence[Tensor]) -> Tensor:
     return matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices), dim=1)
 
 
+#: No bases.
+_NONE: Mapping[int, Tensor] = MappingProxyType({})
+
+
 class Facts:
     """Of one network, worked out when first asked for and kept: many domains share them.
 
@@ -73,16 +79,22 @@ class Facts:
         network: fused, sorts expanded.
         chance: what random starts of norms may spend.
         claims: norms of the maps of all affine nodes, one after another, to be proved rather than found.
+        given: position of a maximum in that network → the bases of its windows, (classes, K, K); see ``with_bases``.
 
     Attributes:
+        network: the network, with a node for each basis.
+        bases: of the maxima that have one, by their positions there.
         orders: hashes of the costs before and behind maps whose order was proved (``require_order``).
 
     Raises:
-        CertificateError: there are not as many claims as maps.
+        CertificateError: there are not as many claims as maps, or the bases do not fit.
     """
 
-    def __init__(self, network: Network, chance: Chance, claims: Tensor | None = None) -> None:
-        self.network = network
+    def __init__(
+        self, network: Network, chance: Chance, claims: Tensor | None = None, given: Mapping[int, Tensor] = _NONE
+    ) -> None:
+        self.network, self.bases = with_bases(network, given)
+        self._given = given
         maps = [(k, i) for k, n in enumerate(network.nodes) if isinstance(n, AffineNode) for i in range(len(n.maps))]
         if claims is not None and (tuple(claims.shape) != (len(maps),) or not bool((claims >= 0).all())):
             raise CertificateError(f"the certificate must hold {len(maps)} norms.")
@@ -104,6 +116,11 @@ class Facts:
         if key not in self._norms:
             self._norms[key] = map_norm(linear, 2.0, self._claims.get(key), self._share)
         return self._norms[key]
+
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """What a witness holds beside multipliers: the norms and the bases."""
+        return {"norms": self.claims, **{f"basis.{k}": basis for k, basis in self._given.items()}}
 
     @property
     def claims(self) -> Tensor:

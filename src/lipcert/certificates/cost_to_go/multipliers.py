@@ -30,7 +30,8 @@ class Multipliers:
         slope: position of an activation or a maximum → g, (P, *handed): the linear cost that it hands to its parent;
             of a maximum one for each entry of each window, see ``handed``. Of any other node that is not affine: the
             part of its linear cost that linear bounds hand to its parents; the rest is cut.
-        curvature: the same → D ≥ 0, (P, *handed), or (P, 1, …, 1) for one number per function.
+        curvature: the same → D ≥ 0, (P, *handed), or (P, 1, …, 1) for one number per function; of a maximum that has a
+            basis in the coordinates of that.
         anchor: edge of an affine node from a parent that is none → z̃, (P, *shape of the parent): where the quadratic
             cost of the parent is centred. Absent: at the middle of the parent's range.
         weight: edge of an affine node → T ≥ 0, (P, *shape of the parent), the quadratic cost there. Absent at any edge
@@ -80,14 +81,14 @@ class Multipliers:
 
     @classmethod
     def read(cls, witness: Witness) -> Multipliers:
-        """From a witness, which may hold norms beside.
+        """From a witness, which may hold norms and bases beside.
 
         Raises:
             CertificateError: an array has a name that none of these has.
         """
         groups: dict[str, dict[Any, Tensor]] = {name: {} for name in _NAMES}
         for full, tensor in witness.arrays.items():
-            if full == "norms":
+            if full == "norms" or full.startswith("basis."):
                 continue
             name, *place = full.split(".")
             lengths = {"slope": 1, "curvature": 1, "anchor": 2, "weight": 2}

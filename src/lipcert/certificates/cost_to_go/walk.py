@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipcert.certificates.cost_to_go.bases import Basis
 from lipcert.certificates.cost_to_go.cells import FLOOR, LARGEST, Cell, least
 from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
+from lipcert.certificates.cost_to_go.turned import TurnedCell
+from lipcert.certificates.cost_to_go.turned import least as least_in_basis
 from lipcert.certificates.cost_to_go.windows import WindowCell
 from lipcert.certificates.cost_to_go.windows import least as least_over_windows
 from lipcert.domain import Domain
@@ -23,6 +26,7 @@ from lipcert.network.graph import AffineNode, Node
 from lipcert.network.images import image
 from lipcert.network.joint import Planes
 from lipcert.network.linear import size
+from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.ranges.build import applied, cut_bounds, maximum
@@ -118,6 +122,8 @@ def lower_bounds(setting: Setting, rows: Tensor, multipliers: Multipliers) -> tu
     * *Activation* z = φ(v): c φ(v) − ½ T (φ(v) − z̃)² − g v + ½ D (v − ṽ)² is at least its minimum over the range of v,
       entry by entry; what was subtracted is the parent's new cost.
     * *Maximum* over windows: likewise, window by window; an entry of several windows gets the sum of their shares.
+      With a basis B of the windows (``bases``) its quadratic cost is ½ Σ D (u − ũ)² of u = B v, and goes to the node
+      of that value, which is affine as well.
     * *Affine* v = Σ A_i z_i + b with ṽ = Σ A_i z̃_i + b: g·v = Σ (A_iᵀ g)·z_i + g·b, and ‖v − ṽ‖²_D =
       ‖Σ A_i (z_i − z̃_i)‖²_D ≤ Σ ‖z_i − z̃_i‖²_{T_i} whenever blockdiag(T_i) ⪰ AᵀDA (proved by ``require_order``), in
       particular for T_i = max(D) N_i Σ_j N_j with N_i ≥ ‖A_i‖₂, by Cauchy and Schwarz.
@@ -196,13 +202,16 @@ class _Walk:
         self._hand(parent, *(t.reshape(self.count, *shape) for t in (slope, curvature, centre)))
 
     def _maximum(self, k: int, node: Node, cost: Cost) -> None:
-        windows = maximum(node)
+        windows, basis = maximum(node), self.setting.facts.bases.get(k)
         assert windows is not None
         parent, index = node.parents[0], windows.index
         self._refuse_beyond(parent, cost.weight)
         zero = cost.linear.new_zeros(self.count, *index.shape)
         slope = self.multipliers.slope.get(k, zero)
         curvature = self.multipliers.curvature.get(k, zero).expand_as(zero)
+        if basis is not None:
+            self._in_basis(k, windows, basis, cost, slope, curvature)
+            return
         centre = self.centre(parent)
         if not isinstance(self.network.nodes[parent], AffineNode):
             centre = self.multipliers.anchor.get((k, 0), centre)
@@ -217,13 +226,39 @@ class _Walk:
             )
         )  # fmt: skip
         self._add_all(parts)
+        self._hand_windows(parent, windows, slope, curvature, centre)
+
+    def _in_basis(
+        self, k: int, windows: MaxSelection, basis: Basis, cost: Cost, slope: Tensor, curvature: Tensor
+    ) -> None:
+        """A maximum that hands linear costs to its entries, and quadratic ones to these in a basis."""
+        parent, centre = self.network.nodes[k].parents[0], self.centre(basis.position)
+        box = self.boxes[parent]
+        low, high = (end.reshape(-1)[windows.index] for end in (box.low, box.high))
+        weight = cost.weight.expand_as(cost.linear)
+        parts = least_in_basis(
+            TurnedCell(
+                cost.linear.flatten(1), weight.flatten(1), cost.centre.flatten(1), slope, curvature,
+                centre.expand_as(slope), low, high, windows.first, basis.matrix, basis.inverse,
+            )
+        )  # fmt: skip
+        self._add_all(parts)
+        self._hand_windows(parent, windows, slope, torch.zeros_like(slope), self.centre(parent))
+        self._hand(basis.position, torch.zeros_like(slope), curvature, centre)
+
+    def _hand_windows(
+        self, parent: int, windows: MaxSelection, slope: Tensor, curvature: Tensor, centre: Tensor
+    ) -> None:
+        """Costs of the entries of windows."""
+        shape = self.network.nodes[parent].shape
 
         def summed(shares: Tensor) -> Tensor:
-            shares = torch.where(windows.first, shares, 0.0).flatten(1)
-            return torch.zeros_like(centre).flatten(1).index_add(1, index.reshape(-1), shares).reshape(centre.shape)
+            flat = torch.where(windows.first, shares, 0.0).flatten(1)
+            total = flat.new_zeros(len(flat), size(shape)).index_add(1, windows.index.reshape(-1), flat)
+            return total.reshape(len(flat), *shape)
 
         rounding = 2.0 * windows.overlap * UNIT
-        self._lose(self._weigh(summed(slope.abs()), box.greatest) * rounding)
+        self._lose(self._weigh(summed(slope.abs()), self.boxes[parent].greatest) * rounding)
         self._hand(parent, summed(slope), summed(curvature) * (1.0 + rounding), centre)
 
     def _affine(self, k: int, node: AffineNode, cost: Cost) -> None:

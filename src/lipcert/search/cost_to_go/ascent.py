@@ -22,6 +22,7 @@ from lipcert.search.cost_to_go.start import start_at
 from lipcert.search.cost_to_go.variables import Variables
 
 if TYPE_CHECKING:
+    from lipcert.certificates.cost_to_go.bases import Basis
     from lipcert.network.graph import Network
     from lipcert.ranges.linear_bounds import LinearBounds
 
@@ -70,6 +71,7 @@ def ascend(
     network: Network, norms: Mapping[int, Sequence[float]], boxes: Sequence[tuple[Tensor, Tensor]], domains: Domains,
     rows: Tensor, example: Tensor, starts: Tensor, settings: Settings, prove: Prove,
     bounds: Sequence[LinearBounds] = (), until: float = math.inf,
+    bases: Mapping[int, Basis] | None = None,
 ) -> Found:  # fmt: skip
     """Multipliers for lower bounds of P linear functions of a network's output on domains, as high as the search gets.
 
@@ -84,11 +86,12 @@ def ascend(
         settings: of the search.
         prove: called with the functions whose value exceeds the goal.
         bounds: linear bounds on the B domains, where there are any.
+        bases: of the maxima that have one.
         until: perf_counter, at which the ascent ends and what it has reached is proved; chunks share the time.
     """
     relaxed = Relaxed.of(bounds, example, settings.dtype, settings.device)
     known = {k: tuple(n) for k, n in norms.items()}
-    plan = Plan(network.to(settings.dtype, settings.device), known, relaxed.parents)
+    plan = Plan(network.to(settings.dtype, settings.device), known, relaxed.parents, bases or {})
     found = Found.none(len(rows))
     entries = sum(size(node.shape) for node in network.nodes)
     chunks = [i for i in torch.arange(len(rows)).split(max(1, settings.chunk // max(1, entries))) if len(i)]

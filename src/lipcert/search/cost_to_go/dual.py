@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
+from lipcert.certificates.cost_to_go.turned import TurnedCell
+from lipcert.network.linear import size
 from lipcert.search.cost_to_go.cells import Cell
 from lipcert.search.cost_to_go.inputs import HALVINGS, Domains
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.relaxed import Relaxed
+from lipcert.search.cost_to_go.turned import firm
+from lipcert.search.cost_to_go.turned import least as least_in_basis
 from lipcert.search.cost_to_go.windows import WindowCell
 
 #: (affine node, D on its value) → place of a parent → T on the parent's value.
 Weigh = Callable[[int, Tensor], Mapping[int, Tensor]]
 #: A quadratic cost −½T(z − z̃)²: (T, z̃).
 Quadratic = tuple[Tensor, Tensor]
+#: Sweeps over windows whose costs are coupled, before a proof.
+SURE = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,13 @@ class Question:
             walk.back(k, weigh)
         return walk.at_input(halvings)
 
+    def firm(self, multipliers: Multipliers, weigh: Weigh) -> tuple[Tensor, Multipliers]:
+        """The lower bounds, and the multipliers that prove them: curvatures in bases are raised to what weights need."""
+        walk = _Walk(self, multipliers, SURE)
+        for k in range(len(self.plan.network.nodes) - 1, 0, -1):
+            walk.back(k, weigh)
+        return walk.at_input(HALVINGS), replace(multipliers, curvature={**multipliers.curvature, **walk.firm})
+
     def cells(self, multipliers: Multipliers, weigh: Weigh) -> tuple[dict[int, Cell], Tensor]:
         """Position of an activation → its one-dimensional costs; and the input where what is left is least."""
         walk = _Walk(self, multipliers)
@@ -63,7 +76,8 @@ class Question:
 class _Walk:
     """What is still to be paid, going back: a linear cost and quadratic ones per node, and a number."""
 
-    def __init__(self, question: Question, multipliers: Multipliers) -> None:
+    def __init__(self, question: Question, multipliers: Multipliers, sweeps: int = 1) -> None:
+        self.sweeps = sweeps
         self.question, self.multipliers, self.plan = question, multipliers, question.plan
         self.value = question.rows.new_zeros(len(question.rows))
         last = len(self.plan.network.nodes) - 1
@@ -71,6 +85,7 @@ class _Walk:
         self.linear: dict[int, Tensor] = {last: question.rows.reshape(-1, *shape)}
         self.quadratic: dict[int, list[Quadratic]] = {}
         self.cells: dict[int, Cell] = {}
+        self.firm: dict[int, Tensor] = {}
         self.centres: dict[int, Tensor] = {}
         for k in self.plan.bent:
             self.centres[k] = self._image(k)
@@ -131,21 +146,33 @@ class _Walk:
         self._hand(parent, g, (curvature, centre))
 
     def _through_maximum(self, k: int, c: Tensor, quadratics: list[Quadratic]) -> None:
-        parent, windows = self.plan.network.nodes[k].parents[0], self.plan.maxima[k]
+        parent, windows, basis = self.plan.network.nodes[k].parents[0], self.plan.maxima[k], self.plan.bases.get(k)
+        shape = self.plan.network.nodes[parent].shape
         index, counts = windows.index.to(c.device), windows.first.to(c.device)
         g, curvature = self.multipliers.slope[k], self.multipliers.curvature[k]
-        whole = self._centre(k, 0)
-        centre, low, high = (
-            t.flatten(1)[:, index] for t in (whole, self.question.low[parent], self.question.high[parent])
-        )
-        weight, middle = (t.expand_as(c).flatten(1) for t in self._joined(quadratics, c))
-        cell = WindowCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts)
-        self.value = self.value + cell.least()
 
         def summed(shares: Tensor) -> Tensor:
             flat = (shares * counts).flatten(1)
-            return torch.zeros_like(whole).flatten(1).index_add(1, index.reshape(-1), flat).reshape(whole.shape)
+            total = flat.new_zeros(len(flat), size(shape)).index_add(1, index.reshape(-1), flat)
+            return total.reshape(-1, *shape)
 
+        low, high = (t.flatten(1)[:, index] for t in (self.question.low[parent], self.question.high[parent]))
+        weight, middle = (t.expand_as(c).flatten(1) for t in self._joined(quadratics, c))
+        if basis is not None:
+            curvature, centre = curvature.expand_as(g), self.centres[basis.position]
+            turned = TurnedCell(
+                c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g)
+            )
+            turned = firm(turned)
+            self.firm[k] = turned.curvature
+            self.value = self.value + least_in_basis(turned, self.sweeps)
+            self._hand(parent, summed(g), None)
+            self._hand(basis.position, torch.zeros_like(centre), (turned.curvature, centre))
+            return
+        whole = self._centre(k, 0)
+        centre = whole.flatten(1)[:, index]
+        cell = WindowCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts)
+        self.value = self.value + cell.least()
         self._hand(parent, summed(g), (summed(curvature), whole))
 
     def _through_affine(self, k: int, c: Tensor, quadratics: list[Quadratic], weigh: Weigh) -> None:

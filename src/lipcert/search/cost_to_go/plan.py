@@ -17,6 +17,7 @@ from lipcert.ranges.build import applied, maximum
 from lipcert.search.cost_to_go.maps import BothWays
 
 if TYPE_CHECKING:
+    from lipcert.certificates.cost_to_go.bases import Basis
     from lipcert.network.nonlinearity import MaxSelection, Nonlinearity
 
 #: Position of an affine node → an upper bound of the norm of each of its maps.
@@ -31,11 +32,13 @@ class Plan:
         network: with constants in the dtype and on the device of the search.
         norms: of the maps of affine nodes.
         relaxed: position → parents of the nodes that linear bounds replace.
+        bases: position of a maximum → in which its windows hand on their quadratic costs.
     """
 
     network: Network
     norms: Norms
     relaxed: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    bases: Mapping[int, Basis] = field(default_factory=dict)
 
     @cached_property
     def functions(self) -> dict[int, Nonlinearity]:
@@ -70,7 +73,7 @@ class Plan:
     @cached_property
     def bent(self) -> tuple[int, ...]:
         """The affine nodes that a quadratic cost comes to."""
-        found: set[int] = {self.network.nodes[k].parents[0] for k in (*self.functions, *self.maxima)}
+        found = {self.bending(k) for k in (*self.functions, *self.maxima)}
         for k in reversed(self.affine):
             if k in found:
                 found |= {self.network.nodes[k].parents[i] for i in self.linked(k)}
@@ -80,7 +83,7 @@ class Plan:
     def anchored(self) -> tuple[Edge, ...]:
         """The edges whose quadratic cost is centred at an anchor: those into a parent that is not affine."""
         edges = [(k, i) for k in self.bent for i in self.linked(k)]
-        edges += [(k, 0) for k in (*self.functions, *self.maxima)]
+        edges += [(k, 0) for k in (*self.functions, *self.maxima) if k not in self.bases]
         return tuple((k, i) for k, i in edges if self.network.nodes[k].parents[i] not in self.affine)
 
     @cached_property
@@ -94,6 +97,10 @@ class Plan:
                 | {nodes[k].parents[i] for k, i in self.anchored}
             )
         )
+
+    def bending(self, k: int) -> int:
+        """The node that takes the quadratic cost of an activation or a maximum."""
+        return self.bases[k].position if k in self.bases else self.network.nodes[k].parents[0]
 
     def linked(self, k: int) -> tuple[int, ...]:
         """Places of the parents of an affine node that it depends on."""
@@ -142,7 +149,7 @@ class Plan:
             if isinstance(node, AffineNode):
                 reached |= set(node.parents)
             elif _elementwise(self.network, k) is not None or maximum(node) is not None:
-                reached.add(node.parents[0])
+                reached |= {node.parents[0], self.bending(k)}
             else:
                 reached |= set(self.relaxed.get(k, ()))
         return frozenset(reached)

@@ -89,8 +89,8 @@ class Variables:
             self.directions.update(random_directions(plan, k, len(like), like, generator))
         self.diagonal += new
         for k, slope in ((k, self.start.slope[k]) for k in self.start.curvature):
-            parent = plan.network.nodes[k].parents[0]
-            if parent in self.diagonal or parent not in plan.maps:
+            bending = plan.bending(k)
+            if bending in self.diagonal or bending not in plan.maps:
                 self.free.setdefault(("curve", k), torch.zeros_like(slope))
         if new:
             with torch.no_grad():
@@ -180,8 +180,7 @@ class Variables:
             return sure
 
         with torch.no_grad():
-            own = self.multipliers()
-            value = self.question.value(own, weigh)
+            value, own = self.question.firm(self.multipliers(), weigh)
         whole = Multipliers(own.slope, own.curvature, own.anchor, weights)
         return whole.map(lambda t: t.detach().to("cpu", torch.float64).nan_to_num(0.0, 0.0, 0.0)), value.double().cpu()
 
