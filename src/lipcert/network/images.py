@@ -15,6 +15,15 @@ from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.numerics.slices import bilinear
 
 
+def image_if_known(linear: LinearMap, x: Range) -> Range:
+    """W x of one example, with a radius of infinity where a map's constants have no error bound."""
+    try:
+        return image(linear, x.map(lambda t: t[None])).map(lambda t: t[0])
+    except NumericsError:
+        mid = linear.apply(x.mid[None])[0]
+        return Range(mid, torch.full_like(mid, math.inf))
+
+
 def image(linear: LinearMap, x: Range) -> Range:
     """W x on a batch (B, *in_shape).
 

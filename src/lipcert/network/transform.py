@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 
-from lipcert.errors import NumericsError
 from lipcert.network.activations.clamp import RELU
 from lipcert.network.builder import NetworkBuilder, Var
 from lipcert.network.graph import Network
-from lipcert.network.images import image
+from lipcert.network.images import image_if_known
 from lipcert.network.linear import Identity, LinearMap, Shape, add, compose
 from lipcert.network.moves import gather, scatter
 from lipcert.network.nodes import ActivationNode, AffineNode, SelectionNode
 from lipcert.network.nonlinearity import MaxSelection, SortSelection
 from lipcert.network.origin import Origins, united
-from lipcert.numerics.midrad import Range
 
 
 def then(network: Network, linear: LinearMap, name: str = "select") -> Network:
@@ -79,25 +76,15 @@ def _absorb(node: AffineNode, pending: dict[int, AffineNode]) -> AffineNode:
         origins.append(inner.origin)
         for grandparent, linear in zip(inner.parents, inner.maps, strict=True):
             include(grandparent, compose(linear, outer))
-        if inner.offset is not None:
-            moved = moved_offset(inner, outer)
+        inner_offset = inner.known_offset
+        if inner_offset is not None:
+            moved = image_if_known(outer, inner_offset)
             offset = moved if offset is None else offset + moved
     name = "+".join([*names, node.name]) if names else node.name
     return replace(
         node, parents=tuple(merged), name=name, origin=united([*origins, node.origin]), maps=tuple(merged.values()),
         offset=None if offset is None else offset.mid, offset_error=None if offset is None else offset.rad, source=None,
     )  # fmt: skip
-
-
-def moved_offset(node: AffineNode, outer: LinearMap) -> Range:
-    """The offset of a node as the map after it makes it."""
-    offset = node.known_offset
-    assert offset is not None
-    try:
-        return image(outer, offset.map(lambda t: t[None])).map(lambda t: t[0])
-    except NumericsError:
-        mid = outer.apply(offset.mid[None])[0]
-        return Range(mid, torch.full_like(mid, math.inf))
 
 
 def expand(network: Network, maxima: bool = True) -> Network:

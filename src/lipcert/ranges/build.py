@@ -358,7 +358,7 @@ def _undecided(network: Network, position: int, box: Interval) -> Tensor:
         else:
             alpha, beta = slopes(function, box.low.reshape(node.shape), box.high.reshape(node.shape))
             needed |= (alpha < beta).reshape(-1)
-    if not network.consumers[position]:
+    if position == len(network.nodes) - 1:
         needed |= True
     return needed.nonzero().reshape(-1)
 

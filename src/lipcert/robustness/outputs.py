@@ -21,8 +21,8 @@ from lipcert.guarantee import Guarantee, weakest
 from lipcert.network.graph import AffineNode, Network
 from lipcert.numerics.process_state import ordinary
 from lipcert.ranges.build import applied, maximum
-from lipcert.search.bases import find_bases
 from lipcert.search.cost_to_go.ascent import ascend
+from lipcert.search.cost_to_go.bases import find_bases
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
 

@@ -182,10 +182,7 @@ class CostToGo:
         found = {k: m for k, m in zip(classes, answer.multipliers, strict=True) if m is not None}
         if not found:
             return stretched("linear_bounds" if answer.linear else "ranges", facts, asked, b"")
-        parts = [
-            Part(part.classes, {**part.multipliers, **facts.subject.facts.arrays})
-            for part in joined_parts(found)
-        ]
+        parts = [Part(part.classes, {**part.multipliers, **facts.subject.facts.arrays}) for part in joined_parts(found)]
         return stretched(self.name, facts, asked, write_proof(parts, answer.linear))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from torch import Tensor
 from lipcert.errors import CertificateError
 from lipcert.network.graph import AffineNode, Network, Node
 from lipcert.network.hashing import index_key
+from lipcert.network.images import image_if_known
 from lipcert.network.linear import LinearMap, OpMap, Shape, compose, size
-from lipcert.network.nonlinearity import MaxSelection
-from lipcert.network.transform import moved_offset
 from lipcert.ranges.build import maximum
+
+if TYPE_CHECKING:
+    from lipcert.network.nonlinearity import MaxSelection
 
 #: Entries of a window beyond which its cost stays one of single entries.
 MOST_ENTRIES = 9
@@ -100,8 +103,8 @@ def _of_windows(bases: Tensor, windows: MaxSelection) -> Tensor:
 
 def _turned(before: AffineNode, windows: MaxSelection, matrix: Tensor) -> AffineNode:
     """u as a node: the maps before the windows, and B."""
-    linear = _in_basis(windows.index, matrix, before.shape)
-    offset = None if before.offset is None else moved_offset(before, linear)
+    linear = _in_bases(windows.index, matrix, before.shape)
+    offset = None if before.known_offset is None else image_if_known(linear, before.known_offset)
     return replace(
         before, shape=linear.out_shape, name=f"{before.name} in a basis", source=None,
         maps=tuple(compose(own, linear) for own in before.maps),
@@ -109,18 +112,33 @@ def _turned(before: AffineNode, windows: MaxSelection, matrix: Tensor) -> Affine
     )  # fmt: skip
 
 
-def _in_basis(index: Tensor, matrix: Tensor, in_shape: Shape) -> LinearMap:
-    """x ↦ B x of every window: (O, K) places and (O, K, K)."""
-    shape = tuple(index.shape)
+@dataclass(frozen=True, eq=False)
+class InBases(OpMap):
+    """x ↦ B x window by window, on a batch at once; the places of the entries are the function's."""
+
+    places: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Without a ``vmap``, which is several times slower."""
+        if not isinstance(x, Tensor):
+            return super().apply(x)
+        entries = x.flatten(1).index_select(1, self.places.reshape(-1).to(x.device))
+        return torch.einsum("orl,bol->bor", self.constants[0], entries.reshape(len(x), *self.places.shape))
+
+
+def _in_bases(index: Tensor, matrix: Tensor, in_shape: Shape) -> LinearMap:
+    """B of every window, (O, K, K), as a map of the values that the windows at these places, (O, K), are of."""
 
     def function(x: Tensor, b: Tensor) -> Tensor:
         return (b * x.reshape(-1)[index.to(x.device)].unsqueeze(-2)).sum(-1)
 
     def transposed(y: Tensor, b: Tensor) -> Tensor:
-        entries = (b * y.unsqueeze(-1)).sum(-2).flatten(1)
+        entries = torch.einsum("orl,bor->bol", b, y).flatten(1)
         total = y.new_zeros(len(y), size(in_shape)).index_add(1, index.reshape(-1).to(y.device), entries)
         return total.reshape(len(y), *in_shape)
 
-    terms = float(shape[1] + int(torch.bincount(index.reshape(-1), minlength=1).max()) * shape[1])
-    key = f"windows of {index_key(index + 1)} in a basis"
-    return OpMap("basis", function, in_shape, shape, (matrix.contiguous(),), key, terms, stored=True, transposed=transposed)
+    most = int(torch.bincount(index.reshape(-1), minlength=1).max())
+    return InBases(
+        "in bases", function, in_shape, tuple(index.shape), (matrix.contiguous(),), f"{index_key(index + 1)} in bases",
+        float(index.shape[1] * (1 + most)), stored=True, transposed=transposed, places=index,
+    )  # fmt: skip

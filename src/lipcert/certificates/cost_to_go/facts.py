@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.cells import SUBNORMAL
 from lipcert.certificates.cost_to_go.bases import with_bases
+from lipcert.certificates.cost_to_go.cells import SUBNORMAL
 from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writable
 from lipcert.certificates.norms.scaling import absolute_sums, known_rounding, scaled, terms
 from lipcert.domain import Ball, Box, Domain

@@ -83,15 +83,15 @@ class _Descent:
         size = cell.low.shape[-1]
         self.order = [[i, *(j for j in range(size) if j != i)] for i in range(size)]
         self.entries, self.shape = range(size), (size, *cell.cost.shape)
-        low = cell.low.clamp(-FAR, FAR)
-        high = torch.where(cell.counts, cell.high.clamp(-FAR, FAR), low)
-        self.low, self.high = self._each(low), self._each(high)
-        self.low[0] = low.amax(-1).expand(self.shape)  # where the greatest entry begins
+        below = cell.low.clamp(-FAR, FAR)
+        above = torch.where(cell.counts, cell.high.clamp(-FAR, FAR), below)
+        self.low, self.high = self._each(below), self._each(above)
+        self.low[0] = below.amax(-1).expand(self.shape)  # where the greatest entry begins
         self.high[0] = torch.maximum(self.low[0], self.high[0])
         self.matrix = [self._each(cell.hessian, a) for a in self.entries]
         self.matrix[0][0] = self.matrix[0][0] - cell.weight
         middle = self._each(cell.middle)
-        v = [torch.minimum(torch.maximum(m, l), h) for m, l, h in zip(middle, self.low, self.high, strict=True)]
+        v = [torch.minimum(torch.maximum(middle[a], self.low[a]), self.high[a]) for a in self.entries]
         top = torch.minimum(torch.stack(v).amax(0), self.high[0])
         self.v = [top, *(torch.minimum(t, top) for t in v[1:])]
         away = [t - m for t, m in zip(self.v, middle, strict=True)]
@@ -171,7 +171,9 @@ class _Descent:
         rate = torch.stack([*ways, *meets.values()]).amin(0).clamp(0.0, 1.0)
         reached = rate * (1.0 + 1e-6)
         new = [torch.where(step[a] > 0, self.high[a], self.low[a]) for a in self.entries]
-        new = [torch.where(w <= reached, e, v[a] + rate * step[a]) for a, w, e in zip(self.entries, ways, new, strict=True)]
+        new = [
+            torch.where(w <= reached, e, v[a] + rate * step[a]) for a, w, e in zip(self.entries, ways, new, strict=True)
+        ]
         for a in others:
             new[a] = torch.where(tied[a] | (meets[a] <= reached), new[0], new[a])
             new[a] = torch.minimum(torch.maximum(torch.minimum(new[a], new[0]), self.low[a]), self.high[a])
@@ -262,7 +264,7 @@ class _Cases:
         moved = (self.curvature * off * turn(absolute, away)).sum(-1)[..., None]
         unit = torch.eye(size, dtype=torch.float64)
         error = (unit - c.inverse @ c.matrix).abs() + (size + 4.0) * UNIT * (unit + c.inverse.abs() @ absolute)
-        mixed = self.firmness * far.diagonal(dim1=-2, dim2=-1) * (error.unsqueeze(-3) * far.unsqueeze(-2)).sum(-1).diagonal(dim1=-2, dim2=-1)
+        mixed = self.firmness * far.diagonal(dim1=-2, dim2=-1) * (error * far).sum(-1)  # case i has the row i of E
         underflow = (size + 1.0) ** 2 * (FLOOR + 4.0 * SUBNORMAL * (whole + self.curvature.amax(-1)))[..., None]
         return ((256.0 + 64.0 * size * size) * UNIT * sizes + (moved + mixed) * (1.0 + 2.0**-20)) * UP + underflow
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,12 +27,14 @@ from lipcert.network.graph import AffineNode, Node
 from lipcert.network.images import image
 from lipcert.network.joint import Planes
 from lipcert.network.linear import size
-from lipcert.network.nonlinearity import MaxSelection
 from lipcert.numerics.interval import Interval
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 from lipcert.ranges.build import applied, cut_bounds, maximum
 from lipcert.ranges.functions import Samples
 from lipcert.ranges.linear_bounds import LinearBounds
+
+if TYPE_CHECKING:
+    from lipcert.network.nonlinearity import MaxSelection
 
 #: Parts that the range of a curved activation is cut into.
 PARTS = 192

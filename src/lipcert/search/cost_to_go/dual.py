@@ -59,7 +59,7 @@ class Question:
         return walk.at_input(halvings)
 
     def firm(self, multipliers: Multipliers, weigh: Weigh) -> tuple[Tensor, Multipliers]:
-        """The lower bounds, and the multipliers that prove them: curvatures in bases are raised to what weights need."""
+        """The lower bounds, and the multipliers that prove them, with what curvatures in bases are raised to."""
         walk = _Walk(self, multipliers, SURE)
         for k in range(len(self.plan.network.nodes) - 1, 0, -1):
             walk.back(k, weigh)
@@ -160,9 +160,7 @@ class _Walk:
         weight, middle = (t.expand_as(c).flatten(1) for t in self._joined(quadratics, c))
         if basis is not None:
             curvature, centre = curvature.expand_as(g), self.centres[basis.position]
-            turned = TurnedCell(
-                c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g)
-            )
+            turned = TurnedCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g))
             turned = firm(turned)
             self.firm[k] = turned.curvature
             self.value = self.value + least_in_basis(turned, self.sweeps)

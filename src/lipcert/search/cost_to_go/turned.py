@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.turned import TurnedCell, least_points, turn
+from lipcert.certificates.cost_to_go.turned import SMALL, TurnedCell, least_points, turn
 
 #: By how much a cost is more convex than it must be.
 ROOM = 1.0 + 1e-4
@@ -18,8 +18,8 @@ def firm(cell: TurnedCell) -> TurnedCell:
 
     What is not convex would be least far from any tangent, so that the check proved little of it.
     """
-    most = (cell.weight[..., None] / cell.firmness.clamp(min=torch.finfo(cell.weight.dtype).tiny)).amax(-1, keepdim=True)
-    return replace(cell, curvature=cell.curvature * (ROOM * most).clamp(min=1.0))
+    share = torch.where(cell.counts, cell.weight[..., None] / cell.firmness.clamp(min=SMALL), 0.0)
+    return replace(cell, curvature=cell.curvature * (ROOM * share.amax(-1, keepdim=True)).clamp(min=1.0))
 
 
 def least(cell: TurnedCell, sweeps: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from lipcert.certificates.cost_to_go.bases import MOST_ENTRIES, classes_of
 from lipcert.network.graph import AffineNode, Network
 from lipcert.network.linear import LinearMap, Shape, size
-from lipcert.network.nonlinearity import MaxSelection
 from lipcert.ranges.build import maximum
+
+if TYPE_CHECKING:
+    from lipcert.network.nonlinearity import MaxSelection
 
 #: Values of an affine node beyond which nothing is looked for.
 MOST = 1 << 18
