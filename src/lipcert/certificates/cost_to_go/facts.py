@@ -95,7 +95,8 @@ class Facts:
     ) -> None:
         self.network, self.bases = with_bases(network, given)
         self._given = given
-        maps = [(k, i) for k, n in enumerate(network.nodes) if isinstance(n, AffineNode) for i in range(len(n.maps))]
+        nodes = self.network.nodes
+        maps = [(k, i) for k, n in enumerate(nodes) if isinstance(n, AffineNode) for i in range(len(n.maps))]
         if claims is not None and (tuple(claims.shape) != (len(maps),) or not bool((claims >= 0).all())):
             raise CertificateError(f"the certificate must hold {len(maps)} norms.")
         self._claims = {} if claims is None else dict(zip(maps, claims.double().tolist(), strict=True))

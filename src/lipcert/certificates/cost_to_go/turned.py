@@ -142,8 +142,13 @@ class _Descent:
         """All entries that are not held at an end of their range, those tied with the greatest together with it."""
         v, gradient, others = self.v, self.gradient, self.entries[1:]
         tied = {a: v[a] >= v[0] for a in others}
+        up = sum((torch.where(tied[a], gradient[a], 0.0) for a in others), gradient[0]) < 0
+        tied = {a: tied[a] & ~(up & (v[a] >= self.high[a])) for a in others}  # which goes down with it, but not up
         ended = {
-            a: held[a] | ((gradient[a] > 0) & (v[a] <= self.low[a])) | ((gradient[a] < 0) & (v[a] >= self.high[a]))
+            a: held[a]
+            | ((gradient[a] > 0) & (v[a] <= self.low[a]))
+            | ((gradient[a] < 0) & (v[a] >= self.high[a]))
+            | (v[a] >= v[0]) & ~tied[a]
             for a in others
         }
         share = {a: tied[a].to(v[0]) for a in others}
@@ -151,10 +156,7 @@ class _Descent:
         along = [sum((share[a] * self.matrix[a][b] for a in others), self.matrix[0][b]) for b in self.entries]
         slope = sum((share[a] * gradient[a] for a in others), gradient[0])
         bend = sum((share[a] * along[a] for a in others), along[0])
-        full = v[0] >= self.high[0]
-        for a in others:
-            full = full | (tied[a] & (v[a] >= self.high[a]))
-        stuck = ((slope > 0) & (v[0] <= self.low[0])) | ((slope < 0) & full)
+        stuck = torch.where(up, (slope >= 0) | (v[0] >= self.high[0]), v[0] <= self.low[0])
         moves = (~stuck).to(v[0])
         system = {
             (a, b): free[a] * free[b] * self.matrix[a][b] + (1.0 - free[a] if a == b else 0.0)
