@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Values of an affine node beyond which nothing is looked for.
 MOST = 1 << 18
 #: Steps of the search, its rate, vectors of the power method, its steps in each and before and after.
-STEPS, RATE, BLOCK, POWER, SETTLE = 100, 0.03, 8, 2, 30
+STEPS, RATE, BLOCK, POWER, SETTLE = 50, 0.06, 8, 1, 30
 #: Shares of the rows' own correlations that the search may start at.
 SHARES = (0.0, 0.3, 0.5, 0.7)
 #: The least eigenvalue of a correlation matrix, and what part of the square of the norm is to be left at most.
