@@ -223,7 +223,7 @@ def test_forged_bases_are_refused() -> None:
     changes: list[dict[str, Tensor]] = [
         {name: good.float()}, {name: good[:1]}, {name: good[0]}, {name: good * math.nan}, {name: good * 1e7},
         {name: torch.zeros_like(good)}, {name: torch.ones_like(good)}, {"basis.0": good}, {"basis.99": good},
-        {"basis.-1": good}, {"basis.x": good}, {"basis.": good}, {"basis.1": good},
+        {"basis.-1": good}, {"basis.x": good}, {"basis.": good}, {"basis.1": good}, {f"basis.0{name[6:]}": good},
     ]  # fmt: skip
     for change in changes:
         forged = Witness(witness.kind, {**witness.arrays, **change}, witness.settings)
@@ -260,3 +260,26 @@ def test_adopting_bases_forgets_ranges_of_before() -> None:
     kept = subject.facts
     look_for_bases(subject)
     assert subject.facts is kept
+
+
+@pytest.mark.parametrize("size", [1e25, 1e200, 1e-200])
+def test_numbers_beyond_float32_have_no_bases(size: float) -> None:
+    model = _pooled(True).double()
+    with torch.no_grad():
+        model[0].weight.mul_(size)
+        model[0].bias.mul_(size)
+    x = torch.full((1, 1, 12, 12), 0.5, dtype=torch.float64)
+    subject = Subject(capture(model, x))
+    look_for_bases(subject)
+    assert 2 not in subject.facts.bases
+    found = lipcert.output_bounds(model, x, Ball(x, 1e-3, 2.0), budget=0.5)
+    value = model(x).detach().reshape(-1)
+    assert bool(((found.lower <= value) & (value <= found.upper)).all())
+
+
+def test_one_name_per_place() -> None:
+    subject, domain, witness = _witnessed()
+    name = next(n for n in witness.arrays if n.startswith("slope."))
+    arrays = {**witness.arrays, f"slope.0{name[6:]}": witness.arrays[name]}
+    with pytest.raises(CertificateError, match="no array"):
+        prove_outputs(subject, domain, None, Witness(witness.kind, arrays, witness.settings))

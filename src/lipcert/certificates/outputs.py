@@ -134,7 +134,7 @@ def _bases(arrays: Mapping[str, Tensor]) -> dict[int, Tensor]:
     for name, tensor in arrays.items():
         if name.startswith("basis."):
             place = name.removeprefix("basis.")
-            if not (place.isascii() and place.isdigit() and len(place) < 10):
+            if not (place.isascii() and place.isdigit() and len(place) < 10 and str(int(place)) == place):
                 raise CertificateError(f"a certificate of this kind has no array {name[:40]!r}.")
             found[int(place)] = tensor
     return found

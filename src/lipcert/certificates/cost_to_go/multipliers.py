@@ -92,7 +92,9 @@ class Multipliers:
                 continue
             name, *place = full.split(".")
             lengths = {"slope": 1, "curvature": 1, "anchor": 2, "weight": 2}
-            if lengths.get(name) != len(place) or not all(p.isascii() and p.isdigit() for p in place):
+            if lengths.get(name) != len(place) or not all(
+                p.isascii() and p.isdigit() and (p == "0" or p[0] != "0") for p in place
+            ):
                 raise CertificateError(f"a certificate of this kind has no array {full[:40]!r}.")
             numbers = tuple(int(p) for p in place)
             groups[name][numbers if len(numbers) == 2 else numbers[0]] = tensor

@@ -43,9 +43,11 @@ def find_bases(network: Network) -> dict[int, Tensor]:
             continue
         if windows.index.numel() > MOST or not bool(windows.first.all(dim=1).any()):
             continue
-        search = _Search(before.maps, before.shape, windows)
-        basis = search.best()
-        if basis is not None:
+        try:
+            basis = _Search(before.maps, before.shape, windows).best()
+        except RuntimeError:  # torch.linalg.LinAlgError is one: of numbers beyond float32
+            continue
+        if basis is not None and bool(basis.isfinite().all()):
             found[k] = basis
     return found
 
