@@ -14,16 +14,16 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.bases import classes_of
-from lipcert.certificates.cost_to_go.turned import TurnedCell, least, least_points
 from lipcert.certificates.cost_to_go.windows import WindowCell
 from lipcert.certificates.cost_to_go.windows import least as least_of_entries
+from lipcert.certificates.cost_to_go.windows_in_bases import BasisCell, least, least_points
 from lipcert.certificates.outputs import Subject, check_outputs, prove_outputs
 from lipcert.domain import Ball
 from lipcert.errors import CertificateError, NotProved
 from lipcert.ranges.build import maximum
 from lipcert.robustness import bounding
 from lipcert.robustness.outputs import look_for_bases
-from lipcert.search.cost_to_go import turned as search
+from lipcert.search.cost_to_go import windows_in_bases as search
 from lipcert.search.cost_to_go.bases import find_bases
 
 
@@ -43,7 +43,7 @@ def _basis(generator: torch.Generator, windows: int, entries: int, kind: str) ->
     return torch.linalg.inv(rows / rows.norm(dim=-1, keepdim=True))
 
 
-def _cell(seed: int, entries: int, kind: str = "mild", firm: bool = False, windows: int = 100) -> TurnedCell:
+def _cell(seed: int, entries: int, kind: str = "mild", firm: bool = False, windows: int = 100) -> BasisCell:
     """Costs of all signs; some weights, curvatures and widths are 0, some entries repetitions."""
     g = torch.Generator().manual_seed(seed)
     cost, anchor = 2.0 * _random(g, 2, windows), _random(g, 2, windows)
@@ -62,18 +62,18 @@ def _cell(seed: int, entries: int, kind: str = "mild", firm: bool = False, windo
     inverse = torch.where(full, torch.linalg.inv(torch.where(full, matrix, torch.eye(entries).double())), matrix)
     centre = (matrix * (low + (high - low) * _some(g, 2, windows, entries)).unsqueeze(-2)).sum(-1)
     centre = centre + 1e-3 * _random(g, 2, windows, entries) * full.squeeze(-1)
-    cell = TurnedCell(cost, weight, anchor, slope, curvature, centre, low, high, counts, matrix, inverse)
+    cell = BasisCell(cost, weight, anchor, slope, curvature, centre, low, high, counts, matrix, inverse)
     return search.firm(replace(cell, curvature=curvature + 1e-2)) if firm else cell
 
 
-def _at(cell: TurnedCell, v: Tensor) -> Tensor:
+def _at(cell: BasisCell, v: Tensor) -> Tensor:
     m = torch.where(cell.counts, v, -math.inf).amax(-1)
     u = (cell.matrix * v.unsqueeze(-2)).sum(-1)
     shares = 0.5 * cell.curvature * (u - cell.centre).square() - torch.where(cell.counts, cell.slope, 0.0) * v
     return cell.cost * m - 0.5 * cell.weight * (m - cell.anchor).square() + shares.sum(-1)
 
 
-def _lowest(cell: TurnedCell, tries: int = 60) -> Tensor:
+def _lowest(cell: BasisCell, tries: int = 60) -> Tensor:
     """By points and corners at random, then by smaller and smaller steps from the best of them."""
     g = torch.Generator().manual_seed(5)
     width = cell.high - cell.low
@@ -135,9 +135,9 @@ def test_the_search_values_firm_costs_as_the_check_does() -> None:
     assert bool((coarse >= found - 1e-9).all())
 
 
-def _window(cell: TurnedCell, o: int) -> TurnedCell:
+def _window(cell: BasisCell, o: int) -> BasisCell:
     one = slice(o, o + 1)
-    return TurnedCell(*(t[:, one] if k < 6 else t[one] for k, t in enumerate(vars(cell).values())))
+    return BasisCell(*(t[:, one] if k < 6 else t[one] for k, t in enumerate(vars(cell).values())))
 
 
 @pytest.mark.parametrize("name", ["cost", "weight", "anchor", "slope", "curvature", "centre"])

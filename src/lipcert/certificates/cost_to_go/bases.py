@@ -78,7 +78,7 @@ def with_bases(network: Network, bases: Mapping[int, Tensor]) -> tuple[Network, 
                 raise CertificateError(f"the certificate has a basis at {k}, for maxima of what is not affine.")
             _require(bases[k], windows, k)
             matrix, inverse = (_of_windows(t, windows) for t in (bases[k], torch.linalg.inv(bases[k])))
-            nodes.append(_turned(replace(before, parents=tuple(place[p] for p in before.parents)), windows, matrix))
+            nodes.append(_in_basis(replace(before, parents=tuple(place[p] for p in before.parents)), windows, matrix))
             found[len(nodes)] = Basis(len(nodes) - 1, matrix, inverse)
         place[k] = len(nodes)
         nodes.append(replace(node, parents=tuple(place[p] for p in node.parents)))
@@ -101,7 +101,7 @@ def _of_windows(bases: Tensor, windows: MaxSelection) -> Tensor:
     return torch.where(windows.first.all(dim=1)[:, None, None], whole, torch.diag_embed(windows.first.double()))
 
 
-def _turned(before: AffineNode, windows: MaxSelection, matrix: Tensor) -> AffineNode:
+def _in_basis(before: AffineNode, windows: MaxSelection, matrix: Tensor) -> AffineNode:
     """u as a node: the maps before the windows, and B."""
     linear = _in_bases(windows.index, matrix, before.shape)
     offset = None if before.known_offset is None else image_if_known(linear, before.known_offset)

@@ -16,10 +16,10 @@ from lipcert.certificates.cost_to_go.facts import Facts
 from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
-from lipcert.certificates.cost_to_go.turned import TurnedCell
-from lipcert.certificates.cost_to_go.turned import least as least_in_basis
 from lipcert.certificates.cost_to_go.windows import WindowCell
 from lipcert.certificates.cost_to_go.windows import least as least_over_windows
+from lipcert.certificates.cost_to_go.windows_in_bases import BasisCell
+from lipcert.certificates.cost_to_go.windows_in_bases import least as least_in_basis
 from lipcert.domain import Domain
 from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee, weakest
@@ -240,7 +240,7 @@ class _Walk:
         low, high = (end.reshape(-1)[windows.index] for end in (box.low, box.high))
         weight = cost.weight.expand_as(cost.linear)
         parts = least_in_basis(
-            TurnedCell(
+            BasisCell(
                 cost.linear.flatten(1), weight.flatten(1), cost.centre.flatten(1), slope, curvature,
                 centre.expand_as(slope), low, high, windows.first, basis.matrix, basis.inverse,
             )

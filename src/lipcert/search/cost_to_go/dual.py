@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
-from lipcert.certificates.cost_to_go.turned import TurnedCell
+from lipcert.certificates.cost_to_go.windows_in_bases import BasisCell
 from lipcert.network.linear import size
 from lipcert.search.cost_to_go.cells import Cell
 from lipcert.search.cost_to_go.inputs import HALVINGS, Domains
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.relaxed import Relaxed
-from lipcert.search.cost_to_go.turned import firm
-from lipcert.search.cost_to_go.turned import least as least_in_basis
 from lipcert.search.cost_to_go.windows import WindowCell
+from lipcert.search.cost_to_go.windows_in_bases import firm
+from lipcert.search.cost_to_go.windows_in_bases import least as least_in_basis
 
 #: (affine node, D on its value) → place of a parent → T on the parent's value.
 Weigh = Callable[[int, Tensor], Mapping[int, Tensor]]
@@ -160,12 +160,13 @@ class _Walk:
         weight, middle = (t.expand_as(c).flatten(1) for t in self._joined(quadratics, c))
         if basis is not None:
             curvature, centre = curvature.expand_as(g), self.centres[basis.position]
-            turned = TurnedCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g))
-            turned = firm(turned)
-            self.firm[k] = turned.curvature
-            self.value = self.value + least_in_basis(turned, self.sweeps)
+            together = firm(
+                BasisCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g))
+            )
+            self.firm[k] = together.curvature
+            self.value = self.value + least_in_basis(together, self.sweeps)
             self._hand(parent, summed(g), None)
-            self._hand(basis.position, torch.zeros_like(centre), (turned.curvature, centre))
+            self._hand(basis.position, torch.zeros_like(centre), (together.curvature, centre))
             return
         whole = self._centre(k, 0)
         centre = whole.flatten(1)[:, index]

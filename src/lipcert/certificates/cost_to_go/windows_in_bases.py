@@ -20,7 +20,7 @@ FAR, SMALL = 1e30, 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class TurnedCell:
+class BasisCell:
     """F(v) = c m − ½ T (m − z̃)² − g·v + ½ Σ_r D_r (B v − ũ)_r² with m = max_i v_i, window by window; T, D ≥ 0.
 
     Attributes:
@@ -47,7 +47,7 @@ class TurnedCell:
     @property
     def middle(self) -> Tensor:
         """ṽ = S ũ, (P, O, K)."""
-        return turn(self.inverse, self.centre)
+        return times(self.inverse, self.centre)
 
     @property
     def hessian(self) -> Tensor:
@@ -62,12 +62,12 @@ class TurnedCell:
         return torch.where(self.counts, total.reciprocal().nan_to_num(0.0, 0.0), 0.0)
 
 
-def turn(matrices: Tensor, vectors: Tensor) -> Tensor:
+def times(matrices: Tensor, vectors: Tensor) -> Tensor:
     """A v for every window: (O, K, K) and (..., O, K)."""
     return (matrices * vectors.unsqueeze(-2)).sum(-1)
 
 
-def least_points(cell: TurnedCell, sweeps: int, inner: int) -> Tensor:
+def least_points(cell: BasisCell, sweeps: int, inner: int) -> Tensor:
     """About where F is least with entry i the greatest, for every i: v of that, (P, O, K cases, K entries).
 
     Entry by entry, then by steps of Newton's method in what these leave free. Where neither gains, nothing does: the
@@ -79,7 +79,7 @@ def least_points(cell: TurnedCell, sweeps: int, inner: int) -> Tensor:
 class _Descent:
     """All entries as the greatest, side by side, that one first: of every entry a tensor (K cases, P, O)."""
 
-    def __init__(self, cell: TurnedCell) -> None:
+    def __init__(self, cell: BasisCell) -> None:
         size = cell.low.shape[-1]
         self.order = [[i, *(j for j in range(size) if j != i)] for i in range(size)]
         self.entries, self.shape = range(size), (size, *cell.cost.shape)
@@ -172,10 +172,8 @@ class _Descent:
         meets = {a: torch.where(closer[a] > 0, (v[0] - v[a]) / closer[a].clamp(min=SMALL), math.inf) for a in others}
         rate = torch.stack([*ways, *meets.values()]).amin(0).clamp(0.0, 1.0)
         reached = rate * (1.0 + 1e-6)
-        new = [torch.where(step[a] > 0, self.high[a], self.low[a]) for a in self.entries]
-        new = [
-            torch.where(w <= reached, e, v[a] + rate * step[a]) for a, w, e in zip(self.entries, ways, new, strict=True)
-        ]
+        ends = [torch.where(step[a] > 0, self.high[a], self.low[a]) for a in self.entries]
+        new = [torch.where(ways[a] <= reached, ends[a], v[a] + rate * step[a]) for a in self.entries]
         for a in others:
             new[a] = torch.where(tied[a] | (meets[a] <= reached), new[0], new[a])
             new[a] = torch.minimum(torch.maximum(torch.minimum(new[a], new[0]), self.low[a]), self.high[a])
@@ -209,7 +207,7 @@ def _solved(system: dict[tuple[int, int], Tensor], right: list[Tensor], moves: T
     return found
 
 
-def least(cell: TurnedCell) -> Tensor:
+def least(cell: BasisCell) -> Tensor:
     """A lower bound of F on the box, (P, O), rounding included.
 
     Let w = v − ṽ, f = B ṽ − ũ and p be any vector. Then ½ Σ D (B w + f)² ≥ ½ wᵀHw − Σ D |f| |B w|, H = BᵀDB. For the
@@ -232,15 +230,15 @@ def least(cell: TurnedCell) -> Tensor:
 class _Cases:
     """All entries as the greatest, side by side: (P, O, K)."""
 
-    def __init__(self, cell: TurnedCell) -> None:
+    def __init__(self, cell: BasisCell) -> None:
         self.cell = cell
         counts, size = cell.counts, cell.low.shape[-1]
         self.curvature = torch.where(counts, cell.curvature, 0.0)
         self.slope = torch.where(counts, cell.slope, 0.0)
         self.middle = cell.middle
         self.point = least_points(cell, SWEEPS, INNER).nan_to_num(0.0, FAR, -FAR) - self.middle.unsqueeze(-2)  # p
-        turned = turn(cell.matrix.unsqueeze(-3), self.point)
-        tilt = turn(cell.matrix.mT.unsqueeze(-3), self.curvature.unsqueeze(-2) * turned)  # H p
+        image = times(cell.matrix.unsqueeze(-3), self.point)
+        tilt = times(cell.matrix.mT.unsqueeze(-3), self.curvature.unsqueeze(-2) * image)  # H p
         self.tilt = tilt - self.slope.unsqueeze(-2)
         self.own = self.tilt.diagonal(dim1=-2, dim2=-1)
         self.firmness = cell.firmness * (1.0 - (2.0 * size + 16.0) * UNIT)
@@ -256,14 +254,14 @@ class _Cases:
         middle, point = self.middle.abs(), self.point.abs()
         away = (largest + middle) * UP
         far = away.unsqueeze(-2) + point  # ≥ |d|
-        tilt = turn(absolute.mT.unsqueeze(-3), self.curvature.unsqueeze(-2) * turn(absolute.unsqueeze(-3), point))
+        tilt = times(absolute.mT.unsqueeze(-3), self.curvature.unsqueeze(-2) * times(absolute.unsqueeze(-3), point))
         own = c.cost.abs() * whole + c.weight * (whole + c.anchor.abs()).square()
         sizes = own[..., None] + (self.slope.abs() * largest).sum(-1)[..., None]
         sizes = sizes + (tilt * (largest.unsqueeze(-2) + middle.unsqueeze(-2) + point)).sum(-1)
         sizes = sizes + self.firmness * (whole[..., None] + self.at.abs()).square()
-        off = turn(c.matrix, self.middle) - c.centre
-        off = off.abs() + (size + 4.0) * UNIT * (turn(absolute, middle) + c.centre.abs())
-        moved = (self.curvature * off * turn(absolute, away)).sum(-1)[..., None]
+        off = times(c.matrix, self.middle) - c.centre
+        off = off.abs() + (size + 4.0) * UNIT * (times(absolute, middle) + c.centre.abs())
+        moved = (self.curvature * off * times(absolute, away)).sum(-1)[..., None]
         unit = torch.eye(size, dtype=torch.float64)
         error = (unit - c.inverse @ c.matrix).abs() + (size + 4.0) * UNIT * (unit + c.inverse.abs() @ absolute)
         mixed = self.firmness * far.diagonal(dim1=-2, dim2=-1) * (error * far).sum(-1)  # case i has the row i of E

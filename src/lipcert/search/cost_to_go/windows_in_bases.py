@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.turned import SMALL, TurnedCell, least_points, turn
+from lipcert.certificates.cost_to_go.windows_in_bases import SMALL, BasisCell, least_points, times
 
 #: By how much a cost is more convex than it must be.
 ROOM = 1.0 + 1e-4
 
 
-def firm(cell: TurnedCell) -> TurnedCell:
+def firm(cell: BasisCell) -> BasisCell:
     """The same with D of every window so large that its cost is convex, whichever entry is the greatest.
 
     What is not convex would be least far from any tangent, so that the check proved little of it.
@@ -22,7 +22,7 @@ def firm(cell: TurnedCell) -> TurnedCell:
     return replace(cell, curvature=cell.curvature * (ROOM * share.amax(-1, keepdim=True)).clamp(min=1.0))
 
 
-def least(cell: TurnedCell, sweeps: int) -> Tensor:
+def least(cell: BasisCell, sweeps: int) -> Tensor:
     """Sum over the windows of the least costs, (P,), of convex ones; differentiable in all but the range.
 
     At the points found the gradient is that of the costs there, held fixed (Danskin). One sweep is enough for a step of
@@ -37,9 +37,9 @@ def least(cell: TurnedCell, sweeps: int) -> Tensor:
     return at(cell, v, case).flatten(1).sum(1)
 
 
-def at(cell: TurnedCell, v: Tensor, case: Tensor | int) -> Tensor:
+def at(cell: BasisCell, v: Tensor, case: Tensor | int) -> Tensor:
     """The cost of entries of which one is the greatest, (P, O)."""
     m = v[..., case] if isinstance(case, int) else v.gather(-1, case.unsqueeze(-1)).squeeze(-1)
-    moved = turn(cell.matrix, v) - cell.centre
+    moved = times(cell.matrix, v) - cell.centre
     shares = 0.5 * cell.curvature * moved.square() - cell.slope * v
     return cell.cost * m - 0.5 * cell.weight * (m - cell.anchor).square() + (shares * cell.counts).sum(-1)
