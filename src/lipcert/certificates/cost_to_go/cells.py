@@ -105,12 +105,7 @@ def _parts(
     rise = torch.where(straight, line, tilt) - g + curvature * (a - centre)
     bend = torch.where(straight, bend, curvature)
 
-    x = torch.where(bend > 0, (-rise / bend).nan_to_num(0.0), 0.0).clamp(min=0.0)
-    x = torch.minimum(x, h)
-    tangent = rise + bend * x
-    convex = q0 + x * (rise + 0.5 * bend * x) + torch.minimum(-tangent * x, tangent * (h - x))
-    concave = torch.minimum(q0, q0 + h * (rise + 0.5 * bend * h))
-    bound = torch.where(bend > 0, convex, concave)
+    bound = on_interval(q0, rise, bend, h)
 
     own = c.abs() * (fa.abs() + fb.abs()) + weight * (size.square() + size_b.square())
     own = own + h * steep * (c.abs() + weight * (size + run)) + 0.5 * weight * (steep * h).square()
@@ -118,6 +113,20 @@ def _parts(
     unsure = (ea + eb + bent) * (c.abs() + weight * (size + size_b) + weight * steep * h)
     bound = bound - (64.0 * UNIT * total + unsure * (1.0 + 2.0**-30) + FLOOR + SUBNORMAL * h)
     bound = torch.where(b > a, bound, _at_point(cell, a, fa, ea))
+    return torch.where(bound.isnan(), -math.inf, bound)
+
+
+def on_interval(q0: Tensor, rise: Tensor, bend: Tensor, h: Tensor) -> Tensor:
+    """Least value of q0 + rise·x + ½ bend·x² for x in [0, h], but for rounding; −∞ for what is no number.
+
+    A convex one is least at some x₀, and lies, at any other, above its tangent there; one that is not, at an end.
+    """
+    x = torch.where(bend > 0, (-rise / bend).nan_to_num(0.0), 0.0).clamp(min=0.0)
+    x = torch.minimum(x, h)
+    tangent = rise + bend * x
+    convex = q0 + x * (rise + 0.5 * bend * x) + torch.minimum(-tangent * x, tangent * (h - x))
+    concave = torch.minimum(q0, q0 + h * (rise + 0.5 * bend * h))
+    bound = torch.where(bend > 0, convex, concave)
     return torch.where(bound.isnan(), -math.inf, bound)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.cells import FLOOR, SUBNORMAL
+from lipcert.certificates.cost_to_go.cells import FLOOR, SUBNORMAL, on_interval
 from lipcert.numerics.midrad import UNIT, UP
 
 
@@ -116,17 +116,3 @@ class _Windows:
         rise = c.cost - c.weight * (x0 - c.anchor) + torch.where(tied, self._tangent(at), 0.0).sum(-1)
         bend = torch.where(tied, self.curvature, 0.0).sum(-1) - c.weight
         return on_interval(q0, rise, bend, h)
-
-
-def on_interval(q0: Tensor, rise: Tensor, bend: Tensor, h: Tensor) -> Tensor:
-    """Least value of q0 + rise·x + ½ bend·x² for x in [0, h], but for rounding; −∞ for what is no number.
-
-    A convex one is least at some x₀, and lies, at any other, above its tangent there; one that is not, at an end.
-    """
-    x = torch.where(bend > 0, (-rise / bend).nan_to_num(0.0), 0.0).clamp(min=0.0)
-    x = torch.minimum(x, h)
-    tangent = rise + bend * x
-    convex = q0 + x * (rise + 0.5 * bend * x) + torch.minimum(-tangent * x, tangent * (h - x))
-    concave = torch.minimum(q0, q0 + h * (rise + 0.5 * bend * h))
-    bound = torch.where(bend > 0, convex, concave)
-    return torch.where(bound.isnan(), -math.inf, bound)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.cells import FLOOR, SUBNORMAL
-from lipcert.certificates.cost_to_go.windows import on_interval
+from lipcert.certificates.cost_to_go.cells import FLOOR, SUBNORMAL, on_interval
 from lipcert.numerics.midrad import UNIT, UP
 
 #: Sweeps over the entries of a window before a proof, and steps of Newton's method in each.
