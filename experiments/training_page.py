@@ -75,7 +75,7 @@ def _budget(rows: list[Row]) -> str:
     found = []
     for device in sorted(devices):
         seconds = [float(row["train_seconds"]) for row in rows if row["device"] == device]
-        kind = "CPU" if device == "cpu" else f"wall, {device},"
+        kind = f"CPU{device[3:]}" if device.startswith("cpu") else f"wall, {device},"
         found.append(f"{min(seconds):.0f} to {max(seconds):.0f} {kind} seconds")
     return "; ".join(found)
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import lipcert
 from experiments import alexnet, common, gaussian_process, greedy_lies, ideal_spectra
 from lipcert.theory import alignment
 from tests.zoo import vertex_maximum
@@ -188,3 +189,13 @@ def test_training_goes_on_where_it_stopped_and_its_page_shows_each_row(tmp_path)
     assert float(row["lower"]) <= float(row["constant"])
     assert training_page.disorder({**row, "certified_1": "100", "attacked_1": "50"}) == ["certified at 1"]
     assert "PGD + 0.35 × pair constants, ε = 0.3" in (tmp_path / "training.md").read_text()
+    training.main([*options, "1", "--bfloat16"])
+    assert [row["device"] for row in training.rows_of(tmp_path / "training.csv")] == ["cpu", "cpu bfloat16"]
+    assert "CPU bfloat16 seconds" in (tmp_path / "training.md").read_text()
+
+
+def test_the_orthogonal_start_has_a_product_of_norms_of_about_one() -> None:
+    from experiments.training_recipes import ALL
+
+    model = ALL["mixed_1.58_r0.4_orthogonal"].model("convsmall", 0)
+    assert 0.9 < lipcert.bound(model, torch.zeros(1, 1, 28, 28), method="autolip").value < 1.4

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +13,15 @@ from torch import Tensor, nn
 
 from lipcert.arguments import real, seed_of, whole
 from lipcert.errors import InputError, NumericsError
-from lipcert.markup import Shown
+from lipcert.training.accuracy import (
+    AccuracyEstimate,
+    accuracy_by_pairs,
+    evaluating,
+    logits_of,
+    margins_of,
+    positive,
+    require_labels,
+)
 from lipcert.training.live import Live
 from lipcert.training.pairs import COLUMNS, PairMethod, Pairs
 from lipcert.training.regularizer import require_two
@@ -32,8 +38,8 @@ _PART, _HALVINGS = 0.75, 10
 _LEAST_CONSTANT = 1e-9
 #: Calls from one look at whether the outputs still depend on the inputs to the next, and part of them that is nothing.
 _LOOKED, _ALIKE = 100, 1e-3
-#: Examples that an accuracy is worked out for at once, and power steps before it.
-_CHUNK, _SETTLED = 1000, 30
+#: Modules that run another one.
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class MarginLoss:
@@ -113,9 +119,9 @@ class MarginLoss:
         if method not in get_args(PairMethod):
             raise InputError(f"method must be one of {', '.join(get_args(PairMethod))}, not {method!r}.")
         self.kind, self.method = kind, method
-        self.radius = _positive("radius", radius)
-        self.strength = STRENGTH[kind] if strength is None else _positive("strength", strength, zero=True)
-        self.sharpness = 10.0 / self.radius if sharpness is None else _positive("sharpness", sharpness)
+        self.radius = positive("radius", radius)
+        self.strength = STRENGTH[kind] if strength is None else positive("strength", strength, zero=True)
+        self.sharpness = 10.0 / self.radius if sharpness is None else positive("sharpness", sharpness)
         for name, number in (("attack_steps", attack_steps), ("passes", passes), ("columns", columns)):
             if (whole(number) or 0) < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, not {number!r}.")
@@ -149,11 +155,11 @@ class MarginLoss:
             raise InputError(
                 "a loss has no gradients in torch.inference_mode(): call it outside, under no_grad if need be."
             )
-        _require_labels(self._pairs.classes, inputs, labels)
+        require_labels(self._pairs.classes, inputs, labels)
         self.calls += 1
         points = self._attacked(inputs, labels) if self.kind == "mixed" else inputs
         constants = self._pairs.matrix()
-        logits = _logits(self._model, points, self._pairs.classes).to(constants.dtype)
+        logits = logits_of(self._model, points, self._pairs.classes).to(constants.dtype)
         if self.kind == "crm":
             loss = F.cross_entropy(logits, labels) + self.strength * self._lost_radius(logits, labels, constants)
         else:
@@ -221,8 +227,8 @@ class MarginLoss:
 
     def certified_accuracy(self, inputs: Tensor, labels: Tensor, radius: float | None = None) -> AccuracyEstimate:
         """About how many examples the constants K certify at a radius (None: the loss's own); see the function."""
-        at = self.radius if radius is None else _positive("radius", radius, zero=True)
-        return _accuracy(self._model, self._pairs, inputs, labels, at)
+        at = self.radius if radius is None else positive("radius", radius, zero=True)
+        return accuracy_by_pairs(self._model, self._pairs, inputs, labels, at)
 
     def state_dict(self) -> dict[str, Any]:
         """What, with the model's own state, makes a resumed run go on exactly."""
@@ -256,7 +262,7 @@ class MarginLoss:
         return torch.cat([logits, reach.scatter(1, predicted[:, None], -math.inf).amax(1, keepdim=True)], 1)
 
     def _lost_radius(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
-        margins, pairs = _margins(logits, labels, constants)
+        margins, pairs = margins_of(logits, labels, constants)
         radii = margins / pairs.clamp(min=_LEAST_CONSTANT)
         radii = radii.scatter(1, labels[:, None], math.inf)
         low = radii.detach().amin(1) < self.reach
@@ -307,105 +313,6 @@ class MarginLoss:
         raise NumericsError("the loss is not finite: margins against constants overflow. Take a smaller radius.")
 
 
-#: Modules that run another one.
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-@dataclass(frozen=True)
-class AccuracyEstimate(Shown):
-    """How many examples of a batch constants that are estimates would certify; ``lipcert.certify`` proves it.
-
-    Attributes:
-        value: certified accuracy, from 0 to 1.
-        clean: accuracy.
-        radius: l2.
-        count: of examples.
-    """
-
-    value: float
-    clean: float
-    radius: float
-    count: int
-
-    def __str__(self) -> str:
-        return (
-            f"certified accuracy ≈ {100 * self.value:.1f} % at l2 radius {self.radius:g} (estimate, not certified), "
-            f"clean {100 * self.clean:.1f} %, {self.count} examples"
-        )
-
-
-def certified_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, radius: float) -> AccuracyEstimate:
-    """About how many examples are right and keep their class within ``radius`` in l2, by one constant per pair.
-
-    An example counts if f_y − f_j > radius · K_yj for all j ≠ y, K as in ``MarginLoss`` after some power steps. It
-    costs one pass of the data; ``MarginLoss.certified_accuracy`` goes on from the loss's own constants.
-    ``lipcert.certify`` proves it, and certifies more.
-
-    Args:
-        model: returns logits (B, m).
-        inputs: (B, *shape).
-        labels: (B,) int64.
-        radius: ≥ 0, in the units of the inputs.
-
-    Raises:
-        As ``MarginLoss``.
-    """
-    at = _positive("radius", radius, zero=True)
-    return _accuracy(model, Pairs(Live.of(model, inputs[:1], trained=False)), inputs, labels, at)
-
-
-def _accuracy(model: nn.Module, pairs: Pairs, inputs: Tensor, labels: Tensor, radius: float) -> AccuracyEstimate:
-    _require_labels(pairs.classes, inputs, labels)
-    right = certain = 0
-    with torch.no_grad(), evaluating(model):
-        constants = pairs.matrix(_SETTLED)
-        for x, y in zip(inputs.split(_CHUNK), labels.split(_CHUNK), strict=True):
-            margins, against = _margins(_logits(model, x, pairs.classes).to(constants.dtype), y, constants)
-            right += _positive_but_own(margins, y)
-            certain += _positive_but_own(margins - radius * against, y)
-    return AccuracyEstimate(certain / len(inputs), right / len(inputs), radius, len(inputs))
-
-
-def _positive_but_own(room: Tensor, labels: Tensor) -> int:
-    """Rows of which all entries but the label's are positive."""
-    return int((room.scatter(1, labels[:, None], math.inf).amin(1) > 0).sum())
-
-
-def _logits(model: nn.Module, inputs: Tensor, classes: int) -> Tensor:
-    logits = model(inputs)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(inputs), classes):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the model must return logits of shape ({len(inputs)}, {classes}), not {shape}.")
-    return logits
-
-
-def _require_labels(classes: int, inputs: Tensor, labels: Tensor) -> None:
-    fits = isinstance(labels, Tensor) and labels.dtype == torch.int64 and tuple(labels.shape) == (len(inputs),)
-    if not fits or not len(inputs):
-        raise InputError("labels must be an int64 tensor of shape (B,), one for each of B ≥ 1 inputs.")
-    if bool(((labels < 0) | (labels >= classes)).any()):
-        raise InputError(f"labels must lie from 0 to {classes - 1}.")
-    if not bool(torch.isfinite(inputs).all()):  # before a batch norm takes them into its statistics
-        raise NumericsError("the inputs hold NaN or infinity.")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; each part's own mode returns afterwards."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def _margins(logits: Tensor, labels: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
-    """f_y − f_j and K_yj, (B, m)."""
-    return logits.gather(1, labels[:, None]) - logits, constants[labels]
-
-
 def _lengths(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1)
 
@@ -414,10 +321,3 @@ def _of_length(x: Tensor, length: Tensor | float) -> Tensor:
     """Each example scaled to this length; zero stays zero."""
     scale = length / _lengths(x).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
     return x * scale.reshape(-1, *[1] * (x.dim() - 1))
-
-
-def _positive(name: str, value: Any, zero: bool = False) -> float:
-    number = real(value)
-    if not (0.0 < number < math.inf or (zero and number == 0.0)):
-        raise InputError(f"{name} must be a number {'≥' if zero else '>'} 0, not {value!r}.")
-    return number
