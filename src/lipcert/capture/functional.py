@@ -25,23 +25,6 @@ def op_name(target: Any) -> tuple[str, str]:
     return getattr(target, "__name__", str(target)), ""
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without ops that write into their arguments.
-
-    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is; and what it
-    makes of a constant's ops rounds in another way than the model does.
-    """
-    depending = varying(program)
-    for node in program.graph.nodes:
-        if node.op != "call_function" or node.target is operator.getitem:
-            continue
-        plain = isinstance(node.target, torch._ops.OpOverload)
-        done = plain and (node not in depending or _has_rule(node))
-        if not done or node.target._schema.is_mutable:
-            return program.run_decompositions({})
-    return program
-
-
 def _has_rule(node: FxNode) -> bool:
     """Whether the op is lowered as it is."""
     name, overload = op_name(node.target)
@@ -61,22 +44,40 @@ def varying(program: ExportedProgram) -> set[FxNode]:
     return found
 
 
-def decompose_unknown(program: ExportedProgram) -> tuple[ExportedProgram, frozenset[str]]:
-    """Decompose the ops without a rule, and only those (an op with a rule would lose its constant); and their names."""
-    table = torch.export.default_decompositions()
+def functional(program: ExportedProgram) -> tuple[ExportedProgram, frozenset[str]]:
+    """The program without ops that write into their arguments and without those that have no rule; and their names.
+
+    Rewriting costs more than all else in a capture, so a program of pure ops with rules stays as it is; and what it
+    makes of a constant's ops rounds in another way than the model does. Only ops without a rule are taken apart: one
+    with a rule would lose its constant.
+    """
     names: set[str] = set()
-    for _ in range(4):
-        unknown = {
-            node.target
-            for node in varying(program)
-            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not _has_rule(node)
-        }
-        chosen = {target: table[target] for target in unknown if target in table}
-        if not chosen:
+    for turn in range(5):
+        unknown = {node.target for node in varying(program) if node.op == "call_function" and not _done(node)}
+        chosen = _decompositions(unknown) if unknown else {}
+        if not chosen and (turn or not (unknown or _writes(program))):
             break
         names |= {op_name(target)[0] for target in chosen}
         before = len(program.graph.nodes)
         program = program.run_decompositions(chosen)
-        if len(program.graph.nodes) == before:
+        if turn and len(program.graph.nodes) == before:
             break
     return program, frozenset(names)
+
+
+def _done(node: FxNode) -> bool:
+    return node.target is operator.getitem or (isinstance(node.target, torch._ops.OpOverload) and _has_rule(node))
+
+
+def _writes(program: ExportedProgram) -> bool:
+    """Whether an op writes into an argument, or is none of PyTorch's own."""
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    others = [target for target in calls if target is not operator.getitem]
+    return any(not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable for target in others)
+
+
+def _decompositions(unknown: set[Any]) -> dict[Any, Any]:
+    """What PyTorch says that these ops are made of, where it says so; one that writes is another once it does not."""
+    table = torch.export.default_decompositions()
+    pure = [t for t in unknown if isinstance(t, torch._ops.OpOverload) and not t._schema.is_mutable]
+    return {target: table[target] for target in pure if target in table}

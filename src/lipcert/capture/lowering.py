@@ -21,7 +21,7 @@ import lipcert.ops.families  # noqa: F401  (registers every rule)
 from lipcert.capture.duplicates import originals
 from lipcert.capture.evaluate import give_values, refused
 from lipcert.capture.function import own_path
-from lipcert.capture.functional import decompose_unknown, functional, op_name, varying
+from lipcert.capture.functional import functional, op_name, varying
 from lipcert.capture.model import require_numbers, several_outputs
 from lipcert.errors import (
     CaptureError,
@@ -128,7 +128,7 @@ def lower(program: ExportedProgram) -> Network:
 def lowered(program: ExportedProgram) -> Lowered:
     """The same with all that was met on the way."""
     _refuse_fakes(program)
-    program, decomposed = decompose_unknown(functional(program))
+    program, decomposed = functional(program)
     signature = program.graph_signature
     builder = NetworkBuilder()
     context = Context(builder)
