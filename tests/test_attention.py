@@ -193,6 +193,7 @@ def test_passes_through_maps_agree_with_matrices(monkeypatch: pytest.MonkeyPatch
         assert dense.value * (1 - 1e-9) <= passes.value <= dense.value * 1.01
 
 
+@pytest.mark.slow
 def test_a_decoder_layer_with_a_causal_mask() -> None:
     torch.manual_seed(1)
     layer = nn.TransformerDecoderLayer(4, 2, 6, batch_first=True)

@@ -59,6 +59,7 @@ def test_a_forgotten_batch_dimension_of_another_shape_than_the_channels(shape: t
         bound(opponent(5), *shape)
 
 
+@pytest.mark.few(17)
 @pytest.mark.parametrize(
     "couple",
     [

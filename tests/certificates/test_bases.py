@@ -93,6 +93,7 @@ def _lowest(cell: BasisCell, tries: int = 60) -> Tensor:
     return best
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kind", ["none", "mild", "wild"])
 @pytest.mark.parametrize("entries", [1, 2, 3, 4, 9])
 def test_least_is_below_every_point(entries: int, kind: str) -> None:
@@ -127,6 +128,7 @@ def test_a_box_without_end_proves_nothing_of_a_falling_cost() -> None:
     assert bool((least(cell) == -math.inf).all())
 
 
+@pytest.mark.slow
 def test_the_search_values_firm_costs_as_the_check_does() -> None:
     cell = _cell(7, 4, firm=True)
     found = torch.stack([search.least(_window(cell, o), 6) for o in range(cell.cost.shape[1])], 1)
@@ -187,6 +189,7 @@ def test_bases_are_found_where_neighbours_go_together() -> None:
     assert first not in find_bases(Subject(capture(_pooled(False), torch.zeros(1, 1, 12, 12))).plain)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("padding", [0, 1])
 def test_bounds_in_bases_are_true_and_tighter(padding: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _pooled(True, padding)
@@ -234,6 +237,7 @@ def test_forged_bases_are_refused() -> None:
         prove_outputs(subject, domain, None, Witness(witness.kind, without, witness.settings))
 
 
+@pytest.mark.slow
 def test_other_bases_prove_less_or_nothing_but_no_falsehood() -> None:
     subject, domain, witness = _witnessed()
     name = next(n for n in witness.arrays if n.startswith("basis."))
@@ -251,6 +255,7 @@ def test_other_bases_prove_less_or_nothing_but_no_falsehood() -> None:
         assert float(found.lower.sum()) <= float(honest.lower.sum()) + 1e-9 or scale < 1.0
 
 
+@pytest.mark.slow
 def test_adopting_bases_forgets_ranges_of_before() -> None:
     subject, domain, _ = _witnessed()
     before = subject.setting(subject.facts, domain, False)
@@ -262,6 +267,7 @@ def test_adopting_bases_forgets_ranges_of_before() -> None:
     assert subject.facts is kept
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("size", [1e25, 1e200, 1e-200])
 def test_numbers_beyond_float32_have_no_bases(size: float) -> None:
     model = _pooled(True).double()

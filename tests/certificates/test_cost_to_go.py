@@ -284,6 +284,7 @@ def test_a_certificate_of_vanishing_products_is_refused() -> None:
         check_outputs(subject, domain, None, witness, "forged")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("inner", [True, False])
 def test_ranges_hold_where_rates_vanish(inner: bool) -> None:
     """1e-200 · 1e-200 · 1e100 on a ball of radius 1e300 reaches 1, though 1e-400 is no number."""

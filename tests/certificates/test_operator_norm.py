@@ -98,6 +98,7 @@ def test_convolutions_against_the_dense_svd(first: int, monkeypatch: pytest.Monk
             assert claimed.value >= truth * (1 - 1e-13), text
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("build", [models.lenet5, models.paper_cnn])
 def test_demo_convolutions_against_the_dense_svd(build: Callable[[], nn.Module]) -> None:
     network = capture(build(), torch.zeros(1, 1, 28, 28))

@@ -74,7 +74,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", MODELS)
 def test_never_below_and_not_far_above(name: str) -> None:
     make, shape, most = MODELS[name]

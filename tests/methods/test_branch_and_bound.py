@@ -233,6 +233,7 @@ def test_trained_networks_close(name: str, value: float) -> None:
     assert settings["gap"] <= 1e-4
 
 
+@pytest.mark.slow
 def test_order_and_anytime() -> None:
     model = chain([6, 20, 20, 20, 3], relu, 0)
     example = torch.zeros(1, 6, dtype=torch.float64)

@@ -409,6 +409,7 @@ TAMPERINGS = {
 }
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", TAMPERINGS)
 def test_forged_empty_leaves_are_refused(proved: lipcert.Bound, name: str) -> None:
     forged = TAMPERINGS[name](witness(proved))

@@ -137,6 +137,7 @@ def test_the_constant_in_the_plane_of_more_networks(seed: int) -> None:
     test_the_constant_in_the_plane(widths, kind, seed, bool(seed % 3))
 
 
+@pytest.mark.slow
 def test_patterns_without_points_make_the_difference() -> None:
     model = chain([2, 4, 4, 3], "relu", 1)
     x = torch.zeros(1, 2, dtype=torch.float64)
@@ -192,7 +193,7 @@ def constant_by_programs(model: Chain) -> float:
     return best
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("widths", "kind", "seed"),
     [([3, 4, 4, 2], "relu", 0), ([3, 5, 3, 1], "leaky", 1), ([5, 3, 4, 2], "relu", 2), ([1, 4, 3, 2], "falling", 3)],
@@ -223,7 +224,7 @@ def test_a_network_without_any_slope_has_constant_0() -> None:
     assert solved(model, 2, None).value <= 1e-100
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_graphs_and_bounded_activations(seed: int) -> None:
     model = Skipped(seed).double().eval()
@@ -369,6 +370,7 @@ def test_roundtrip(proved: lipcert.Bound, tmp_path: Path) -> None:
 HARMLESS = {"negative", "tiny negative", "zero"}
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", TAMPERINGS)
 def test_forged_empty_leaves_are_refused(proved: lipcert.Bound, name: str) -> None:
     record = proved.certificate

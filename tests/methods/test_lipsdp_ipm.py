@@ -130,6 +130,7 @@ def test_degenerate_weights(name):
     assert bound.value <= value(model, n, "autolip") * (1 + 1e-4) + 1e-60
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("power", [-6, 6])
 def test_fifteen_layers_of_extreme_scale(power):
     weights = [randn(3, 3, seed=k) for k in range(15)]

@@ -159,6 +159,7 @@ def test_blocks_without_a_gain_in_l1_are_passed_in_l2() -> None:
     assert lipcert.bound(case.model, case.example, method="autolip", norm=(1, 1)).value >= found[1.0, 1.0].value
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("radius", [1e-4, 0.1])
 def test_on_a_small_ball_every_pair_is_near_the_norm_of_the_jacobian(radius: float) -> None:
     case = zoo_case("tanh 4-6-6-3")

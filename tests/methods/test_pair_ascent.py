@@ -86,6 +86,7 @@ def pooled() -> nn.Module:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pools_inside_pairs() -> None:
     """With the pool inside, the estimate of a network of one pair lies between attack and certified pair."""
     model, x = pooled(), torch.zeros(1, 1, 7, 7)

@@ -125,7 +125,7 @@ def test_slopes_of_pairs_of_the_model_lie_in_the_range(row, captured):
         assert bool((slope >= low - error).all()), float((slope - low).min())
 
 
-@pytest.mark.few(39)
+@pytest.mark.few(13)
 @pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_slopes_of_pairs_lie_between_those_of_their_interval(row, captured):
     """``network/slopes.py`` for every registered op and pattern; test_slopes.py has every kind to 50 digits."""
@@ -145,6 +145,7 @@ def test_slopes_of_pairs_lie_between_those_of_their_interval(row, captured):
         assert bool((quotient >= (low - error)[fine]).all())
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("row", ALL, ids=case_id)
 def test_derivative_of_the_model_attains_both_ends(row, captured):
     module, _ = captured(row)
@@ -384,6 +385,7 @@ class Refused(nn.Module):
         return self.function(x)
 
 
+@pytest.mark.few(17)
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_op_and_line(name):
     function = REFUSED[name]

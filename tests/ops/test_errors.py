@@ -53,6 +53,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(17)
 @pytest.mark.parametrize(("name", "function", "error"), REFUSED, ids=[r[0] for r in REFUSED])
 def test_refused(name, function, error):
     with pytest.raises(error) as caught:

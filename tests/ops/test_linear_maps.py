@@ -64,6 +64,7 @@ def test_the_transposed_as_a_map(linear):
     assert single.apply(torch.randn(2, *map_.out_shape)).dtype == torch.float32
 
 
+@pytest.mark.few(30)
 def test_rounding_counts_every_sum(linear):
     """The count is at least the terms of the longest row and column, and finite."""
     case, _, _, node = linear

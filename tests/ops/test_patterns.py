@@ -69,6 +69,7 @@ class Call(nn.Module):
         return self.function(x)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_miss_is_refused(name):
     with pytest.raises(NotLipschitzError):

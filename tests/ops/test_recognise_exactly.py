@@ -110,6 +110,7 @@ NOT_GROUPS = {
 }
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("name", NOT_GROUPS)
 def test_what_is_no_normalisation_is_refused(name):
     with pytest.raises((NotLipschitzError, CaptureError)):
@@ -551,6 +552,7 @@ EXTREME = {
 }
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("c", [-1e200, 1e-170])
 @pytest.mark.parametrize("name", EXTREME)
 def test_extreme_factors_give_a_named_error_or_a_finite_bound(name, c):

@@ -129,7 +129,7 @@ def test_every_rule_has_a_model() -> None:
     assert {info.name for info in supported_ops() if info.family == "recurrent"} == COVERED
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_values_constants_and_jacobians(name: str) -> None:
     model, x = case(name, length=2 if "both" in name else 3)

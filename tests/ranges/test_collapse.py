@@ -212,6 +212,7 @@ def test_per_entry_scales_and_residuals():
 # -- recognised by algebra ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_losses_with_other_thresholds():
     zeros = torch.zeros_like
     assert bound(lambda x: F.huber_loss(x, zeros(x), reduction="none", delta=0.3)).value == pytest.approx(0.3)

@@ -263,6 +263,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(TREES.filter(lambda t: t != X), st.floats(-20.0, 20.0), st.integers(0, 120), st.integers(0, 12))
 def test_any_expression_on_any_interval(tree, low, width, shrink):

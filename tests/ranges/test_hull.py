@@ -131,6 +131,7 @@ def test_other_ends_are_left_alone(function: object) -> None:
     assert lipcert.bound(model, X, budget=1).value >= lipcert.lower_bound(model, X, budget=0.2).value
 
 
+@pytest.mark.slow
 def test_distances_to_centres() -> None:
     centres = torch.randn(5, K, dtype=D, generator=torch.Generator().manual_seed(0))
     model = Apply(lambda _, x: 2.0 * (x[:, None] - centres).norm(dim=2)).eval()

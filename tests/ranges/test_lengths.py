@@ -53,7 +53,7 @@ def sampled(domain: Domain, center: Tensor, radius: float, count: int = 60) -> T
     return domain.project(torch.cat([center + noise, center + towards, center + noise + towards]))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", CASES)
 def test_gains_on_domains(name: str) -> None:
     function, everywhere = CASES[name]
@@ -91,6 +91,7 @@ def test_one_over_the_least_norm(name: str) -> None:
         assert (1 - 1e-14) / least <= value <= (1 + 1e-9) / least
 
 
+@pytest.mark.slow
 def test_after_a_network_by_linear_bounds() -> None:
     """A direction in which a hidden layer certainly has a component."""
     torch.manual_seed(0)

@@ -445,6 +445,7 @@ def both_certified() -> tuple[nn.Module, torch.Tensor, torch.Tensor, float, floa
     return model, x, label, 0.85 * alone.certified_radius, 0.95 * alone.certified_radius
 
 
+@pytest.mark.slow
 def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The search at the larger radius is made to last as long as it may."""
     model, x, label, small, large = both_certified()
@@ -464,7 +465,7 @@ def test_of_two_radii_the_smaller_is_certified_where_the_larger_takes_all_time(m
     assert row.certified_radius == small
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_who_failed_in_a_part_of_the_time_has_what_the_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of four examples takes all of the first round in vain, and waits until the others need no more."""
     model, x, label, small, large = both_certified()
@@ -486,6 +487,7 @@ def test_who_failed_in_a_part_of_the_time_has_what_the_others_leave(monkeypatch:
     assert [row.certified_radius >= small for row in rows] == [True] * 4
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dear", [False, True])
 @pytest.mark.parametrize("far", [False, True])
 def test_far_beyond_the_constants_linear_bounds_come_first(

@@ -73,6 +73,7 @@ def test_planted_biases_that_cancel_are_not_certified(model: nn.Module) -> None:
     executed.verify(model, x, y)
 
 
+@pytest.mark.slow
 def test_where_the_margin_is_beyond_the_rounding_it_counts() -> None:
     """A margin of some units survives a planted bias of 5e3, whose steps are 2⁻¹¹."""
     model, x = Planted(5e3).eval(), points(8)

@@ -114,7 +114,7 @@ def test_against_a_grid_in_two_dimensions(activation: type[nn.Module]) -> None:
     assert bool((bound.upper - bound.lower < 1.6 * width + 0.02).all())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_networks_by_samples(seed: int) -> None:
     case = random_network(100 + seed)
@@ -140,6 +140,7 @@ def test_a_steep_function_on_a_domain() -> None:
     assert float(bound.lower.min()) > float(y.min()) - 0.05
 
 
+@pytest.mark.slow
 def test_products_of_variables_are_bounded_by_their_ranges() -> None:
     class Gate(nn.Module):
         def __init__(self) -> None:
@@ -159,6 +160,7 @@ def test_products_of_variables_are_bounded_by_their_ranges() -> None:
     require_inside(bound, y)
 
 
+@pytest.mark.slow
 def test_residual_and_repeated_readers() -> None:
     torch.manual_seed(0)
     inner = Residual(mlp([5, 4, 5], 1))

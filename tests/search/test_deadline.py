@@ -46,6 +46,7 @@ def test_the_end_of_the_time_loses_no_bound_that_is_at_hand(left: float) -> None
             assert bool((one.lower > plain).all())
 
 
+@pytest.mark.slow
 def test_no_function_waits_for_all_steps_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions that do not fit into memory together share the time: by a clock that moves when it is read."""
     torch.manual_seed(0)
