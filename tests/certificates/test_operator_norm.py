@@ -314,3 +314,49 @@ def test_proposals_from_passes_can_be_proved_and_are_tight(name: str, monkeypatc
     assert truth * (1 - 1e-12) <= claim <= truth * (1 + 1e-8)
     monkeypatch.setattr(module, "sigma_max_upper", lambda *arguments: pytest.fail("the claim was not proved"))
     assert map_norm(linear, 2.0, claim).value <= claim * (1 + 1e-12)
+
+
+def with_norm(norm: float, seed: int = 0) -> Tensor:
+    """A matrix of more rows than need be for its norm to be remembered, of this 2-norm up to rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.linalg.qr(torch.randn(600, 520, generator=generator).double())[0] for _ in range(2))
+    return norm * (left * torch.linspace(0.2, 1.0, 520, dtype=torch.float64)) @ right.T
+
+
+def test_what_is_remembered_changes_no_value_and_proves_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = with_norm(3.0)
+    fresh: list[float] = []
+    for claim in (None, 3.1, 3.0 * (1 - 1e-6), None):
+        monkeypatch.setattr(module, "_KNOWN", {})
+        fresh.append(map_norm(dense(matrix), 2.0, claim).value)
+    assert fresh[1] == 3.1
+    assert all(3.0 * (1 - 1e-12) <= value < 3.0 * (1 + 1e-6) for k, value in enumerate(fresh) if k != 1)
+    for order in ((None, 3.1, 3.0 * (1 - 1e-6)), (3.1, None, 3.05), (3.0 * (1 - 1e-6), 3.1, 3.1)):
+        monkeypatch.setattr(module, "_KNOWN", {})
+        for claim in order:
+            alone = map_norm(dense(matrix), 2.0, claim).value
+            assert alone == (claim if claim is not None and claim > 3.0 else fresh[0])
+    with monkeypatch.context() as blocked:  # the same map again costs nothing
+        blocked.setattr(module, "sigma_max_upper", None)
+        blocked.setattr(module, "certify_sigma_max", None)
+        assert map_norm(dense(matrix.clone()), 2.0).value == fresh[0]
+        for other in (dense(2.0 * matrix, 700.0), dense(-matrix), dense(with_norm(3.0, seed=1)), dense(matrix, 1e9)):
+            with pytest.raises(TypeError):  # but no other, nor with more rounding
+                map_norm(other, 2.0)
+
+
+def test_a_map_that_was_changed_in_place_is_another() -> None:
+    matrix = with_norm(1.0, seed=2)
+    linear = dense(matrix)
+    assert map_norm(linear, 2.0).value < 1.0 + 1e-6
+    linear.constants[0].mul_(3.0)
+    assert map_norm(linear, 2.0, 1.1).value >= 3.0 * (1 - 1e-9)
+
+
+def test_proposals_of_written_maps_are_what_the_check_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = dense(with_norm(0.7, seed=3))
+    monkeypatch.setattr("lipcert.search.proposed_norms.DENSE_EIGENVALUES", 100)
+    value = propose_norm(linear, 2.0)
+    monkeypatch.setattr(module, "certify_sigma_max", None)  # it is not asked again
+    assert map_norm(linear, 2.0, value).value == value == map_norm(linear, 2.0).value
+    assert 0.7 * (1 - 1e-12) <= value < 0.7 * (1 + 1e-6)

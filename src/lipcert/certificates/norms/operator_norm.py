@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -54,6 +55,10 @@ class NormBound:
         """The bound as a float, rounded up."""
         return float(self.magnitude)
 
+
+#: Shorter side from which on a norm is remembered in this process, how many are, and those that are.
+_REMEMBERED, _MOST_REMEMBERED = 512, 10_000
+_KNOWN: dict[bytes, _Known] = {}
 
 #: How a 2-norm is bounded: ``written``, by a matrix where it can be written down and by passes beyond; ``passes``, by
 #: Lanczos passes alone; ``blocks``, by the norms of small maps side by side, where it is made of such, else by sums;
@@ -110,10 +115,45 @@ def _unit_norm(
         return (schur if found is None else min(schur, found)), guarantee
     if route == "passes" or not writable(linear):
         return _matrix_free(unit, schur, claim, share, target)
+    if claim is not None and claim >= schur:
+        return schur, guarantee
+    return min(schur, _written_norm(unit, schur, claim)), guarantee
+
+
+def _written_norm(unit: Scaled, schur: float, claim: float | None) -> float:
+    """The 2-norm of a map that is written down: the claim where it is proved, else a value found.
+
+    What took long is remembered by what determines it, map and error: so a value never depends on what was remembered.
+    """
+    known = _remembered(unit, schur) if min(unit.map.out_size, unit.map.in_size) >= _REMEMBERED else _Known()
+    if claim is not None and claim >= known.proved:
+        return claim
+    if claim is None and known.found is not None:
+        return known.found
     matrix, error = enclosed_matrix(unit, schur)
     if claim is not None and certify_sigma_max(matrix, error, claim):
-        return min(claim, schur), guarantee
-    return min(schur, sigma_max_upper(matrix, error)), guarantee
+        known.proved = claim
+        return claim
+    if known.found is None:
+        known.found = sigma_max_upper(matrix, error)
+        known.proved = min(known.proved, known.found)
+    return known.found
+
+
+@dataclass
+class _Known:
+    """Of a map: the least claim that was proved, and the value that is found without one."""
+
+    proved: float = math.inf
+    found: float | None = None
+
+
+def _remembered(unit: Scaled, schur: float) -> _Known:
+    digest = sha256(repr((written_error(unit, schur), unit.map.in_shape, unit.map.out_shape)).encode())
+    unit.map.update_hash(digest)
+    if len(_KNOWN) > _MOST_REMEMBERED:
+        _KNOWN.clear()
+    return _KNOWN.setdefault(digest.digest(), _Known())
 
 
 def enclosed_matrix(unit: Scaled, schur: float) -> tuple[Tensor, float]:
