@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from hashlib import sha256
 
 import pytest
 import torch
@@ -337,7 +338,7 @@ def test_what_is_remembered_changes_no_value_and_proves_nothing_else(monkeypatch
             alone = map_norm(dense(matrix), 2.0, claim).value
             assert alone == (claim if claim is not None and claim > 3.0 else fresh[0])
     with monkeypatch.context() as blocked:  # the same map again costs nothing
-        blocked.setattr(module, "sigma_max_upper", None)
+        blocked.setattr(module, "sigma_max_upper", None)  # whoever calls it fails
         blocked.setattr(module, "certify_sigma_max", None)
         assert map_norm(dense(matrix.clone()), 2.0).value == fresh[0]
         for other in (dense(2.0 * matrix, 700.0), dense(-matrix), dense(with_norm(3.0, seed=1)), dense(matrix, 1e9)):
@@ -360,3 +361,23 @@ def test_proposals_of_written_maps_are_what_the_check_finds(monkeypatch: pytest.
     monkeypatch.setattr(module, "certify_sigma_max", None)  # it is not asked again
     assert map_norm(linear, 2.0, value).value == value == map_norm(linear, 2.0).value
     assert 0.7 * (1 - 1e-12) <= value < 0.7 * (1 + 1e-6)
+
+
+def test_maps_that_are_put_together_in_another_order_are_others() -> None:
+    """A stack of a composition, and a composition behind a stack: the same parts, but other norms."""
+    generator, n = torch.Generator().manual_seed(0), 520
+    first, second = (dense(torch.eye(n)[torch.randperm(n, generator=generator)]) for _ in range(2))
+    mixing = dense(torch.ones(n, n) / n + 2.0 * torch.eye(n)[torch.randperm(n, generator=generator)])
+    for linear in (compose(Stacked((first, second)), mixing), Stacked((compose(first, second), mixing))):
+        exact = float(torch.linalg.matrix_norm(linear.matrix(), 2))
+        assert exact * (1 - 1e-12) <= map_norm(linear, 2.0).value <= exact * (1 + 1e-6)
+
+
+def test_the_hash_of_a_stack_tells_its_parts() -> None:
+    a, b, c = (dense(torch.eye(3) * k) for k in (1.0, 2.0, 3.0))
+    digests = set()
+    for linear in (Stacked((a, b, c)), Stacked((a, compose(b, c))), Stacked((compose(a, b), c))):
+        digest = sha256()
+        linear.update_hash(digest)
+        digests.add(digest.digest())
+    assert len(digests) == 3

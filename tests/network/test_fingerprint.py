@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 import lipcert
 from lipcert.capture.sequential import read_sequential
 from lipcert.capture.torch_export import capture
+from lipcert.network.linear import OpMap
 from tests.zoo import ZOO, Apply, zoo_case
 
 D = torch.float64
@@ -277,3 +280,28 @@ def test_every_parameter_counts(name: str) -> None:
             parameter.copy_(before)
         assert changed != own
     assert capture(model, case.example).fingerprint == own
+
+
+def test_maps_of_one_hash_are_one_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An einsum repeats the entries of an operand of size 1 as often as the other one says."""
+    made: list[OpMap] = []
+    init = OpMap.__init__
+
+    def noted(self: OpMap, *args: Any, **settings: Any) -> None:
+        init(self, *args, **settings)
+        made.append(self)
+
+    monkeypatch.setattr(OpMap, "__init__", noted)
+    for rows, columns in ((3, 4), (4, 3)):
+
+        def product(_: nn.Module, x: Tensor, rows: int = rows, columns: int = columns) -> Tensor:
+            left, right = x[:, :10].reshape(-1, 1, 2, 1, 5), x[:, 10:].reshape(-1, rows, 2, columns)
+            return torch.einsum("zijkl,zijk->z", left, right)[:, None]
+
+        assert capture(Apply(product).eval(), torch.zeros(1, 34, dtype=D)).hopeless is None
+    seen: dict[bytes, Tensor] = {}
+    for linear in made:
+        digest = sha256()
+        linear.update_hash(digest)
+        assert torch.equal(seen.setdefault(digest.digest(), linear.matrix()), linear.matrix())
+    assert sum("einsum" in linear.attributes for linear in made) >= 2

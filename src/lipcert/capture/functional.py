@@ -58,9 +58,9 @@ def functional(program: ExportedProgram) -> tuple[ExportedProgram, frozenset[str
         if not chosen and (turn or not (unknown or _writes(program))):
             break
         names |= {op_name(target)[0] for target in chosen}
-        before = len(program.graph.nodes)
+        before, alone = len(program.graph.nodes), turn > 0 or (len(chosen) == len(unknown) and not _writes(program))
         program = program.run_decompositions(chosen)
-        if turn and len(program.graph.nodes) == before:
+        if alone and len(program.graph.nodes) == before:  # an op of another name; the user's own says more
             break
     return program, frozenset(names)
 

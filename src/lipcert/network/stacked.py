@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,7 @@ class Stacked(LinearMap):
         """Whether every map is zero."""
         return all(m.is_zero for m in self.maps)
 
-    def update_hash(self, digest: object) -> None:
+    def update_hash(self, digest: Any) -> None:
+        digest.update(f"stacked {len(self.maps)}".encode())
         for linear in self.maps:
             linear.update_hash(digest)

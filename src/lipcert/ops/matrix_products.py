@@ -66,7 +66,7 @@ def contraction(ctx: Context, equation: str, a: Var, b: Var) -> Var:
         return move
 
     m, n, k, groups = size(rows), size(columns), size(summed), size(batch)
-    key = f"einsum {equation}"
+    key = f"einsum {equation} {sizes}"  # the sizes of the other tell how one is repeated
     first = moved(ctx, a, arranged(left, [*batch, *rows, *summed], (groups, m, k)), key=f"{key} left")
     second = moved(ctx, b, arranged(right, [*batch, *summed, *columns], (groups, k, n)), key=f"{key} right")
     product = matrix_product(ctx, first, second)

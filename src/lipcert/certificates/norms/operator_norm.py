@@ -123,16 +123,12 @@ def _unit_norm(
 def _written_norm(unit: Scaled, schur: float, claim: float | None) -> float:
     """The 2-norm of a map that is written down: the claim where it is proved, else a value found.
 
-    What took long is remembered by what determines it, map and error: so a value never depends on what was remembered.
+    What took long is remembered by what determines it, matrix and error: so no value depends on what was remembered.
     """
-    known = _remembered(unit, schur) if min(unit.map.out_size, unit.map.in_size) >= _REMEMBERED else _Known()
-    if claim is not None and claim >= known.proved:
-        return claim
-    if claim is None and known.found is not None:
-        return known.found
     matrix, error = enclosed_matrix(unit, schur)
-    if claim is not None and certify_sigma_max(matrix, error, claim):
-        known.proved = claim
+    known = _remembered(matrix, error) if min(matrix.shape) >= _REMEMBERED else _Known()
+    if claim is not None and (claim >= known.proved or certify_sigma_max(matrix, error, claim)):
+        known.proved = min(known.proved, claim)
         return claim
     if known.found is None:
         known.found = sigma_max_upper(matrix, error)
@@ -142,15 +138,15 @@ def _written_norm(unit: Scaled, schur: float, claim: float | None) -> float:
 
 @dataclass
 class _Known:
-    """Of a map: the least claim that was proved, and the value that is found without one."""
+    """Of a matrix: the least claim that was proved, and the value that is found without one."""
 
     proved: float = math.inf
     found: float | None = None
 
 
-def _remembered(unit: Scaled, schur: float) -> _Known:
-    digest = sha256(repr((written_error(unit, schur), unit.map.in_shape, unit.map.out_shape)).encode())
-    unit.map.update_hash(digest)
+def _remembered(matrix: Tensor, error: float) -> _Known:
+    digest = sha256(repr((error, matrix.shape)).encode())
+    digest.update(matrix.contiguous().numpy().data)  # -0.0 is another than 0.0, which costs a proof and no truth
     if len(_KNOWN) > _MOST_REMEMBERED:
         _KNOWN.clear()
     return _KNOWN.setdefault(digest.digest(), _Known())
