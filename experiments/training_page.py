@@ -23,7 +23,8 @@ REMARKS: Mapping[str, str] = {
     "convolution to 0, its norm to 1e-4. Since then the loss lets constants take at most 3/4 of what a model gains "
     "over a constant; so the row with two attack steps was trained to the end, on a CPU, one seed. Rows of 200 images "
     "are of 300 steps of the search and no branching, in processes of one thread; the others of so many seconds an "
-    "image, which leave more open: of 100 with 0.35 and four attack steps eight after 20 s, and not six.",
+    "image, which leave more open: of 100 with 0.35 and four attack steps eight after 20 s, and not six. *Orthogonal "
+    "start*: layers begin nearly orthogonal, steps in bfloat16; of its first 100 images 68 are certified, of 200 64.5.",
 }
 #: Published: method, network, radius, certified accuracy of all 10 000 test images, source.
 PEERS = (
