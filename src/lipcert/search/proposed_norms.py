@@ -43,8 +43,6 @@ def propose_norm(
     shape = linear.out_size, linear.in_size
     if min(shape) <= DENSE_EIGENVALUES:
         value = propose_sigma_max(*enclosed_matrix(unit, schur))
-    elif route == "written":  # found and proved in one; the check remembers it
-        return map_norm(linear, p).value
     else:
         value = propose_sigma_max_of_map(_short_gram(unit.map), shape, schur, written_error(unit, schur))
     value = min(schur, value)

@@ -152,6 +152,11 @@ def _remembered(matrix: Tensor, error: float) -> _Known:
     return _KNOWN.setdefault(digest.digest(), _Known())
 
 
+def remembered(linear: LinearMap) -> bool:
+    """Whether the map's norm is so long to prove that it is remembered."""
+    return writable(linear) and min(linear.out_size, linear.in_size) >= _REMEMBERED
+
+
 def enclosed_matrix(unit: Scaled, schur: float) -> tuple[Tensor, float]:
     """The dense matrix of ``unit.map`` and how far it may be from the exact map in the 2-norm."""
     return unit.map.matrix(), written_error(unit, schur)
