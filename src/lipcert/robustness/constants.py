@@ -20,6 +20,7 @@ from lipcert.increments import ScaledIncrements
 from lipcert.increments.units import natural_exponents
 from lipcert.methods.base import Run, make
 from lipcert.methods.lipsdp import LipSDP, dense_operations
+from lipcert.methods.norm_effort import plan_norms
 from lipcert.network.graph import AffineNode, Network
 from lipcert.network.linear import size
 from lipcert.numerics.chance import Chance
@@ -124,12 +125,16 @@ def _of_body(network: Network, p: float) -> Bound | None:
 
 @ordinary()
 def _find_norms(network: Network) -> None:
-    """Find the norms that take long, as margins will; AutoLip's larger claims are then proved by them."""
-    for node in network.nodes:
-        for linear in node.maps if isinstance(node, AffineNode) else ():
-            if remembered(linear):
-                with suppress(LipcertError):
-                    map_norm(linear, 2.0)
+    """Find the norms that take long, as margins will, where AutoLip has the time to write them, too.
+
+    Its own claims, a little larger, are then proved by them.
+    """
+    nodes = [(k, node) for k, node in enumerate(network.nodes) if isinstance(node, AffineNode)]
+    long = {(k, t): linear for k, node in nodes for t, linear in enumerate(node.maps) if remembered(linear)}
+    for slot, route in plan_norms(long, 3.0 * _SECONDS, rigorous=True).routes.items():
+        if route == "written":
+            with suppress(LipcertError):
+                map_norm(long[slot], 2.0)
 
 
 def _of_outputs(network: Network, p: float, worth: Callable[[Guess], bool], operations: float) -> Bound | None:

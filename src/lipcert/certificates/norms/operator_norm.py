@@ -146,7 +146,7 @@ class _Known:
 
 def _remembered(matrix: Tensor, error: float) -> _Known:
     digest = sha256(repr((error, matrix.shape)).encode())
-    digest.update(matrix.contiguous().numpy().data)  # -0.0 is another than 0.0, which costs a proof and no truth
+    digest.update(matrix.detach().contiguous().numpy().data)
     if len(_KNOWN) > _MOST_REMEMBERED:
         _KNOWN.clear()
     return _KNOWN.setdefault(digest.digest(), _Known())
