@@ -35,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 RATE, BATCH, COUNT = 2e-3, 128, 1000
 #: Share of the steps over which the radius grows; steps that are timed to see how many the budget allows.
 WARM_UP, PROBED = 1 / 3, 30
+#: Of a recipe that goes on from another's network: parts of that one's steps and of its rate.
+LATER_STEPS, LATER_RATE = 1 / 4, 1 / 2
 
 #: Columns of the file.
 FIELDS = (
@@ -95,9 +97,10 @@ def clock(device: str) -> float:
 
 
 def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict[str, Any]:
-    """The state of a trained network and what its training took; Adam's rate falls to 0 in a line."""
+    """The state of a trained network and what all its training took; Adam's rate falls to 0 in a line."""
     recipe, device = ALL[name], setting.device
-    model = recipe.model(net, seed).to(device).train()
+    model, before = trained(net, recipe.after, seed, data, setting) if recipe.after else (recipe.model(net, seed), None)
+    model = model.to(device).train()
     if setting.half:
         model = model.to(memory_format=torch.channels_last)
     order = torch.Generator(device).manual_seed(seed)
@@ -111,15 +114,19 @@ def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict
             started = clock(device)
         probe(batch())
     each = (clock(device) - started) / PROBED
-    steps = setting.steps or max(100, int(60.0 * setting.minutes / each))
+    steps, rate, warm_up = setting.steps or max(100, int(60.0 * setting.minutes / each)), RATE, WARM_UP
+    if before:
+        steps, rate, warm_up = int(LATER_STEPS * before["steps"]), LATER_RATE * RATE, 0.0
     order.manual_seed(seed)
-    step, optimiser = stepper(model, recipe, data, int(WARM_UP * steps), setting.half)
+    step, optimiser = stepper(model, recipe, data, int(warm_up * steps), setting.half)
     started = clock(device)
     for k in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * (1.0 - k / steps)
+            group["lr"] = rate * (1.0 - k / steps)
         step(batch())
     seconds = clock(device) - started
+    if before:
+        steps, seconds = steps + before["steps"], seconds + before["train_seconds"]
     model.eval()
     with torch.no_grad():
         right = sum(

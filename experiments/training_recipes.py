@@ -48,6 +48,8 @@ class Recipe:
         decay: weight decay of Adam.
         spectral: whether each layer carries torch's spectral-norm parametrisation.
         orthogonal: whether it starts from layers that are nearly orthogonal.
+        after: the recipe whose network it goes on from, for a quarter of its steps, from half of its rate, at the
+            full radius at once.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Recipe:
     decay: float = 0.0
     spectral: bool = False
     orthogonal: bool = False
+    after: str | None = None
 
     def model(self, net: str, seed: int) -> nn.Module:
         """A fresh network with the weights of a seed."""
@@ -155,6 +158,13 @@ def _started(recipe: Recipe) -> Recipe:
     return replace(recipe, title=f"{recipe.title}, orthogonal start", orthogonal=True)
 
 
+def _lowered(r: float, to: float) -> Recipe:
+    """Constants are held low first, and then less."""
+    recipe = _strength(1.58, to, 2)
+    title = recipe.title.replace("PGD + ", f"PGD + {r:g}, then ")
+    return replace(recipe, title=f"{title}, orthogonal start", orthogonal=True, after=f"mixed_1.58_r{r:g}_orthogonal")
+
+
 #: The share of the pair constants in ``mixed``: only where they are asked for by name.
 STRENGTHS: Mapping[str, Recipe] = {
     f"mixed_{radius:g}_r{r:g}": _strength(radius, r)
@@ -162,5 +172,7 @@ STRENGTHS: Mapping[str, Recipe] = {
 } | {
     f"mixed_1.58_r{r:g}_{name}": _strength(1.58, r, steps)
     for name, steps in (("one", 1), ("two", 2)) for r in (0.35, 0.5)
-} | {f"mixed_1.58_r{r:g}_orthogonal": _started(_strength(1.58, r, 2)) for r in (0.3, 0.35, 0.4, 0.45, 0.5)}  # fmt: skip
+} | {f"mixed_1.58_r{r:g}_orthogonal": _started(_strength(1.58, r, 2)) for r in (0.3, 0.35, 0.4, 0.45, 0.5)} | {
+    f"mixed_1.58_r0.4_r{to:g}_orthogonal": _lowered(0.4, to) for to in (0.1, 0.15, 0.2, 0.25, 0.3)
+}  # fmt: skip
 ALL: Mapping[str, Recipe] = {**RECIPES, **STRENGTHS}
