@@ -199,23 +199,45 @@ def test_random_networks(seed: int) -> None:
 # -- orders ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("widths", [(4, 9), (9, 4), (5, 5)])
-def test_orders_are_proved_where_they_hold_and_refused_where_not(widths: tuple[int, int]) -> None:
+@pytest.mark.parametrize("used", ["all", "all but one", "few"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 9), (4,)),
+        (nn.Linear(9, 4), (9,)),
+        (nn.Linear(5, 5), (5,)),
+        (nn.Conv2d(2, 5, 3, padding=1), (2, 11, 11)),
+        (nn.Conv2d(4, 3, 4, stride=2, padding=1), (4, 22, 22)),
+    ],
+)
+def test_orders_are_proved_where_they_hold_and_refused_where_not(
+    layer: nn.Module, shape: tuple[int, ...], used: str
+) -> None:
+    """Against eigenvalues; of convolutions rows and columns are put in another order."""
     torch.manual_seed(4)
-    network = captured(nn.Sequential(nn.Linear(*widths), nn.ReLU()), widths[0])
+    network = captured(nn.Sequential(layer, nn.ReLU()), *shape)
     facts = Facts(network, Chance())
     k = next(i for i, node in enumerate(network.nodes) if isinstance(node, AffineNode))
-    matrix = facts.written(k).matrix
-    d = torch.rand(widths[1], dtype=torch.float64)
-    d[0] = 0.0
-    t = torch.rand(widths[0], dtype=torch.float64) + 0.1
-    scaled = matrix.T * d @ matrix / (t.sqrt()[:, None] * t.sqrt()[None])
-    needed = torch.linalg.eigvalsh(scaled)[-1]
-    curvature = d.reshape(1, 1, -1)
-    require_order(facts, k, curvature, [(t * needed * (1 + 1e-6)).reshape(1, 1, -1)])
+    node = network.nodes[k]
+    matrix = node.maps[0].matrix()
+    d = torch.rand(len(matrix), dtype=torch.float64) + 0.01
+    if used == "all but one":
+        d[0] = 0.0
+    elif used == "few":
+        d[torch.rand(len(d)) > 0.3] = 0.0
+    t = torch.rand(matrix.shape[1], dtype=torch.float64) + 0.1
+    needed = torch.linalg.eigvalsh(matrix.T * d @ matrix / (t.sqrt()[:, None] * t.sqrt()[None]))[-1]
+    curvature, weight = d.reshape(1, *node.shape), t.reshape(1, *node.maps[0].in_shape)
+    require_order(facts, k, curvature, [weight * needed * (1 + 1e-6)])
     for short in (1 - 1e-6, 0.5, 0.0):
         with pytest.raises(NotProved):
-            require_order(facts, k, curvature, [(t * needed * short).reshape(1, 1, -1)])
+            require_order(facts, k, curvature, [weight * needed * short])
+    if used != "few":  # one weight too low, where the largest are
+        short = t * needed * (1 + 1e-6)
+        column = int(matrix.square().sum(dim=0).argmax())
+        short[column] = 0.9 * float((matrix[:, column].square() * d).sum())
+        with pytest.raises(NotProved):
+            require_order(facts, k, curvature, [short.reshape(weight.shape)])
 
 
 def test_a_written_matrix_is_as_near_to_the_exact_one_as_it_says() -> None:
@@ -229,12 +251,15 @@ def test_a_written_matrix_is_as_near_to_the_exact_one_as_it_says() -> None:
     facts = subject.facts
     k = next(i for i, node in enumerate(subject.network.nodes) if isinstance(node, AffineNode))
     found = facts.written(k)
+    matrix, majorants = (t[found.order.argsort()] for t in (found.matrix, found.majorant))
+    if found.transposed:
+        matrix, majorants = matrix.mT, majorants.mT
     first, second = ([[Fraction(e) for e in row] for row in model[i].weight.tolist()] for i in (0, 1))
     for i, row in enumerate(second):
         for j in range(3):
             exact = sum(a * first[place][j] for place, a in enumerate(row))
-            majorant = Fraction(float(found.majorant[i, j]))
-            assert abs(exact - Fraction(float(found.matrix[i, j]))) <= Fraction(found.share) * majorant
+            majorant = Fraction(float(majorants[i, j]))
+            assert abs(exact - Fraction(float(matrix[i, j]))) <= Fraction(found.share) * majorant
             assert abs(exact) <= majorant
             assert majorant >= sum(abs(a * first[place][j]) for place, a in enumerate(row))
 

@@ -49,6 +49,48 @@ def test_singular_matrices_are_not_proved(check, n):
 
 
 @pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("reach", [1, 40, 300])
+def test_bands_are_proved_by_blocks(check, reach, monkeypatch):
+    """Sums of (x_i − x_j)² over neighbours: 0 at the ones, and no factor of the whole matrix is asked for."""
+    n, factored = 1500, []
+    dense = torch.linalg.cholesky_ex
+
+    def seen(b):
+        factored.append(len(b))
+        return dense(b)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", seen)
+    near = (torch.arange(n)[:, None] - torch.arange(n)).abs() <= reach
+    laplacian = -near.double().fill_diagonal_(0.0)
+    laplacian.diagonal().copy_(-laplacian.sum(dim=1))
+    least = float(laplacian.diagonal().max())
+    assert not check(laplacian)
+    assert not check(laplacian - 1e-9 * torch.eye(n, dtype=torch.float64))
+    assert check(laplacian + 1e-8 * least * torch.eye(n, dtype=torch.float64))
+    hole = laplacian + torch.eye(n, dtype=torch.float64)
+    assert check(hole)
+    hole[n - 3, n - 3] = 0.5 * float(hole[n - 3, n - 4])  # less than 0
+    assert not check(hole)
+    assert set(factored) <= {256, n % 256}
+
+
+def test_a_factor_by_blocks_is_one():
+    """B = LLᵀ for bands whose width varies, against LAPACK."""
+    torch.manual_seed(0)
+    width = torch.randint(1, 260, (1300,))
+    near = (torch.arange(1300)[:, None] - torch.arange(1300)) <= width[:, None]
+    lower = torch.where(near, torch.randn(1300, 1300, dtype=torch.float64) / 20.0, 0.0).tril()
+    lower.diagonal().fill_(2.0)
+    b = lower @ lower.mT
+    found = psd._cholesky(b)
+    assert found is not None
+    assert torch.equal(found, found.tril())
+    assert torch.allclose(found, torch.linalg.cholesky(b), rtol=1e-9, atol=1e-10)
+    b[700, 700] = -1.0
+    assert psd._cholesky(b) is None
+
+
+@pytest.mark.parametrize("check", CHECKS)
 def test_hilbert_matrices(check):
     """The stored (rounded) Hilbert matrices, judged by exact pivots."""
     verdicts = []

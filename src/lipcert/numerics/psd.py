@@ -28,6 +28,8 @@ from torch import Tensor
 from lipcert.numerics.rounding import UNDERFLOW, UNIT, add_up, gamma, ldexp_up, mul_up, sqrt_up
 
 _CHUNK, _FEW = 512, 256
+#: A matrix is factored by blocks if it has as many rows of them, and at most this part of their pairs is used.
+_BAND = 4
 _HALF = 0.5
 
 
@@ -199,10 +201,9 @@ def _factor_residual_up(b: Tensor) -> float:
     counts twice.
     """
     n = b.shape[0]
-    factor, info = torch.linalg.cholesky_ex(b)
-    if int(info) != 0:
+    factor = _cholesky(b)
+    if factor is None:
         return math.inf
-    factor = factor.tril()
     factor_squares = square_sum_up(factor)
     if math.isinf(factor_squares):
         return math.inf
@@ -214,6 +215,33 @@ def _factor_residual_up(b: Tensor) -> float:
     measured = mul_up(sqrt_up(mul_up(2.0, squares)), add_up(1.0, gamma(2)))
     product = mul_up(gamma(product_terms(n)), factor_squares)
     return add_up(measured, product, mul_up(8.0 * n * (n + 1), UNDERFLOW))
+
+
+def _cholesky(b: Tensor) -> Tensor | None:
+    """A lower triangular L with ``L L^T`` about B, which nothing relies on; ``None`` where there is none.
+
+    By blocks where most of them are 0 left of the first one in their row that is not: those of L are 0 there, too.
+    """
+    pieces = [slice(k, min(k + _FEW, len(b))) for k in range(0, len(b), _FEW)]
+    first = [_span((b[rows, : rows.stop] != 0).any(dim=0))[0] // _FEW for rows in pieces]
+    if len(pieces) < _BAND or sum(k - begin for k, begin in enumerate(first)) > len(pieces) ** 2 / _BAND:
+        factor, info = torch.linalg.cholesky_ex(b)
+        return None if int(info) else factor.tril()
+    result = torch.zeros_like(b)
+    for i, rows in enumerate(pieces):
+        for j in range(first[i], i + 1):
+            columns = pieces[j]
+            known = slice(_FEW * max(first[i], first[j]), columns.start)
+            rest = b[rows, columns] - result[rows, known] @ result[columns, known].mT
+            if i == j:
+                block, info = torch.linalg.cholesky_ex(rest)
+                if int(info):
+                    return None
+                result[rows, rows] = block.tril()
+            else:
+                own = result[columns, columns]
+                result[rows, columns] = torch.linalg.solve_triangular(own, rest.mT, upper=False).mT
+    return result
 
 
 def _symmetric_array(a: Tensor) -> np.ndarray | None:

@@ -35,27 +35,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """A matrix A as it is computed, and how far it may be from the exact one.
+    """A matrix A as it is computed, and how far it may be from the exact one: of A and Aᵀ that with fewer rows.
 
     Attributes:
-        matrix: A, (n, m).
-        majorant: ≥ |A'| for every A' within the error, (n, m).
+        transposed: whether it is Aᵀ.
+        matrix: it, with its rows in an order in which those of a convolution overlap only with their neighbours.
+        majorant: ≥ |A'| for every A' within the error, in the same form.
+        order: the place of each row before.
         share: the error of an entry is at most this share of the majorant's.
     """
 
+    transposed: bool
     matrix: Tensor
     majorant: Tensor
+    order: Tensor
     share: float
 
-    @cached_property
-    def rows(self) -> Tensor:
-        """An order of the rows in which a convolution's overlap only with their neighbours."""
-        return by_first_entry(self.matrix)
-
-    @cached_property
-    def columns(self) -> Tensor:
-        """Such an order of the columns."""
-        return by_first_entry(self.matrix.T)
+    @classmethod
+    def of(cls, matrix: Tensor, majorant: Tensor, share: float) -> Written:
+        """From A and what dominates it, (n, m) both."""
+        transposed = matrix.shape[0] > matrix.shape[1]
+        if transposed:
+            matrix, majorant = matrix.mT, majorant.mT
+        order = by_first_entry(matrix)
+        in_order = torch.equal(order, torch.arange(len(order)))
+        own, above = (t.contiguous() if in_order else t[order] for t in (matrix, majorant))
+        return cls(transposed, own, above, order, share)
 
 
 def _times_power(x: Tensor, exponent: int) -> Tensor:
@@ -146,7 +151,7 @@ class Facts:
                 _times_power(unit.map.absolute().matrix() * (1.0 + 2.0**-10) + unit.underflow / share, unit.exponent)
                 for unit, share in zip(units, shares, strict=True)
             ]
-            self._written[position] = Written(
+            self._written[position] = Written.of(
                 _beside([torch.from_numpy(np.ldexp(unit.map.matrix().numpy(), unit.exponent)) for unit in units]),
                 _beside(majorants) + SUBNORMAL / min(shares),  # what the matrix loses below the normal range
                 max(shares) * UP,

@@ -15,7 +15,7 @@ from lipcert.network.graph import AffineNode
 from lipcert.network.linear import size
 from lipcert.numerics.matrices import weighted_gram
 from lipcert.numerics.midrad import UNIT, UP
-from lipcert.numerics.psd import is_positive_definite_scaled
+from lipcert.numerics.psd import by_first_entry, is_positive_definite_scaled
 
 #: Longest side of a matrix that is factored.
 MOST_ROWS = 6_500
@@ -67,30 +67,34 @@ def _holds(written: Written, d: Tensor, t: Tensor) -> bool:
         return True
     if not bool((t > 0).all()) or not all(1e-60 < float(e) < 1e60 for e in (d[used].min(), d.max(), t.min(), t.max())):
         return False
-    matrix, majorant = written.matrix, written.majorant
-    if int(used.sum()) <= matrix.shape[1]:
-        places = written.rows[used[written.rows]]
-        outer, inner = d[places].reciprocal(), t.reciprocal()  # D⁻¹ − A T⁻¹ Aᵀ
-        difference = torch.diag(outer) - weighted_gram(_rows(matrix, places), inner)
-        slack = 2.0 * UNIT * outer
+    matrix, majorant, order = written.matrix, written.majorant, written.order
+    if not written.transposed:
+        used, inner = used[order], t.reciprocal()  # D⁻¹ − A T⁻¹ Aᵀ
+        outer = d[order][used].reciprocal()
+        matrix, majorant = _rows(matrix, used), _rows(majorant, used)
+    elif int(used.sum()) <= len(matrix):
+        matrix, majorant = matrix[:, used].mT, majorant[:, used].mT
+        places = by_first_entry(matrix)
+        matrix, majorant = matrix[places], majorant[places]
+        outer, inner = d[used][places].reciprocal(), t[order].reciprocal()
     else:
-        places, majorant = written.columns, majorant.T
-        outer, inner = t[places], d  # T − AᵀDA, whose inner diagonal is D itself
-        difference = torch.diag(outer) - weighted_gram(_rows(matrix[used].T, places), d[used])
-        slack = torch.zeros_like(outer)
+        outer, inner = t[order], d[used]  # T − AᵀDA, whose inner diagonal is D itself
+        matrix, majorant = _rows(matrix.mT, used).mT, _rows(majorant.mT, used).mT
+    difference = weighted_gram(matrix, inner).neg_()
+    difference.diagonal().add_(outer)
     share = (majorant.shape[1] + 16.0) * UNIT + 2.0 * written.share
 
     def radius(x: Tensor) -> Tensor:
-        """E x: the majorant's |A|T⁻¹|A|ᵀ counts once per rounding of the product, and for the error on either side."""
-        whole = x.new_zeros(len(majorant))
-        whole[places] = x
-        total = share * (majorant @ (inner * (majorant.T @ whole)))[places]
-        return (total + (slack + 4.0 * UNIT * outer) * x + 1e-180 * x.sum()) * (1.0 + 2.0**-20) * UP  # or underflows
+        """E x: the majorant's |A|T⁻¹|A|ᵀ counts once per rounding of the product, and for the error on either side.
+
+        And 6 units of the outer diagonal: a reciprocal's and the difference's are 2.
+        """
+        total = share * (majorant @ (inner * (majorant.mT @ x)))
+        return (total + 6.0 * UNIT * outer * x + 1e-180 * x.sum()) * (1.0 + 2.0**-20) * UP  # or underflows
 
     return is_positive_definite_scaled(difference, radius)
 
 
-def _rows(matrix: Tensor, places: Tensor) -> Tensor:
-    """These rows; the matrix itself where that is what they are."""
-    same = len(places) == len(matrix) and torch.equal(places, torch.arange(len(matrix)))
-    return matrix if same else matrix[places]
+def _rows(matrix: Tensor, used: Tensor) -> Tensor:
+    """The rows that are used; the matrix itself where all are."""
+    return matrix if bool(used.all()) else matrix[used]
