@@ -455,6 +455,9 @@ def test_lanczos_sees_parts_that_the_power_method_left_out() -> None:
         def parent_shape(self, edge: tuple[int, int]) -> tuple[int, ...]:
             return (2,)
 
-    directions = {(1, 0): torch.tensor([[[1.0, 0.0]]])}
+        def smaller_side(self, k: int) -> int:
+            return 2
+
+    directions = {1: torch.tensor([[[1.0, 0.0]]])}
     value = excess(Plan(), 1, torch.ones(1, 2), {0: torch.ones(1, 2)}, directions, 2)  # type: ignore[arg-type]
     assert float(value) == pytest.approx(4.0, rel=1e-5)

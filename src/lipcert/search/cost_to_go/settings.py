@@ -41,7 +41,7 @@ class Settings:
     decay: float = 0.994
     betas: tuple[float, float] = (0.6, 0.9)
     scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
-    power: int = 2
+    power: int = 3
     every: int = 25
     goal: float | None = 0.0
     room: float = 1e-3

@@ -3,38 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.multipliers import Edge
+from lipcert.network.linear import size
 from lipcert.search.cost_to_go.inputs import by_row
 from lipcert.search.cost_to_go.plan import Plan
 
 #: Directions that the power method keeps, of maps beyond a least side (of smaller ones one is enough, and quicker), and
 #: the square of a unit vector's part that counts as none.
-BLOCK, SIDE, THIN = 8, 64, 1e-5
+BLOCK, SIDE, THIN = 4, 64, 1e-5
 #: Images of the directions that are used together, and the part of one that is to be new at least: values see its
 #: square, and what is less would follow rounding, where eigenvalues come together.
 DEEP, FAINT = 3, 1e-3
 #: Steps of Lanczos between looks at its greatest values, and their relative change in so many that counts as none.
 LOOK, SETTLED = 8, 3e-5
-#: Where the power method stands at each edge: parts of orthonormal vectors over all parents, (P, BLOCK, *shape of the
-#: parent), the leading one first.
-Directions = dict[Edge, Tensor]
+#: Where the power method stands at each affine node: orthonormal vectors on the shorter side of its map, (P, BLOCK,
+#: length of that side), the leading one first.
+Directions = dict[int, Tensor]
 #: What a size is taken for at least.
 SMALL = 1e-30
 
 
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    """√D [A_1 … A_m] blockdiag(T_i)^{−1/2} of P functions, as a map of rows (P, n, length of a side).
+
+    Attributes:
+        plan: the network.
+        k: an affine node.
+        root: √D, (P, 1, *shape), or broadcast to it.
+        roots: place of a parent → T_i^{−1/2}, (P, 1, *shape of the parent), or broadcast to it.
+    """
+
+    plan: Plan
+    k: int
+    root: Tensor
+    roots: Mapping[int, Tensor]
+
+    def parts(self, x: Tensor) -> dict[int, Tensor]:
+        """Rows of the parents' side, by parent: (P, n, *shape) each."""
+        shapes = [self.plan.parent_shape((self.k, i)) for i in self.roots]
+        split = x.split([size(shape) for shape in shapes], dim=2)
+        return {i: t.reshape(*t.shape[:2], *shape) for i, t, shape in zip(self.roots, split, shapes, strict=True)}
+
+    def image(self, x: Tensor) -> Tensor:
+        """Without √D: (P, n, *shape of the node)."""
+        shape, maps = self.plan.network.nodes[self.k].shape, self.plan.maps[self.k]
+        scaled = {i: self.roots[i] * part for i, part in self.parts(x).items()}
+        images = [maps[i].plain(part.flatten(0, 1)).reshape(*x.shape[:2], *shape) for i, part in scaled.items()]
+        return torch.stack(images).sum(0) if len(images) > 1 else images[0]
+
+    def forth(self, x: Tensor) -> Tensor:
+        """From the parents' side to the node's."""
+        return (self.root * self.image(x)).flatten(2)
+
+    def back(self, y: Tensor) -> Tensor:
+        """The transposed map."""
+        together = (self.root * y.reshape(*y.shape[:2], *self.plan.network.nodes[self.k].shape)).flatten(0, 1)
+        pulled = {i: self.plan.maps[self.k][i].plain(together, back=True) for i in self.roots}
+        parts = [(r * pulled[i].reshape(*y.shape[:2], *pulled[i].shape[1:])).flatten(2) for i, r in self.roots.items()]
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+    def across(self, x: Tensor) -> Tensor:
+        """From the shorter side to the other."""
+        return self.forth(x) if _short(self.plan, self.k) else self.back(x)
+
+    def square(self, across: Tensor) -> Tensor:
+        """Back to the shorter side."""
+        return self.back(across) if _short(self.plan, self.k) else self.forth(across)
+
+
+def _short(plan: Plan, k: int) -> bool:
+    """Whether the parents' side is the shorter one."""
+    return plan.smaller_side(k) < size(plan.network.nodes[k].shape)
+
+
 def random_directions(plan: Plan, k: int, count: int, like: Tensor, generator: torch.Generator) -> Directions:
     """For an affine node; the first positive, as the leading vector of many a map nearly is; the same per function."""
-    shapes = {i: plan.parent_shape((k, i)) for i in plan.linked(k)}
-    rows, beside = {}, BLOCK - 1 if plan.smaller_side(k) > SIDE else 0
-    for i, shape in shapes.items():
-        first = torch.rand(1, 1, *shape, generator=generator, dtype=torch.float64) + 0.1
-        others = torch.randn(1, beside, *shape, generator=generator, dtype=torch.float64)
-        rows[i] = torch.cat([first, others], dim=1).to(like)
-    return {(k, i): t.repeat(count, *[1] * (t.dim() - 1)) for i, t in _orthonormal(rows).items()}
+    side = plan.smaller_side(k)
+    first = torch.rand(1, 1, side, generator=generator, dtype=torch.float64) + 0.1
+    others = torch.randn(1, BLOCK - 1 if side > SIDE else 0, side, generator=generator, dtype=torch.float64)
+    rows = torch.cat([first, others], dim=1).to(like)
+    rows = rows / rows.norm(dim=2, keepdim=True)
+    return {k: (_turned(rows) if rows.shape[1] > 1 else rows).repeat(count, 1, 1)}
 
 
 def scaled_weights(
@@ -58,63 +112,47 @@ def scaled_weights(
     """
     with torch.no_grad():
         roots = {i: (-0.5 * t).exp().unsqueeze(1) for i, t in logs.items()}
+        scaled = _Scaled(plan, k, total.sqrt().unsqueeze(1), roots)
         for start in range(0, max(1, steps), DEEP):
-            image = _leading_image(plan, k, total.unsqueeze(1), roots, directions, min(DEEP, steps - start))
-        square = image.square()
-    size = (total * square).flatten(1).sum(1).clamp(min=SMALL).log()
+            directions[k] = _leading(scaled, directions[k], min(DEEP, steps - start))
+        first = directions[k][:, :1]
+        first = first if _short(plan, k) else scaled.back(first)
+        first = first / first.norm(dim=2, keepdim=True).clamp(min=SMALL)
+        square, shares = scaled.image(first)[:, 0].square(), scaled.parts(first.square())
+    log = (total * square).flatten(1).sum(1).clamp(min=SMALL).log()
     for i, t in logs.items():
-        share = directions[k, i][:, 0].square()
+        share = shares[i][:, 0]
         share = share.sum_to_size(t.shape) if t.shape != share.shape else share
-        size = size - (share * (t - t.detach())).flatten(1).sum(1)
-    return {i: (t + by_row(size, t)).exp() for i, t in logs.items()}
+        log = log - (share * (t - t.detach())).flatten(1).sum(1)
+    return {i: (t + by_row(log, t)).exp() for i, t in logs.items()}
 
 
-def _leading_image(
-    plan: Plan, k: int, total: Tensor, roots: Mapping[int, Tensor], directions: Directions, steps: int
-) -> Tensor:
-    """Replace directions by the leading Ritz vectors of what they and their images span; the image of the first.
+def _leading(scaled: _Scaled, block: Tensor, steps: int) -> Tensor:
+    """The leading Ritz vectors of what directions and their images span.
 
     With G the map's square, X the directions, that is of X, GX, …, G^steps X: at the cost of as many steps of a power
-    method, which would go on with G^steps X alone, it comes much closer to the greatest eigenvalues.
+    method, which would go on with G^steps X alone, it comes much closer to the greatest eigenvalues. All of it on the
+    map's shorter side, where most of the time would go to vectors otherwise.
     """
-    block = torch.cat([directions[k, i].flatten(2) for i in roots], dim=2)
-    shapes = {i: directions[k, i].shape[2:] for i in roots}
-    sizes = [shape.numel() for shape in shapes.values()]
-
-    def image_of(rows: Tensor) -> Tensor:
-        parts = zip(shapes.items(), rows.split(sizes, dim=2), strict=True)
-        return _image(plan, k, roots, {(k, i): part.reshape(*part.shape[:2], *s) for (i, s), part in parts})
-
-    basis, images = [block], [image_of(block)]
-    for _ in range(steps):
-        pulled = torch.cat([t.flatten(2) for t in _pulled(plan, k, roots, total * images[-1]).values()], dim=2)
-        known, length = torch.cat(basis, dim=1), pulled.norm(dim=2, keepdim=True).clamp(min=SMALL)
-        pulled = pulled / length
-        for _ in range(2):
-            pulled = pulled - (pulled @ known.mT) @ known
-        length = pulled.norm(dim=2, keepdim=True)
-        pulled = torch.where(length > FAINT, pulled / length.clamp(min=FAINT), 0.0)
-        basis.append(_turned(pulled) if pulled.shape[1] > 1 else pulled)
-        images.append(image_of(basis[-1]))
-    spanned, reached = torch.cat(basis, dim=1), torch.cat(images, dim=1)
     count = block.shape[1]
-    if len(basis) * count > 1:
-        flat = (total.sqrt() * reached).flatten(2)
-        turn = _spectrum(flat @ flat.mT)[1].flip(2)[:, :, :count]
-        for i, part in zip(roots, (turn.mT @ spanned).split(sizes, dim=2), strict=True):
-            directions[k, i] = part.reshape(*part.shape[:2], *shapes[i])
-        reached = torch.einsum("pa,pa...->p...", turn[:, :, 0], reached).unsqueeze(1)
-    return reached[:, 0]
-
-
-def _orthonormal(rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """A basis, (P, BLOCK, …) over all parents, of what the rows span; zeros where that is less."""
-    flat = torch.cat([t.flatten(2) for t in rows.values()], dim=2)
-    flat = flat / flat.norm(dim=2, keepdim=True).clamp(min=SMALL)
-    if flat.shape[1] > 1:
-        flat = _turned(flat)
-    parts = flat.split([t[0, 0].numel() for t in rows.values()], dim=2)
-    return {i: part.reshape(t.shape) for (i, t), part in zip(rows.items(), parts, strict=True)}
+    basis, across, squares = block, scaled.across(block), []
+    for _ in range(steps):
+        squares.append(scaled.square(across))
+        fresh = squares[-1] / squares[-1].norm(dim=2, keepdim=True).clamp(min=SMALL)
+        for _ in range(2):
+            fresh = fresh - (fresh @ basis.mT) @ basis
+        length = fresh.norm(dim=2, keepdim=True)
+        fresh = torch.where(length > FAINT, fresh / length.clamp(min=FAINT), 0.0)
+        fresh = _turned(fresh) if count > 1 else fresh
+        basis, across = torch.cat([basis, fresh], dim=1), scaled.across(fresh)
+    if basis.shape[1] == 1:
+        return block
+    whole = across @ across.mT  # of the last directions; of the others with all of them
+    if squares:
+        before = torch.cat(squares, dim=1) @ basis.mT
+        whole = torch.cat([before, torch.cat([before[:, :, -count:].mT, whole], dim=2)], dim=1)
+    empty = torch.diag_embed((basis.square().sum(dim=2) < 0.5).to(whole))  # what was no new direction comes last
+    return _spectrum(0.5 * (whole + whole.mT) - empty)[1].flip(2)[:, :, :count].mT @ basis
 
 
 def _turned(flat: Tensor) -> Tensor:
@@ -143,41 +181,16 @@ def _spectrum(squares: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def _pulled(plan: Plan, k: int, roots: Mapping[int, Tensor], image: Tensor) -> dict[int, Tensor]:
-    """Back to the parents of vectors at the node, (P, n, *shape)."""
-    together = image.flatten(0, 1)
-    return {
-        i: r * plan.maps[k][i].plain(together, back=True).reshape(*image.shape[:2], *plan.parent_shape((k, i)))
-        for i, r in roots.items()
-    }
-
-
-def _image(plan: Plan, k: int, roots: Mapping[int, Tensor], vectors: Mapping[Edge, Tensor]) -> Tensor:
-    """At the node of vectors at the parents, (P, n, *shape)."""
-    scaled = {i: r * vectors[k, i] for i, r in roots.items()}
-    shape = plan.network.nodes[k].shape
-    parts = [plan.maps[k][i].plain(x.flatten(0, 1)).reshape(*x.shape[:2], *shape) for i, x in scaled.items()]
-    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-
-
 def excess(
     plan: Plan, k: int, total: Tensor, weights: Mapping[int, Tensor], directions: Directions, steps: int
 ) -> Tensor:
     """λ_max(blockdiag(T^{−1/2}) AᵀDA blockdiag(T^{−1/2})), (P,), by Lanczos from directions: from below, but close."""
     roots = {i: w.clamp(min=SMALL).rsqrt().unsqueeze(1) for i, w in weights.items()}
-    shapes = {i: plan.parent_shape((k, i)) for i in weights}
-    sizes = [directions[k, i][0, 0].numel() for i in weights]
-
-    def gram(x: Tensor) -> Tensor:
-        parts = zip(weights, x.split(sizes, dim=1), strict=True)
-        image = _image(plan, k, roots, {(k, i): part.reshape(-1, 1, *shapes[i]) for i, part in parts})
-        pulled = _pulled(plan, k, roots, total.unsqueeze(1) * image)
-        return torch.cat([part.flatten(1) for part in pulled.values()], dim=1)
-
-    first = torch.cat([directions[k, i][:, 0].flatten(1) for i in weights], dim=1)
+    scaled, first = _Scaled(plan, k, total.sqrt().unsqueeze(1), roots), directions[k][:, 0]
     noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
     noise = noise * (0.1 * first.norm(dim=1) / noise.norm(dim=1)).clamp(min=1e-30)[:, None]
-    return _lanczos(gram, first + noise, steps)  # of a map of separate parts the direction may have left some out
+    # noise: of a map of separate parts the direction may have left some out
+    return _lanczos(lambda x: scaled.square(scaled.across(x[:, None]))[:, 0], first + noise, steps)
 
 
 def _lanczos(gram: Callable[[Tensor], Tensor], first: Tensor, steps: int) -> Tensor:
