@@ -1,4 +1,4 @@
-"""Transposed maps without a pass forward: the same matrix as the map's own, and as its derivative, to the last bit.
+"""Transposed maps without a pass forward, matrices without a pass at all: those of the map itself, to the last bit.
 
 Weights and inputs are small whole numbers, of which all sums are exact: nothing is compared within a tolerance.
 """
@@ -101,6 +101,12 @@ def test_convolutions(case: tuple[str, tuple[int, ...], tuple[int, ...], tuple[o
     assert isinstance(linear, OpMap)
     assert linear.transposed is not None
     agrees(linear)
+    assert (linear.written is None) == (len(shape) == len(weight) and shape[0] == 2)
+    for map_ in (linear, linear.absolute()):
+        for dtype in (torch.float64, torch.float32):
+            matrix = map_.matrix(dtype)
+            assert matrix.dtype == dtype
+            assert torch.equal(matrix, LinearMap.matrix(map_, dtype))  # by passes
 
 
 @pytest.mark.parametrize("kernel", [(2, 3), (4, 2), (1, 2)])
@@ -110,6 +116,7 @@ def test_even_kernels_pad_by_name_at_the_end(kernel: tuple[int, int]) -> None:
     assert torch.equal(
         linear.transpose(torch.eye(60).double().reshape(60, *linear.out_shape)).reshape(60, 40), forward(linear)
     )
+    assert torch.equal(linear.matrix(), forward(linear))
     agrees(linear)
 
 

@@ -47,7 +47,12 @@ def _turned(linear: OpMap) -> OpMap:
     def forth(x: Tensor, *constants: Tensor) -> Tensor:
         return torch.vmap(lambda example: linear.function(example, *constants))(x)
 
+    def written(*constants: Tensor) -> Tensor:
+        assert linear.written is not None
+        return linear.written(*constants).mT.contiguous()
+
     return replace(
         linear, label=f"{linear.label} transposed", function=back, in_shape=linear.out_shape,
         out_shape=linear.in_shape, attributes=f"transposed {linear.attributes}", sources=(), transposed=forth,
+        written=None if linear.written is None else written,
     )  # fmt: skip

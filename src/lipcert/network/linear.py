@@ -129,6 +129,7 @@ class OpMap(LinearMap):
     model's own, without error: ``rounding`` then counts the terms of the longest sum and nothing else. ``sources`` are
     those of the constants, as far as they are known. ``transposed(y, *constants)``, on a batch, is the transposed map
     in sums no longer than those counted; None: the derivative of ``function``, which costs a pass forward, too.
+    ``written(*constants)`` is the map's matrix, every entry of it one of a constant or zero; None: by passes.
     """
 
     label: str
@@ -142,6 +143,13 @@ class OpMap(LinearMap):
     majorants: tuple[Tensor | None, ...] = ()
     sources: tuple[Source | None, ...] = ()
     transposed: Callable[..., Tensor] | None = None
+    written: Callable[..., Tensor] | None = None
+
+    def matrix(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        if self.written is None:
+            return super().matrix(dtype, device)
+        with torch.no_grad():
+            return self.written(*(c.to(dtype=dtype, device=device) for c in self.constants))
 
     def transpose(self, y: Tensor) -> Tensor:
         if not y.numel() or not self.in_size:

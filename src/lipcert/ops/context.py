@@ -81,15 +81,18 @@ class Context:
         offset: Constant | None = None,
         key: str | None = None,
         transposed: Callable[..., Tensor] | None = None,
+        written: Callable[..., Tensor] | None = None,
     ) -> Var:
         """``function(x, *constants) + offset`` with a function linear in x (see ``OpMap`` for what it promises).
 
         ``rounding`` is the number of terms in the longest sum that the op or its transpose forms. What the constants'
         own errors are beyond a small relative one (see ``Constant.parts``) becomes a block beside the map, of which
-        only its gain is known. ``key`` is for the network's hash (see ``map``), ``transposed`` for ``OpMap``.
+        only its gain is known. ``key`` is for the network's hash (see ``map``), ``transposed`` and ``written`` are
+        for ``OpMap``.
         """
         parts = [c.parts for c in constants]
-        linear = replace(self._map(x.shape, function, constants, parts, rounding, key), transposed=transposed)
+        linear = self._map(x.shape, function, constants, parts, rounding, key)
+        linear = replace(linear, transposed=transposed, written=written)
         terms: list[tuple[Var, LinearMap]] = [(x, linear)]
         rest = self._rest_map(linear, function, constants, parts)
         if rest is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lipcert.network.builder import Var
 from lipcert.network.linear import Shape
 from lipcert.ops.context import Constant, Context
+from lipcert.ops.convolution_matrix import Axis, Geometry
 from lipcert.ops.keys import convolution_key, each
 from lipcert.ops.registry import rule
 
@@ -68,7 +70,7 @@ def _back_with_padding(
     stride, dilation = each(stride, spatial), each(dilation, spatial)
     if not isinstance(padding, str):
         return _back(shape, stride, each(padding, spatial), dilation, groups)
-    whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    whole = _missing(kernel, padding, dilation)
     odd = [n % 2 for n in whole]
     sides = shape[len(shape) - spatial :]
     padded = (*shape[: len(shape) - spatial], *(n + o for n, o in zip(sides, odd, strict=True)))
@@ -81,6 +83,29 @@ def _back_with_padding(
         return result
 
     return transposed
+
+
+def _missing(kernel: Shape, padding: str, dilation: Sequence[int]) -> list[int]:
+    """Entries that padding by name adds along each axis, at both ends together."""
+    return [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+
+
+def _written(
+    shape: Shape, kernel: Shape, stride: Any, padding: Any, dilation: Any, groups: int, extra: Any = None
+) -> Callable[[Tensor], Tensor] | None:
+    """The map's matrix from its kernel; ``extra``: output padding, of a transposed convolution."""
+    spatial = len(kernel)
+    if math.prod(shape[: -spatial - 1]) != 1:  # a batch within one example
+        return None
+    stride, dilation = each(stride, spatial), each(dilation, spatial)
+    named = isinstance(padding, str)
+    both = _missing(kernel, padding, dilation) if named else [2 * p for p in each(padding, spatial)]
+    sides, axes = shape[len(shape) - spatial :], []
+    for n, k, s, d, pad, more in zip(sides, kernel, stride, dilation, both, each(extra or 0, spatial), strict=True):
+        reach = d * (k - 1) - pad
+        inside, outside = (n, (n - reach - 1) // s + 1) if extra is None else ((n - 1) * s + reach + more + 1, n)
+        axes.append(Axis(inside, outside, s, pad // 2, d))
+    return Geometry(tuple(axes), groups, extra is not None).matrix
 
 
 @rule("conv1d", "conv2d", "conv3d", kind="linear")
@@ -105,7 +130,8 @@ def convolution(
     x, kernel = ctx.variable(x), weight.shape[2:]
     key = convolution_key("convolution", spatial, kernel, stride, padding, dilation, groups)
     back = _back_with_padding(x.shape, kernel, stride, padding, dilation, groups)
-    return ctx.linear(x, function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key, back)
+    written = _written(x.shape, kernel, stride, padding, dilation, groups)
+    return ctx.linear(x, function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key, back, written)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", kind="linear")
@@ -132,7 +158,8 @@ def transposed_convolution(
     key = convolution_key(kind, spatial, weight.shape[2:], stride, padding, dilation, groups, output_padding)
     steps, edges, gaps, extra = (each(v, spatial) for v in (stride, padding, dilation, output_padding))
     back = _back(x.shape, steps, edges, gaps, groups, extra)
-    return ctx.linear(x, function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key, back)
+    written = _written(x.shape, weight.shape[2:], stride, padding, dilation, groups, output_padding)
+    return ctx.linear(x, function, (weight,), _terms(weight), _offset(ctx, bias, spatial), key, back, written)
 
 
 @rule("convolution", kind="linear")
