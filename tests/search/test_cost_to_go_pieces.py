@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -168,6 +170,47 @@ def test_few_steps_follow_the_greatest_value_of_a_convolution() -> None:
     greatest = torch.linalg.eigvalsh(through.mT @ (total.flatten(1)[:, :, None] * through))[:, -1]
     assert bool((greatest < 1.01).all()), greatest
     assert bool((greatest >= 1.0 - 1e-9).all()), greatest
+
+
+@pytest.mark.parametrize("sides", [(100, 75), (75, 100)], ids=["outputs shorter", "inputs shorter"])
+@pytest.mark.parametrize("size", [1.0, 1e-8])
+def test_directions_stay_orthonormal(sides: tuple[int, int], size: float) -> None:
+    """Fewer entries of D than directions, in float32: rounding must not add up over the steps, nor λ fall behind."""
+    torch.manual_seed(5)
+    n, m = sides
+    model = nn.Sequential(nn.Linear(n, m), nn.ReLU(), nn.Linear(m, 1)).double().eval()
+    network = capture(model, torch.zeros(1, n, dtype=F64)).to(torch.float32, "cpu")
+    plan, generator = Plan(network, {1: (1.0,), 3: (1.0,)}), generator_of(9)
+    total = torch.rand(8, *network.nodes[1].shape, generator=generator)
+    total[..., 3:] = 0.0
+    matrix = network.nodes[1].maps[0].matrix()  # type: ignore[attr-defined]
+    logs = {0: torch.zeros(8, *network.nodes[0].shape)}
+    directions = random_directions(plan, 1, 8, total, generator)
+    for _ in range(40):
+        total = total * (1.0 + 0.02 * torch.randn(total.shape, generator=generator)).abs()
+        found = scaled_weights(plan, 1, size * total, logs, directions, 3)[0].flatten(1)[:, 0].double()
+        rows = (size * total.flatten(1).double()).sqrt()[:, :, None] * matrix
+        assert torch.allclose(found, torch.linalg.matrix_norm(rows, 2).square(), rtol=1e-4)
+        squares = directions[1] @ directions[1].mT
+        assert torch.allclose(squares, torch.eye(squares.shape[1]).expand_as(squares), atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_directions_survive_a_bad_step(value: float) -> None:
+    """Curvatures that are 0 or not finite for a moment: the next good ones are followed again."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(100, 90), nn.ReLU(), nn.Linear(90, 1)).double().eval()
+    network = capture(model, torch.zeros(1, 100, dtype=F64)).to(torch.float32, "cpu")
+    plan, generator = Plan(network, {1: (1.0,), 3: (1.0,)}), generator_of(9)
+    good = torch.rand(3, *network.nodes[1].shape, generator=generator)
+    bad = good.clone()
+    bad[1] = value
+    logs = {0: torch.zeros(3, *network.nodes[0].shape)}
+    directions = random_directions(plan, 1, 3, good, generator)
+    for total, steps in ((good, 10), (bad, 3), (good, 30)):
+        found = scaled_weights(plan, 1, total, logs, directions, steps)[0].flatten(1)[:, 0].double()
+    rows = good.flatten(1).double().sqrt()[:, :, None] * network.nodes[1].maps[0].matrix()  # type: ignore[attr-defined]
+    assert torch.allclose(found, torch.linalg.matrix_norm(rows, 2).square(), rtol=1e-3)
 
 
 def test_eigenvalues_that_float32_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,11 @@ def _leading(scaled: _Scaled, block: Tensor, steps: int) -> Tensor:
             fresh = fresh - (fresh @ basis.mT) @ basis
         length = fresh.norm(dim=2, keepdim=True)
         fresh = torch.where(length > FAINT, fresh / length.clamp(min=FAINT), 0.0)
-        fresh = _turned(fresh) if count > 1 else fresh
+        if count > 1:
+            fresh = _turned(fresh)
+            fresh = fresh - (fresh @ basis.mT) @ basis  # of which turning may have enlarged what rounding had left
+            length = fresh.norm(dim=2, keepdim=True)
+            fresh = torch.where(length > 0.5, fresh / length.clamp(min=0.5), 0.0)
         basis, across = torch.cat([basis, fresh], dim=1), scaled.across(fresh)
     if basis.shape[1] == 1:
         return block
@@ -151,8 +155,11 @@ def _leading(scaled: _Scaled, block: Tensor, steps: int) -> Tensor:
     if squares:
         before = torch.cat(squares, dim=1) @ basis.mT
         whole = torch.cat([before, torch.cat([before[:, :, -count:].mT, whole], dim=2)], dim=1)
+    whole = (0.5 * (whole + whole.mT)).nan_to_num(0.0, 0.0, 0.0)
+    unit = whole.diagonal(dim1=1, dim2=2).amax(1).clamp(min=SMALL)[:, None, None]
     empty = torch.diag_embed((basis.square().sum(dim=2) < 0.5).to(whole))  # what was no new direction comes last
-    return _spectrum(0.5 * (whole + whole.mT) - empty)[1].flip(2)[:, :, :count].mT @ basis
+    found = _spectrum(whole / unit - empty)[1].flip(2)[:, :, :count].mT @ basis
+    return torch.linalg.qr(found.mT)[0].mT if count > 1 else found  # which keeps the first, and rounding from adding up
 
 
 def _turned(flat: Tensor) -> Tensor:
