@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipcert.numerics import psd
-from lipcert.numerics.psd import is_positive_definite, is_positive_definite_scaled
+from lipcert.numerics.psd import all_finite, is_positive_definite, is_positive_definite_scaled
 from tests.numerics.exact import fractions
 from tests.numerics.exact import is_positive_definite as exactly_pd
 
@@ -252,3 +252,18 @@ def test_residual_bound_is_above_the_exact_residual():
     )
     bound = psd._factor_residual_up(b)
     assert np.linalg.norm(exact, 2) <= bound < 1e-11
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sides", [(1, 1), (3, 5), (17, 9), (8, 64)])
+def test_one_entry_that_is_not_finite_is_seen(value: float, sides: tuple[int, int]) -> None:
+    """At every place, of the matrix and of its transpose, beside numbers of every size."""
+    matrix = torch.logspace(-300, 300, sides[0] * sides[1], dtype=torch.float64).reshape(sides)
+    assert all_finite(matrix)
+    assert all_finite(-matrix.mT)
+    for place in range(matrix.numel()):
+        lie = matrix.clone()
+        lie.reshape(-1)[place] = value
+        assert not all_finite(lie)
+        assert not all_finite(lie.mT)
+    assert all_finite(matrix[:0])

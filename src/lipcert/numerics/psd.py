@@ -244,12 +244,17 @@ def _cholesky(b: Tensor) -> Tensor | None:
     return result
 
 
+def all_finite(a: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, by the least and the greatest, which NaN would be: a tenth of the time."""
+    return not a.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(a))
+
+
 def _symmetric_array(a: Tensor) -> np.ndarray | None:
     """``a`` as an array on the CPU; ``None`` if an entry is not finite."""
     if a.dtype != torch.float64 or a.ndim != 2 or a.shape[0] != a.shape[1]:
         raise ValueError(f"expected a square float64 matrix, got {a.dtype} of shape {tuple(a.shape)}")
     a = a.detach().cpu()
-    if not bool(torch.isfinite(a).all()):
+    if not all_finite(a):
         return None
     if not torch.equal(a, a.mT):
         raise ValueError("the matrix is not symmetric")

@@ -34,6 +34,7 @@ from lipcert.numerics.rounding import (
 DENSE_EIGENVALUES = 400
 STEPS = 500  # of Lanczos, at most
 _EXACT_SUM_ENTRIES = 300_000
+_NORMAL = 1_000  # exponents of normal numbers
 _EXACT_NORM_ENTRIES = 1_000_000
 SLACK = 1.0 + 1e-12
 """Widening of what is returned, so that a re-check whose BLAS rounds differently passes too."""
@@ -158,7 +159,7 @@ def as_matrix(w: Tensor) -> Tensor:
     if w.ndim != 2 or not w.is_floating_point():
         raise ValueError(f"expected a real floating matrix, got {w.dtype} of shape {tuple(w.shape)}")
     matrix = w.detach().to(device="cpu", dtype=torch.float64)
-    if not bool(torch.isfinite(matrix).all()):
+    if not psd.all_finite(matrix):
         raise ValueError("the matrix has NaN or infinite entries")
     return matrix
 
@@ -175,9 +176,12 @@ def to_unit(matrix: Tensor) -> tuple[Tensor, int]:
     """``(matrix * 2**-e, e)`` with largest magnitude in [1/2, 1)."""
     if not psd._has_subnormals():
         raise ValueError("subnormal numbers are flushed here; call torch.set_flush_denormal(False)")
-    exponent = math.frexp(max(float(matrix.max()), -float(matrix.min())))[1]
-    with np.errstate(under="ignore"):
-        return torch.from_numpy(np.ldexp(matrix.numpy(), -exponent)), exponent
+    low, high = torch.aminmax(matrix)
+    exponent = math.frexp(max(float(high), -float(low)))[1]
+    array = matrix.numpy()
+    with np.errstate(under="ignore"):  # a product with 2^-e rounds once, as ldexp does, and takes a fifth of the time
+        scaled = array * 2.0**-exponent if abs(exponent) < _NORMAL else np.ldexp(array, -exponent)
+    return torch.from_numpy(scaled), exponent
 
 
 def scaling_loss(matrix: Tensor, scaled: Tensor) -> float:
