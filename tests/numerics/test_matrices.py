@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lipcert.numerics import matrices
-from lipcert.numerics.matrices import weighted_gram
+from lipcert.numerics.matrices import Pieces
 from lipcert.numerics.psd import by_first_entry
 
 F64 = torch.float64
@@ -49,7 +49,7 @@ def test_gram_without_zeros_is_the_gram(name: str, small: int, monkeypatch: pyte
     w = torch.rand(x.shape[1], generator=torch.Generator().manual_seed(3), dtype=F64) + 0.1
     order = by_first_entry(x)
     assert torch.equal(order.sort().values, torch.arange(len(x)))
-    mine, wanted = weighted_gram(x[order], w), (x[order] * w) @ x[order].mT
+    mine, wanted = Pieces.of(x[order]).weighted_gram(w), (x[order] * w) @ x[order].mT
     assert torch.equal(mine, mine.mT)
     assert bool(((mine - wanted).abs() <= 1e-14 * ((x[order].abs() * w) @ x[order].abs().mT)).all())
     assert bool((mine[(x[order].abs() @ x[order].abs().mT) == 0.0] == 0.0).all())
@@ -61,7 +61,7 @@ def test_integers_come_out_exactly() -> None:
     x = torch.randint(-3, 4, (333, 65), generator=generator).double()
     x = torch.where(torch.rand(333, 65, generator=generator) < 0.15, x, 0.0)
     w = torch.randint(1, 9, (65,), generator=generator).double()
-    assert torch.equal(weighted_gram(x, w), (x * w) @ x.mT)
+    assert torch.equal(Pieces.of(x).weighted_gram(w), (x * w) @ x.mT)
 
 
 def test_rows_of_a_convolution_become_a_band() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lipcert.numerics.midrad import TINY, UNIT, UP, Range
 
-#: Rows that :func:`weighted_gram` takes together.
+#: Rows of a piece.
 _PIECE = 64
 #: Rows up to which it takes all together.
 _SMALL = 256
@@ -45,33 +48,50 @@ def norms_of(matrices: Tensor) -> Tensor:
     return torch.sqrt(square) * unit[..., 0, 0] * (1.0 + 16.0 * UNIT)
 
 
-def weighted_gram(matrix: Tensor, weights: Tensor) -> Tensor:
-    """X diag(w) Xᵀ, exactly symmetric, (n, n), for X (n, m) and w (m,).
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A matrix X, (n, m), by pieces of its rows, of each the columns in which it is not 0; not to be changed any more.
 
-    Rows are multiplied piece by piece over the columns that both pieces have: what is left out are products with 0, so
-    that every entry is a rounded sum of at most m products of two roundings each, as of the whole; an entry on a
-    diagonal block is the rounded middle of two such sums.
+    Attributes:
+        rows: the pieces with these columns alone.
+        used: (m,) bool per piece, which they are.
     """
-    if len(matrix) <= _SMALL:
-        product = (matrix * weights) @ matrix.mT
-        return 0.5 * (product + product.mT)
-    pieces = matrix.split(_PIECE)
-    used = [(piece != 0).any(dim=0) for piece in pieces]
-    result = matrix.new_zeros(len(matrix), len(matrix))
-    for i, piece in enumerate(pieces):
-        here = slice(i * _PIECE, i * _PIECE + len(piece))
-        own = used[i].nonzero()[:, 0]
-        left = piece[:, own] * weights[own]
-        for j in range(i + 1):
-            both = used[j][own]
-            if not bool(both.any()):
-                continue
-            whole = bool(both.all())
-            part = left if whole else left[:, both]
-            block = part @ pieces[j][:, own if whole else own[both]].mT
-            there = slice(j * _PIECE, j * _PIECE + len(pieces[j]))
-            if i == j:
-                block = 0.5 * (block + block.mT)
-            result[here, there] = block
-            result[there, here] = block.mT
-    return result
+
+    rows: tuple[Tensor, ...]
+    used: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Pieces:
+        """All rows together where they are few."""
+        pieces = matrix.split(_PIECE if len(matrix) > _SMALL else max(1, len(matrix)))
+        used = tuple((piece != 0).any(dim=0) for piece in pieces)
+        return cls(tuple(piece[:, own] for piece, own in zip(pieces, used, strict=True)), used)
+
+    def weighted_gram(self, weights: Tensor) -> Tensor:
+        """X diag(w) Xᵀ, exactly symmetric, (n, n), for w (m,).
+
+        Pieces are multiplied over the columns that both have: what is left out are products with 0, so that every entry
+        is a rounded sum of at most m products of two roundings each, as of the whole; an entry on a diagonal block is
+        the rounded middle of two such sums.
+        """
+        ends = [0, *itertools.accumulate(len(piece) for piece in self.rows)]
+        result = weights.new_zeros(ends[-1], ends[-1])
+        for i, (piece, own) in enumerate(zip(self.rows, self.used, strict=True)):
+            left, here = piece * weights[own], slice(ends[i], ends[i + 1])
+            for j in range(i + 1):
+                both = self.used[j] & own
+                if not bool(both.any()):
+                    continue
+                mine, other = _among(left, both[own]), _among(self.rows[j], both[self.used[j]])
+                block = mine @ other.mT
+                if i == j:
+                    block = 0.5 * (block + block.mT)
+                there = slice(ends[j], ends[j + 1])
+                result[here, there] = block
+                result[there, here] = block.mT
+        return result
+
+
+def _among(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Some columns; the rows themselves where these are all."""
+    return rows if bool(chosen.all()) else rows[:, chosen]

@@ -21,6 +21,7 @@ from lipcert.errors import CertificateError, NotProved
 from lipcert.network.graph import ActivationNode, AffineNode, GainNode, Network, SelectionNode
 from lipcert.network.linear import LinearMap
 from lipcert.numerics.interval import Interval
+from lipcert.numerics.matrices import Pieces
 from lipcert.numerics.midrad import UP, lengths
 from lipcert.numerics.psd import by_first_entry
 from lipcert.numerics.rounding import add_up, gamma, mul_up
@@ -50,6 +51,11 @@ class Written:
     majorant: Tensor
     order: Tensor
     share: float
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The matrix by pieces of its rows."""
+        return Pieces.of(self.matrix)
 
     @classmethod
     def of(cls, matrix: Tensor, majorant: Tensor, share: float) -> Written:

@@ -13,7 +13,7 @@ from lipcert.certificates.cost_to_go.facts import Facts, Written
 from lipcert.errors import NotProved
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import size
-from lipcert.numerics.matrices import weighted_gram
+from lipcert.numerics.matrices import Pieces
 from lipcert.numerics.midrad import UNIT, UP
 from lipcert.numerics.psd import by_first_entry, is_positive_definite_scaled
 
@@ -79,8 +79,10 @@ def _holds(written: Written, d: Tensor, t: Tensor) -> bool:
         outer, inner = d[used][places].reciprocal(), t[order].reciprocal()
     else:
         outer, inner = t[order], d[used]  # T − AᵀDA, whose inner diagonal is D itself
-        matrix, majorant = _rows(matrix.mT, used).mT, _rows(majorant.mT, used).mT
-    difference = weighted_gram(matrix, inner).neg_()
+        if not bool(used.all()):
+            matrix, majorant = matrix[:, used], majorant[:, used]
+    pieces = written.pieces if matrix is written.matrix else Pieces.of(matrix)
+    difference = pieces.weighted_gram(inner).neg_()
     difference.diagonal().add_(outer)
     share = (majorant.shape[1] + 16.0) * UNIT + 2.0 * written.share
 
