@@ -158,11 +158,16 @@ def _started(recipe: Recipe) -> Recipe:
     return replace(recipe, title=f"{recipe.title}, orthogonal start", orthogonal=True)
 
 
-def _lowered(r: float, to: float) -> Recipe:
+def _stages(*shares: float) -> str:
+    """The name of a recipe with these shares of the pair constants, one after another."""
+    return f"mixed_1.58_{'_'.join(f'r{r:g}' for r in shares)}_orthogonal"
+
+
+def _lowered(*shares: float) -> Recipe:
     """Constants are held low first, and then less."""
-    recipe = _strength(1.58, to, 2)
-    title = recipe.title.replace("PGD + ", f"PGD + {r:g}, then ")
-    return replace(recipe, title=f"{title}, orthogonal start", orthogonal=True, after=f"mixed_1.58_r{r:g}_orthogonal")
+    recipe = _strength(1.58, shares[-1], 2)
+    title = recipe.title.replace("PGD + ", f"PGD + {', then '.join(f'{r:g}' for r in shares[:-1])}, then ")
+    return replace(recipe, title=f"{title}, orthogonal start", orthogonal=True, after=_stages(*shares[:-1]))
 
 
 #: The share of the pair constants in ``mixed``: only where they are asked for by name.
@@ -172,7 +177,8 @@ STRENGTHS: Mapping[str, Recipe] = {
 } | {
     f"mixed_1.58_r{r:g}_{name}": _strength(1.58, r, steps)
     for name, steps in (("one", 1), ("two", 2)) for r in (0.35, 0.5)
-} | {f"mixed_1.58_r{r:g}_orthogonal": _started(_strength(1.58, r, 2)) for r in (0.3, 0.35, 0.4, 0.45, 0.5)} | {
-    f"mixed_1.58_r0.4_r{to:g}_orthogonal": _lowered(0.4, to) for to in (0.1, 0.15, 0.2, 0.25, 0.3)
+} | {_stages(r): _started(_strength(1.58, r, 2)) for r in (0.3, 0.35, 0.4, 0.45, 0.5)} | {
+    _stages(0.4, *later): _lowered(0.4, *later)
+    for later in ((0.1,), (0.15,), (0.2,), (0.25,), (0.3,), (0.3, 0.25), (0.3, 0.3))
 }  # fmt: skip
 ALL: Mapping[str, Recipe] = {**RECIPES, **STRENGTHS}
