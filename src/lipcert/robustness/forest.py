@@ -187,13 +187,12 @@ class Forest:
 
     def _prove(self, nodes: Sequence[Node], variables: Variables, until: float) -> Tensor:
         """Numbers of the parts that are still open; none is begun beyond the end of the time."""
-        with torch.no_grad():
-            value = variables.value(self.settings.power)
+        steady, value = variables.steadied()
         ready = (value > self.goal).nonzero().reshape(-1)
         left = torch.ones(len(nodes), dtype=torch.bool)
         if len(ready):
             room = torch.tensor([nodes[k].room for k in ready.tolist()]).to(value)
-            multipliers, sure = variables.at(ready).provable(room)
+            multipliers, sure = steady.at(ready).provable(room)
             for place, k in enumerate(ready.tolist()):
                 if sure[place] > self.goal and time.perf_counter() < until:
                     left[k] = not self._proved(nodes[k], multipliers.at(slice(place, place + 1)))

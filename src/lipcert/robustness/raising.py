@@ -109,7 +109,7 @@ class Raising(Forest):
             if time.perf_counter() > until:
                 break
         room = torch.tensor([node.room for node in nodes], dtype=self.question.rows.dtype).to(self.question.rows)
-        multipliers, _ = variables.provable(room)
+        multipliers, _ = variables.steadied()[0].provable(room)
         for k, node in enumerate(nodes):
             node.variables = variables.at(torch.tensor([k]))
             self._keep(node, multipliers.at(slice(k, k + 1)))

@@ -160,11 +160,10 @@ def _settle(
     everyone = torch.arange(len(index), device=room.device)
     if goal is None and not last:
         return everyone
-    with torch.no_grad():
-        ready = variables.value(settings.power) > (-torch.inf if goal is None else goal)
-    rows = everyone if last else everyone[ready]
+    steady, seems = variables.steadied()
+    rows = everyone if last else everyone[seems > (-torch.inf if goal is None else goal)]
     if len(rows):
-        multipliers, value = variables.at(rows).provable(room[rows])
+        multipliers, value = steady.at(rows).provable(room[rows])
         at, proved = index[rows.cpu()], torch.full_like(value, -torch.inf)
         tried = (value > (-torch.inf if goal is None else goal)).nonzero().reshape(-1)
         if len(tried):

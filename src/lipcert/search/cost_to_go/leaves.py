@@ -43,7 +43,7 @@ def together(several: Sequence[Variables]) -> Variables:
     names = {name: max(v.age.get(name, 0) for v in several) for name in first.age}
     return Variables(
         question, first.settings, start, of(lambda v: v.free), first.diagonal, of(lambda v: v.directions),
-        of(lambda v: v.first), of(lambda v: v.second), names,
+        of(lambda v: v.first), of(lambda v: v.second), names, of(lambda v: v.mean),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +30,9 @@ GENTLE = ("curve", "weight")
 LEVEL = 0.3
 #: Adam: what a size is at least.
 SMALL = 1e-12
+#: Of what a mean of the way was before a step, the share that stays. Norms and minima have kinks, at which the ascent
+#: goes to and fro; the mean does not.
+STAYS = 0.9
 
 
 @dataclass(eq=False)
@@ -44,6 +47,7 @@ class Variables:
         diagonal: affine nodes whose weights are diagonal; the others' are by norms.
         directions: of the power method at these.
         first, second, age: Adam's means of gradients and of their squares, and how many steps they are of.
+        mean: of the variables over the last steps.
     """
 
     question: Question
@@ -55,6 +59,7 @@ class Variables:
     first: dict[Name, Tensor] = field(default_factory=dict)
     second: dict[Name, Tensor] = field(default_factory=dict)
     age: dict[Name, int] = field(default_factory=dict)
+    mean: dict[Name, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, question: Question, settings: Settings, start: Start) -> Variables:
@@ -146,7 +151,23 @@ class Variables:
                 variable = self.free[name] = self.free[name].detach()
                 if gradient is not None:
                     variable += rate * self._move(name, gradient.nan_to_num(0.0, 0.0, 0.0))
+                    self.mean.setdefault(name, variable.clone()).lerp_(variable, 1.0 - STAYS)
         return value.detach()
+
+    def steadied(self) -> tuple[Variables, Tensor]:
+        """Of each function the mean of the way where it is worth more than where this stands; and the bounds there."""
+        power = self.settings.power
+        with torch.no_grad():
+            value = self.value(power).nan_to_num(-torch.inf)
+            mean = replace(self, free={**self.free, **self.mean}, directions=dict(self.directions))
+            other = mean.value(power)
+            higher = other > value
+
+            def of(means: dict[Key, Tensor], now: dict[Key, Tensor]) -> dict[Key, Tensor]:
+                return {k: torch.where(by_row(higher, t), means[k], t) for k, t in now.items()}
+
+            steady = replace(self, free=of(mean.free, self.free), directions=of(mean.directions, self.directions))
+        return steady, torch.where(higher, other, value)
 
     def _move(self, name: Name, gradient: Tensor) -> Tensor:
         """Adam's step of length about 1 for a variable."""
@@ -193,5 +214,5 @@ class Variables:
         start = Start(*(of(group) for group in vars(self.start).values()))
         return Variables(
             self.question.at(rows), self.settings, start, of(self.free), self.diagonal, of(self.directions),
-            of(self.first), of(self.second), dict(self.age),
+            of(self.first), of(self.second), dict(self.age), of(self.mean),
         )  # fmt: skip
