@@ -3,7 +3,8 @@
     python -m experiments.training [--only mixed_1.58,plain] [--seeds 0,1,2] [--minutes 4] [--jobs 8]
 
 A row per (network, recipe, seed, images) goes to ``training.csv`` when it is finished. Rows that are there are left
-alone, so the same command goes on where it was stopped, certification example by example. Weights stay in ``build``.
+alone, so the same command goes on where it was stopped, certification example by example; with a larger ``--budget``
+the images that stayed open are taken up again. Weights stay in ``build``.
 """
 
 from __future__ import annotations
@@ -194,29 +195,32 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def append(row: dict[str, Any], path: Path) -> None:
-    """One row more, by one write, so that several processes may."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    with path.open("a", newline="") as file:
+def keep(row: dict[str, Any], path: Path) -> None:
+    """A row more, in place of one of less time for the same images; several processes may."""
+    with path.open("a+", newline="") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_size == 0:
-            writer.writeheader()
-        writer.writerow(row)
+        file.seek(0)
+        rows = [*(one for one in csv.DictReader(file) if key(one) != key(row)), row]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        file.truncate(0)
         file.write(text.getvalue())
 
 
 def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:
     """Train and measure one network, unless its row is there."""
-    if (net, name, seed, setting.count) in {key(row) for row in rows_of(setting.out)}:
+    wanted = (net, name, seed, setting.count)
+    if any(key(row) == wanted and float(row["budget"]) >= setting.budget for row in rows_of(setting.out)):
         return
     model, facts = trained(net, name, seed, data, setting)
     print(f"{net} {name} seed {seed}: {facts}", flush=True)
     if setting.stage == "train":
         return
-    store = setting.place(net, name, seed, f"{setting.count}-{setting.budget:g}-{setting.radii}.run")
+    store = setting.place(net, name, seed, f"{setting.count}-{setting.radii}.run")
     found = measured(model, data, store, setting)
-    append({"net": net, "recipe": name, "seed": seed, "radius": ALL[name].radius, **facts, **found}, setting.out)
+    keep({"net": net, "recipe": name, "seed": seed, "radius": ALL[name].radius, **facts, **found}, setting.out)
     print(f"{net} {name} seed {seed}: {found}", flush=True)
 
 

@@ -189,6 +189,12 @@ def test_training_goes_on_where_it_stopped_and_its_page_shows_each_row(tmp_path)
     assert float(row["lower"]) <= float(row["constant"])
     assert training_page.disorder({**row, "certified_1": "100", "attacked_1": "50"}) == ["certified at 1"]
     assert "PGD + 0.35 × pair constants, ε = 0.3" in (tmp_path / "training.md").read_text()
+    more = [*options, "0", "--budget", "0.02"]  # of the same file of certificates
+    training.main(more)
+    training.main(more)
+    training.main([*options, "0"])
+    assert [row["budget"] for row in training.rows_of(tmp_path / "training.csv")] == ["0.02"]
+    assert len(list((tmp_path / "work").glob("*.run"))) == 1
     training.main([*options, "1", "--bfloat16"])
     assert [row["device"] for row in training.rows_of(tmp_path / "training.csv")] == ["cpu", "cpu bfloat16"]
     assert "CPU bfloat16 seconds" in (tmp_path / "training.md").read_text()

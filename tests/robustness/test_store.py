@@ -1,6 +1,8 @@
 """The file of a run: whatever happens to the process, what is finished stays, and nothing is done twice."""
 
 import contextlib
+import json
+import math
 import multiprocessing
 import os
 import random
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 import lipcert
-from lipcert.robustness.rows import Decision, Row
+from lipcert.robustness.rows import Decision, Row, Status
 from lipcert.robustness.store import Store
 from tests.robustness.cases import linear, mlp, points, right_labels
 
@@ -63,6 +65,115 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     Store.open(tmp_path / "run", ABOUT).close()
     with pytest.raises(lipcert.StoreError, match="seed: 0 there, 1 now"):
         Store.open(tmp_path / "run", {**ABOUT, "settings": '{"seed": 1, "threat": {"norm": 2}}'})
+
+
+def other_settings(**changed: object) -> dict[str, str]:
+    settings = {"seed": 0, "budget": 1.0, "effort": 1.0, "threat": {"norm": 2}, **changed}
+    return {**ABOUT, "settings": json.dumps(settings)}
+
+
+def undecided(row: Row) -> bool:
+    return row.status_at(0.75) == "open"
+
+
+def at(index: int, status: Status, certified: float, attacked: float, seconds: float) -> Decision:
+    method = "cost_to_go" if certified else "none" if attacked == math.inf else "attack"
+    row = Row(index, 1, 1, status, certified, attacked, 0.1, method, "rigorous" if certified else None, seconds)
+    counter = None if attacked == math.inf else b"counter"
+    return Decision(
+        row, b"proof %g" % certified if certified else None, b"x" if certified or counter else None, counter
+    )
+
+
+def test_more_time_takes_up_what_is_open_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    store = Store.open(path, other_settings(), undecided)
+    store.add(at(0, "certified", 0.75, math.inf, 1.0))
+    store.add(at(1, "open", 0.25, 1.5, 2.0))
+    store.add(at(2, "open", 0.0, math.inf, 3.0))
+    store.add(at(3, "attacked", 0.0, 0.7, 4.0))
+    store.add(at(4, "attacked", 0.25, 0.7, 5.0))
+    store.close()
+    store = Store.open(path, other_settings(budget=5.0), undecided)
+    assert store.finished() == {0, 3, 4}
+    store.add(at(2, "open", 0.5, math.inf, 10.0))
+    with pytest.raises(lipcert.StoreError):
+        store.add(at(0, "certified", 0.8, math.inf, 1.0))
+    store.close()  # killed here, and called again: what was taken up is not taken up twice, and the rest still waits
+    store = Store.open(path, other_settings(budget=5.0), undecided)
+    assert store.finished() == {0, 2, 3, 4}
+    store.add(at(1, "open", 0.0, 1.2, 10.0))
+    assert store.finished() == {0, 1, 2, 3, 4}
+    assert [(d.row.certified_radius, d.row.attacked_radius, d.row.seconds) for d in store.decisions()] == [
+        (0.75, math.inf, 1.0), (0.25, 1.2, 12.0), (0.5, math.inf, 13.0), (0.0, 0.7, 4.0), (0.25, 0.7, 5.0)
+    ]  # fmt: skip
+    kept = list(store.decisions())[1]
+    assert (kept.row.method, kept.proof, kept.counter, kept.row.status) == (
+        "cost_to_go",
+        b"proof 0.25",
+        b"counter",
+        "open",
+    )
+    store.close()
+    for settings in (
+        other_settings(budget=2.0),
+        other_settings(budget=9.0, effort=0.5),
+        other_settings(seed=1, budget=9.0),
+    ):
+        with pytest.raises(lipcert.StoreError, match=r"there, .* now"):
+            Store.open(path, settings, undecided)
+    with pytest.raises(lipcert.StoreError, match=r"budget: 5.0 there, 9.0 now"):
+        Store.open(path, other_settings(budget=9.0))
+    store = Store.open(path, other_settings(budget=5.0, effort=2.0), undecided)
+    assert store.finished() == {0, 3, 4}
+    store.close()
+
+
+def test_a_contradiction_of_two_runs_is_said(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "run", other_settings(), undecided)
+    store.add(at(0, "open", 0.5, math.inf, 1.0))
+    store.close()
+    store = Store.open(tmp_path / "run", other_settings(budget=2.0), undecided)
+    with pytest.raises(lipcert.NumericsError, match="bug in lipcert"):
+        store.add(at(0, "attacked", 0.0, 0.4, 1.0))
+    assert [d.row.certified_radius for d in store.decisions()] == [0.5]
+    store.close()
+
+
+@pytest.mark.parametrize("held", ["", "x", "{}", '["a"]', "[1.5]", "[true]"])
+def test_a_damaged_list_of_what_is_taken_up(tmp_path: Path, held: str) -> None:
+    path = tmp_path / "run"
+    store = Store.open(path, other_settings(), undecided)
+    store.add(at(0, "open", 0.5, math.inf, 1.0))
+    store.close()
+    Store.open(path, other_settings(budget=2.0), undecided).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE about SET value = ? WHERE name = 'again'", (held,))
+    with pytest.raises(lipcert.StoreError, match="damaged"):
+        Store.open(path, other_settings(budget=2.0), undecided)
+
+
+def test_open_examples_get_more_time(tmp_path: Path) -> None:
+    """Of a run whose time was too short; decided rows stay to the letter, and the whole is verified."""
+    model, x = mlp(), points(12, size=(6,))
+    y, path = right_labels(model, x), tmp_path / "run.sqlite"
+    short = lipcert.certify(model, x, y, radii=(0.05, 0.3), resume=path, budget=1e-6)
+    some = {row.index for row in short if any(row.status_at(r) == "open" for r in (0.05, 0.3))}
+    assert some
+    longer = lipcert.certify(model, x, y, radii=(0.05, 0.3), resume=path, budget=30.0)
+    fresh = lipcert.certify(model, x, y, radii=(0.05, 0.3), budget=30.0)
+    longer.verify(model, x, y)
+    for before, after, anew in zip(short, longer, fresh, strict=True):
+        if before.index not in some:
+            assert after == before
+        assert after.certified_radius >= before.certified_radius
+        assert (after.status, after.certified_radius) == (anew.status, anew.certified_radius)
+    with pytest.raises(lipcert.StoreError, match="budget"):
+        lipcert.certify(model, x, y, radii=(0.05, 0.3), resume=path, budget=1.0)
+    wide = tmp_path / "wide.sqlite"
+    lipcert.certify(model, x[:1], y[:1], resume=wide, budget=0.1)
+    with pytest.raises(lipcert.StoreError, match="budget"):  # a largest radius is never open
+        lipcert.certify(model, x[:1], y[:1], resume=wide, budget=5.0)
 
 
 def test_runs_of_certify_are_told_apart(tmp_path: Path) -> None:

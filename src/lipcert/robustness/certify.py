@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from lipcert.robustness.executed import Arithmetic, Rounding, arithmetic_of, cap
 from lipcert.robustness.pair_constants import BODY, OUTPUTS, classes_of
 from lipcert.robustness.progress import shown
 from lipcert.robustness.provers import CostToGo, Prover
+from lipcert.robustness.rows import Row
 from lipcert.robustness.store import Store
 from lipcert.robustness.threat import Threat, scaled
 from lipcert.robustness.verification import restored
@@ -95,7 +96,8 @@ def certify(
         engine: ``local``; ``ray`` (extra ``ray``); or an engine, ``lipcert.RayEngine(address=…)``.
         workers: processes of the local engine; 1: this one.
         resume: file that keeps every finished example at once. A run that was killed goes on from it when called with
-            the same arguments; engine, workers, device and memory may be others.
+            the same arguments; engine, workers, device and memory may be others. At given radii ``budget`` and
+            ``effort`` may be larger than they were: then its open examples are taken up again, and nothing else.
         seed: of attack and search. The same seed gives the same rows, on every engine.
         device: where searches run; checks run on the CPU in float64.
         progress: show a progress bar with the remaining time.
@@ -142,7 +144,7 @@ def certify(
         "version": __version__, "count": str(len(data)), "shape": json.dumps(list(data.shape)),
         "batch": str(size_of_batch),
     }  # fmt: skip
-    store = Store.open(resume, about)
+    store = Store.open(resume, about, _undecided(threat))
     try:
         facts = _facts(network, threat, store, rounding, data, seconds)
         steps = max(_LEAST_STEPS, round(_STEPS * times))
@@ -189,6 +191,12 @@ def batch_size(network: Network, gigabytes: float, count: int) -> int:
     """How many examples fit in the memory, with every class of each."""
     each = 8.0 * _HELD * sum(size(node.shape) for node in network.nodes) * classes_of(network)
     return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
+
+
+def _undecided(threat: Threat) -> Callable[[Row], bool] | None:
+    """Which rows more time might decide; None where radii are not given, and every row is as good as its time."""
+    radii = threat.radii
+    return None if radii is None else lambda row: any(row.status_at(radius) == "open" for radius in radii)
 
 
 def _batch_of(store: Store) -> int:

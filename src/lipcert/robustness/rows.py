@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from lipcert.errors import NumericsError
 from lipcert.guarantee import Guarantee
 
 Status = Literal["certified", "attacked", "open", "wrong"]
@@ -85,3 +86,24 @@ class Decision:
         for part in (self.proof, self.example, self.counter):
             digest.update(b"-" if part is None else b"+" + len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()
+
+    def joined(self, other: Decision) -> Decision:
+        """Of two of one example, at the same radii, the larger certified and the nearer counter-example.
+
+        Raises:
+            NumericsError: the two contradict each other.
+        """
+        sure = max(self, other, key=lambda decision: decision.row.certified_radius)
+        near = min(self, other, key=lambda decision: decision.row.attacked_radius)
+        certified, attacked = sure.row.certified_radius, near.row.attacked_radius
+        if certified > 0.0 and attacked <= certified:
+            raise NumericsError(
+                f"example {self.row.index} was certified up to {certified:.9g}, and a counter-example was found at "
+                f"{attacked:.9g}. This is a bug in lipcert: please report it."
+            )
+        either = {self.row.status, other.row.status}
+        status: Status = next((s for s in ("certified", "attacked") if s in either), self.row.status)
+        row = sure.row if certified > 0.0 else near.row
+        seconds = self.row.seconds + other.row.seconds
+        row = replace(row, status=status, attacked_radius=attacked, seconds=seconds)
+        return Decision(row, sure.proof, sure.example if sure.example is not None else near.example, near.counter)

@@ -15,7 +15,7 @@ import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -45,6 +45,10 @@ _IDENTITY = {
     "settings": "of a run with other settings",
     "version": "written by another version of lipcert",
 }
+#: Settings of which a run may be given more than it had: what is undecided is then taken up again.
+_MORE = ("budget", "effort")
+#: Where the file says which rows these still are.
+_AGAIN = "again"
 
 
 class Store:
@@ -58,16 +62,21 @@ class Store:
     def __init__(self, connection: sqlite3.Connection | None, where: str) -> None:
         self._connection, self.where = connection, where
         self._owner, self._logged, self._kept = os.getpid(), False, connection is not None
+        self._again: set[int] = set()
 
     # -- opening ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: str | Path | None, about: Mapping[str, str]) -> Store:
+    def open(
+        cls, path: str | Path | None, about: Mapping[str, str], undecided: Callable[[Row], bool] | None = None
+    ) -> Store:
         """The file of a run, made if there is none; a temporary one for None.
 
         Args:
             path: where; it ends up as one file.
             about: what the run is of (``model``, ``data``, ``settings``, ``version`` and more).
+            undecided: rows that are to be decided anew where the run is given more time or effort than it had; None:
+                it may not be.
 
         Raises:
             StoreError: the file is something else, damaged, of another run, or in use.
@@ -85,9 +94,9 @@ class Store:
                 store._execute("PRAGMA trusted_schema = OFF")
                 if not fresh and store._tables():
                     store._require_ours()  # before anything is written
-                    store._require_same(about)
+                    store._require_same(about, undecided is not None)
                 store._pragmas(path is not None)
-                store._begin(about)
+                store._begin(about, undecided)
         except BaseException:
             connection.close()
             raise
@@ -121,21 +130,47 @@ class Store:
             self._execute("PRAGMA synchronous = NORMAL")
             self._logged = True
 
-    def _begin(self, about: Mapping[str, str]) -> None:
-        self._execute("BEGIN EXCLUSIVE")  # held until closed: no second run writes here
-        try:
+    def _begin(self, about: Mapping[str, str], undecided: Callable[[Row], bool] | None) -> None:
+        with self._transaction():  # held until closed: no second run writes here
             if not self._tables():
                 for text in _SCHEMA.values():
                     self._execute(text)
                 for name, value in {"format": FORMAT, **about}.items():
                     self._execute("INSERT INTO about VALUES (?, ?)", (name, value))
+        self._require_ours()
+        self._require_same(about, undecided is not None)
+        self._again = self._waiting()
+        if undecided is not None and self.about["settings"] != about["settings"]:
+            with self._transaction():
+                self._wait_for(self._again | {row.index for row in self.rows() if undecided(row)})
+                self._execute("UPDATE about SET value = ? WHERE name = 'settings'", (about["settings"],))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing."""
+        self._execute("BEGIN EXCLUSIVE")
+        try:
+            yield
             self._execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 self._execute("ROLLBACK")
             raise
-        self._require_ours()
-        self._require_same(about)
+
+    def _waiting(self) -> set[int]:
+        """Rows that are to be decided anew, as the file says."""
+        held = self.about.get(_AGAIN, "[]")
+        try:
+            found = json.loads(held)
+        except ValueError:
+            found = None
+        if not isinstance(found, list) or not all(type(index) is int for index in found):
+            raise StoreError(f"{self.where} is damaged: it names {held[:20]!r} as rows to be decided anew.{_ANEW}")
+        return set(found)
+
+    def _wait_for(self, rows: set[int]) -> None:
+        self._execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (_AGAIN, json.dumps(sorted(rows))))
+        self._again = rows
 
     def _tables(self) -> dict[str, str]:
         found = self._execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
@@ -148,10 +183,12 @@ class Store:
         if state != "ok":
             raise StoreError(f"{self.where} is damaged: {state}.{_ANEW}")
 
-    def _require_same(self, about: Mapping[str, str]) -> None:
+    def _require_same(self, about: Mapping[str, str], more: bool) -> None:
         held = self.about
         for name, text in _IDENTITY.items():
-            if held.get(name) != about[name]:
+            if held.get(name) != about[name] and not (
+                more and name == "settings" and _more(held.get(name), about[name])
+            ):
                 what = _difference(held.get(name), about[name]) if name == "settings" else ""
                 raise StoreError(f"{self.where} is {text}{what}: give another file with resume=, or delete this one.")
 
@@ -180,19 +217,32 @@ class Store:
     def add(self, decision: Decision) -> None:
         """Write one example: it is there whole, or not at all.
 
+        Of an example that was taken up again what was known before is kept where it is more.
+
         Raises:
             StoreError: no space is left, the disk fails, or the example is there already.
         """
-        row = decision.row
-        values = [getattr(row, name) for name in ROW_FIELDS]
-        values += [decision.proof, decision.example, decision.counter, decision.sha256]
+        index = decision.row.index
         with _named(self.where):
-            self._execute(f"INSERT INTO decisions ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", tuple(values))
+            if index not in self._again:
+                self._insert(decision)
+                return
+            (values,) = self._execute(f'SELECT {_COLUMNS} FROM decisions WHERE "index" = ?', (index,)).fetchall()
+            better = self._decision(values).joined(decision)
+            with self._transaction():
+                self._execute('DELETE FROM decisions WHERE "index" = ?', (index,))
+                self._insert(better)
+                self._wait_for(self._again - {index})
+
+    def _insert(self, decision: Decision) -> None:
+        values = [getattr(decision.row, name) for name in ROW_FIELDS]
+        values += [decision.proof, decision.example, decision.counter, decision.sha256]
+        self._execute(f"INSERT INTO decisions ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", tuple(values))
 
     def finished(self) -> set[int]:
-        """Indices of the examples that are there."""
+        """Indices of the examples that are there, and are not to be decided anew."""
         with _named(self.where):
-            return {index for (index,) in self._execute('SELECT "index" FROM decisions')}
+            return {index for (index,) in self._execute('SELECT "index" FROM decisions')} - self._again
 
     def rows(self) -> Iterator[Row]:
         """In order."""
@@ -308,6 +358,16 @@ def _absent(path: Path) -> bool:
     if path.is_dir():
         raise StoreError(f"{path} is a folder; the file of a run is one file, for instance run.sqlite in it.")
     return not path.exists()
+
+
+def _more(held: str | None, wanted: str) -> bool:
+    """Whether two settings differ only in what may grow, and that grew."""
+    try:
+        one, other = json.loads(held or "{}"), json.loads(wanted)
+        same = all(one.get(k) == other.get(k) for k in {*one, *other} - set(_MORE))
+        return same and all(one[k] <= other[k] for k in _MORE)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return False
 
 
 def _difference(held: str | None, wanted: str) -> str:
