@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -413,9 +414,28 @@ def test_saved_and_verified(tmp_path, multipliers: bool) -> None:
         lipcert.verify(tmp_path / "c.lipcert", mlp([2, 6, 5, 3], seed=9), torch.zeros(1, 2))
 
 
-def test_what_was_tampered_with_is_refused() -> None:
-    from dataclasses import replace
+def test_numbers_are_kept_in_as_few_bytes_as_hold_them() -> None:
+    """What was searched in float32 is written in it, and proves the same; other numbers keep every digit."""
+    model = mlp([2, 6, 5, 3])
+    bound = lipcert.output_bounds(model, torch.zeros(1, 2), DOMAINS["l2"])
+    subject, record = Subject(capture(model, torch.zeros(1, 2))), bound.certificate
+    searched = {k: t for k, t in record.witness.arrays.items() if k.split(".")[0] in ("slope", "anchor", "weight")}
+    assert len(searched) >= 3
+    assert {t.dtype for t in searched.values()} == {torch.float32}
+    wide = {k: t.double() if k in searched else t for k, t in record.witness.arrays.items()}
+    verify_outputs(replace(record, witness=replace(record.witness, arrays=wide)), subject)
+    read, again = Multipliers.read(record.witness), Multipliers.read(replace(record.witness, arrays=wide))
+    for group in ("slope", "curvature", "anchor", "weight"):
+        ours, theirs = getattr(read, group), getattr(again, group)
+        assert ours.keys() == theirs.keys()
+        assert all(t.dtype == torch.float64 and torch.equal(t, theirs[k]) for k, t in ours.items())
+    odd = Multipliers(slope={2: torch.tensor([[1.0 / 3.0, 5e-324, -0.0]], dtype=torch.float64)})
+    kept = Multipliers.read(Witness("cost_to_go", odd.arrays(), {})).slope[2]
+    assert torch.equal(kept, odd.slope[2])
+    assert bool(kept.signbit()[0, 2])
 
+
+def test_what_was_tampered_with_is_refused() -> None:
     subject, bound = proved(mlp([2, 6, 5, 3]), DOMAINS["l2"])
     record = bound.certificate
     verify_outputs(record, subject)
@@ -440,7 +460,8 @@ def test_what_was_tampered_with_is_refused() -> None:
         replace(record, witness=replace(record.witness, settings={"upper": True, "other": True})),
         with_array(curvature, -arrays[curvature]),
         with_array(curvature, arrays[curvature] * math.nan),
-        with_array(curvature, arrays[curvature].float()),
+        with_array(curvature, arrays[curvature].half()),
+        with_array(curvature, arrays[curvature].long()),
         with_array(slope, arrays[slope] * 1e70),
         with_array(slope, arrays[slope][:3]),
         with_array("slope.999", arrays[slope]),

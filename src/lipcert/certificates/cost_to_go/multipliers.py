@@ -71,12 +71,13 @@ class Multipliers:
                     raise CertificateError(f"the certificate's {name} at {key} holds a negative number.")
 
     def arrays(self) -> dict[str, Tensor]:
-        """For a witness."""
+        """For a witness; in float32 what that holds to the last digit, as all that is searched in it."""
         result = {}
         for name, group in zip(_NAMES, self._groups(), strict=True):
             for key, tensor in group.items():
                 place = ".".join(map(str, key)) if isinstance(key, tuple) else str(key)
-                result[f"{name}.{place}"] = tensor
+                short = tensor.float()
+                result[f"{name}.{place}"] = short if torch.equal(short.double(), tensor) else tensor
         return result
 
     @classmethod
@@ -97,7 +98,8 @@ class Multipliers:
             ):
                 raise CertificateError(f"a certificate of this kind has no array {full[:40]!r}.")
             numbers = tuple(int(p) for p in place)
-            groups[name][numbers if len(numbers) == 2 else numbers[0]] = tensor
+            exact = tensor.double() if tensor.dtype == torch.float32 else tensor
+            groups[name][numbers if len(numbers) == 2 else numbers[0]] = exact
         return cls(*(groups[name] for name in _NAMES))
 
 
