@@ -21,7 +21,9 @@ from lipcert.network.activations.clamp import RELU
 from lipcert.network.graph import AffineNode
 from lipcert.network.linear import size
 from lipcert.ranges.build import applied
-from lipcert.ranges.linear_bounds import DUAL, LinearBounds, Lines
+from lipcert.ranges.input_rows import DUAL
+from lipcert.ranges.linear_bounds import LinearBounds
+from lipcert.ranges.lines import Lines
 from lipcert.ranges.maxima import WindowLines
 from lipcert.robustness.outputs import Task
 from lipcert.search.cost_to_go.maps import BothWays

@@ -19,7 +19,8 @@ from lipcert.capture.torch_export import capture
 from lipcert.domain import Ball, Box, Intersection
 from lipcert.network.graph import Network
 from lipcert.ranges.build import boxes_of
-from lipcert.ranges.linear_bounds import LinearBounds, Rows
+from lipcert.ranges.input_rows import Rows
+from lipcert.ranges.linear_bounds import LinearBounds
 
 
 @cache

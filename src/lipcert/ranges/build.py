@@ -38,7 +38,8 @@ from lipcert.ranges.away import distances
 from lipcert.ranges.functions import chords
 from lipcert.ranges.intervals import through
 from lipcert.ranges.lengths import gains_beyond, groups_of, lengths_around
-from lipcert.ranges.linear_bounds import LinearBounds, Lines
+from lipcert.ranges.linear_bounds import LinearBounds
+from lipcert.ranges.lines import Lines
 from lipcert.ranges.maxima import WindowLines
 
 Tighten = Literal["none", "undecided", "all"]

@@ -10,9 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,13 +19,12 @@ from lipcert.errors import NotProved
 from lipcert.network.graph import ActivationNode, AffineNode, Network, OpenNode
 from lipcert.network.joint import Planes
 from lipcert.network.linear import Identity, LinearMap, size
-from lipcert.network.nonlinearity import Nonlinearity
-from lipcert.network.slopes import slopes
 from lipcert.network.touched import touched
 from lipcert.numerics.interval import Interval
-from lipcert.numerics.midrad import TINY, UNIT, UP, lengths
+from lipcert.numerics.midrad import TINY, UNIT, UP
 from lipcert.ranges.cut_ball import CutBall
-from lipcert.ranges.functions import Samples, lines_off
+from lipcert.ranges.input_rows import DUAL, FirstLayer, Rows
+from lipcert.ranges.lines import Lines
 from lipcert.ranges.maxima import WindowLines
 
 #: Entries of the coefficients of a chunk of rows: what a cache holds. Of wide nodes some rows more, up to ``MOST``.
@@ -37,59 +33,6 @@ CHUNK, MOST, ROWS = 1 << 19, 1 << 24, 32
 MOST_WRITTEN = 1 << 25
 #: Entries of coefficients of the input up to which the part of a ball that a box leaves is used.
 MOST_CUT = 1 << 22
-#: p → the norm dual to that of an l_p ball.
-DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
-
-
-@dataclass(frozen=True, eq=False)
-class Lines:
-    """lower_slope·z + lower_offset ≤ φ(z) ≤ upper_slope·z + upper_offset on the parent's box, entry by entry."""
-
-    lower_slope: Tensor
-    lower_offset: Tensor
-    upper_slope: Tensor
-    upper_offset: Tensor
-
-    @classmethod
-    def around(cls, function: Nonlinearity, box: Interval, own: Interval) -> Lines:
-        """For each side the best, at the middle of the box, of a few slopes: chord, middle, ends; else constants.
-
-        Any slope is right: the offset is the outward-rounded extreme of φ(z) − slope·z.
-        """
-        finite = box.finite
-        low, high = torch.where(finite, box.low, 0.0), torch.where(finite, box.high, 0.0)
-        middle = 0.5 * low + 0.5 * high
-        ends = [function_mid(function, end) for end in (low, high)]
-        chord = (ends[1] - ends[0]) / (high - low)
-        candidates = [chord]
-        for point in (middle, low, high):
-            alpha, beta = slopes(function, point, point)
-            candidates.append(0.5 * alpha + 0.5 * beta)
-        best: list[Tensor] | None = None
-        samples = Samples.of(function, low, high)
-        for slope in candidates:
-            slope = torch.where(slope.isfinite(), slope, 0.0)
-            least, greatest = lines_off(samples, slope)
-            new = [slope, least, slope, greatest]
-            if best is None:
-                best = new
-                continue
-            above = slope * middle + least > best[0] * middle + best[1]
-            below = slope * middle + greatest < best[2] * middle + best[3]
-            best = [torch.where(w, n, b) for w, n, b in zip((above, above, below, below), new, best, strict=True)]
-        assert best is not None
-        known = finite & best[1].isfinite() & best[3].isfinite()
-        zero = torch.zeros_like(low)
-        return cls(
-            torch.where(known, best[0], zero), torch.where(known, best[1], own.low),
-            torch.where(known, best[2], zero), torch.where(known, best[3], own.high),
-        )  # fmt: skip
-
-
-def function_mid(function: Nonlinearity, x: Tensor) -> Tensor:
-    """φ at doubles in plain floating point: for proposals of slopes."""
-    result = function.value(x)
-    return torch.as_tensor(result, dtype=torch.float64).expand(x.shape)
 
 
 #: Position, rows (R, *shape) and, unless it is 0, the shift (*shape) of one term Σ rows[r]·(z − shift) of a sum.
@@ -169,14 +112,14 @@ class LinearBounds:
         chunk = max(1, CHUNK // max(1, width))
         return torch.cat([self.upper(position, part) for part in rows.split(chunk)])
 
-    def _first(self, position: int) -> _FirstLayer | None:
+    def _first(self, position: int) -> FirstLayer | None:
         """The node as a map of the input alone, where that is small enough to be written down."""
         node = self.network.nodes[position]
         if not isinstance(node, AffineNode) or node.parents != (0,) or isinstance(node.maps[0], Identity):
             return None
         if node.maps[0].in_size * node.maps[0].out_size > MOST_WRITTEN:
             return None
-        return _FirstLayer(self, position, node, Rows.of(node.maps[0]))
+        return FirstLayer(self, position, node, Rows.of(node.maps[0]))
 
     def upper(self, position: int, rows: Tensor) -> Tensor:
         """Upper bounds of Σ rows[r]·z over the domain, z being the node's values: (R, *shape) → (R,)."""
@@ -339,93 +282,3 @@ class LinearBounds:
                 best, slack = torch.where(better, own, best), torch.where(better, own_slack, slack)
         total = constant + best
         return total, error + slack + UNIT * total.abs()
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows of coefficients of the input, with what is needed of them for every domain.
-
-    Attributes:
-        matrix: (R, n).
-    """
-
-    matrix: Tensor
-    _lengths: dict[float, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, linear: LinearMap) -> Rows:
-        """Those of a map; kept as long as the map is."""
-        found = _WRITTEN.get(linear)
-        if found is None:
-            found = _WRITTEN[linear] = cls(linear.matrix())
-        return found
-
-    @cached_property
-    def sizes(self) -> Tensor:
-        """|matrix|."""
-        return self.matrix.abs()
-
-    def lengths(self, p: float) -> Tensor:
-        """‖row‖_p, rounded up."""
-        if p not in self._lengths:
-            self._lengths[p] = lengths(self.matrix, p)
-        return self._lengths[p]
-
-    def chosen(self, index: Tensor) -> Rows:
-        """Some of the rows."""
-        result = Rows(self.matrix[index], {p: length[index] for p, length in self._lengths.items()})
-        result.__dict__["sizes"] = self.sizes[index]
-        return result
-
-    def turned(self) -> Rows:
-        """Times −1."""
-        result = Rows(-self.matrix, self._lengths)
-        result.__dict__["sizes"] = self.sizes
-        return result
-
-    def over_box(self, box: Interval) -> tuple[Tensor, Tensor]:
-        """(greatest value of rows·x for x in the box, what its rounding may be)."""
-        n = self.matrix.shape[1]
-        gamma = (n + 4.0) * UNIT * UP
-        low, high = box.low.reshape(-1), box.high.reshape(-1)
-        middle = 0.5 * low + 0.5 * high
-        reach = torch.maximum(high - middle, middle - low) * UP + TINY
-        if bool(reach.isfinite().all()):
-            best = self.matrix @ middle + self.sizes @ reach
-            return best, (self.sizes @ (middle.abs() + reach)) * 2.0 * gamma + 2.0 * n * TINY
-        flat = self.matrix
-        parts = torch.where(flat == 0, 0.0, torch.where(flat > 0, flat * high, flat * low))  # no number stays none
-        return parts.sum(dim=1), parts.abs().sum(dim=1) * gamma + n * TINY
-
-
-#: Maps of the input that were written down, for the next domain.
-_WRITTEN: WeakKeyDictionary[LinearMap, Rows] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True, eq=False)
-class _FirstLayer:
-    """An affine node that reads the input alone: its rows are those of its map, whatever the domain.
-
-    What is computed of c·x + b is off by at most the same in both directions: the error of the written map, γ|W| max|x|
-    (``_reach``), that of the offset, and the rounding of the sum.
-    """
-
-    bounds: LinearBounds
-    position: int
-    node: AffineNode
-    rows: Rows
-
-    def box(self, entries: Tensor) -> tuple[Tensor, Tensor]:
-        """(low, high) of some entries."""
-        reach, floor = self.bounds.reach(self.position, 0, self.node.maps[0], 0)
-        error = (reach.reshape(-1)[entries] + 2.0 * floor) * UP
-        offset = self.node.known_offset
-        middle = torch.zeros_like(error) if offset is None else offset.mid.reshape(-1)[entries]
-        if offset is not None:
-            error = error + offset.rad.reshape(-1)[entries] * UP
-        for ball in () if self.bounds.domain is None else self.bounds.domain.balls():
-            self.rows.lengths(DUAL[float(ball.p)])  # of all rows, for the next domain
-        some = self.rows.chosen(entries)
-        high = self.bounds.topped(*self.bounds.support(some, middle, error))
-        low = self.bounds.topped(*self.bounds.support(some.turned(), -middle, error))
-        return -low, high

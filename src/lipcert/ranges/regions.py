@@ -17,7 +17,8 @@ from lipcert.network.slopes import slopes
 from lipcert.numerics.interval import Interval
 from lipcert.ranges.build import Ranges, applied
 from lipcert.ranges.functions import extremes
-from lipcert.ranges.linear_bounds import CHUNK, LinearBounds, Lines, Term
+from lipcert.ranges.linear_bounds import CHUNK, LinearBounds, Term
+from lipcert.ranges.lines import Lines
 
 
 @dataclass(frozen=True, eq=False)
