@@ -13,7 +13,6 @@ import argparse
 import copy
 import csv
 import fcntl
-import io
 import os
 import subprocess
 import sys
@@ -196,17 +195,19 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def keep(row: dict[str, Any], path: Path) -> None:
-    """A row more, in place of one of less time for the same images; several processes may."""
-    with path.open("a+", newline="") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        rows = [*(one for one in csv.DictReader(file) if key(one) != key(row)), row]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        file.truncate(0)
-        file.write(text.getvalue())
+    """A row more, in place of one of less time for the same images; the file is there whole at any time."""
+    folder = os.open(path.parent, os.O_RDONLY)  # the lock is on this, as the file is replaced
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        rows = [*(one for one in rows_of(path) if key(one) != key(row)), row]
+        partial = path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(path)
+    finally:
+        os.close(folder)
 
 
 def run(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> None:

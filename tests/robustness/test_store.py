@@ -13,9 +13,11 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import lipcert
 from lipcert.robustness.rows import Decision, Row, Status
@@ -72,8 +74,7 @@ def other_settings(**changed: object) -> dict[str, str]:
     return {**ABOUT, "settings": json.dumps(settings)}
 
 
-def undecided(row: Row) -> bool:
-    return row.status_at(0.75) == "open"
+RADII = (0.75,)
 
 
 def at(index: int, status: Status, certified: float, attacked: float, seconds: float) -> Decision:
@@ -87,20 +88,20 @@ def at(index: int, status: Status, certified: float, attacked: float, seconds: f
 
 def test_more_time_takes_up_what_is_open_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    store = Store.open(path, other_settings(), undecided)
+    store = Store.open(path, other_settings(), RADII)
     store.add(at(0, "certified", 0.75, math.inf, 1.0))
     store.add(at(1, "open", 0.25, 1.5, 2.0))
     store.add(at(2, "open", 0.0, math.inf, 3.0))
     store.add(at(3, "attacked", 0.0, 0.7, 4.0))
     store.add(at(4, "attacked", 0.25, 0.7, 5.0))
     store.close()
-    store = Store.open(path, other_settings(budget=5.0), undecided)
+    store = Store.open(path, other_settings(budget=5.0), RADII)
     assert store.finished() == {0, 3, 4}
     store.add(at(2, "open", 0.5, math.inf, 10.0))
     with pytest.raises(lipcert.StoreError):
         store.add(at(0, "certified", 0.8, math.inf, 1.0))
     store.close()  # killed here, and called again: what was taken up is not taken up twice, and the rest still waits
-    store = Store.open(path, other_settings(budget=5.0), undecided)
+    store = Store.open(path, other_settings(budget=5.0), RADII)
     assert store.finished() == {0, 2, 3, 4}
     store.add(at(1, "open", 0.0, 1.2, 10.0))
     assert store.finished() == {0, 1, 2, 3, 4}
@@ -121,36 +122,113 @@ def test_more_time_takes_up_what_is_open_and_nothing_else(tmp_path: Path) -> Non
         other_settings(seed=1, budget=9.0),
     ):
         with pytest.raises(lipcert.StoreError, match=r"there, .* now"):
-            Store.open(path, settings, undecided)
+            Store.open(path, settings, RADII)
     with pytest.raises(lipcert.StoreError, match=r"budget: 5.0 there, 9.0 now"):
         Store.open(path, other_settings(budget=9.0))
-    store = Store.open(path, other_settings(budget=5.0, effort=2.0), undecided)
+    store = Store.open(path, other_settings(budget=5.0, effort=2.0), RADII)
     assert store.finished() == {0, 3, 4}
     store.close()
 
 
 def test_a_contradiction_of_two_runs_is_said(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "run", other_settings(), undecided)
+    store = Store.open(tmp_path / "run", other_settings(), RADII)
     store.add(at(0, "open", 0.5, math.inf, 1.0))
     store.close()
-    store = Store.open(tmp_path / "run", other_settings(budget=2.0), undecided)
+    store = Store.open(tmp_path / "run", other_settings(budget=2.0), RADII)
     with pytest.raises(lipcert.NumericsError, match="bug in lipcert"):
         store.add(at(0, "attacked", 0.0, 0.4, 1.0))
     assert [d.row.certified_radius for d in store.decisions()] == [0.5]
     store.close()
 
 
-@pytest.mark.parametrize("held", ["", "x", "{}", '["a"]', "[1.5]", "[true]"])
+@pytest.mark.parametrize("held", ["null", "5", "[1]", "[[1]]", "[" * 100_000, '{"a":' * 100_000])
+def test_damaged_settings(tmp_path: Path, held: str) -> None:
+    path = tmp_path / "run"
+    Store.open(path, other_settings(), RADII).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE about SET value = ? WHERE name = 'settings'", (held,))
+    with pytest.raises(lipcert.StoreError, match="other settings"):
+        Store.open(path, other_settings(budget=2.0), RADII)
+
+
+def test_more_time_is_not_on_record_until_it_was_used(tmp_path: Path) -> None:
+    """Nothing was decided with it: one may go back to less."""
+    path = tmp_path / "run"
+    store = Store.open(path, other_settings(), RADII)
+    store.add(at(0, "open", 0.5, math.inf, 1.0))
+    store.add(at(1, "open", 0.5, math.inf, 1.0))
+    store.close()
+    Store.open(path, other_settings(budget=36_000.0), RADII).close()
+    store = Store.open(path, other_settings(), RADII)
+    assert store.finished() == {0, 1}
+    store.close()
+    store = Store.open(path, other_settings(budget=5.0), RADII)
+    store.add(at(2, "open", 0.5, math.inf, 1.0))  # one that had not been begun
+    store.close()
+    with pytest.raises(lipcert.StoreError, match=r"budget: 5\.0 there, 1\.0 now"):
+        Store.open(path, other_settings(), RADII)
+    store = Store.open(path, other_settings(budget=5.0), RADII)
+    assert store.finished() == {2}
+    store.close()
+
+
+def test_another_class_than_before(tmp_path: Path) -> None:
+    """As where another machine's float32 calls a tie otherwise."""
+    store = Store.open(tmp_path / "run", other_settings(), RADII)
+    store.add(at(0, "open", 0.0, math.inf, 1.0))
+    store.add(at(1, "open", 0.5, math.inf, 1.0))
+    store.close()
+    store = Store.open(tmp_path / "run", other_settings(budget=2.0), RADII)
+    wrong = [Decision(Row(k, 1, 0, "wrong", 0.0, 0.0, -1e-9, "clean", None, 1.0)) for k in range(2)]
+    store.add(wrong[0])
+    with pytest.raises(lipcert.StoreError, match="another machine"):
+        store.add(wrong[1])
+    assert [(d.row.status, d.row.predicted, d.row.seconds) for d in store.decisions()] == [
+        ("wrong", 0, 2.0),
+        ("open", 1, 1.0),
+    ]
+    store.add(at(1, "certified", 0.75, math.inf, 1.0))  # what failed changed nothing
+    store.close()
+
+
+def test_an_object_saves_its_own_rows_or_none(tmp_path: Path) -> None:
+    model, x = mlp(), points(4, size=(6,))
+    y, path = right_labels(model, x), tmp_path / "run.sqlite"
+    first = lipcert.certify(model, x, y, radii=(0.05, 0.3), resume=path, budget=1e-6)
+    first.save(tmp_path / "first")
+    second = lipcert.certify(model, x, y, radii=(0.05, 0.3), resume=path, budget=10.0)
+    if list(first) != list(second):
+        with pytest.raises(lipcert.StoreError, match="changed after it was read"):
+            first.save(tmp_path / "again")
+    second.save(tmp_path / "second")
+    assert list(lipcert.Certification.load(tmp_path / "second")) == list(second)
+
+
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_a_tie_with_another_label_is_kept_and_read(tmp_path: Path, arithmetic: Any) -> None:
+    """Its margin is 0, or −0: a hash over −0 did not fit what a database gives back."""
+    model = nn.Linear(2, 2).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+        model.bias.zero_()
+    x, y = torch.tensor([[0.875, 0.125], [0.5, 0.5], [0.25, 0.75]]), torch.tensor([0, 1, 1])
+    for _ in range(2):
+        found = lipcert.certify(model, x, y, radius=0.1, resume=tmp_path / "run", arithmetic=arithmetic)
+    assert found[1].status == "wrong"
+    assert math.copysign(1.0, found[1].margin) == 1.0
+    found.verify(model, x, y)
+
+
+@pytest.mark.parametrize("held", ["", "x", "{}", '["a"]', "[1.5]", "[true]", "[1]", "[-1]", "[" * 100_000])
 def test_a_damaged_list_of_what_is_taken_up(tmp_path: Path, held: str) -> None:
     path = tmp_path / "run"
-    store = Store.open(path, other_settings(), undecided)
+    store = Store.open(path, other_settings(), RADII)
     store.add(at(0, "open", 0.5, math.inf, 1.0))
     store.close()
-    Store.open(path, other_settings(budget=2.0), undecided).close()
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE about SET value = ? WHERE name = 'again'", (held,))
+        connection.execute("INSERT INTO about VALUES ('again', ?)", (held,))
     with pytest.raises(lipcert.StoreError, match="damaged"):
-        Store.open(path, other_settings(budget=2.0), undecided)
+        Store.open(path, other_settings(budget=2.0), RADII)
 
 
 def test_open_examples_get_more_time(tmp_path: Path) -> None:

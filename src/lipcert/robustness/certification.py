@@ -77,6 +77,8 @@ class Certification(Sequence[Row]):
     def load(cls, path: str | Path) -> Certification:
         """Read what ``save`` wrote, or the file of a finished run; nothing in it is executed.
 
+        Of a run that was to take up open examples with more time, and did not come to all, the others are as they were.
+
         Raises:
             StoreError: missing, damaged, something else, or of a run that was not finished.
         """
@@ -287,9 +289,11 @@ class Certification(Sequence[Row]):
         """Write rows and all certificates into one file, which appears whole or not at all.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: it cannot be written, or another run has added to the file that these rows are of.
         """
         try:
+            if self._store.about != self._about:
+                raise StoreError(f"{self._store.where} was changed after it was read: load it again to save its rows.")
             self._store.copy(path)
         finally:
             self._store.rest()

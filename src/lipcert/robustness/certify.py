@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,14 @@ from lipcert.robustness.executed import Arithmetic, Rounding, arithmetic_of, cap
 from lipcert.robustness.pair_constants import BODY, OUTPUTS, classes_of
 from lipcert.robustness.progress import shown
 from lipcert.robustness.provers import CostToGo, Prover
-from lipcert.robustness.rows import Row
 from lipcert.robustness.store import Store
 from lipcert.robustness.threat import Threat, scaled
 from lipcert.robustness.verification import restored
 from lipcert.robustness.widening import Widening
 from lipcert.version import __version__
 
+#: What effort and memory are at most.
+_GREATEST = 1e6
 #: Examples decided together at most, and numbers held per entry of a network's values and class.
 _BATCH, _HELD = 64, 16
 #: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first.
@@ -144,7 +144,7 @@ def certify(
         "version": __version__, "count": str(len(data)), "shape": json.dumps(list(data.shape)),
         "batch": str(size_of_batch),
     }  # fmt: skip
-    store = Store.open(resume, about, _undecided(threat))
+    store = Store.open(resume, about, threat.radii)
     try:
         facts = _facts(network, threat, store, rounding, data, seconds)
         steps = max(_LEAST_STEPS, round(_STEPS * times))
@@ -193,16 +193,10 @@ def batch_size(network: Network, gigabytes: float, count: int) -> int:
     return int(max(1, min(_BATCH, count, gigabytes * 2**30 / each)))
 
 
-def _undecided(threat: Threat) -> Callable[[Row], bool] | None:
-    """Which rows more time might decide; None where radii are not given, and every row is as good as its time."""
-    radii = threat.radii
-    return None if radii is None else lambda row: any(row.status_at(radius) == "open" for radius in radii)
-
-
 def _batch_of(store: Store) -> int:
     """As it was when the run began."""
     held = store.about.get("batch", "")
-    if not (held.isascii() and held.isdigit() and 0 < int(held) <= _BATCH):
+    if not (held.isascii() and held.isdigit() and len(held) < 10 and 0 < int(held) <= _BATCH):
         raise StoreError(f"{store.where} is damaged: it names {held[:20]!r} as the size of its batches.")
     return int(held)
 
@@ -296,6 +290,6 @@ def _accuracy(network: Network, data: Examples, indices: Sequence[int], factor: 
 
 def _positive(value: Any, name: str) -> float:
     number = real(value)
-    if not 0 < number < math.inf:
-        raise InputError(f"{name} must be a positive number, not {value!r:.60}.")
+    if not 0 < number <= _GREATEST:
+        raise InputError(f"{name} must be a positive number up to {_GREATEST:g}, not {value!r:.60}.")
     return number

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from lipcert.errors import NumericsError
+from lipcert.errors import NumericsError, StoreError
 from lipcert.guarantee import Guarantee
 
 Status = Literal["certified", "attacked", "open", "wrong"]
@@ -47,6 +47,10 @@ class Row:
     guarantee: Guarantee | None
     seconds: float
 
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:  # a database gives back 0 for −0, and the hash is over what it gives back
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+
     def status_at(self, radius: float) -> Status:
         """The same question at another radius."""
         if self.predicted != self.label:
@@ -60,6 +64,7 @@ class Row:
         return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
+_NUMBERS = ("certified_radius", "attacked_radius", "margin", "seconds")
 ROW_FIELDS = tuple(f.name for f in fields(Row))
 
 
@@ -87,23 +92,30 @@ class Decision:
             digest.update(b"-" if part is None else b"+" + len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()
 
-    def joined(self, other: Decision) -> Decision:
-        """Of two of one example, at the same radii, the larger certified and the nearer counter-example.
+    def joined(self, other: Decision, top: float) -> Decision:
+        """Of two of one example the larger certified radius and the nearer counter-example; ``top``: that asked for.
 
         Raises:
+            StoreError: another class is predicted than before.
             NumericsError: the two contradict each other.
         """
+        seconds = self.row.seconds + other.row.seconds
+        if self.row.predicted != other.row.predicted:
+            if self.row.certified_radius > 0.0:
+                raise StoreError(
+                    f"example {self.row.index} was given class {self.row.predicted} when the file was written, and is "
+                    f"given class {other.row.predicted} now: another machine, or another version of torch, computes "
+                    "otherwise. Give another file with resume=."
+                )
+            return replace(other, row=replace(other.row, seconds=seconds))
         sure = max(self, other, key=lambda decision: decision.row.certified_radius)
         near = min(self, other, key=lambda decision: decision.row.attacked_radius)
         certified, attacked = sure.row.certified_radius, near.row.attacked_radius
         if certified > 0.0 and attacked <= certified:
             raise NumericsError(
                 f"example {self.row.index} was certified up to {certified:.9g}, and a counter-example was found at "
-                f"{attacked:.9g}. This is a bug in lipcert: please report it."
+                f"{attacked:.9g}. Unless somebody changed the file, this is a bug in lipcert: please report it."
             )
-        either = {self.row.status, other.row.status}
-        status: Status = next((s for s in ("certified", "attacked") if s in either), self.row.status)
-        row = sure.row if certified > 0.0 else near.row
-        seconds = self.row.seconds + other.row.seconds
-        row = replace(row, status=status, attacked_radius=attacked, seconds=seconds)
+        row = replace(sure.row if certified > 0.0 else near.row, attacked_radius=attacked, seconds=seconds)
+        row = replace(row, status=row.status_at(top))
         return Decision(row, sure.proof, sure.example if sure.example is not None else near.example, near.counter)

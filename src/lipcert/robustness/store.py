@@ -15,7 +15,7 @@ import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -63,20 +63,19 @@ class Store:
         self._connection, self.where = connection, where
         self._owner, self._logged, self._kept = os.getpid(), False, connection is not None
         self._again: set[int] = set()
+        self._top, self._raised = math.inf, ""
 
     # -- opening ---------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(
-        cls, path: str | Path | None, about: Mapping[str, str], undecided: Callable[[Row], bool] | None = None
-    ) -> Store:
+    def open(cls, path: str | Path | None, about: Mapping[str, str], radii: Sequence[float] | None = None) -> Store:
         """The file of a run, made if there is none; a temporary one for None.
 
         Args:
             path: where; it ends up as one file.
             about: what the run is of (``model``, ``data``, ``settings``, ``version`` and more).
-            undecided: rows that are to be decided anew where the run is given more time or effort than it had; None:
-                it may not be.
+            radii: those asked for, ascending. Where the run is given more time or effort than it had, rows that are
+                open at one of them are taken up again; None: it may not be.
 
         Raises:
             StoreError: the file is something else, damaged, of another run, or in use.
@@ -94,9 +93,9 @@ class Store:
                 store._execute("PRAGMA trusted_schema = OFF")
                 if not fresh and store._tables():
                     store._require_ours()  # before anything is written
-                    store._require_same(about, undecided is not None)
+                    store._require_same(about, radii is not None)
                 store._pragmas(path is not None)
-                store._begin(about, undecided)
+                store._begin(about, radii)
         except BaseException:
             connection.close()
             raise
@@ -130,7 +129,7 @@ class Store:
             self._execute("PRAGMA synchronous = NORMAL")
             self._logged = True
 
-    def _begin(self, about: Mapping[str, str], undecided: Callable[[Row], bool] | None) -> None:
+    def _begin(self, about: Mapping[str, str], radii: Sequence[float] | None) -> None:
         with self._transaction():  # held until closed: no second run writes here
             if not self._tables():
                 for text in _SCHEMA.values():
@@ -138,12 +137,14 @@ class Store:
                 for name, value in {"format": FORMAT, **about}.items():
                     self._execute("INSERT INTO about VALUES (?, ?)", (name, value))
         self._require_ours()
-        self._require_same(about, undecided is not None)
+        self._require_same(about, radii is not None)
         self._again = self._waiting()
-        if undecided is not None and self.about["settings"] != about["settings"]:
-            with self._transaction():
-                self._wait_for(self._again | {row.index for row in self.rows() if undecided(row)})
-                self._execute("UPDATE about SET value = ? WHERE name = 'settings'", (about["settings"],))
+        if radii is None:
+            return
+        self._top = radii[-1]
+        if self.about["settings"] != about["settings"]:
+            self._raised = about["settings"]  # the file says so with the first example, until then it is as it was
+            self._again |= {row.index for row in self.rows() if any(row.status_at(r) == "open" for r in radii)}
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -162,15 +163,12 @@ class Store:
         held = self.about.get(_AGAIN, "[]")
         try:
             found = json.loads(held)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
-        if not isinstance(found, list) or not all(type(index) is int for index in found):
+        there = {index for (index,) in self._execute('SELECT "index" FROM decisions')}
+        if not isinstance(found, list) or not all(type(index) is int and index in there for index in found):
             raise StoreError(f"{self.where} is damaged: it names {held[:20]!r} as rows to be decided anew.{_ANEW}")
         return set(found)
-
-    def _wait_for(self, rows: set[int]) -> None:
-        self._execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (_AGAIN, json.dumps(sorted(rows))))
-        self._again = rows
 
     def _tables(self) -> dict[str, str]:
         found = self._execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
@@ -222,17 +220,18 @@ class Store:
         Raises:
             StoreError: no space is left, the disk fails, or the example is there already.
         """
-        index = decision.row.index
-        with _named(self.where):
-            if index not in self._again:
-                self._insert(decision)
-                return
-            (values,) = self._execute(f'SELECT {_COLUMNS} FROM decisions WHERE "index" = ?', (index,)).fetchall()
-            better = self._decision(values).joined(decision)
-            with self._transaction():
+        index, again = decision.row.index, self._again - {decision.row.index}
+        with _named(self.where), self._transaction():
+            if self._raised:
+                self._execute("UPDATE about SET value = ? WHERE name = 'settings'", (self._raised,))
+            if self._raised or again != self._again:
+                self._execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (_AGAIN, json.dumps(sorted(again))))
+            if again != self._again:
+                (values,) = self._execute(f'SELECT {_COLUMNS} FROM decisions WHERE "index" = ?', (index,)).fetchall()
+                decision = self._decision(values).joined(decision, self._top)
                 self._execute('DELETE FROM decisions WHERE "index" = ?', (index,))
-                self._insert(better)
-                self._wait_for(self._again - {index})
+            self._insert(decision)
+        self._again, self._raised = again, ""
 
     def _insert(self, decision: Decision) -> None:
         values = [getattr(decision.row, name) for name in ROW_FIELDS]
@@ -360,20 +359,23 @@ def _absent(path: Path) -> bool:
     return not path.exists()
 
 
+def _settings(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _more(held: str | None, wanted: str) -> bool:
     """Whether two settings differ only in what may grow, and that grew."""
-    try:
-        one, other = json.loads(held or "{}"), json.loads(wanted)
-        same = all(one.get(k) == other.get(k) for k in {*one, *other} - set(_MORE))
-        return same and all(one[k] <= other[k] for k in _MORE)
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return False
+    one, other = _settings(held), _settings(wanted)
+    same = all(one.get(k) == other.get(k) for k in {*one, *other} - set(_MORE))
+    pairs = [(one.get(k), other.get(k)) for k in _MORE]
+    return same and all(isinstance(a, float) and isinstance(b, float) and a <= b for a, b in pairs)
 
 
 def _difference(held: str | None, wanted: str) -> str:
-    try:
-        one, other = json.loads(held or "{}"), json.loads(wanted)
-        names = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
-        return " (" + ", ".join(f"{k}: {one.get(k)} there, {other.get(k)} now" for k in names) + ")"
-    except (ValueError, AttributeError):
-        return ""
+    one, other = _settings(held), _settings(wanted)
+    names = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
+    return " (" + ", ".join(f"{k}: {one.get(k)} there, {other.get(k)} now" for k in names) + ")" if one else ""

@@ -151,7 +151,10 @@ class Variables:
                 variable = self.free[name] = self.free[name].detach()
                 if gradient is not None:
                     variable += rate * self._move(name, gradient.nan_to_num(0.0, 0.0, 0.0))
-                    self.mean.setdefault(name, variable.clone()).lerp_(variable, 1.0 - STAYS)
+                    if name in self.mean:
+                        self.mean[name].lerp_(variable, 1.0 - STAYS)
+                    else:
+                        self.mean[name] = variable.clone()
         return value.detach()
 
     def steadied(self) -> tuple[Variables, Tensor]:
