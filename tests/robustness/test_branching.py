@@ -13,6 +13,7 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.counter_example import CounterExample
 from lipcert.errors import CertificateError
+from lipcert.robustness import forest
 from lipcert.robustness.branching import Branching
 from lipcert.robustness.checks import Claim, Facts, Part, breaks, margins, read_proof, recheck, write_proof
 from lipcert.robustness.provers import Asked, CostToGo, Proof
@@ -84,6 +85,26 @@ def test_just_below_the_distance_it_proves_and_beyond_it_breaks(kind: str, norm:
     broken = example.decide(outer)
     assert isinstance(broken, CounterExample)
     assert breaks(example.facts, example.asked(outer).claim, broken.point)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_branching_goes_on_where_the_search_before_it_ended(linear: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same ranges or on others: no start is searched for anew, and what it finds is proved."""
+    example = Example("relu", 2.0)
+    asked, end = example.asked(INNER * example.radius), time.perf_counter() + 120.0
+    assert CostToGo(linear=linear, steps=STEPS).prove(example.facts, [asked], end) == [None]
+    assert asked.begun
+
+    def never(*_: object) -> None:
+        raise AssertionError("a start was made anew")
+
+    monkeypatch.setattr(forest, "first_variables", never)
+    (found,) = Branching(steps=STEPS, linear=True).prove(example.facts, [asked], end)
+    assert isinstance(found, Proof)
+    recheck(found.method, example.facts, asked.claim, found.content, found.margin, found.margins.guarantee)
+    asked.begun.popitem()  # one is missing: all start anew
+    with pytest.raises(AssertionError, match="anew"):
+        Branching(steps=STEPS, linear=True).prove(example.facts, [asked], end)
 
 
 def test_forged_trees_prove_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from lipcert.errors import NotProved
 from lipcert.network.graph import Network
 from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
-from lipcert.search.cost_to_go.ascent import ascend
+from lipcert.search.cost_to_go.ascent import Found, ascend
 from lipcert.search.cost_to_go.dual import Question
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.settings import Settings
+from lipcert.search.cost_to_go.variables import Variables
 from tests.zoo import Apply, Concat, Residual
 
 F64 = torch.float64
@@ -125,11 +126,15 @@ class Case:
 
     def search(self, **settings: object) -> tuple[Tensor, Tensor]:
         chosen = Settings(**{"goal": None, "steps": 30, "warm": 12, **settings})  # type: ignore[arg-type]
-        start = self.domain.home().expand(len(self.rows), *self.network.in_shape)
-        found = ascend(
-            self.network, self.norms, self.boxes, self.domains, self.rows, self.example, start, chosen, self.prove
-        )
+        found = self.found(chosen)
         return found.value, found.proved
+
+    def found(self, settings: Settings, begun: Sequence[Variables | None] = ()) -> Found:
+        start = self.domain.home().expand(len(self.rows), *self.network.in_shape)
+        return ascend(
+            self.network, self.norms, self.boxes, self.domains, self.rows, self.example, start, settings, self.prove,
+            begun=begun,
+        )  # fmt: skip
 
 
 def generator_of(seed: int) -> torch.Generator:

@@ -179,6 +179,25 @@ def test_of_each_function_the_mean_is_taken_where_it_is_worth_more() -> None:
     assert bool((proved >= sure - 1e-2 * (1.0 + sure.abs())).all())
 
 
+@pytest.mark.parametrize("name", ["relu", "two readers", "tanh"])
+def test_a_search_goes_on_where_another_ended(name: str) -> None:
+    """On tighter ranges it starts with what was found on wider ones; of another precision it takes nothing over."""
+    wide, tight = (Case(name, DOMAINS["l2"], linear=linear) for linear in (False, True))
+    settings = Settings(goal=1e6, steps=60, warm=20, dtype=F64, every=20)
+    before = wide.found(settings)
+    assert all(variables is not None and len(variables.question.rows) == 1 for variables in before.variables)
+    after = tight.found(settings, before.variables)
+    assert bool((after.value >= before.value - 1e-3 * (1.0 + before.value.abs())).all())
+    least = (tight.model(tight.points(400).reshape(400, 4)).detach().flatten(1) @ tight.rows.T).amin(0)
+    assert bool((after.proved <= least + 1e-9).all())
+    short = tight.found(replace(settings, steps=2), before.variables)  # one step: nearly all of it was taken over
+    assert bool((short.value >= before.value - 0.05 * (1.0 + before.value.abs())).all())
+    single = replace(settings, dtype=torch.float32)
+    assert torch.equal(tight.found(single).value, tight.found(single, before.variables).value)
+    some = [*before.variables[:-1], None]
+    assert torch.equal(tight.found(settings).value, tight.found(settings, some).value)
+
+
 def test_chunks_find_what_one_batch_finds() -> None:
     case = Case("relu", DOMAINS["l2"], count=5)
     whole, _ = case.search(dtype=F64)

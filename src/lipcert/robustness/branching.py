@@ -71,7 +71,7 @@ class Branching:
         classes = [k for k, still in zip(classes, left.tolist(), strict=True) if still]
         settings = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
         forest = Forest.of(facts.subject, place, domain, rows[left], asked.starts[classes], settings, goal)
-        if forest.grow(until):
+        if forest.grow(until, [asked.begun.get(k) for k in classes]):
             return proved(self.name, facts, asked.claim, self._content(facts, classes, forest))
         if forest.counter is not None:
             return _counter(

@@ -269,10 +269,10 @@ class Cascade:
         now, share = time.perf_counter(), min(case.bracket.share for case in cases)
         own = now + share * (until - now)
         left = tried = [(case, case.bracket.next()) for case in cases]
+        asked = {case.index: self._asked(case, radius) for case, radius in tried}
         for prover in self.provers:
-            asked = [self._asked(case, radius) for case, radius in left]
-            open_ = []
-            for (case, radius), found in zip(left, prover.prove(self.facts, asked, own), strict=True):
+            open_, now_asked = [], [asked[case.index] for case, _ in left]
+            for (case, radius), found in zip(left, prover.prove(self.facts, now_asked, own), strict=True):
                 if isinstance(found, CounterExample):
                     case.break_at(found, radius)
                     continue

@@ -24,7 +24,7 @@ from lipcert.robustness.outputs import joined, norms_of, precise_enough
 from lipcert.robustness.outputs import together as as_batch
 from lipcert.search.cost_to_go.ascent import WIDER, first_variables
 from lipcert.search.cost_to_go.dual import Question
-from lipcert.search.cost_to_go.leaves import Look, look, together, within
+from lipcert.search.cost_to_go.leaves import Look, carried, look, together, within
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.settings import Settings
@@ -140,17 +140,25 @@ class Forest:
         points = starts.reshape(len(rows), *network.in_shape).to(like)
         return cls(setting, domain, rows, question, points, settings, goal)
 
-    def grow(self, until: float) -> bool:
-        """Whether every row was proved before the time (perf_counter) ended."""
-        variables = first_variables(self.question, self.points, self.settings)
+    def grow(self, until: float, begun: Sequence[Variables | None] = ()) -> bool:
+        """Whether every row was proved before the time (perf_counter) ended.
+
+        Args:
+            until: the time.
+            begun: of each row where another search ended that did not prove it: then roots are searched as parts are.
+        """
+        further = carried(begun, self.question)
+        variables = first_variables(self.question, self.points, self.settings) if further is None else further
         numbers = torch.arange(len(self.rows))
         self.trees = [
             Node(r, self.setting, 0, variables.at(numbers[[r]]), self.settings.room) for r in numbers.tolist()
         ]
         own = self.settings
         count = min(TOGETHER, max(1, own.chunk // entries_of(self.setting.network)))
-        left = self._climb(self.trees, own.steps, own.rate, own.decay, until)
-        self._go_on(left, until)
+        if further is None:
+            self._go_on(self._climb(self.trees, own.steps, own.rate, own.decay, until), until)
+        else:
+            self.open = list(self.trees)
         while self.open and self.counter is None:
             if self.stuck or time.perf_counter() > until or len(self.open) > MOST_OPEN:
                 return False

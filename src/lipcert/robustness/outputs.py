@@ -25,6 +25,7 @@ from lipcert.search.cost_to_go.ascent import ascend
 from lipcert.search.cost_to_go.bases import find_bases
 from lipcert.search.cost_to_go.inputs import Domains
 from lipcert.search.cost_to_go.settings import Settings
+from lipcert.search.cost_to_go.variables import Variables
 
 Bounded = Ball | Box | Intersection
 
@@ -41,22 +42,28 @@ class Task:
         rows: (k, m) float64.
         starts: (k, *in_shape), points of the domain where the rows are small, as far as an attack knows.
         goal: bounds above it are good enough; None: as high as can be.
+        begun: of each row where another search of it on this domain ended, if there was one.
     """
 
     domain: Bounded
     rows: Tensor
     starts: Tensor
     goal: float | None = 0.0
+    begun: Sequence[Variables | None] = ()
 
 
 @dataclass(eq=False)
 class Answer:
-    """What was proved of a task: values, and the multipliers for a witness (None: ranges alone)."""
+    """What was proved of a task: values, and the multipliers for a witness (None: ranges alone).
+
+    ``variables`` tells of each row that is open where the search ended.
+    """
 
     lower: Tensor
     linear: bool
     guarantee: Guarantee = "rigorous"
     multipliers: list[Multipliers | None] = field(default_factory=list)
+    variables: dict[int, Variables] = field(default_factory=dict)
 
     def better(self, other: Answer) -> Answer:
         """Of each function what the higher bound has."""
@@ -217,6 +224,7 @@ def _searched(
             torch.stack([tasks[i].rows[r] for i, r in pairs]), torch.tensor([index[i] for i, _ in pairs]),
             torch.stack([tasks[i].starts[r].reshape(network.in_shape) for i, r in pairs]), settings, prove,
             [places[i].bounds for i in used], until, subject.facts.bases,
+            [tasks[i].begun[r] if tasks[i].begun else None for i, r in pairs],
         )  # fmt: skip
     except Exception as problem:  # ranges have proved something all the same
         if not moderate:
@@ -227,6 +235,9 @@ def _searched(
             stacklevel=2,
         )
         return {}
+    for (i, r), ended in zip(pairs, found.variables, strict=True):
+        if ended is not None:
+            answers[i].variables[r] = ended
     result = dict(zip(pairs, zip(found.multipliers, found.proved.tolist(), strict=True), strict=True))
     for (i, r), (own, value) in result.items():
         if own is not None and value == -math.inf and time.perf_counter() < until:

@@ -18,6 +18,7 @@ from lipcert.ranges.build import work_of
 from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
 from lipcert.robustness.outputs import Answer, Task, prove_below
 from lipcert.search.cost_to_go.settings import Settings
+from lipcert.search.cost_to_go.variables import Variables
 
 #: Checks that a proof is stretched by, how close the ends of the interval of radii get, and how far a root is sought.
 _SECANTS, _CLOSE, _FAR = 6, 1.005, 1.002
@@ -38,11 +39,13 @@ class Asked:
         claim: it.
         starts: (m − 1, *in_shape) points of its domain where the margins are low, for the other classes in order.
         between: None, or radii: what is proved at another radius between them is welcome, too.
+        begun: of other classes, where the search of a prover ended that did not prove them, for the next one.
     """
 
     claim: Claim
     starts: Tensor
     between: tuple[float, float] | None = None
+    begun: dict[int, Variables] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,11 +169,16 @@ class CostToGo:
         open_ = [open_classes(facts, one.claim) for one in asked]
         goal = max((goal_of(facts, one.claim, classes) for one, classes in zip(asked, open_, strict=True)), default=0.0)
         tasks = [
-            Task(facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes], goal)
+            Task(
+                facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes], goal,
+                [one.begun.get(k) for k in classes],
+            )
             for one, classes in zip(asked, open_, strict=True)
-        ]
+        ]  # fmt: skip
         search = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
         answers = prove_below(facts.subject, tasks, search, self.linear, until)
+        for one, classes, answer in zip(asked, open_, answers, strict=True):
+            one.begun.update({classes[row]: variables for row, variables in answer.variables.items()})
         return [
             self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
         ]

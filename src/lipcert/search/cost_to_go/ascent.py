@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.network.linear import size
 from lipcert.search.cost_to_go.dual import Question
 from lipcert.search.cost_to_go.inputs import Domains, by_row
+from lipcert.search.cost_to_go.leaves import carried
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.settings import Settings
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 Prove = Callable[[Tensor, Multipliers], Tensor]
 #: Factor of the room of weights whose proof failed.
 WIDER = 3.0
+#: Parts of the steps and of the rate of a search that goes on from where another ended.
+SHORTER = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +44,20 @@ class Found:
         value: what the search takes them to prove.
         proved: what they were proved to prove, −∞ where nothing was tried or shown.
         steps: after which they were found.
+        variables: where the ascent ended, of functions that did not reach a goal.
     """
 
     multipliers: list[Multipliers | None]
     value: Tensor
     proved: Tensor
     steps: Tensor
+    variables: list[Variables | None]
 
     @classmethod
     def none(cls, count: int) -> Found:
         """Nothing yet."""
         low = torch.full((count,), -torch.inf, dtype=torch.float64)
-        return cls([None] * count, low, low.clone(), torch.zeros(count, dtype=torch.int64))
+        return cls([None] * count, low, low.clone(), torch.zeros(count, dtype=torch.int64), [None] * count)
 
     def improve(self, at: Tensor, multipliers: Multipliers, value: Tensor, proved: Tensor, step: int) -> None:
         """Take over, for some functions, what proves more than what there was; without proofs, what seems to."""
@@ -71,7 +76,7 @@ def ascend(
     network: Network, norms: Mapping[int, Sequence[float]], boxes: Sequence[tuple[Tensor, Tensor]], domains: Domains,
     rows: Tensor, example: Tensor, starts: Tensor, settings: Settings, prove: Prove,
     bounds: Sequence[LinearBounds] = (), until: float = math.inf,
-    bases: Mapping[int, Basis] | None = None,
+    bases: Mapping[int, Basis] | None = None, begun: Sequence[Variables | None] = (),
 ) -> Found:  # fmt: skip
     """Multipliers for lower bounds of P linear functions of a network's output on domains, as high as the search gets.
 
@@ -88,6 +93,7 @@ def ascend(
         bounds: linear bounds on the B domains, where there are any.
         bases: of the maxima that have one.
         until: perf_counter, at which the ascent ends and what it has reached is proved; chunks share the time.
+        begun: where another search of the same functions ended, on other ranges; a shorter ascent starts there.
     """
     relaxed = Relaxed.of(bounds, example, settings.dtype, settings.device)
     known = {k: tuple(n) for k, n in norms.items()}
@@ -106,8 +112,17 @@ def ascend(
         question = Question(plan, asked, low, high, own, relaxed.at(index))
         points = starts[index].to(settings.device, settings.dtype)
         share = now + (until - now) / (len(chunks) - number)  # so that none starves behind another
-        _climb(first_variables(question, points, settings), index, prove, found, share)
+        further = carried([begun[i] for i in index.tolist()], question) if begun else None
+        if further is None:
+            _climb(first_variables(question, points, settings), index, prove, found, share)
+        else:
+            _climb(replace(further, settings=_later(settings)), index, prove, found, share)
     return found
+
+
+def _later(settings: Settings) -> Settings:
+    """Of a search that goes on from another."""
+    return replace(settings, steps=round(SHORTER * settings.steps), rate=SHORTER * settings.rate, warm=0, late=0)
 
 
 def first_variables(question: Question, points: Tensor, settings: Settings) -> Variables:
@@ -170,6 +185,10 @@ def _settle(
             proved[tried] = prove(at[tried], multipliers.map(lambda t: t[tried])).double().cpu()
             room[rows[tried[proved[tried] == -torch.inf].to(rows.device)]] *= WIDER
         found.improve(at, multipliers, value, proved, step)
+    if last and goal is not None:
+        for place, function in enumerate(index.tolist()):
+            if not found.proved[function] > goal:
+                found.variables[function] = steady.at(torch.tensor([place]))
     if goal is None:
         return everyone
     return everyone[(found.proved[index] <= goal).to(room.device)]

@@ -47,6 +47,18 @@ def together(several: Sequence[Variables]) -> Variables:
     )  # fmt: skip
 
 
+def carried(several: Sequence[Variables | None], question: Question) -> Variables | None:
+    """Variables of the same functions from another search, put to this question; None where they do not fit it."""
+    known = [variables for variables in several if variables is not None]
+    if not known or len(known) < len(several):
+        return None
+    first, plan, rows = known[0], question.plan, question.rows
+    own = first.question
+    alike = (own.rows.dtype, own.rows.device, own.plan.relaxed) == (rows.dtype, rows.device, plan.relaxed)
+    same = all((v.diagonal, {*v.free}, {*v.first}) == (first.diagonal, {*first.free}, {*first.first}) for v in known)
+    return replace(together(known), question=question) if alike and same else None
+
+
 def within(variables: Variables, low: Mapping[int, Tensor], high: Mapping[int, Tensor]) -> Variables:
     """The same on other ranges; what is asked of the input, too, where they are tighter there.
 
