@@ -13,7 +13,7 @@ import lipcert
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.counter_example import CounterExample
 from lipcert.errors import CertificateError
-from lipcert.robustness import forest
+from lipcert.robustness import forest, outputs
 from lipcert.robustness.branching import Branching
 from lipcert.robustness.checks import Claim, Facts, Part, breaks, margins, read_proof, recheck, write_proof
 from lipcert.robustness.provers import Asked, CostToGo, Proof
@@ -105,6 +105,38 @@ def test_branching_goes_on_where_the_search_before_it_ended(linear: bool, monkey
     asked.begun.popitem()  # one is missing: all start anew
     with pytest.raises(AssertionError, match="anew"):
         Branching(steps=STEPS, linear=True).prove(example.facts, [asked], end)
+
+
+def test_what_one_prover_proved_is_not_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multipliers hold on any ranges that prove them: what is left is searched, what is put together is proved."""
+    example = Example("relu", 2.0)
+    asked, end = example.asked(INNER * example.radius), time.perf_counter() + 120.0
+    assert CostToGo(linear=False, steps=STEPS).prove(example.facts, [asked], end) == [None]
+    assert asked.known
+    assert not {*asked.known} & {*asked.begun}
+    searched, ascend = [], outputs.ascend
+
+    def seen(*args: object, **options: object) -> object:
+        searched.append(len(args[4]))  # type: ignore[arg-type]
+        return ascend(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(outputs, "ascend", seen)
+    before = [*asked.known]
+    CostToGo(linear=True, steps=STEPS).prove(example.facts, [asked], end)
+    assert searched == [2 - len(before)]  # on tighter ranges it holds as well
+    grown = []
+    of = forest.Forest.of.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        forest.Forest, "of", classmethod(lambda cls, *args: grown.append(len(args[3])) or of(cls, *args))
+    )
+    (found,) = Branching(steps=STEPS, linear=True).prove(example.facts, [asked], end)
+    assert isinstance(found, Proof)
+    assert grown == [2 - len(before)]
+    recheck(found.method, example.facts, asked.claim, found.content, found.margin, found.margins.guarantee)
+    asked.known.update({k: own.map(lambda t: 1e3 * t) for k, own in asked.known.items()})  # of no use
+    (anew,) = Branching(steps=STEPS, linear=True).prove(example.facts, [asked], end)
+    assert isinstance(anew, Proof)
+    recheck(anew.method, example.facts, asked.claim, anew.content, anew.margin, anew.margins.guarantee)
 
 
 def test_forged_trees_prove_nothing() -> None:

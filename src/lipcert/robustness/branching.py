@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lipcert.attack.starts import inside
-from lipcert.certificates.cost_to_go.walk import Setting
+from lipcert.certificates.cost_to_go.multipliers import Multipliers
+from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.counter_example import CounterExample, counter_example
-from lipcert.errors import NotProved
+from lipcert.errors import CertificateError, NotProved
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Facts, Part, write_proof
 from lipcert.robustness.forest import Forest, entries_of
@@ -65,24 +67,31 @@ class Branching:
             except NotProved:  # at the end of the time
                 return None
             left = ~(place.plain(rows) > goal)
-        many = int(left.sum()) * entries_of(facts.subject.network) > Settings.chunk
+            known = _still_known(facts, asked, place, classes, left, goal)
+        rest = [row for row, k in enumerate(classes) if left[row] and k not in known]
+        many = len(rest) * entries_of(facts.subject.network) > Settings.chunk
         if many or not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()) or not bool(left.any()):
             return None
-        classes = [k for k, still in zip(classes, left.tolist(), strict=True) if still]
+        classes = [classes[row] for row in rest]
+        if not classes:
+            return proved(self.name, facts, asked.claim, self._content([], None, known, facts))
         settings = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
-        forest = Forest.of(facts.subject, place, domain, rows[left], asked.starts[classes], settings, goal)
+        forest = Forest.of(facts.subject, place, domain, rows[rest], asked.starts[classes], settings, goal)
         if forest.grow(until, [asked.begun.get(k) for k in classes]):
-            return proved(self.name, facts, asked.claim, self._content(facts, classes, forest))
+            return proved(self.name, facts, asked.claim, self._content(classes, forest, known, facts))
         if forest.counter is not None:
             return _counter(
                 facts, asked, forest.counter, [others(asked.claim.label, facts.classes)[k] for k in classes]
             )
         return None
 
-    def _content(self, facts: Facts, classes: Sequence[int], forest: Forest) -> bytes:
-        """The proof's bytes."""
-        shared, parts, simple = facts.subject.facts.arrays, [], {}
+    def _content(
+        self, classes: Sequence[int], forest: Forest | None, known: Mapping[int, Multipliers], facts: Facts
+    ) -> bytes:
+        """The proof's bytes: of these classes by the forest, of others by multipliers that are known."""
+        shared, parts, simple = facts.subject.facts.arrays, [], dict(known)
         for row, k in enumerate(classes):
+            assert forest is not None
             tree, multipliers = forest.proof(row)
             if tree:
                 parts.append(Part([k], {**multipliers.arrays(), **tree, **shared}))
@@ -90,6 +99,20 @@ class Branching:
                 simple[k] = multipliers
         parts += [Part(part.classes, {**part.multipliers, **shared}) for part in joined_parts(simple)]
         return write_proof(parts, self.linear)
+
+
+def _still_known(
+    facts: Facts, asked: Asked, place: Setting, classes: Sequence[int], left: Tensor, goal: float
+) -> dict[int, Multipliers]:
+    """Of the classes that are left those whose multipliers, found on other ranges, prove them on these."""
+    found = {}
+    for k, row, still in zip(classes, facts.rows(asked.claim, classes).split(1), left.tolist(), strict=True):
+        own = asked.known.get(k)
+        if still and own is not None:
+            with suppress(NotProved, CertificateError):
+                if float(lower_bounds(place, row, own)[0]) > goal:
+                    found[k] = own
+    return found
 
 
 def _counter(facts: Facts, asked: Asked, point: Tensor, classes: Sequence[int]) -> CounterExample | None:

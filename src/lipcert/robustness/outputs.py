@@ -42,6 +42,7 @@ class Task:
         rows: (k, m) float64.
         starts: (k, *in_shape), points of the domain where the rows are small, as far as an attack knows.
         goal: bounds above it are good enough; None: as high as can be.
+        known: of each row multipliers that prove it on other ranges, if there are any.
         begun: of each row where another search of it on this domain ended, if there was one.
     """
 
@@ -49,6 +50,7 @@ class Task:
     rows: Tensor
     starts: Tensor
     goal: float | None = 0.0
+    known: Sequence[Multipliers | None] = ()
     begun: Sequence[Variables | None] = ()
 
 
@@ -117,6 +119,8 @@ def prove_below(
             Answer(place.plain(task.rows), place.linear, multipliers=[None] * len(task.rows))
             for place, task in zip(places, tasks, strict=True)
         ]
+    for answer, task, place in zip(answers, tasks, places, strict=True):
+        _by_known(answer, task, place, until)
     pairs = [
         (i, r)
         for i, (answer, task) in enumerate(zip(answers, tasks, strict=True))
@@ -137,6 +141,16 @@ def prove_below(
             answers[i].lower[r] = value
             answers[i].multipliers[r] = own
     return answers
+
+
+def _by_known(answer: Answer, task: Task, place: Setting, until: float) -> None:
+    """What multipliers that were found on other ranges prove on these."""
+    for r, own in enumerate(task.known):
+        if own is None or (task.goal is not None and answer.lower[r] > task.goal) or time.perf_counter() > until:
+            continue
+        value = float(_proved(place, task.rows[[r]], own, answer))
+        if value > answer.lower[r]:
+            answer.lower[r], answer.multipliers[r] = value, own
 
 
 def _in_time(subject: Subject, task: Task, linear: bool, until: float) -> Setting:

@@ -39,12 +39,14 @@ class Asked:
         claim: it.
         starts: (m − 1, *in_shape) points of its domain where the margins are low, for the other classes in order.
         between: None, or radii: what is proved at another radius between them is welcome, too.
-        begun: of other classes, where the search of a prover ended that did not prove them, for the next one.
+        known: of other classes, multipliers by which a prover that did not prove them all proved some.
+        begun: of other classes, where its search ended, for the next one.
     """
 
     claim: Claim
     starts: Tensor
     between: tuple[float, float] | None = None
+    known: dict[int, Multipliers] = field(default_factory=dict)
     begun: dict[int, Variables] = field(default_factory=dict)
 
 
@@ -171,7 +173,7 @@ class CostToGo:
         tasks = [
             Task(
                 facts.searched(one.claim), facts.rows(one.claim, classes), one.starts[classes], goal,
-                [one.begun.get(k) for k in classes],
+                [one.known.get(k) for k in classes], [one.begun.get(k) for k in classes],
             )
             for one, classes in zip(asked, open_, strict=True)
         ]  # fmt: skip
@@ -179,6 +181,8 @@ class CostToGo:
         answers = prove_below(facts.subject, tasks, search, self.linear, until)
         for one, classes, answer in zip(asked, open_, answers, strict=True):
             one.begun.update({classes[row]: variables for row, variables in answer.variables.items()})
+            found = zip(classes, answer.multipliers, answer.lower.tolist(), strict=True)
+            one.known.update({k: own for k, own, lower in found if own is not None and lower > goal})
         return [
             self._proof(facts, one, classes, answer) for one, classes, answer in zip(asked, open_, answers, strict=True)
         ]

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Prove = Callable[[Tensor, Multipliers], Tensor]
 #: Factor of the room of weights whose proof failed.
 WIDER = 3.0
-#: Parts of the steps and of the rate of a search that goes on from where another ended.
-SHORTER = 0.5
+#: Part of the rate of a search that goes on from where another ended.
+LATER = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def ascend(
         bounds: linear bounds on the B domains, where there are any.
         bases: of the maxima that have one.
         until: perf_counter, at which the ascent ends and what it has reached is proved; chunks share the time.
-        begun: where another search of the same functions ended, on other ranges; a shorter ascent starts there.
+        begun: where another search of the same functions ended, on other ranges; it starts there, by smaller steps.
     """
     relaxed = Relaxed.of(bounds, example, settings.dtype, settings.device)
     known = {k: tuple(n) for k, n in norms.items()}
@@ -122,7 +122,7 @@ def ascend(
 
 def _later(settings: Settings) -> Settings:
     """Of a search that goes on from another."""
-    return replace(settings, steps=round(SHORTER * settings.steps), rate=SHORTER * settings.rate, warm=0, late=0)
+    return replace(settings, rate=LATER * settings.rate, warm=0, late=0)
 
 
 def first_variables(question: Question, points: Tensor, settings: Settings) -> Variables:
