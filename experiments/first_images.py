@@ -56,9 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "training", help="its weights")
     given = parser.parse_args(arguments)
     recipe, data = ALL[given.only], Mnist.load(given.data)
-    assert recipe.radius is not None, "of a recipe that trains for a radius"
-    model = recipe.model(given.net, given.seed)
     path = given.work / f"{given.net}-{given.only}-{given.seed}.pt"
+    if recipe.radius is None or not path.exists():
+        parser.error(
+            f"there is no {path}, or it is of no radius: python -m experiments.training --stage train makes it"
+        )
+    model = recipe.model(given.net, given.seed)
     model.load_state_dict(torch.load(path, weights_only=True)["state"])
     model.eval()
     shares = []

@@ -200,6 +200,26 @@ def test_training_goes_on_where_it_stopped_and_its_page_shows_each_row(tmp_path)
     assert "CPU bfloat16 seconds" in (tmp_path / "training.md").read_text()
 
 
+def test_what_the_short_attack_leaves_of_a_linear_model() -> None:
+    """Two classes alone can win: an image is kept exactly where it is farther from their border than the radius."""
+    from experiments.first_images import kept
+
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(6, 10)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(10, 6, generator=generator))
+        model.weight[2:] = 0.0
+        model.bias.copy_(torch.tensor([0.0, 0.0] + [-100.0] * 8))
+        x = torch.randn(400, 6, generator=generator)
+        y = model(x).argmax(1)
+        scores = model(x)
+        distance = (scores[:, 0] - scores[:, 1]).abs() / (model.weight[0] - model.weight[1]).norm()
+    radius = float(distance.median())
+    clear = (distance - radius).abs() > 1e-4
+    assert torch.equal(kept(model, x, y, radius)[clear], (distance > radius)[clear])
+    assert not bool(kept(model, x, 1 - y, radius).any())
+
+
 def test_the_orthogonal_start_has_a_product_of_norms_of_about_one() -> None:
     from experiments.training_recipes import ALL
 

@@ -141,6 +141,21 @@ def test_a_contradiction_of_two_runs_is_said(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("column", ["certified_radius", "attacked_radius", "margin", "seconds"])
+@pytest.mark.parametrize("value", ["abc", b"1.5", "1e400x"])
+def test_a_number_that_is_none_is_named(tmp_path: Path, column: str, value: str | bytes) -> None:
+    path = tmp_path / "run"
+    store = Store.open(path, other_settings(), RADII)
+    store.add(at(0, "open", 0.5, math.inf, 1.0))
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE decisions SET {column} = ?", (value,))
+    with pytest.raises(lipcert.StoreError, match="damaged"):
+        list(Store.read(path).rows())
+    with pytest.raises(lipcert.StoreError, match="damaged"):
+        Store.open(path, other_settings(budget=2.0), RADII)
+
+
 @pytest.mark.parametrize("held", ["null", "5", "[1]", "[[1]]", "[" * 100_000, '{"a":' * 100_000])
 def test_damaged_settings(tmp_path: Path, held: str) -> None:
     path = tmp_path / "run"

@@ -67,18 +67,20 @@ class Branching:
             except NotProved:  # at the end of the time
                 return None
             left = ~(place.plain(rows) > goal)
-            known = _still_known(facts, asked, place, classes, left, goal)
+        if not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()) or not bool(left.any()):
+            return None
+        known = _still_known(facts, asked, place, classes, left, goal, until)
         rest = [row for row, k in enumerate(classes) if left[row] and k not in known]
-        many = len(rest) * entries_of(facts.subject.network) > Settings.chunk
-        if many or not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()) or not bool(left.any()):
+        if len(rest) * entries_of(facts.subject.network) > Settings.chunk:
             return None
         classes = [classes[row] for row in rest]
         if not classes:
-            return proved(self.name, facts, asked.claim, self._content([], None, known, facts))
+            return proved(self.name, facts, asked.claim, self._content({}, known, facts))
         settings = Settings(steps=self.steps, goal=goal, device=self.device, seed=self.seed)
         forest = Forest.of(facts.subject, place, domain, rows[rest], asked.starts[classes], settings, goal)
         if forest.grow(until, [asked.begun.get(k) for k in classes]):
-            return proved(self.name, facts, asked.claim, self._content(classes, forest, known, facts))
+            trees = {k: forest.proof(row) for row, k in enumerate(classes)}
+            return proved(self.name, facts, asked.claim, self._content(trees, known, facts))
         if forest.counter is not None:
             return _counter(
                 facts, asked, forest.counter, [others(asked.claim.label, facts.classes)[k] for k in classes]
@@ -86,13 +88,14 @@ class Branching:
         return None
 
     def _content(
-        self, classes: Sequence[int], forest: Forest | None, known: Mapping[int, Multipliers], facts: Facts
+        self,
+        trees: Mapping[int, tuple[dict[str, Tensor], Multipliers]],
+        known: Mapping[int, Multipliers],
+        facts: Facts,
     ) -> bytes:
-        """The proof's bytes: of these classes by the forest, of others by multipliers that are known."""
+        """The proof's bytes: of some classes trees and the multipliers of their leaves, of others multipliers alone."""
         shared, parts, simple = facts.subject.facts.arrays, [], dict(known)
-        for row, k in enumerate(classes):
-            assert forest is not None
-            tree, multipliers = forest.proof(row)
+        for k, (tree, multipliers) in trees.items():
             if tree:
                 parts.append(Part([k], {**multipliers.arrays(), **tree, **shared}))
             else:
@@ -101,14 +104,15 @@ class Branching:
         return write_proof(parts, self.linear)
 
 
+@torch.no_grad()
 def _still_known(
-    facts: Facts, asked: Asked, place: Setting, classes: Sequence[int], left: Tensor, goal: float
+    facts: Facts, asked: Asked, place: Setting, classes: Sequence[int], left: Tensor, goal: float, until: float
 ) -> dict[int, Multipliers]:
     """Of the classes that are left those whose multipliers, found on other ranges, prove them on these."""
     found = {}
     for k, row, still in zip(classes, facts.rows(asked.claim, classes).split(1), left.tolist(), strict=True):
         own = asked.known.get(k)
-        if still and own is not None:
+        if still and own is not None and time.perf_counter() < until:
             with suppress(NotProved, CertificateError):
                 if float(lower_bounds(place, row, own)[0]) > goal:
                     found[k] = own

@@ -49,7 +49,8 @@ class Row:
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:  # a database gives back 0 for −0, and the hash is over what it gives back
-            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+            if isinstance(value := getattr(self, name), float):  # what a file holds may be anything
+                object.__setattr__(self, name, value + 0.0)
 
     def status_at(self, radius: float) -> Status:
         """The same question at another radius."""
