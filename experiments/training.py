@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 RATE, BATCH, COUNT = 2e-3, 128, 1000
 #: Share of the steps over which the radius grows; steps that are timed to see how many the budget allows.
 WARM_UP, PROBED = 1 / 3, 30
-#: Of a recipe that goes on from another's network: parts of that one's steps and of its rate.
+#: Of a recipe that goes on from another's network: parts of that one's steps, unless told otherwise, and of its rate.
 LATER_STEPS, LATER_RATE = 1 / 4, 1 / 2
 
 #: Columns of the file.
@@ -116,8 +116,8 @@ def train(net: str, name: str, seed: int, data: Mnist, setting: Setting) -> dict
     each = (clock(device) - started) / PROBED
     steps, rate, warm_up = setting.steps or max(100, int(60.0 * setting.minutes / each)), RATE, WARM_UP
     if before:
-        steps, rate, warm_up = int(LATER_STEPS * before["steps"]), LATER_RATE * RATE, 0.0
-    order.manual_seed(seed)
+        steps, rate, warm_up = recipe.further or int(LATER_STEPS * before["steps"]), LATER_RATE * RATE, 0.0
+    order.manual_seed(seed + recipe.order)
     step, optimiser = stepper(model, recipe, data, int(warm_up * steps), setting.half)
     started = clock(device)
     for k in range(steps):

@@ -48,8 +48,9 @@ class Recipe:
         decay: weight decay of Adam.
         spectral: whether each layer carries torch's spectral-norm parametrisation.
         orthogonal: whether it starts from layers that are nearly orthogonal.
-        after: the recipe whose network it goes on from, for a quarter of its steps, from half of its rate, at the
-            full radius at once.
+        after: the recipe whose network it goes on from, from half of its rate, at the full radius at once.
+        further: steps of this; None: a quarter of all before.
+        order: added to the seed of the order of images, which else is that of the recipe before.
     """
 
     title: str
@@ -59,6 +60,8 @@ class Recipe:
     spectral: bool = False
     orthogonal: bool = False
     after: str | None = None
+    further: int | None = None
+    order: int = 0
 
     def model(self, net: str, seed: int) -> nn.Module:
         """A fresh network with the weights of a seed."""
@@ -163,11 +166,12 @@ def _stages(*shares: float) -> str:
     return f"mixed_1.58_{'_'.join(f'r{r:g}' for r in shares)}_orthogonal"
 
 
-def _lowered(*shares: float) -> Recipe:
+def _lowered(*shares: float, further: int | None = None, order: int = 0) -> Recipe:
     """Constants are held low first, and then less."""
     recipe = _strength(1.58, shares[-1], 2)
     title = recipe.title.replace("PGD + ", f"PGD + {', then '.join(f'{r:g}' for r in shares[:-1])}, then ")
-    return replace(recipe, title=f"{title}, orthogonal start", orthogonal=True, after=_stages(*shares[:-1]))
+    after, title = _stages(*shares[:-1]), f"{title}, orthogonal start"
+    return replace(recipe, title=title, orthogonal=True, after=after, further=further, order=order)
 
 
 #: The share of the pair constants in ``mixed``: only where they are asked for by name.
@@ -180,5 +184,7 @@ STRENGTHS: Mapping[str, Recipe] = {
 } | {_stages(r): _started(_strength(1.58, r, 2)) for r in (0.3, 0.35, 0.4, 0.45, 0.5)} | {
     _stages(0.4, *later): _lowered(0.4, *later)
     for later in ((0.1,), (0.15,), (0.2,), (0.25,), (0.3,), (0.3, 0.25), (0.3, 0.3))
+} | {
+    _stages(0.4, 0.3, 0.3, 0.3): _lowered(0.4, 0.3, 0.3, 0.3, further=12_000, order=7)
 }  # fmt: skip
 ALL: Mapping[str, Recipe] = {**RECIPES, **STRENGTHS}

@@ -1,6 +1,7 @@
 """The experiments on tiny networks: their rows keep the order that must hold, their proofs hold when done again."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,17 +168,37 @@ def test_a_bound_below_a_lower_bound_is_reported() -> None:
     assert "wrong 1.9 < attack 2.0" in common.verdict(rows)
 
 
+def forty_images(folder) -> None:
+    """An mnist.npz of noise."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(40, 28, 28, generator=generator), torch.arange(40) % 10
+    np.savez(
+        folder / "mnist.npz",
+        **{f"{part}_images": (255 * images).byte().numpy() for part in ("train", "test")},
+        **{f"{part}_labels": labels.byte().numpy() for part in ("train", "test")},
+    )
+
+
+def test_a_later_stage_has_its_own_steps_and_order_of_images(tmp_path, monkeypatch) -> None:
+    from experiments import training
+    from experiments.training_recipes import ALL
+
+    forty_images(tmp_path)
+    later = replace(ALL["plain"], after="plain")
+    variants = {"quarter": later, "three": replace(later, further=3), "others": replace(later, further=3, order=1)}
+    monkeypatch.setattr(training, "ALL", {**ALL, **variants})
+    setting = training.Setting(tmp_path, tmp_path, tmp_path / "x.csv", "cpu", 1.0, 8, 1.0, 1, 1, "train")
+    data = training.Mnist.load(tmp_path, "cpu")
+    found = {name: training.trained("convsmall", name, 0, data, setting) for name in ("plain", *variants)}
+    assert [facts["steps"] for _, facts in found.values()] == [8, 10, 11, 11]
+    assert not torch.equal(found["three"][0][0].weight, found["others"][0][0].weight)
+
+
 @pytest.mark.slow
 def test_training_goes_on_where_it_stopped_and_its_page_shows_each_row(tmp_path) -> None:
     from experiments import training, training_page
 
-    generator = torch.Generator().manual_seed(0)
-    images, labels = torch.rand(40, 28, 28, generator=generator), torch.arange(40) % 10
-    np.savez(
-        tmp_path / "mnist.npz",
-        **{f"{part}_images": (255 * images).byte().numpy() for part in ("train", "test")},
-        **{f"{part}_labels": labels.byte().numpy() for part in ("train", "test")},
-    )
+    forty_images(tmp_path)
     places = ["--data", str(tmp_path), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "training.csv")]
     options = [*places, "--steps", "2", "--count", "2", "--budget", "0.01", "--only", "mixed_0.3", "--seeds"]
     training.main([*options, "0", "--stage", "train"])
