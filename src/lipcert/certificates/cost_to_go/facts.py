@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipcert.certificates.cost_to_go.bases import with_bases
 from lipcert.certificates.cost_to_go.cells import SUBNORMAL
+from lipcert.certificates.cost_to_go.floors import floors
 from lipcert.certificates.norms.operator_norm import NormBound, map_norm, writable
 from lipcert.certificates.norms.scaling import absolute_sums, known_rounding, scaled, terms
 from lipcert.domain import Ball, Box, Domain
@@ -95,6 +96,7 @@ class Facts:
     Attributes:
         network: the network, with a node for each basis.
         bases: of the maxima that have one, by their positions there.
+        floors: activations that may leave their costs to the maximum before them, by position.
         orders: hashes of the costs before and behind maps whose order was proved (``require_order``).
 
     Raises:
@@ -105,6 +107,7 @@ class Facts:
         self, network: Network, chance: Chance, claims: Tensor | None = None, given: Mapping[int, Tensor] = _NONE
     ) -> None:
         self.network, self.bases = with_bases(network, given)
+        self.floors = floors(self.network)
         self._given = given
         nodes = self.network.nodes
         maps = [(k, i) for k, n in enumerate(nodes) if isinstance(n, AffineNode) for i in range(len(n.maps))]

@@ -13,6 +13,7 @@ from torch import Tensor
 from lipcert.certificates.cost_to_go.bases import Basis
 from lipcert.certificates.cost_to_go.cells import FLOOR, LARGEST, Cell, least
 from lipcert.certificates.cost_to_go.facts import Facts
+from lipcert.certificates.cost_to_go.floors import Floor, below, least_of
 from lipcert.certificates.cost_to_go.inputs import least_on
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.cost_to_go.orders import require_order
@@ -126,7 +127,8 @@ def lower_bounds(setting: Setting, rows: Tensor, multipliers: Multipliers) -> tu
       entry by entry; what was subtracted is the parent's new cost.
     * *Maximum* over windows: likewise, window by window; an entry of several windows gets the sum of their shares.
       With a basis B of the windows (``bases``) its quadratic cost is ½ Σ D (u − ũ)² of u = B v, and goes to the node
-      of that value, which is affine as well.
+      of that value, which is affine as well. A ReLU of it that hands on nothing of its own (``floors``) leaves its cost
+      to the maximum, in which max(0, m), or m itself where it is known to be more, is one more entry's number.
     * *Affine* v = Σ A_i z_i + b with ṽ = Σ A_i z̃_i + b: g·v = Σ (A_iᵀ g)·z_i + g·b, and ‖v − ṽ‖²_D =
       ‖Σ A_i (z_i − z̃_i)‖²_D ≤ Σ ‖z_i − z̃_i‖²_{T_i} whenever blockdiag(T_i) ⪰ AᵀDA (proved by ``require_order``), in
       particular for T_i = max(D) N_i Σ_j N_j with N_i ≥ ‖A_i‖₂, by Cauchy and Schwarz.
@@ -159,6 +161,7 @@ class _Walk:
         self.constant = torch.zeros(self.count, dtype=torch.float64)
         self.error = torch.zeros(self.count, dtype=torch.float64)
         self.costs: dict[int, Cost] = {}
+        self.floored: dict[int, float] = {}
         multipliers.require(self.network, self.count)
         self.centres = self._centres()
         last = len(self.network.nodes) - 1
@@ -171,8 +174,12 @@ class _Walk:
             if cost is None:
                 continue
             node = self.network.nodes[k]
+            floor = self._floor(k)
             if isinstance(node, AffineNode):
                 self._affine(k, node, cost)
+            elif floor is not None:
+                self.floored[floor.maximum] = floor.level
+                self._hand(floor.maximum, cost.linear, cost.weight, cost.centre)
             elif self.setting.elementwise(node):
                 self._activation(k, node, cost)
             elif maximum(node) is not None:
@@ -189,6 +196,11 @@ class _Walk:
         return torch.where(value.isnan(), -math.inf, value)
 
     # -- steps -----------------------------------------------------------------------------------------------
+
+    def _floor(self, k: int) -> Floor | None:
+        """Of a node that leaves its cost to the maximum before it."""
+        own = k in self.multipliers.slope or k in self.multipliers.curvature
+        return None if own else self.setting.facts.floors.get(k)
 
     def _activation(self, k: int, node: Node, cost: Cost) -> None:
         parent = node.parents[0]
@@ -219,16 +231,13 @@ class _Walk:
         if not isinstance(self.network.nodes[parent], AffineNode):
             centre = self.multipliers.anchor.get((k, 0), centre)
         centre = centre.expand(self.count, *self.network.nodes[parent].shape)
-        box = self.boxes[parent]
-        low, high = (end.reshape(-1)[index] for end in (box.low, box.high))
+        low, high, number = self._ends(k, parent, index)
         weight = cost.weight.expand_as(cost.linear)
-        parts = least_over_windows(
-            WindowCell(
-                cost.linear.flatten(1), weight.flatten(1), cost.centre.flatten(1), slope, curvature,
-                centre.flatten(1)[:, index], low, high, windows.first,
-            )
+        cell = WindowCell(
+            cost.linear.flatten(1), weight.flatten(1), cost.centre.flatten(1), slope, curvature,
+            centre.flatten(1)[:, index], low, high, windows.first,
         )  # fmt: skip
-        self._add_all(parts)
+        self._add_all(least_over_windows(cell if number is None else cell.with_number(number)))
         self._hand_windows(parent, windows, slope, curvature, centre)
 
     def _in_basis(
@@ -236,18 +245,23 @@ class _Walk:
     ) -> None:
         """A maximum that hands linear costs to its entries, and quadratic ones to these in a basis."""
         parent, centre = self.network.nodes[k].parents[0], self.centre(basis.position)
-        box = self.boxes[parent]
-        low, high = (end.reshape(-1)[windows.index] for end in (box.low, box.high))
+        low, high, number = self._ends(k, parent, windows.index)
         weight = cost.weight.expand_as(cost.linear)
-        parts = least_in_basis(
-            BasisCell(
-                cost.linear.flatten(1), weight.flatten(1), cost.centre.flatten(1), slope, curvature,
-                centre.expand_as(slope), low, high, windows.first, basis.matrix, basis.inverse,
-            )
+        cell = BasisCell(
+            cost.linear.flatten(1), weight.flatten(1), cost.centre.flatten(1), slope, curvature,
+            centre.expand_as(slope), low, high, windows.first, basis.matrix, basis.inverse,
         )  # fmt: skip
-        self._add_all(parts)
+        self._add_all(least_in_basis(cell if number is None else cell.with_number(number)))
         self._hand_windows(parent, windows, slope, torch.zeros_like(slope), self.centre(parent))
         self._hand(basis.position, torch.zeros_like(slope), curvature, centre)
+
+    def _ends(self, k: int, parent: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the entries of a maximum's windows, (O, K) twice; and what it counts as at least, (O,), under a floor."""
+        low, high = (end.reshape(-1)[index] for end in (self.boxes[parent].low, self.boxes[parent].high))
+        if k not in self.floored:
+            return low, high, None
+        own = self.boxes[k]
+        return low, below(high, low, own.high.reshape(-1)), least_of(self.floored[k], own.low.reshape(-1))
 
     def _hand_windows(
         self, parent: int, windows: MaxSelection, slope: Tensor, curvature: Tensor, centre: Tensor

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.cells import FLOOR, SUBNORMAL, on_interval
+from lipcert.certificates.cost_to_go.floors import one_more
 from lipcert.numerics.midrad import UNIT, UP
 
 
@@ -32,6 +33,14 @@ class WindowCell:
     low: Tensor
     high: Tensor
     counts: Tensor
+
+    def with_number(self, number: Tensor) -> WindowCell:
+        """With one more entry in every window that is a number, (O,), and costs nothing: m is no less."""
+        return replace(
+            self, slope=one_more(self.slope, 0.0), curvature=one_more(self.curvature, 0.0),
+            centre=one_more(self.centre, 0.0), low=one_more(self.low, number), high=one_more(self.high, number),
+            counts=one_more(self.counts, 1.0),
+        )  # fmt: skip
 
 
 def least(cell: WindowCell) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.cells import FLOOR, SUBNORMAL, on_interval
+from lipcert.certificates.cost_to_go.floors import bordered, one_more
 from lipcert.numerics.midrad import UNIT, UP
 
 #: Sweeps over the entries of a window before a proof, and steps of Newton's method in each.
@@ -59,6 +60,17 @@ class BasisCell:
         shares = (self.inverse.square() + SMALL**9) / self.curvature.unsqueeze(-2)  # no square vanishes
         total = torch.where(self.inverse == 0, 0.0, shares).sum(-1)
         return torch.where(self.counts, total.reciprocal().nan_to_num(0.0, 0.0), 0.0)
+
+    def with_number(self, number: Tensor) -> BasisCell:
+        """With one more entry in every window that is a number, (O,) or (P, O), and costs nothing: m is no less.
+
+        Its rows and columns of B and S are 0, so that its λ is 0, too: where it is the greatest, m does not move.
+        """
+        return replace(
+            self, slope=one_more(self.slope, 0.0), curvature=one_more(self.curvature, 0.0),
+            centre=one_more(self.centre, 0.0), low=one_more(self.low, number), high=one_more(self.high, number),
+            counts=one_more(self.counts, 1.0), matrix=bordered(self.matrix), inverse=bordered(self.inverse),
+        )  # fmt: skip
 
 
 def times(matrices: Tensor, vectors: Tensor) -> Tensor:

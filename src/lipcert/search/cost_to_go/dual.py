@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lipcert.certificates.cost_to_go.floors import below, least_of
 from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
 from lipcert.certificates.cost_to_go.windows_in_bases import BasisCell
 from lipcert.network.linear import size
@@ -16,6 +17,7 @@ from lipcert.search.cost_to_go.inputs import HALVINGS, Domains
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.windows import WindowCell
+from lipcert.search.cost_to_go.windows_in_bases import at as at_in_basis
 from lipcert.search.cost_to_go.windows_in_bases import firm
 from lipcert.search.cost_to_go.windows_in_bases import least as least_in_basis
 
@@ -65,12 +67,28 @@ class Question:
             walk.back(k, weigh)
         return walk.at_input(HALVINGS), replace(multipliers, curvature={**multipliers.curvature, **walk.firm})
 
-    def cells(self, multipliers: Multipliers, weigh: Weigh) -> tuple[dict[int, Cell], Tensor]:
-        """Position of an activation → its one-dimensional costs; and the input where what is left is least."""
+    def cells(self, multipliers: Multipliers, weigh: Weigh) -> tuple[dict[int, Cell], dict[int, Windows], Tensor]:
+        """Position of an activation → its costs; of a maximum under a floor → its own; and the input of the least."""
         walk = _Walk(self, multipliers)
         for k in range(len(self.plan.network.nodes) - 1, 0, -1):
             walk.back(k, weigh)
-        return walk.cells, walk.input_point()
+        return walk.cells, walk.windows, walk.input_point()
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The costs of maxima under a floor; the last entry of every window is what it counts as at least.
+
+    Attributes:
+        low, high: of the entries, (P, O, K).
+        least: the least costs, (P, O).
+        cost: entries → costs, (P, O).
+    """
+
+    low: Tensor
+    high: Tensor
+    least: Tensor
+    cost: Callable[[Tensor], Tensor]
 
 
 class _Walk:
@@ -85,6 +103,7 @@ class _Walk:
         self.linear: dict[int, Tensor] = {last: question.rows.reshape(-1, *shape)}
         self.quadratic: dict[int, list[Quadratic]] = {}
         self.cells: dict[int, Cell] = {}
+        self.windows: dict[int, Windows] = {}
         self.firm: dict[int, Tensor] = {}
         self.centres: dict[int, Tensor] = {}
         for k in self.plan.bent:
@@ -118,6 +137,9 @@ class _Walk:
             return
         if k in self.plan.functions:
             self._through_activation(k, c, quadratics)
+        elif k in self.plan.floors:
+            self.linear[self.plan.floors[k].maximum] = c
+            self.quadratic[self.plan.floors[k].maximum] = quadratics
         elif k in self.plan.maxima:
             self._through_maximum(k, c, quadratics)
         elif k in self.plan.maps:
@@ -156,7 +178,7 @@ class _Walk:
             total = flat.new_zeros(len(flat), size(shape)).index_add(1, index.reshape(-1), flat)
             return total.reshape(-1, *shape)
 
-        low, high = (t.flatten(1)[:, index] for t in (self.question.low[parent], self.question.high[parent]))
+        low, high, number = self._ends(k, parent, index)
         weight, middle = (t.expand_as(c).flatten(1) for t in self._joined(quadratics, c))
         if basis is not None:
             curvature, centre = curvature.expand_as(g), self.centres[basis.position]
@@ -164,15 +186,34 @@ class _Walk:
                 BasisCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g))
             )
             self.firm[k] = together.curvature
-            self.value = self.value + least_in_basis(together, self.sweeps)
+            whole = together if number is None else together.with_number(number)
+            costs = least_in_basis(whole, self.sweeps)
+            self._spend_least(k, whole, costs, lambda v: at_in_basis(whole, v, v.argmax(-1)))
             self._hand(parent, summed(g), None)
             self._hand(basis.position, torch.zeros_like(centre), (together.curvature, centre))
             return
-        whole = self._centre(k, 0)
-        centre = whole.flatten(1)[:, index]
-        cell = WindowCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts)
-        self.value = self.value + cell.least()
-        self._hand(parent, summed(g), (summed(curvature), whole))
+        everywhere = self._centre(k, 0)
+        centre = everywhere.flatten(1)[:, index]
+        cell = WindowCell(c.flatten(1), weight, middle, g, curvature.expand_as(g), centre, low, high, counts)
+        cell = cell if number is None else cell.with_number(number)
+        self._spend_least(k, cell, cell.least(), cell.where)
+        self._hand(parent, summed(g), (summed(curvature), everywhere))
+
+    def _spend_least(
+        self, k: int, cell: WindowCell | BasisCell, least: Tensor, cost: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Of a maximum, (P, O)."""
+        self.value = self.value + least.sum(1)
+        if k in self.plan.levels:
+            self.windows[k] = Windows(cell.low, cell.high, least, cost)
+
+    def _ends(self, k: int, parent: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the entries of a maximum's windows, (P, O, K) twice; and what it counts as at least, (P, O)."""
+        question, level = self.question, self.plan.levels.get(k)
+        low, high = (t.flatten(1)[:, index] for t in (question.low[parent], question.high[parent]))
+        if level is None:
+            return low, high, None
+        return low, below(high, low, question.high[k].flatten(1)), least_of(level, question.low[k].flatten(1))
 
     def _through_affine(self, k: int, c: Tensor, quadratics: list[Quadratic], weigh: Weigh) -> None:
         node = self.plan.network.nodes[k]

@@ -96,7 +96,7 @@ def look(variables: Variables, count: int) -> Look:
     plan = variables.question.plan
     scores, positions, thresholds = [], [], []
     with torch.no_grad():
-        cells, x = variables.question.cells(variables.multipliers(), variables.weigh(0))
+        cells, windows, x = variables.question.cells(variables.multipliers(), variables.weigh(0))
         values = plan.values_at(x)
         for k, cell in cells.items():
             parent = plan.network.nodes[k].parents[0]
@@ -111,7 +111,16 @@ def look(variables: Variables, count: int) -> Look:
             scores.append(score.flatten(1))
             thresholds.append(threshold.flatten(1))
             positions.append(torch.full_like(scores[-1], parent, dtype=torch.int64))
-        if not cells:  # maxima alone, no entry of which decides: nowhere
+        for k, window in windows.items():
+            v = values[plan.network.nodes[k].parents[0]].flatten(1)[:, plan.maxima[k].index.to(x.device)]
+            v = torch.cat([v, window.low[..., -1:]], -1)
+            score = window.cost(torch.minimum(torch.maximum(v, window.low), window.high)) - window.least
+            level, question = plan.levels[k], variables.question
+            inside = (question.low[k] < level) & (level < question.high[k])
+            scores.append(torch.where(inside.flatten(1) & score.isfinite(), score, -math.inf))
+            thresholds.append(torch.full_like(score, level))
+            positions.append(torch.full_like(score, k, dtype=torch.int64))
+        if not scores:  # maxima alone, no entry of which decides: nowhere
             nowhere = x.new_zeros(len(x), 1)
             return Look(x, nowhere.long(), nowhere.long(), nowhere, torch.full_like(nowhere, -math.inf))
     entries = [torch.arange(s.shape[1], device=s.device).expand(len(s), -1) for s in scores]

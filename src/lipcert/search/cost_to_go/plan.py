@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lipcert.certificates.cost_to_go.floors import Floor, floors
 from lipcert.certificates.cost_to_go.multipliers import Edge
 from lipcert.network.graph import AffineNode, InputNode, Network
 from lipcert.network.linear import Identity, Shape, size
@@ -41,9 +42,19 @@ class Plan:
     bases: Mapping[int, Basis] = field(default_factory=dict)
 
     @cached_property
+    def floors(self) -> dict[int, Floor]:
+        """The activations that leave their costs to the maximum before them."""
+        return floors(self.network)
+
+    @cached_property
+    def levels(self) -> dict[int, float]:
+        """Position of such a maximum → below which number nothing counts."""
+        return {floor.maximum: floor.level for floor in self.floors.values()}
+
+    @cached_property
     def functions(self) -> dict[int, Nonlinearity]:
-        """What the activations that a cost comes to compute."""
-        found = ((k, _elementwise(self.network, k)) for k in sorted(self._costly))
+        """What the other activations that a cost comes to compute."""
+        found = ((k, _elementwise(self.network, k)) for k in sorted(self._costly) if k not in self.floors)
         return {k: function for k, function in found if function is not None}
 
     @cached_property
@@ -65,7 +76,7 @@ class Plan:
     @cached_property
     def cuts(self) -> tuple[int, ...]:
         """The nodes at which a cost is bounded by its range alone."""
-        known = (*self.functions, *self.maxima, *self.affine)
+        known = (*self.functions, *self.floors, *self.maxima, *self.affine)
         return tuple(
             k for k in sorted(self._costly) if k not in known and not isinstance(self.network.nodes[k], InputNode)
         )
@@ -94,6 +105,7 @@ class Plan:
             sorted(
                 {nodes[k].parents[0] for k in (*self.functions, *self.maxima)}
                 | {*self.cuts}
+                | {k for k in self.levels if k in self.maxima}
                 | {nodes[k].parents[i] for k, i in self.anchored}
             )
         )

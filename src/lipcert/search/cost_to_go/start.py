@@ -80,6 +80,11 @@ def start_at(question: Question, points: Tensor) -> Start:
             _add(linear, parent, slope)
             _add(weight, parent, curvature)
             _add(size, parent, most)
+        elif k in plan.floors:
+            parent = plan.floors[k].maximum
+            _add(linear, parent, c * (values[parent] > plan.floors[k].level))
+            _add(weight, parent, ROOM * total)  # a maximum moves with any of its entries
+            _add(size, parent, most)
         elif k in plan.maxima:
             windows, parent = plan.maxima[k], nodes[k].parents[0]
             flat, index = values[parent].flatten(1), windows.index.to(c.device)
@@ -123,6 +128,8 @@ def _reach(question: Question) -> list[Tensor]:
             found = sum((n * r for n, r in zip(plan.gains(k), before, strict=True)), torch.zeros_like(reach[0]))
         elif k in plan.functions:
             found = _steepness(plan.functions[k]) * before[0]
+        elif k in plan.floors:
+            found = before[0]
         elif k in plan.maxima:
             found = plan.maxima[k].gain(2.0) * before[0]
         else:

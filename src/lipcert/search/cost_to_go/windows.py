@@ -9,11 +9,12 @@ range is that of the cost there, held fixed (Danskin).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lipcert.certificates.cost_to_go.floors import one_more
 from lipcert.search.cost_to_go.cells import FAR, SMALL
 
 
@@ -40,11 +41,23 @@ class WindowCell:
     high: Tensor
     counts: Tensor
 
+    def with_number(self, number: Tensor) -> WindowCell:
+        """With one more entry in every window that is a number, (P, O), and costs nothing: m is no less."""
+        return replace(
+            self, g=one_more(self.g, 0.0), curvature=one_more(self.curvature, 0.0),
+            centre=one_more(self.centre, 0.0), low=one_more(self.low, number), high=one_more(self.high, number),
+            counts=one_more(self.counts, 1.0),
+        )  # fmt: skip
+
     def least(self) -> Tensor:
-        """Sum over the windows of the least costs, (P,), differentiable in all but the range."""
+        """The least costs, (P, O), differentiable in all but the range."""
         with torch.no_grad():
             m, v = self._least_point()
-        return self.at(m, v).flatten(1).sum(1)
+        return self.at(m, v)
+
+    def where(self, v: Tensor) -> Tensor:
+        """The costs of entries within their ranges, (P, O)."""
+        return self.at(v.amax(-1), v)
 
     def at(self, m: Tensor, v: Tensor) -> Tensor:
         """The cost of a maximum and the entries, (P, O)."""

@@ -23,7 +23,7 @@ def firm(cell: BasisCell) -> BasisCell:
 
 
 def least(cell: BasisCell, sweeps: int) -> Tensor:
-    """Sum over the windows of the least costs, (P,), of convex ones; differentiable in all but the range.
+    """The least costs of the windows, (P, O), of convex ones; differentiable in all but the range.
 
     At the points found the gradient is that of the costs there, held fixed (Danskin). One sweep is enough for a step of
     the ascent; the costs are then some thousandths above the least.
@@ -34,7 +34,7 @@ def least(cell: BasisCell, sweeps: int) -> Tensor:
         possible = cell.counts & (cell.high >= cell.low.amax(-1)[..., None])
         case = torch.where(possible, costs, torch.inf).argmin(-1)
         v = points.gather(-2, case[..., None, None].expand(*case.shape, 1, points.shape[-1])).squeeze(-2)
-    return at(cell, v, case).flatten(1).sum(1)
+    return at(cell, v, case)
 
 
 def at(cell: BasisCell, v: Tensor, case: Tensor | int) -> Tensor:
