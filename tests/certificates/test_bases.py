@@ -16,7 +16,7 @@ from lipcert.certificates.base import Witness
 from lipcert.certificates.cost_to_go.bases import classes_of
 from lipcert.certificates.cost_to_go.windows import WindowCell
 from lipcert.certificates.cost_to_go.windows import least as least_of_entries
-from lipcert.certificates.cost_to_go.windows_in_bases import BasisCell, least, least_points
+from lipcert.certificates.cost_to_go.windows_in_bases import BasisCell, convex, least, least_points
 from lipcert.certificates.outputs import Subject, check_outputs, prove_outputs
 from lipcert.domain import Ball
 from lipcert.errors import CertificateError, NotProved
@@ -63,7 +63,13 @@ def _cell(seed: int, entries: int, kind: str = "mild", firm: bool = False, windo
     centre = (matrix * (low + (high - low) * _some(g, 2, windows, entries)).unsqueeze(-2)).sum(-1)
     centre = centre + 1e-3 * _random(g, 2, windows, entries) * full.squeeze(-1)
     cell = BasisCell(cost, weight, anchor, slope, curvature, centre, low, high, counts, matrix, inverse)
-    return search.firm(replace(cell, curvature=curvature + 1e-2)) if firm else cell
+    return _firm(replace(cell, curvature=curvature + 1e-2)) if firm else cell
+
+
+def _firm(cell: BasisCell) -> BasisCell:
+    """With curvatures of every window so large that its cost is convex, whichever entry is the greatest."""
+    share = torch.where(cell.counts, cell.weight[..., None] / cell.firmness.clamp(min=1e-30), 0.0)
+    return replace(cell, curvature=cell.curvature * (1.001 * share.amax(-1, keepdim=True)).clamp(min=1.0))
 
 
 def _at(cell: BasisCell, v: Tensor) -> Tensor:
@@ -122,6 +128,29 @@ def test_the_trivial_basis_is_that_of_single_entries(entries: int) -> None:
     torch.testing.assert_close(least(cell), least_of_entries(plain), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("entries", [1, 2, 4])
+def test_what_is_too_concave_is_replaced_by_its_chord(entries: int) -> None:
+    """Nowhere above F, equal to it at the ends of m, convex in every entry's case, and no change where F is that."""
+    g = torch.Generator().manual_seed(11)
+    cell = _cell(5, entries)
+    own, number = convex(cell)
+    assert bool((own.weight <= cell.weight).all())
+    assert int((own.weight < cell.weight).sum()) > 20
+    moving = (cell.counts & (cell.high > cell.low)).expand_as(cell.slope)
+    assert bool((~moving | (own.weight[..., None] <= cell.firmness)).all())
+    for _ in range(50):
+        share = _some(g, *cell.slope.shape)
+        v = torch.where(cell.counts, cell.low + (cell.high - cell.low) * share, cell.low[:, :1])
+        assert bool((_at(own, v) + number <= _at(cell, v) + 1e-9 * (1.0 + _at(cell, v).abs())).all())
+    ends = [cell.low.amax(-1), torch.maximum(cell.high.amax(-1), cell.low.amax(-1))]
+    for m in ends:
+        one, two = (c.cost * m - 0.5 * c.weight * (m - c.anchor).square() for c in (own, cell))
+        torch.testing.assert_close(one + number, two, rtol=1e-9, atol=1e-9)
+    again, nothing = convex(_cell(5, entries, firm=True))
+    assert torch.equal(again.cost, _cell(5, entries, firm=True).cost)
+    assert not bool(nothing.any())
+
+
 def test_a_box_without_end_proves_nothing_of_a_falling_cost() -> None:
     cell = _cell(6, 4, firm=True)
     cell = replace(cell, weight=cell.weight + 1e3, high=torch.full_like(cell.high, math.inf))
@@ -131,9 +160,9 @@ def test_a_box_without_end_proves_nothing_of_a_falling_cost() -> None:
 @pytest.mark.slow
 def test_the_search_values_firm_costs_as_the_check_does() -> None:
     cell = _cell(7, 4, firm=True)
-    found = torch.stack([search.least(_window(cell, o), 6) for o in range(cell.cost.shape[1])], 1)
+    found = torch.cat([search.least(_window(cell, o), 6) for o in range(cell.cost.shape[1])], 1)
     torch.testing.assert_close(found, least(cell), rtol=1e-6, atol=1e-6)
-    coarse = torch.stack([search.least(_window(cell, o), 1) for o in range(cell.cost.shape[1])], 1)
+    coarse = torch.cat([search.least(_window(cell, o), 1) for o in range(cell.cost.shape[1])], 1)
     assert bool((coarse >= found - 1e-9).all())
 
 

@@ -108,7 +108,7 @@ def test_least_with_a_number_is_below_every_point(entries: int) -> None:
 def test_least_in_a_basis_is_attained_where_costs_are_convex() -> None:
     g = torch.Generator().manual_seed(3)
     plain = _plain(g, 100, 4)
-    cell = _based(replace(plain, weight=0.1 * plain.weight, curvature=plain.curvature + 1.0), g)
+    cell = _based(replace(plain, weight=0.01 * plain.weight, curvature=plain.curvature + 1.0), g)
     number = cell.low.mean(-1)
     gap = _lowest(cell, number) - windows_in_bases.least(cell.with_number(number))
     assert bool((gap >= 0.0).all())
@@ -295,3 +295,15 @@ def test_a_maximum_under_a_floor_is_split() -> None:
     assert bool(((found.lower <= values) & (values <= found.upper)).all())
     assert found.method == "branched_cost_to_go"
     assert float(found.upper - found.lower) < float(whole.upper - whole.lower) - 1e-2
+
+
+@pytest.mark.parametrize("level", [-1e300, -1e39, 1e39])
+def test_levels_beyond_what_the_search_can_hold(level: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), nn.MaxPool1d(2), _Clamped(level), nn.Flatten(), nn.Linear(4, 2)
+    ).double()
+    x = torch.randn(1, 3, dtype=torch.float64)
+    found = lipcert.output_bounds(model.eval(), x, lipcert.Box(x - 1.0, x + 1.0), budget=0.5)
+    values = model(x + 2.0 * torch.rand(2000, 3, dtype=torch.float64) - 1.0).detach()
+    assert bool(((found.lower <= values) & (values <= found.upper)).all())

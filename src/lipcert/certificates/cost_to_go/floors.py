@@ -54,7 +54,7 @@ def _level(function: object) -> float | None:
 
 def least_of(level: float, low: Tensor) -> Tensor:
     """What max(level, m) is at least, (…, O), for m from ``low``."""
-    return low.clamp(min=level)
+    return Clamp("floor", 0.0, 1.0, level, None)(low)
 
 
 def below(high: Tensor, low: Tensor, most: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from lipcert.numerics.midrad import UNIT, UP
 
 #: Sweeps over the entries of a window before a proof, and steps of Newton's method in each.
 SWEEPS, INNER = 12, 3
+#: By how much a cost is more convex than it must be.
+ROOM = 1.0 + 2.0**-16
 #: Ends of ranges are taken for this at most where a least point is looked for, and what a curvature is at least.
 FAR, SMALL = 1e30, 1e-30
 
@@ -235,7 +237,30 @@ def least(cell: BasisCell) -> Tensor:
     Every number is a sum of some dozens of terms for each pair of entries, so that (256 + 64 K²) units in the last
     place of the sum of their sizes cover its rounding.
     """
-    return _Cases(cell).least()
+    own, number = convex(cell)
+    a, b = cell.low.amax(-1).abs(), cell.high.abs().amax(-1)
+    sizes = (cell.weight - own.weight) * (a + 2.0 * b + 2.0 * cell.anchor.abs()).square() + own.cost.abs() * (a + b)
+    found = _Cases(own).least() + number - (32.0 * UNIT * (sizes + number.abs()) + FLOOR)
+    return torch.where(found.isfinite(), found, -math.inf)
+
+
+def convex(cell: BasisCell) -> tuple[BasisCell, Tensor]:
+    """A cost that is convex whichever entry is the greatest, and a number; F is nowhere less than both together.
+
+    What is not convex would be least far from any tangent. So where T exceeds the least λ_i of the entries that can
+    move, the rest e of it is replaced by its chord between the ends a and b of m,
+
+        −½ e (m − z̃)² ≥ −½ e (a + b − 2 z̃) m + ½ e (a b − z̃²).
+    """
+    moving = cell.counts & (cell.high > cell.low)
+    most = torch.where(moving, cell.firmness, math.inf).amin(-1) / ROOM
+    weight = torch.minimum(cell.weight, most)
+    rest = cell.weight - weight
+    a = cell.low.amax(-1)
+    b = torch.maximum(torch.where(cell.counts, cell.high, a.unsqueeze(-1)).amax(-1), a)
+    slope = torch.where(rest > 0, 0.5 * rest * (a + b - 2.0 * cell.anchor), 0.0)
+    number = torch.where(rest > 0, 0.5 * rest * (a * b - cell.anchor.square()), 0.0)
+    return replace(cell, cost=cell.cost - slope, weight=weight), number
 
 
 class _Cases:

@@ -26,7 +26,7 @@ class Clamp(Nonlinearity):
             return x
         if self.low == 0.0 and self.high is None:
             return torch.relu(x)
-        return torch.clamp(x, self.low, self.high)
+        return torch.clamp(x, _within(self.low, x.dtype), _within(self.high, x.dtype))
 
     @property
     def constant(self) -> bool:
@@ -56,6 +56,12 @@ class Clamp(Nonlinearity):
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         return ends_of(known(min(low, high)), known(high))
+
+
+def _within(end: float | None, dtype: torch.dtype) -> float | None:
+    """An end, or the nearest number of a dtype that does not reach so far, as that of a search."""
+    most = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
+    return end if end is None or not math.isfinite(end) else min(max(end, -most), most)
 
 
 RELU = Clamp("relu", 0.0, 1.0, 0.0, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.windows import WindowCell
 from lipcert.search.cost_to_go.windows_in_bases import at as at_in_basis
-from lipcert.search.cost_to_go.windows_in_bases import firm
 from lipcert.search.cost_to_go.windows_in_bases import least as least_in_basis
 
 #: (affine node, D on its value) → place of a parent → T on the parent's value.
@@ -53,19 +52,12 @@ class Question:
         low, high = ({k: t[rows] for k, t in ends.items()} for ends in (self.low, self.high))
         return Question(self.plan, self.rows[rows], low, high, self.domains.at(rows), self.relaxed.at(rows))
 
-    def value(self, multipliers: Multipliers, weigh: Weigh, halvings: int = HALVINGS) -> Tensor:
+    def value(self, multipliers: Multipliers, weigh: Weigh, halvings: int = HALVINGS, sweeps: int = 1) -> Tensor:
         """The lower bounds, (P,)."""
-        walk = _Walk(self, multipliers)
+        walk = _Walk(self, multipliers, sweeps)
         for k in range(len(self.plan.network.nodes) - 1, 0, -1):
             walk.back(k, weigh)
         return walk.at_input(halvings)
-
-    def firm(self, multipliers: Multipliers, weigh: Weigh) -> tuple[Tensor, Multipliers]:
-        """The lower bounds, and the multipliers that prove them, with what curvatures in bases are raised to."""
-        walk = _Walk(self, multipliers, SURE)
-        for k in range(len(self.plan.network.nodes) - 1, 0, -1):
-            walk.back(k, weigh)
-        return walk.at_input(HALVINGS), replace(multipliers, curvature={**multipliers.curvature, **walk.firm})
 
     def cells(self, multipliers: Multipliers, weigh: Weigh) -> tuple[dict[int, Cell], dict[int, Windows], Tensor]:
         """Position of an activation → its costs; of a maximum under a floor → its own; and the input of the least."""
@@ -104,7 +96,6 @@ class _Walk:
         self.quadratic: dict[int, list[Quadratic]] = {}
         self.cells: dict[int, Cell] = {}
         self.windows: dict[int, Windows] = {}
-        self.firm: dict[int, Tensor] = {}
         self.centres: dict[int, Tensor] = {}
         for k in self.plan.bent:
             self.centres[k] = self._image(k)
@@ -182,15 +173,12 @@ class _Walk:
         weight, middle = (t.expand_as(c).flatten(1) for t in self._joined(quadratics, c))
         if basis is not None:
             curvature, centre = curvature.expand_as(g), self.centres[basis.position]
-            together = firm(
-                BasisCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g))
-            )
-            self.firm[k] = together.curvature
-            whole = together if number is None else together.with_number(number)
+            own = BasisCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g))
+            whole = own if number is None else own.with_number(number)
             costs = least_in_basis(whole, self.sweeps)
             self._spend_least(k, whole, costs, lambda v: at_in_basis(whole, v, v.argmax(-1)))
             self._hand(parent, summed(g), None)
-            self._hand(basis.position, torch.zeros_like(centre), (together.curvature, centre))
+            self._hand(basis.position, torch.zeros_like(centre), (curvature, centre))
             return
         everywhere = self._centre(k, 0)
         centre = everywhere.flatten(1)[:, index]

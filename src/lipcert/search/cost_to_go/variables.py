@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Edge, Multipliers
-from lipcert.search.cost_to_go.dual import Question, Weigh, by_norms
+from lipcert.search.cost_to_go.dual import SURE, Question, Weigh, by_norms
 from lipcert.search.cost_to_go.inputs import by_row
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.start import Start
@@ -204,7 +204,8 @@ class Variables:
             return sure
 
         with torch.no_grad():
-            value, own = self.question.firm(self.multipliers(), weigh)
+            own = self.multipliers()
+            value = self.question.value(own, weigh, sweeps=SURE)
         whole = Multipliers(own.slope, own.curvature, own.anchor, weights)
         return whole.map(lambda t: t.detach().to("cpu", torch.float64).nan_to_num(0.0, 0.0, 0.0)), value.double().cpu()
 
