@@ -28,8 +28,9 @@ class Multipliers:
 
     Attributes:
         slope: position of an activation or a maximum → g, (P, *handed): the linear cost that it hands to its parent;
-            of a maximum one for each entry of each window, see ``handed``. Of any other node that is not affine: the
-            part of its linear cost that linear bounds hand to its parents; the rest is cut.
+            of a maximum one for each entry of each window, see ``handed``. Absent, as the curvature, at a ReLU that
+            leaves its cost to the maximum before it, see ``floors``. Of any other node that is not affine: the part of
+            its linear cost that linear bounds hand to its parents; the rest is cut.
         curvature: the same → D ≥ 0, (P, *handed), or (P, 1, …, 1) for one number per function; of a maximum that has a
             basis in the coordinates of that.
         anchor: edge of an affine node from a parent that is none → z̃, (P, *shape of the parent): where the quadratic
