@@ -80,7 +80,7 @@ def test_what_was_searched_is_proved_and_below_every_value(name: str, domain: st
 def test_small_networks_are_nearly_solved(name: str, gap: float) -> None:
     """The least value over a small ball is found from both sides."""
     case = Case(name, Ball(CENTRE, 0.25, 2))
-    _, proved = case.search(steps=250, warm=0, dtype=F64, room=1e-6, decay=0.985)
+    _, proved = case.search(steps=250, warm=0, dtype=F64, room=1e-6)
     x = case.points(64).reshape(64, 4).repeat(len(case.rows), 1).requires_grad_(True)
     rows = case.rows.repeat_interleave(64, 0)
     for step in range(200):

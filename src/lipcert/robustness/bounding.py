@@ -76,7 +76,7 @@ def bound_outputs(
     starts, reached = found.points[0].reshape(len(rows), *model.in_shape), found.values[0]
     task = Task(domain, rows, starts, None)
     short = Settings(steps=FIRST, warm=FIRST // 2, goal=None, seed=seed, device=device)
-    long = replace(short, steps=MOST, warm=40, decay=0.99)
+    long = replace(short, steps=MOST, warm=40)
     trees = wanted.split or bool(goals.isfinite().any())
     look_for_bases(subject)
     began = time.perf_counter()

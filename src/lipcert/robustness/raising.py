@@ -45,7 +45,7 @@ class Raising(Forest):
             Node(r, self.setting, 0, variables.at(numbers[[r]]), self.settings.room) for r in numbers.tolist()
         ]
         self.open = list(self.trees)
-        self._raise(self.trees, steps, self.settings.rate, self.settings.decay, until)
+        self._raise(self.trees, steps, self.settings.rate, self.settings.last, until)
 
     def bounds(self) -> Tensor:
         """What is proved of the rows, (P,)."""
@@ -94,9 +94,9 @@ class Raising(Forest):
         fresh = self.open[known:]
         self.open = [node for node in self.open if id(node) not in gone]
         again = [node for node in nodes if id(node) in kept]
-        self._raise([*fresh, *again], STEPS, RATE, LAST ** (1.0 / STEPS), until)
+        self._raise([*fresh, *again], STEPS, RATE, LAST, until)
 
-    def _raise(self, nodes: Sequence[Node], steps: int, rate: float, decay: float, until: float) -> None:
+    def _raise(self, nodes: Sequence[Node], steps: int, rate: float, last: float, until: float) -> None:
         """The ascent at some parts, and what it proves."""
         if not nodes:
             return
@@ -104,8 +104,7 @@ class Raising(Forest):
         for step in range(steps):
             if step == min(self.settings.warm, steps // 2):
                 variables.release(self.question.plan.bent)
-            variables.ascend(rate)
-            rate *= decay
+            variables.ascend(rate * last ** (step / steps))
             if time.perf_counter() > until:
                 break
         room = torch.tensor([node.room for node in nodes], dtype=self.question.rows.dtype).to(self.question.rows)

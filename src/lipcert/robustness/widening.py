@@ -30,9 +30,8 @@ from lipcert.search.cost_to_go.variables import Variables
 
 #: Steps of the ascent between two looks at the radii; looks within which a radius must grow by a share to go on.
 EVERY, LOOKS, GAIN = 10, 4, 0.01
-#: Rate of the ascent at first, more than at a given radius, as the goal moves; and at which multiple of the radius that
-#: is reached it climbs.
-RATE, OVER = 0.08, 1.1
+#: Rate of the ascent at first, its factor per step, and at which multiple of the radius that is reached it climbs.
+RATE, DECAY, OVER = 0.08, 0.994, 1.1
 #: Classes whose radii are within this factor of an example's least are raised; ranges are made anew beyond this one.
 BEHIND, STALE = 1.03, 1.2
 #: Part of the distance of the nearest counter-example that is tried first, how often a start is made anew where this
@@ -115,9 +114,9 @@ class Widening:
             if not live or time.perf_counter() > until:
                 break
             for classes in _alike([(example, k) for example in live for k in example.freed()]):
-                _climb(classes, settings.decay)
+                _climb(classes)
             for example in live:
-                example.rate *= settings.decay**EVERY
+                example.rate *= DECAY**EVERY
         return [example.proof() for example in examples]
 
 
@@ -317,10 +316,10 @@ def _take(classes: Sequence[Class], rows: Rows, values: int = VALUES, power: int
         example.roots[k] = max(root, example.floor[k])
 
 
-def _climb(classes: Sequence[Class], decay: float) -> None:
+def _climb(classes: Sequence[Class]) -> None:
     """Some steps, each class at its example's radius."""
     rows, rate = _rows(classes), classes[0][0].rate
     for _ in range(EVERY):
         rows.variables.ascend(rate)
-        rate *= decay
+        rate *= DECAY
     _take(classes, rows)

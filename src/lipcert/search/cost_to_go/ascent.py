@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Prove = Callable[[Tensor, Multipliers], Tensor]
 #: Factor of the room of weights whose proof failed.
 WIDER = 3.0
+#: By how much of the whole the steps are to be behind the time until rates follow this; else nothing depends on it.
+BEHIND = 0.1
 #: Part of the rate of a search that goes on from where another ended.
 LATER = 0.5
 
@@ -149,21 +151,23 @@ def first_variables(question: Question, points: Tensor, settings: Settings) -> V
 def _climb(variables: Variables, index: Tensor, prove: Prove, found: Found, until: float) -> None:
     settings = variables.settings
     room = torch.full_like(variables.question.rows[:, 0], settings.room)
-    rate = settings.rate
+    began = time.perf_counter()
     for step in range(settings.steps + 1):
         if step == settings.warm:
             variables.release(variables.question.plan.bent, settings.large)
         if step == max(settings.warm, settings.late):
             variables.release(variables.question.plan.bent)
-        last = step == settings.steps or time.perf_counter() > until
+        gone = (time.perf_counter() - began) / max(1e-9, until - began)
+        part = step / max(1, settings.steps)
+        part = part if gone < part + BEHIND else gone
+        last = step == settings.steps or gone >= 1.0
         if last or (step and step % settings.every == 0):
             keep = _settle(variables, index, room, step, prove, found, last)
             if last or not len(keep):
                 return
             if len(keep) < len(index):
                 variables, index, room = variables.at(keep), index[keep.cpu()], room[keep]
-        variables.ascend(rate)
-        rate *= settings.decay
+        variables.ascend(settings.rate_at(part), settings.power_at(part))
 
 
 def _settle(

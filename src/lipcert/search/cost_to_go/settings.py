@@ -19,10 +19,10 @@ class Settings:
         large, late: the least side of a matrix beyond which that is so for ``late`` steps; its proofs take seconds.
         most: the least side beyond which it stays so: they would take minutes.
         rate: of Adam, in the units of the start.
-        decay: factor of the rate per step.
+        last: of the rate, the share that is left at the end of the steps or of the time.
         betas: of Adam.
         scales: factors of the curvatures of the start; of these the best for each function.
-        power: steps of the power method per step.
+        power: steps of the power method per step, at the end; fewer before.
         every: steps between attempts to prove.
         goal: what values are to exceed: such functions are proved and leave; None: as high as the steps go.
         room: relative, in which weights exceed what was found necessary.
@@ -37,15 +37,23 @@ class Settings:
     large: int = 2_000
     late: int = 150
     most: int = 3_200
-    rate: float = 0.04
-    decay: float = 0.994
-    betas: tuple[float, float] = (0.6, 0.9)
+    rate: float = 0.16
+    last: float = 0.015
+    betas: tuple[float, float] = (0.8, 0.95)
     scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
     power: int = 3
     every: int = 25
     goal: float | None = 0.0
-    room: float = 1e-3
+    room: float = 1e-4
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     chunk: int = 1 << 22
     seed: int = 0
+
+    def rate_at(self, part: float) -> float:
+        """After a part of the search, 0 to 1."""
+        return float(self.rate * self.last**part)
+
+    def power_at(self, part: float) -> int:
+        """After a part of the search, 0 to 1."""
+        return min(self.power, 1 + int(self.power * part))

@@ -138,12 +138,12 @@ class Variables:
         """The bounds, (P,)."""
         return self.question.value(self.multipliers(), self.weigh(power), HALVINGS)
 
-    def ascend(self, rate: float) -> Tensor:
-        """One step of Adam; the bounds before it."""
+    def ascend(self, rate: float, power: int | None = None) -> Tensor:
+        """One step of Adam, after some steps of the power method; the bounds before it."""
         names = list(self.free)
         leaves = [self.free[name].detach().requires_grad_(True) for name in names]
         self.free.update(zip(names, leaves, strict=True))
-        value = self.value(self.settings.power)
+        value = self.value(self.settings.power if power is None else power)
         reached = names if value.requires_grad else []  # else nothing to vary reaches the output
         gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if reached else (None,) * len(names)
         with torch.no_grad():

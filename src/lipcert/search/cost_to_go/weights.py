@@ -14,12 +14,16 @@ from lipcert.search.cost_to_go.plan import Plan
 
 #: Directions that the power method keeps, of maps beyond a least side (of smaller ones one is enough, and quicker), and
 #: the square of a unit vector's part that counts as none.
-BLOCK, SIDE, THIN = 4, 64, 1e-5
+BLOCK, SIDE, THIN = 8, 64, 1e-5
+#: Relative distance from the greatest eigenvalue within which others have their share in its gradient. At the best
+#: weights many come together: along the gradient of one alone the ascent zigzags, and what it gains in a long run is
+#: only how far the power method has fallen behind.
+BLUR = 5e-3
 #: Images of the directions that are used together, and the part of one that is to be new at least: values see its
 #: square, and what is less would follow rounding, where eigenvalues come together.
 DEEP, FAINT = 3, 1e-3
 #: Steps of Lanczos between looks at its greatest values, and their relative change in so many that counts as none.
-LOOK, SETTLED = 8, 3e-5
+LOOK, SETTLED = 8, 1e-5
 #: Where the power method stands at each affine node: orthonormal vectors on the shorter side of its map, (P, BLOCK,
 #: length of that side), the leading one first.
 Directions = dict[int, Tensor]
@@ -108,23 +112,36 @@ def scaled_weights(
         steps: of the power method.
 
     Returns:
-        Place of a parent → T_i, with the gradient of log λ in D and t at the direction found: D_j y_j²/λ and −w².
+        Place of a parent → T_i, with the gradient in D and t of the logarithm of a smooth maximum of the eigenvalues:
+        a mean of D_j y_j²/λ and of −w² over the directions, those of smaller ones counting less (softmax by ``BLUR``).
     """
     with torch.no_grad():
         roots = {i: (-0.5 * t).exp().unsqueeze(1) for i, t in logs.items()}
         scaled = _Scaled(plan, k, total.sqrt().unsqueeze(1), roots)
         for start in range(0, max(1, steps), DEEP):
             directions[k] = _leading(scaled, directions[k], min(DEEP, steps - start))
-        first = directions[k][:, :1]
-        first = first if _short(plan, k) else scaled.back(first)
-        first = first / first.norm(dim=2, keepdim=True).clamp(min=SMALL)
-        square, shares = scaled.image(first)[:, 0].square(), scaled.parts(first.square())
-    log = (total * square).flatten(1).sum(1).clamp(min=SMALL).log()
+        rows = directions[k] if _short(plan, k) else scaled.back(directions[k])
+        length = rows.norm(dim=2, keepdim=True)
+        seen = length > FAINT * length.amax(dim=1, keepdim=True)  # the others' values are next to 0
+        rows = torch.where(seen, rows / length.clamp(min=SMALL), 0.0)
+        squares, parts = scaled.image(rows).square(), scaled.parts(rows.square())
+        values = (total.unsqueeze(1) * squares).flatten(2).sum(2)  # Rayleigh quotients, (P, n)
+        greatest = values.amax(1).clamp(min=SMALL)
+        counts = ((values / greatest[:, None] - 1.0) / BLUR).softmax(1)
+        square = _mean(squares, counts / values.clamp(min=SMALL))
+        shares = {i: _mean(part, counts) for i, part in parts.items()}
+    one = (total * square).flatten(1).sum(1)
+    log = greatest.log() + (one - one.detach())
     for i, t in logs.items():
-        share = shares[i][:, 0]
+        share = shares[i]
         share = share.sum_to_size(t.shape) if t.shape != share.shape else share
         log = log - (share * (t - t.detach())).flatten(1).sum(1)
     return {i: (t + by_row(log, t)).exp() for i, t in logs.items()}
+
+
+def _mean(rows: Tensor, counts: Tensor) -> Tensor:
+    """Σ_n counts · rows, (P, *shape), of (P, n, *shape) and (P, n)."""
+    return torch.einsum("pn,pn...->p...", counts, rows)
 
 
 def _leading(scaled: _Scaled, block: Tensor, steps: int) -> Tensor:
