@@ -172,6 +172,29 @@ def test_few_steps_follow_the_greatest_value_of_a_convolution() -> None:
     assert bool((greatest >= 1.0 - 1e-9).all()), greatest
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.2])
+def test_eigenvalues_that_come_together_share_the_gradient(apart: float) -> None:
+    """Of the identity, with D = 1 but at two places: there the gradient of log λ in t, −1 in all, is shared or not."""
+    n, two = 80, [7, 41]
+    model = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 1)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(n))
+    network = capture(model, torch.zeros(1, n, dtype=F64))
+    plan = Plan(network, {1: (1.0,), 3: (1.0,)})
+    total = torch.ones(1, *network.nodes[1].shape, dtype=F64)
+    total[..., two[0]], total[..., two[1]] = 2.0 + apart, 2.0
+    log = torch.zeros(1, *network.nodes[0].shape, dtype=F64, requires_grad=True)
+    directions = random_directions(plan, 1, 1, total, generator_of(3))
+    scaled_weights(plan, 1, total, {0: log.detach()}, directions, 60)
+    weight = scaled_weights(plan, 1, total, {0: log}, directions, 3)[0]
+    assert torch.allclose(weight, torch.full_like(weight, 2.0 + apart))
+    (gradient,) = torch.autograd.grad(weight.log().mean(), log)
+    of_size = gradient.flatten() - 1.0 / n  # what is left is d log λ/dt
+    expected = torch.zeros(n, dtype=F64)
+    expected[two] = torch.tensor([-0.5, -0.5] if apart == 0.0 else [-1.0, 0.0], dtype=F64)
+    assert torch.allclose(of_size, expected, atol=1e-3), of_size[two]
+
+
 @pytest.mark.parametrize("sides", [(100, 75), (75, 100)], ids=["outputs shorter", "inputs shorter"])
 @pytest.mark.parametrize("size", [1.0, 1e-8])
 def test_directions_stay_orthonormal(sides: tuple[int, int], size: float) -> None:
