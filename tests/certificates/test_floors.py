@@ -284,9 +284,9 @@ def test_a_maximum_that_something_else_reads_keeps_its_own_cost() -> None:
 
 
 def test_a_maximum_under_a_floor_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else can be: with the domain cut at max(…) = 0 the bounds are closer, and hold.
+    """Nothing else can be: with the domain cut at max(…) = 0 the bounds are closer than before the cuts, and hold.
 
-    The clock moves when it is read, so that both searches have the same work behind them on every machine.
+    Of the time of a search with splits three tenths go to the whole. The clock moves when it is read, so that both searches have the same work behind them on every machine.
     """
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: 5e-3 * next(ticks))
@@ -295,7 +295,7 @@ def test_a_maximum_under_a_floor_is_split(monkeypatch: pytest.MonkeyPatch) -> No
         nn.Linear(2, 8), nn.Unflatten(1, (1, 8)), nn.MaxPool1d(2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1)
     ).double()
     x = torch.zeros(1, 2, dtype=torch.float64)
-    whole = lipcert.output_bounds(model.eval(), x, lipcert.Box(-1.0, 1.0), budget=3.0)
+    whole = lipcert.output_bounds(model.eval(), x, lipcert.Box(-1.0, 1.0), budget=0.9)
     found = lipcert.output_bounds(model, x, lipcert.Box(-1.0, 1.0), budget=3.0, split=True)
     line = torch.linspace(-1.0, 1.0, 301, dtype=torch.float64)
     values = model(torch.cartesian_prod(line, line)).detach()

@@ -206,14 +206,15 @@ def _provers(
 ) -> tuple[Prover, ...]:
     """On ranges by intervals, then by linear bounds; at once by these where they cost little or the most is asked.
 
+    The second search goes on from the first, which was for many and short: with as many steps again as it had, twice.
     At given radii splitting comes last.
     """
     small = _small(network)
     at_once = small or threat.radii is None
     return (
         *(
-            CostToGo(linear=linear, steps=steps, device=device, seed=seed)
-            for linear in ((True,) if at_once else (False, True))
+            CostToGo(linear=linear, steps=times * steps, device=device, seed=seed)
+            for linear, times in (((True, 1),) if at_once else ((False, 1), (True, 2)))
         ),
         Branching(seconds=seconds, linear=small, steps=steps, device=device, seed=seed),
     )

@@ -31,7 +31,7 @@ from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.variables import Variables
 
 #: Steps at a part, rate of the first and share of it at the last; steps between attempts to prove.
-STEPS, RATE, LAST, EVERY = 100, 0.04, 0.1, 25
+STEPS, RATE, LAST, EVERY = 100, 0.08, 0.03, 25
 #: Parts that are searched together, at most; parts left at which the search gives up.
 TOGETHER, MOST_OPEN = 48, 256
 #: How often the ascent goes on where nothing is left to split.

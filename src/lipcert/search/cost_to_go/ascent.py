@@ -34,7 +34,7 @@ WIDER = 3.0
 #: By how much of the whole the steps are to be behind the time until rates follow this; else nothing depends on it.
 BEHIND = 0.1
 #: Part of the rate of a search that goes on from where another ended.
-LATER = 0.25
+LATER = 0.5
 
 
 @dataclass(frozen=True, eq=False)
