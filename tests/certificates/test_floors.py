@@ -286,7 +286,8 @@ def test_a_maximum_that_something_else_reads_keeps_its_own_cost() -> None:
 def test_a_maximum_under_a_floor_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else can be: with the domain cut at max(…) = 0 the bounds are closer than before the cuts, and hold.
 
-    Of the time of a search with splits three tenths go to the whole. The clock moves when it is read, so that both searches have the same work behind them on every machine.
+    Of the time of a search with splits three tenths go to the whole. The clock moves when it is read, so that both
+    searches have the same work behind them on every machine.
     """
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: 5e-3 * next(ticks))

@@ -128,7 +128,7 @@ def scaled_weights(
         values = (total.unsqueeze(1) * squares).flatten(2).sum(2)  # Rayleigh quotients, (P, n)
         greatest = values.amax(1).clamp(min=SMALL)
         counts = ((values / greatest[:, None] - 1.0) / BLUR).softmax(1)
-        square = _mean(squares, counts / values.clamp(min=SMALL))
+        square = _mean(squares, torch.where(values > SMALL, counts / values.clamp(min=SMALL), 0.0))
         shares = {i: _mean(part, counts) for i, part in parts.items()}
     one = (total * square).flatten(1).sum(1)
     log = greatest.log() + (one - one.detach())
