@@ -195,6 +195,20 @@ def test_eigenvalues_that_come_together_share_the_gradient(apart: float) -> None
     assert torch.allclose(of_size, expected, atol=1e-3), of_size[two]
 
 
+def test_where_nothing_is_curved_weights_are_small_and_have_no_gradient() -> None:
+    """D = 0 everywhere, as behind a layer of zeros: nothing there to climb, and no division by what is not there."""
+    n = 80
+    network = capture(nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 1)).double(), torch.zeros(1, n, dtype=F64))
+    plan = Plan(network, {1: (1.0,), 3: (1.0,)})
+    total = torch.zeros(2, *network.nodes[1].shape, dtype=F64, requires_grad=True)
+    log = torch.zeros(2, *network.nodes[0].shape, dtype=F64)
+    directions = random_directions(plan, 1, 2, log, generator_of(3))
+    weight = scaled_weights(plan, 1, total, {0: log}, directions, 3)[0]
+    assert bool((weight <= 1e-29).all())
+    (gradient,) = torch.autograd.grad(weight.log().sum(), total)
+    assert not bool(gradient.any())
+
+
 @pytest.mark.parametrize("sides", [(100, 75), (75, 100)], ids=["outputs shorter", "inputs shorter"])
 @pytest.mark.parametrize("size", [1.0, 1e-8])
 def test_directions_stay_orthonormal(sides: tuple[int, int], size: float) -> None:

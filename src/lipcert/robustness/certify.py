@@ -206,8 +206,8 @@ def _provers(
 ) -> tuple[Prover, ...]:
     """On ranges by intervals, then by linear bounds; at once by these where they cost little or the most is asked.
 
-    The second search goes on from the first, which was for many and short: with as many steps again as it had, twice.
-    At given radii splitting comes last.
+    The second search goes on from the first, with twice the steps, as fewer classes are left to it. At given
+    radii splitting comes last.
     """
     small = _small(network)
     at_once = small or threat.radii is None

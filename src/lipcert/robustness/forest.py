@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -156,14 +156,14 @@ class Forest:
         own = self.settings
         count = min(TOGETHER, max(1, own.chunk // entries_of(self.setting.network)))
         if further is None:
-            self._go_on(self._climb(self.trees, own.steps, own.rate, own.last, until), until)
+            self._go_on(self._climb(self.trees, own, until), until)
         else:
             self.open = list(self.trees)
         while self.open and self.counter is None:
             if self.stuck or time.perf_counter() > until or len(self.open) > MOST_OPEN:
                 return False
             some, self.open = self.open[-count:], self.open[:-count]
-            self._go_on(self._climb(some, STEPS, RATE, LAST, until), until)
+            self._go_on(self._climb(some, self.later, until), until)
         return not self.stuck and self.counter is None
 
     def proof(self, row: int) -> tuple[dict[str, Tensor], Multipliers]:
@@ -174,8 +174,14 @@ class Forest:
         filled = [some.map(torch.zeros_like) if own is None else own for own in leaves]
         return write_trees([split for split, _ in nodes]) if len(nodes) > 1 else {}, joined(filled)
 
-    def _climb(self, nodes: list[Node], steps: int, rate: float, last: float, until: float) -> list[Node]:
+    @property
+    def later(self) -> Settings:
+        """Of the ascent at parts."""
+        return replace(self.settings, steps=STEPS, rate=RATE, last=LAST)
+
+    def _climb(self, nodes: list[Node], settings: Settings, until: float) -> list[Node]:
         """The ascent at some parts; those that it does not prove."""
+        steps = settings.steps
         variables = together([node.variables for node in nodes if node.variables is not None])
         for step in range(steps + 1):
             if step == min(self.settings.warm, steps):
@@ -187,7 +193,7 @@ class Forest:
             if not nodes or time.perf_counter() > until:
                 break
             if step < steps:
-                variables.ascend(rate * last ** (step / steps))
+                variables.ascend(settings.rate_at(step / steps))
         for k, node in enumerate(nodes):
             node.variables = variables.at(torch.tensor([k]))
         return nodes

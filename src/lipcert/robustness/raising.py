@@ -16,7 +16,7 @@ from lipcert.certificates.cost_to_go.splits import MOST_DEPTH, write_trees
 from lipcert.certificates.cost_to_go.walk import Setting, lower_bounds
 from lipcert.certificates.outputs import Subject
 from lipcert.errors import CertificateError, NotProved
-from lipcert.robustness.forest import LAST, MOST_VAIN, RATE, STEPS, Forest, Node, entries_of
+from lipcert.robustness.forest import MOST_VAIN, Forest, Node, entries_of
 from lipcert.robustness.outputs import Answer, Bounded, deep, joined
 from lipcert.search.cost_to_go.ascent import WIDER, first_variables
 from lipcert.search.cost_to_go.leaves import look, together
@@ -37,7 +37,7 @@ class Raising(Forest):
     A part inherits what is proved of the whole, and proves more on its own, smaller, ranges.
     """
 
-    def climb(self, steps: int, until: float) -> None:
+    def climb(self, until: float) -> None:
         """The ascent at the roots."""
         variables = first_variables(self.question, self.points, self.settings)
         numbers = torch.arange(len(self.rows))
@@ -45,7 +45,7 @@ class Raising(Forest):
             Node(r, self.setting, 0, variables.at(numbers[[r]]), self.settings.room) for r in numbers.tolist()
         ]
         self.open = list(self.trees)
-        self._raise(self.trees, steps, self.settings.rate, self.settings.last, until)
+        self._raise(self.trees, self.settings, until)
 
     def bounds(self) -> Tensor:
         """What is proved of the rows, (P,)."""
@@ -94,17 +94,17 @@ class Raising(Forest):
         fresh = self.open[known:]
         self.open = [node for node in self.open if id(node) not in gone]
         again = [node for node in nodes if id(node) in kept]
-        self._raise([*fresh, *again], STEPS, RATE, LAST, until)
+        self._raise([*fresh, *again], self.later, until)
 
-    def _raise(self, nodes: Sequence[Node], steps: int, rate: float, last: float, until: float) -> None:
+    def _raise(self, nodes: Sequence[Node], settings: Settings, until: float) -> None:
         """The ascent at some parts, and what it proves."""
         if not nodes:
             return
         variables = together([_variables(node) for node in nodes])
-        for step in range(steps):
-            if step == min(self.settings.warm, steps // 2):
+        for step in range(settings.steps):
+            if step == min(settings.warm, settings.steps // 2):
                 variables.release(self.question.plan.bent)
-            variables.ascend(rate * last ** (step / steps))
+            variables.ascend(settings.rate_at(step / settings.steps))
             if time.perf_counter() > until:
                 break
         room = torch.tensor([node.room for node in nodes], dtype=self.question.rows.dtype).to(self.question.rows)
@@ -161,7 +161,7 @@ def raised(
     if not usable or not len(open_) or time.perf_counter() > until:
         return best.witness(subject, upper)
     forest = Raising.of(subject, setting, domain, rows[open_], starts[open_], settings, -math.inf)
-    forest.climb(settings.steps, until)
+    forest.climb(until)
     for place, row in enumerate(open_.tolist()):  # what was known is known of every part
         known = best.multipliers[row]
         if known is not None and float(best.lower[row]) > forest.trees[place].value:
