@@ -25,13 +25,15 @@ from lipcert.robustness.schedule import BELOW
 from lipcert.search.cost_to_go.ascent import first_variables
 from lipcert.search.cost_to_go.leaves import together as all_of
 from lipcert.search.cost_to_go.plan import Plan
-from lipcert.search.cost_to_go.settings import Settings
+from lipcert.search.cost_to_go.settings import Settings, progress
 from lipcert.search.cost_to_go.variables import Variables
 
-#: Steps of the ascent between two looks at the radii; looks within which a radius must grow by a share to go on.
-EVERY, LOOKS, GAIN = 10, 4, 0.01
-#: Rate of the ascent at first, its factor per step, and at which multiple of the radius that is reached it climbs.
-RATE, DECAY, OVER = 0.08, 0.994, 1.1
+#: Steps of the ascent between two looks at the radii; looks within which a radius must grow by a share, or the search
+#: goes on to a later part, by so much.
+EVERY, LOOKS, GAIN, JUMP = 10, 4, 0.01, 0.15
+#: At which multiple of the radius that is reached the ascent climbs, at first and at the end: by then multipliers for
+#: far larger balls than what is reached would be no good, and at first those for what is reached will have to change.
+WIDE, OVER = 2.0, 1.1
 #: Classes whose radii are within this factor of an example's least are raised; ranges are made anew beyond this one.
 BEHIND, STALE = 1.03, 1.2
 #: Part of the distance of the nearest counter-example that is tried first, how often a start is made anew where this
@@ -39,15 +41,15 @@ BEHIND, STALE = 1.03, 1.2
 FIRST, STARTS, STRIDES, FAR = 0.25, 3, 2.0, 8
 #: Factor between certified radius and counter-example beyond which a quarter of the way is most likely too far.
 APART = 100.0
-#: How often steps are made smaller, and by which factor; ranges within this share of the radius are near enough.
-STAGES, SLOWER, NEAR = 3, 0.4, 0.01
+#: Ranges within this share of the radius are near enough.
+NEAR = 0.01
 #: Classes beyond this multiple of an example's radius are not looked at again.
 AWAY = 1.6
 #: Steps of the power method after which weights are taken to be right.
 SETTLED = 15
-#: Share of the steps after which, and of the distance of a counter-example beyond which no more weights become free:
-#: these cost much to prove.
-LATE, REACHED = 0.5, 0.95
+#: Parts of the search after which more weights become free where these are cheap to prove, and everywhere; the share of
+#: the distance of a counter-example beyond which none do.
+WARM, LATE, REACHED = 1 / 6, 0.5, 0.95
 #: Part of the radius found that is checked first, and rooms of weights that are tried.
 WITHIN, ROOMS = 1.0 - 1e-3, (1e-4, 1e-3, 1e-2)
 
@@ -57,9 +59,9 @@ class Widening:
     """The cost-to-go at about the largest radius that it proves.
 
     For given multipliers the bound falls as the radius grows, so every class has a radius of its own, a root in one
-    dimension; an example's is the least of them. The ascent is for the classes that are behind, at that radius, and
-    where it has moved far the ranges are made anew. First with weights by norms, which cost little; where these come to
-    an end, with diagonal ones. What is found is a radius and multipliers; the check decides.
+    dimension; an example's is the least of them. The ascent is for the classes that are behind, at up to twice that
+    radius, and where it has moved far the ranges are made anew. First with weights by norms, which cost little, then
+    with diagonal ones. What is found is a radius and multipliers; the check decides.
 
     Attributes:
         linear: whether linear bounds tighten the ranges.
@@ -107,16 +109,17 @@ class Widening:
         if not moderate:
             return [None] * len(asked)
         plan = Plan(network.to(settings.dtype, settings.device), norms, bases=facts.subject.facts.bases)
+        began = time.perf_counter()
         examples = [_Example(facts, one, self.linear, plan, settings, until) for one in asked]
         live = [example for example in examples if example.begin()]
-        for step in range(0, self.steps, EVERY):
-            live = [example for example in live if example.goes_on(step < LATE * self.steps)]
-            if not live or time.perf_counter() > until:
+        while live := [example for example in live if example.goes_on()]:
+            now = time.perf_counter()
+            if now > until:
                 break
             for classes in _alike([(example, k) for example in live for k in example.freed()]):
                 _climb(classes)
             for example in live:
-                example.rate *= DECAY**EVERY
+                example.part = progress(example.part + EVERY / self.steps, (now - began) / (until - began))
         return [example.proof() for example in examples]
 
 
@@ -130,7 +133,7 @@ class _Example:
         roots: up to about which radius each class is proved.
         floor: up to which constants and ranges prove it.
         variables: of each class.
-        released: whether weights are diagonal everywhere.
+        part: of the search that is over, 0 to 1.
         until: when (perf_counter) ranges must be done.
     """
 
@@ -143,8 +146,8 @@ class _Example:
         self.rows, self.shape = facts.rows(asked.claim), facts.subject.network.in_shape
         self.roots, self.floor = [0.0] * len(self.rows), [0.0] * len(self.rows)
         self.variables: list[Variables] = []
-        self.released, self.history = False, list[float]()
-        self.best, self.kept, self.stage, self.rate = 0.0, list[Variables](), 0, RATE
+        self.history, self.part = list[float](), 0.0
+        self.best, self.kept = 0.0, list[Variables]()
         self.sure, self.final = 0.0, list[Variables]()
         self.centre = plan.values_at(self._like(asked.claim.x.reshape(1, *self.shape)))
         self.radius = max(self._first(), self.least)
@@ -172,8 +175,8 @@ class _Example:
             self.radius = max(STRIDES * self.radius, self.least)
         return self.radius > 0.0
 
-    def goes_on(self, early: bool) -> bool:
-        """Whether the radius still grows, or may by smaller steps, or, if it is early, by weights that become free."""
+    def goes_on(self) -> bool:
+        """Whether the search is to go on; where the radius does not grow any more, with a later part of it."""
         self.radius = min(*self.roots, self.cap)
         if not self.measured / STALE <= self.radius <= self.measured * STALE and not self._look(anew=True):
             return False
@@ -184,12 +187,9 @@ class _Example:
             self.settle()
             return self.radius < self.cap
         if len(self.history) <= LOOKS or self.best > self.history[-1 - LOOKS] * (1.0 + GAIN):
-            return self.radius > 0.0
-        self.stage += 1
-        more = any(set(self.plan.bent) - set(self.variables[k].diagonal) for k in self.behind())
-        self.released |= early and more and self.best < REACHED * self.cap
-        self.rate *= SLOWER
-        return self.settle() and self.stage < STAGES
+            return self.radius > 0.0 and self.part < 1.0
+        self.part += JUMP
+        return self.settle() and self.part < 1.0
 
     def settle(self) -> bool:
         """Look again at the best since the last time, on ranges and with weights that are right; whether one may go on.
@@ -205,14 +205,20 @@ class _Example:
         self.best, self.kept = self.radius, list(self.variables)
         return usable and self.radius > 0.0
 
+    def aim(self) -> float:
+        """The radius at which it climbs."""
+        over = WIDE + (OVER - WIDE) * min(1.0, self.part)
+        return max(self.radius, min(over * self.radius, self.cap))
+
     def behind(self) -> list[int]:
         """The classes to be raised."""
         return [k for k, root in enumerate(self.roots) if root < BEHIND * self.radius]
 
     def freed(self) -> list[int]:
         """The same, with the weights that are to be free."""
-        for k in self.behind() if self.released else ():
-            self.variables[k].release(self.plan.bent)
+        if self.part >= WARM and self.best < REACHED * self.cap:
+            for k in self.behind():
+                self.variables[k].release(self.plan.bent, self.settings.large if self.part < LATE else None)
         return self.behind()
 
     def ranges(self, classes: Sequence[int]) -> Ranges:
@@ -292,11 +298,11 @@ Class = tuple[_Example, int]
 
 
 def _alike(classes: Sequence[Class]) -> list[list[Class]]:
-    """In groups whose variables can be put together, with one rate."""
+    """In groups whose variables can be put together, in one part of the search."""
     groups: dict[Any, list[Class]] = {}
     for example, k in classes:
         own = example.variables[k]
-        groups.setdefault((own.diagonal, frozenset(own.first), example.rate), []).append((example, k))
+        groups.setdefault((own.diagonal, frozenset(own.first), example.part), []).append((example, k))
     return list(groups.values())
 
 
@@ -304,7 +310,7 @@ def _rows(classes: Sequence[Class]) -> Rows:
     ranges = Ranges.together([example.ranges([k]) for example, k in classes])
     several = [example.variables[k].at(torch.tensor([0])) for example, k in classes]  # the old ones are kept
     rows = Rows(classes[0][0].plan, ranges, all_of(several))
-    rows.move(torch.tensor([OVER * example.radius for example, _ in classes], dtype=torch.float64).to(ranges.goal))
+    rows.move(torch.tensor([example.aim() for example, _ in classes], dtype=torch.float64).to(ranges.goal))
     return rows
 
 
@@ -317,9 +323,8 @@ def _take(classes: Sequence[Class], rows: Rows, values: int = VALUES, power: int
 
 
 def _climb(classes: Sequence[Class]) -> None:
-    """Some steps, each class at its example's radius."""
-    rows, rate = _rows(classes), classes[0][0].rate
+    """Some steps, each class at the radius its example aims at."""
+    rows, part, settings = _rows(classes), classes[0][0].part, classes[0][0].settings
     for _ in range(EVERY):
-        rows.variables.ascend(rate)
-        rate *= DECAY
+        rows.variables.ascend(settings.rate_at(part), settings.power_at(part))
     _take(classes, rows)

@@ -18,7 +18,7 @@ from lipcert.search.cost_to_go.inputs import Domains, by_row
 from lipcert.search.cost_to_go.leaves import carried
 from lipcert.search.cost_to_go.plan import Plan
 from lipcert.search.cost_to_go.relaxed import Relaxed
-from lipcert.search.cost_to_go.settings import Settings
+from lipcert.search.cost_to_go.settings import Settings, progress
 from lipcert.search.cost_to_go.start import start_at
 from lipcert.search.cost_to_go.variables import Variables
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 Prove = Callable[[Tensor, Multipliers], Tensor]
 #: Factor of the room of weights whose proof failed.
 WIDER = 3.0
-#: By how much of the whole the steps are to be behind the time until rates follow this; else nothing depends on it.
-BEHIND = 0.1
 #: Part of the rate of a search that goes on from where another ended.
 LATER = 0.5
 
@@ -158,8 +156,7 @@ def _climb(variables: Variables, index: Tensor, prove: Prove, found: Found, unti
         if step == max(settings.warm, settings.late):
             variables.release(variables.question.plan.bent)
         gone = (time.perf_counter() - began) / max(1e-9, until - began)
-        part = step / max(1, settings.steps)
-        part = part if gone < part + BEHIND else gone
+        part = progress(step / max(1, settings.steps), gone)
         last = step == settings.steps or gone >= 1.0
         if last or (step and step % settings.every == 0):
             keep = _settle(variables, index, room, step, prove, found, last)

@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+#: By how much of the whole the steps are to be behind the time until rates follow this; else nothing depends on it.
+BEHIND = 0.1
+
+
+def progress(part: float, gone: float) -> float:
+    """Which part of a search is over: of its steps, or of its time where the steps are far behind."""
+    return part if gone < part + BEHIND else gone
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
