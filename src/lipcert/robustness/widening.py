@@ -109,9 +109,9 @@ class Widening:
         if not moderate:
             return [None] * len(asked)
         plan = Plan(network.to(settings.dtype, settings.device), norms, bases=facts.subject.facts.bases)
-        began = time.perf_counter()
         examples = [_Example(facts, one, self.linear, plan, settings, until) for one in asked]
         live = [example for example in examples if example.begin()]
+        began = time.perf_counter()
         while live := [example for example in live if example.goes_on()]:
             now = time.perf_counter()
             if now > until:
@@ -119,7 +119,7 @@ class Widening:
             for classes in _alike([(example, k) for example in live for k in example.freed()]):
                 _climb(classes)
             for example in live:
-                example.part = progress(example.part + EVERY / self.steps, (now - began) / (until - began))
+                example.part = progress(example.part + EVERY / self.steps, (now - began) / max(1e-9, until - began))
         return [example.proof() for example in examples]
 
 
