@@ -20,8 +20,9 @@ from lipcert.robustness.outputs import Answer, Task, prove_below
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.variables import Variables
 
-#: Checks that a proof is stretched by, how close the ends of the interval of radii get, and how far a root is sought.
-_SECANTS, _CLOSE, _FAR = 6, 1.005, 1.002
+#: Checks that a proof is stretched by, how close the ends of the interval of radii get, how far a root is sought, and
+#: how far from it no proof may be for the next radius to be theirs in the middle.
+_SECANTS, _CLOSE, _FAR, _JUMP = 6, 1.005, 1.002, 1.1
 #: Part of the margin at the example up to which rounding is aimed at in the search.
 _SMALL_PART = 0.25
 #: Multiple of the radius that constants certify beyond which linear bounds are needed, and how much of what ``work_of``
@@ -115,7 +116,8 @@ def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof 
         points.append((first.radius, first.margin))
     for _ in range(_SECANTS):
         root = _root(points)
-        if not low * _CLOSE < high < math.inf or (best is not None and root < low * _FAR):
+        near = best is not None and root < low * _FAR  # or what is proved does not fall along a line
+        if not low * _CLOSE < high < math.inf or (near and high < low * _JUMP):
             break
         radius = root * (1.0 - 5e-4)
         if not low * 1.0005 < radius < high * 0.9999:

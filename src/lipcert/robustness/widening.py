@@ -33,7 +33,7 @@ from lipcert.search.cost_to_go.variables import Variables
 EVERY, LOOKS, GAIN, JUMP = 10, 4, 0.01, 0.15
 #: At which multiple of the radius that is reached the ascent climbs, at first and at the end: by then multipliers for
 #: far larger balls than what is reached would be no good, and at first those for what is reached will have to change.
-WIDE, OVER = 2.0, 1.1
+WIDE, OVER = 1.5, 1.05
 #: Classes whose radii are within this factor of an example's least are raised; ranges are made anew beyond this one.
 BEHIND, STALE = 1.03, 1.2
 #: Part of the distance of the nearest counter-example that is tried first, how often a start is made anew where this
@@ -50,8 +50,9 @@ SETTLED = 15
 #: Parts of the search after which more weights become free where these are cheap to prove, and everywhere; the share of
 #: the distance of a counter-example beyond which none do.
 WARM, LATE, REACHED = 1 / 6, 0.5, 0.95
-#: Part of the radius found that is checked first, and rooms of weights that are tried.
-WITHIN, ROOMS = 1.0 - 1e-3, (1e-4, 1e-3, 1e-2)
+#: Rooms of weights that are tried, with the part of the radius found that is checked first, and the part that is to be
+#: proved by one if others are not to be tried.
+AIMS, ENOUGH = ((1e-4, 0.999), (1e-3, 0.985), (1e-2, 0.96)), 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Widening:
     """The cost-to-go at about the largest radius that it proves.
 
     For given multipliers the bound falls as the radius grows, so every class has a radius of its own, a root in one
-    dimension; an example's is the least of them. The ascent is for the classes that are behind, at up to twice that
+    dimension; an example's is the least of them. The ascent is for the classes that are behind, at up to 1.5 times that
     radius, and where it has moved far the ranges are made anew. First with weights by norms, which cost little, then
     with diagonal ones. What is found is a radius and multipliers; the check decides.
 
@@ -279,15 +280,18 @@ class _Example:
         self.radius, self.variables = self.sure, self.final
         if not self.radius > self.least:
             return None
-        asked = replace(self.asked, claim=self.claim(self.radius * WITHIN))
-        for room in ROOMS:
+        best: Proof | None = None
+        for room, within in AIMS:
+            asked = replace(self.asked, claim=self.claim(self.radius * within))
             found = {k: self._provable(k, room) for k in range(len(self.rows)) if self.floor[k] < self.radius}
             shared = self.facts.subject.facts.arrays
             parts = [Part(part.classes, {**part.multipliers, **shared}) for part in joined_parts(found)]
             proof = stretched(CostToGo.name, self.facts, asked, write_proof(parts, self.linear))
-            if proof is not None:
-                return proof
-        return None
+            if proof is not None and (best is None or proof.radius > best.radius):
+                best = proof
+            if best is not None and best.radius > ENOUGH * self.radius:  # else the room or the radius was not right
+                break
+        return best
 
     def _provable(self, k: int, room: float) -> Multipliers:
         return self.variables[k].provable(self._like(torch.tensor([room])))[0]
