@@ -33,7 +33,7 @@ from lipcert.search.cost_to_go.variables import Variables
 EVERY, LOOKS, GAIN, JUMP = 10, 4, 0.01, 0.15
 #: At which multiple of the radius that is reached the ascent climbs, at first and at the end: by then multipliers for
 #: far larger balls than what is reached would be no good, and at first those for what is reached will have to change.
-WIDE, OVER = 1.5, 1.05
+WIDE, OVER = 2.0, 1.05
 #: Classes whose radii are within this factor of an example's least are raised; ranges are made anew beyond this one.
 BEHIND, STALE = 1.03, 1.2
 #: Part of the distance of the nearest counter-example that is tried first, how often a start is made anew where this
@@ -60,7 +60,7 @@ class Widening:
     """The cost-to-go at about the largest radius that it proves.
 
     For given multipliers the bound falls as the radius grows, so every class has a radius of its own, a root in one
-    dimension; an example's is the least of them. The ascent is for the classes that are behind, at up to 1.5 times that
+    dimension; an example's is the least of them. The ascent is for the classes that are behind, at up to twice that
     radius, and where it has moved far the ranges are made anew. First with weights by norms, which cost little, then
     with diagonal ones. What is found is a radius and multipliers; the check decides.
 
@@ -208,7 +208,7 @@ class _Example:
 
     def aim(self) -> float:
         """The radius at which it climbs."""
-        over = WIDE + (OVER - WIDE) * min(1.0, self.part)
+        over = OVER + (WIDE - OVER) * max(0.0, 1.0 - self.part) ** 2
         return max(self.radius, min(over * self.radius, self.cap))
 
     def behind(self) -> list[int]:
