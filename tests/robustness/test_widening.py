@@ -44,7 +44,7 @@ def test_radii_are_proved_and_near_those_of_counter_examples(name: str, monkeypa
     found = lipcert.certify(model, x, y, **settings).verify(model, x, y)  # type: ignore[arg-type]
     assert any(row.method == "cost_to_go" for row in found)
     for row in found:
-        assert 0.55 * row.attacked_radius < row.certified_radius < row.attacked_radius
+        assert 0.5 * row.attacked_radius < row.certified_radius < row.attacked_radius
 
 
 @pytest.mark.slow
