@@ -34,6 +34,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, objec
 }
 
 
+#: Share of the way to a counter-example that is proved; of convolutions, whose relaxation is looser, less.
+NEAR = {**dict.fromkeys(CASES, 0.7), "convolutions": 0.5}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_radii_are_proved_and_near_those_of_counter_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +48,7 @@ def test_radii_are_proved_and_near_those_of_counter_examples(name: str, monkeypa
     found = lipcert.certify(model, x, y, **settings).verify(model, x, y)  # type: ignore[arg-type]
     assert any(row.method == "cost_to_go" for row in found)
     for row in found:
-        assert 0.5 * row.attacked_radius < row.certified_radius < row.attacked_radius
+        assert NEAR[name] * row.attacked_radius < row.certified_radius < row.attacked_radius
 
 
 @pytest.mark.slow
