@@ -30,7 +30,7 @@ from lipcert.search.cost_to_go.variables import Variables
 
 #: Steps of the ascent between two looks at the radii; looks within which a radius must grow by a share, or the search
 #: goes on to a later part, by so much.
-EVERY, LOOKS, GAIN, JUMP = 10, 4, 0.01, 0.15
+EVERY, LOOKS, GAIN, SKIP = 10, 4, 0.01, 0.15
 #: At which multiple of the radius that is reached the ascent climbs, at first and at the end: by then multipliers for
 #: far larger balls than what is reached would be no good, and at first those for what is reached will have to change.
 WIDE, OVER = 2.0, 1.05
@@ -189,7 +189,7 @@ class _Example:
             return self.radius < self.cap
         if len(self.history) <= LOOKS or self.best > self.history[-1 - LOOKS] * (1.0 + GAIN):
             return self.radius > 0.0 and self.part < 1.0
-        self.part += JUMP
+        self.part += SKIP
         return self.settle() and self.part < 1.0
 
     def settle(self) -> bool:
