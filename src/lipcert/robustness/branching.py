@@ -67,7 +67,9 @@ class Branching:
             except NotProved:  # at the end of the time
                 return None
             left = ~(place.plain(rows) > goal)
-        if not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()) or not bool(left.any()):
+        if not bool(left.any()):  # within limits, of which others may not know
+            return proved("linear_bounds" if self.linear else "ranges", facts, asked.claim)
+        if not deep(facts.subject.network) or not bool(place.boxes[0].finite.all()):
             return None
         known = _still_known(facts, asked, place, classes, left, goal, until)
         rest = [row for row, k in enumerate(classes) if left[row] and k not in known]

@@ -28,6 +28,8 @@ from lipcert.robustness.schedule import LIKELY, Bracket
 from lipcert.robustness.unperturbed import digits_there, margin_there
 from lipcert.robustness.widening import Widening
 
+#: Part of the time that is left for radii one by one after a search for the largest, where these are looked at.
+_REFINED = 0.25
 #: Doublings of the radius that is attacked where none is given.
 _OUTWARD = 10
 
@@ -145,6 +147,8 @@ class Cascade:
                 _ = subject.facts.claims  # norms, worked out once for all examples, are none's own time
         clock.share(left)
         until = time.perf_counter() + self.budget * sum(case.wanted for case in left)
+        with ordinary():
+            self._within_limits([case for case in left if case.wanted and not case.bracket.done], until)
         if self.widening is not None:
             with ordinary(), torch.random.fork_rng(devices=[]):
                 self._widen([case for case in left if case.wanted and not case.bracket.done], until)
@@ -182,7 +186,8 @@ class Cascade:
             margin = math.nan if predicted == label else digits_there(self.facts, claim)
             if batch.scores is None and margin > 0.0:  # the rounding of the forward pass called it wrong
                 predicted = label
-            case = _Case(index, claim, predicted, index in batch.wanted, Bracket(self.facts.threat.radii))
+            bracket = Bracket(self.facts.threat.radii, limit=self.facts.threat.farthest(claim.x))
+            case = _Case(index, claim, predicted, index in batch.wanted, bracket)
             if predicted == label:
                 if int(real[place].argmax()) != label:  # a tie but for rounding: nothing can be proved of it
                     case.bracket.stop()
@@ -216,7 +221,7 @@ class Cascade:
             return
         reach = {c.index: self._first_radius(c) for c in cases}
         for number in range(_OUTWARD):
-            going = [c for c in cases if math.isinf(c.bracket.attacked)]
+            going = [c for c in cases if math.isinf(c.bracket.attacked) and reach[c.index] < 2.0 * c.bracket.limit]
             broken = self._attacked(going, [reach[c.index] for c in going], (first, number))
             for case, hit in zip(going, broken, strict=True):
                 reach[case.index] *= 1.0 if hit else 2.0
@@ -288,18 +293,28 @@ class Cascade:
         for case, radius in tried:
             case.bracket.tried(radius)
 
+    def _within_limits(self, cases: Sequence[_Case], until: float) -> None:
+        """All inputs at once, where the attack found none of another class."""
+        for case in cases:
+            limit, known = case.bracket.limit, case.bracket
+            if known.radii is None and known.attacked > limit and time.perf_counter() < until:
+                with torch.no_grad():
+                    case.keep(proved("linear_bounds", self.facts, case.at(limit)))
+
     def _widen(self, cases: Sequence[_Case], until: float) -> None:
-        """The largest radius of each; where that is not found, by a bracket, radius by radius."""
+        """The largest radius of each; where that is not found, or seen to be it, a bracket goes on radius by radius."""
         assert self.widening is not None
         asked = [self._asked(case, case.bracket.next()) for case in cases]
+        if self.widening.refined:
+            until -= _REFINED * (until - time.perf_counter())
         for case, found in zip(cases, self.widening.widen(self.facts, asked, until), strict=True):
             case.keep(found)
             if found is not None:
-                case.bracket.stop()
+                case.bracket.stop() if not self.widening.refined else case.bracket.fail(case.bracket.attacked)
 
     def _asked(self, case: _Case, radius: float) -> Asked:
         known = case.bracket
-        between = None if known.radii is not None else (known.certified, min(known.attacked, known.failed))
+        between = None if known.radii is not None else (known.certified, min(known.attacked, known.failed, known.limit))
         return Asked(case.at(radius), self._starts(case, radius), between)
 
     def _starts(self, case: _Case, radius: float) -> Tensor:

@@ -44,10 +44,9 @@ from lipcert.version import __version__
 _GREATEST = 1e6
 #: Examples decided together at most, and numbers held per entry of a network's values and class.
 _BATCH, _HELD = 64, 16
-#: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first.
+#: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first, and
+#: larger radii than what one search finds are tried.
 _STEPS, _LEAST_STEPS, _SMALL = 300, 25, 4000
-#: Entries of a network beyond which largest radii come of one search; of smaller ones a bracket of searches is quicker.
-_WIDENED = 4000
 
 
 def certify(
@@ -149,8 +148,8 @@ def certify(
         facts = _facts(network, threat, store, rounding, data, seconds)
         steps = max(_LEAST_STEPS, round(_STEPS * times))
         provers = _provers(network, threat, steps, seconds, place, seed)
-        wide = threat.radii is None and sum(size(node.shape) for node in network.nodes) > _WIDENED
-        widening = Widening(steps=steps, device=place, seed=seed) if wide else None
+        largest = Widening(steps=steps, refined=_small(network), device=place, seed=seed)
+        widening = largest if threat.radii is None else None
         cascade = Cascade(facts, provers, widening, seconds, times, seed, place)
         pending = batches(data, _batch_of(store), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:

@@ -97,8 +97,10 @@ def _checked(method: str, facts: Facts, claim: Claim, content: bytes) -> Proof |
         return None
 
 
-def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof | None:
+def stretched(method: str, facts: Facts, asked: Asked, content: bytes, until: float = math.inf) -> Proof | None:
     """A proof at the radius that is asked, or at about the largest between two radii at which the content is one.
+
+    After ``until`` (perf_counter) the first that is found is enough.
 
     What it proves falls as the radius grows: the root is bracketed, and found by secants, the first of them from the
     margin at the example itself.
@@ -118,6 +120,8 @@ def stretched(method: str, facts: Facts, asked: Asked, content: bytes) -> Proof 
         root = _root(points)
         near = best is not None and root < low * _FAR  # or what is proved does not fall along a line
         if not low * _CLOSE < high < math.inf or (near and high < low * _JUMP):
+            break
+        if best is not None and time.perf_counter() > until:
             break
         radius = root * (1.0 - 5e-4)
         if not low * 1.0005 < radius < high * 0.9999:

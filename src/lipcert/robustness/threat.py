@@ -54,6 +54,14 @@ class Threat:
         ball = Ball(x, radius, self.norm)
         return ball if self.clip is None else Intersection(ball, Box(*self.clip))
 
+    def farthest(self, x: Tensor) -> float:
+        """How far from an example (float64) the farthest input within the limits is: larger balls hold no others."""
+        if self.clip is None:
+            return math.inf
+        low, high = self.clip
+        apart = torch.maximum((x - low).abs(), (high - x).abs()).reshape(-1)
+        return float(apart.norm(p=self.norm)) * (1.0 + 1e-9) or math.inf
+
     def describe(self) -> str:
         """For the head of a table."""
         parts = [f"l{self.norm:g} distance in the units of the inputs"]

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.domain import Ball, Intersection
 from lipcert.errors import NotProved
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Claim, Facts, Part, write_proof
 from lipcert.robustness.forest import entries_of
 from lipcert.robustness.outputs import deep, norms_of, precise_enough, together
-from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, stretched
+from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, proved, stretched
 from lipcert.robustness.reach import VALUES, Ranges, Rows
 from lipcert.robustness.schedule import BELOW
 from lipcert.search.cost_to_go.ascent import first_variables
@@ -31,6 +30,10 @@ from lipcert.search.cost_to_go.variables import Variables
 #: Steps of the ascent between two looks at the radii; looks within which a radius must grow by a share, or the search
 #: goes on to a later part, by so much.
 EVERY, LOOKS, GAIN, SKIP = 10, 4, 0.01, 0.15
+#: Growth since the end of the search was reached for which it goes on once more, from this part on.
+WORTH, AGAIN = 1.03, 0.5
+#: Share of the time after which it is seen how long a check takes, and for how many of each example time is kept.
+TRIAL, CHECKS = 0.25, 4
 #: At which multiple of the radius that is reached the ascent climbs, at first and at the end: by then multipliers for
 #: far larger balls than what is reached would be no good, and at first those for what is reached will have to change.
 WIDE, OVER = 2.0, 1.05
@@ -66,12 +69,14 @@ class Widening:
 
     Attributes:
         linear: whether linear bounds tighten the ranges.
+        refined: whether larger radii are tried one by one afterwards.
         steps: of the ascent.
         device: where it runs.
         seed: of its random starts.
     """
 
     linear: bool = True
+    refined: bool = False
     steps: int = 300
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
@@ -112,16 +117,19 @@ class Widening:
         plan = Plan(network.to(settings.dtype, settings.device), norms, bases=facts.subject.facts.bases)
         examples = [_Example(facts, one, self.linear, plan, settings, until) for one in asked]
         live = [example for example in examples if example.begin()]
-        began = time.perf_counter()
+        began, spare = time.perf_counter(), 0.0
         while live := [example for example in live if example.goes_on()]:
             now = time.perf_counter()
-            if now > until:
+            if not spare and now - began > TRIAL * (until - began):
+                spare = min(CHECKS * len(examples) * live[0].seconds_of_a_check(), 0.5 * (until - began))
+            if now > until - spare:
                 break
             for classes in _alike([(example, k) for example in live for k in example.freed()]):
                 _climb(classes)
             for example in live:
-                example.part = progress(example.part + EVERY / self.steps, (now - began) / max(1e-9, until - began))
-        return [example.proof() for example in examples]
+                gone = (now - began) / max(1e-9, until - spare - began)
+                example.part = progress(example.part + EVERY / self.steps, gone)
+        return [example.proof(until) for example in examples]
 
 
 class _Example:
@@ -135,6 +143,7 @@ class _Example:
         floor: up to which constants and ranges prove it.
         variables: of each class.
         part: of the search that is over, 0 to 1.
+        passed: the radius when it was at its end for the last time.
         until: when (perf_counter) ranges must be done.
     """
 
@@ -147,7 +156,7 @@ class _Example:
         self.rows, self.shape = facts.rows(asked.claim), facts.subject.network.in_shape
         self.roots, self.floor = [0.0] * len(self.rows), [0.0] * len(self.rows)
         self.variables: list[Variables] = []
-        self.history, self.part = list[float](), 0.0
+        self.history, self.part, self.passed = list[float](), 0.0, 0.0
         self.best, self.kept = 0.0, list[Variables]()
         self.sure, self.final = 0.0, list[Variables]()
         self.centre = plan.values_at(self._like(asked.claim.x.reshape(1, *self.shape)))
@@ -165,6 +174,10 @@ class _Example:
         for _ in range(STARTS):
             if not self._measure():
                 return False
+            while min(self.floor) >= self.radius and self.radius < self.cap < math.inf:  # ranges are enough
+                self.radius = min(WIDE * self.radius, self.cap)
+                if not self._measure():
+                    return False
             ranges, radius = self.ranges(everyone), self.radius
             starts = self._like(self._domain().project(self.asked.starts.reshape(-1, *self.shape)))
             variables = first_variables(ranges.question(self.plan, ranges.measured), starts, self.settings)
@@ -187,10 +200,18 @@ class _Example:
         if self.radius >= self.cap:
             self.settle()
             return self.radius < self.cap
+        if self.part >= 1.0:
+            return self.settle() and self._again()
         if len(self.history) <= LOOKS or self.best > self.history[-1 - LOOKS] * (1.0 + GAIN):
-            return self.radius > 0.0 and self.part < 1.0
+            return self.radius > 0.0
         self.part += SKIP
-        return self.settle() and self.part < 1.0
+        return self.settle()
+
+    def _again(self) -> bool:
+        """Whether the search goes on at an earlier part, as the radius grew well since it was at its end."""
+        grew, self.passed = self.radius > WORTH * self.passed, self.radius
+        self.part = AGAIN
+        return grew
 
     def settle(self) -> bool:
         """Look again at the best since the last time, on ranges and with weights that are right; whether one may go on.
@@ -270,10 +291,17 @@ class _Example:
         self.radius = min(*self.roots, self.cap)
         if anew:
             self.best, self.kept = self.radius, list(self.variables)
+            self.history.clear()
         return True
 
-    def proof(self) -> Proof | None:
-        """By the multipliers that are there, at about the largest radius that they prove."""
+    def seconds_of_a_check(self) -> float:
+        """How long one takes of what is there."""
+        began = time.perf_counter()
+        proved(CostToGo.name, self.facts, self.claim(self.radius), self._content(AIMS[0][0]))
+        return time.perf_counter() - began
+
+    def proof(self, until: float) -> Proof | None:
+        """By the multipliers that are there, at about the largest radius that they prove; after a time, at any."""
         self.until = math.inf  # what was found is proved, whatever the time
         if self.best > self.sure:
             self.settle()
@@ -283,18 +311,21 @@ class _Example:
         best: Proof | None = None
         for room, within in AIMS:
             asked = replace(self.asked, claim=self.claim(self.radius * within))
-            found = {k: self._provable(k, room) for k in range(len(self.rows)) if self.floor[k] < self.radius}
-            shared = self.facts.subject.facts.arrays
-            parts = [Part(part.classes, {**part.multipliers, **shared}) for part in joined_parts(found)]
-            proof = stretched(CostToGo.name, self.facts, asked, write_proof(parts, self.linear))
+            proof = stretched(CostToGo.name, self.facts, asked, self._content(room), until)
             if proof is not None and (best is None or proof.radius > best.radius):
                 best = proof
-            if best is not None and best.radius > ENOUGH * self.radius:  # else the room or the radius was not right
-                break
+            if best is not None and (best.radius > ENOUGH * self.radius or time.perf_counter() > until):
+                break  # else the room or the radius was not right
         return best
 
-    def _provable(self, k: int, room: float) -> Multipliers:
-        return self.variables[k].provable(self._like(torch.tensor([room])))[0]
+    def _content(self, room: float) -> bytes:
+        """Of a proof, with weights that exceed by so much what was found necessary."""
+        like = self._like(torch.tensor([room]))
+        open_ = [k for k in range(len(self.rows)) if self.floor[k] < self.radius]
+        found = {k: self.variables[k].provable(like)[0] for k in open_}
+        shared = self.facts.subject.facts.arrays
+        parts = [Part(part.classes, {**part.multipliers, **shared}) for part in joined_parts(found)]
+        return write_proof(parts, self.linear)
 
 
 #: An example and one of its classes.

@@ -1,0 +1,75 @@
+"""Within limits: where no input of another class is within them, this is seen at any radius, in every norm."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lipcert
+from lipcert.robustness.schedule import Bracket
+from lipcert.robustness.threat import Threat
+
+INPUT = torch.tensor([[0.5]])
+LIMITS = (0.001, 1.0)
+
+
+def identity(width: int) -> nn.Module:
+    """The scores x and −x of one number: class 0 wherever it is positive."""
+    model = nn.Sequential(nn.Linear(1, 2 * width), nn.ReLU(), nn.Linear(2 * width, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [-1.0]]).repeat(width, 1))
+        model[2].weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(1, width) / width)
+        model[0].bias.zero_()
+        model[2].bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize("width", [1, 1024])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_all_that_is_within_limits_is_of_one_class(width: int, norm: float, tmp_path: Path) -> None:
+    model = identity(width)
+    for radius in (0.45, 0.6, 10.0):
+        (row,) = lipcert.certify(model, INPUT, [0], norm=norm, clip=LIMITS, radius=radius, budget=8)
+        assert (row.status, row.certified_radius) == ("certified", radius)
+    found = lipcert.certify(model, INPUT, [0], norm=norm, clip=LIMITS, budget=8)
+    (row,) = found
+    assert row.certified_radius == pytest.approx(0.5, rel=1e-6)
+    assert row.certified_radius >= 0.5
+    found.save(tmp_path / "found.db")
+    lipcert.Certification.load(tmp_path / "found.db").verify(model, INPUT, [0])
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_the_farthest_input_within_limits(norm: float) -> None:
+    x = torch.tensor([0.2, 0.9, 0.5], dtype=torch.float64)
+    corner = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    limit = Threat(norm, None, (0.0, 1.0)).farthest(x)
+    assert limit == pytest.approx(float((corner - x).norm(p=norm)), rel=1e-6)
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
+    assert bool(((corners - x).norm(p=norm, dim=1) <= limit).all())
+    assert Threat(norm, None).farthest(x) == math.inf
+
+
+def test_a_model_that_changes_its_class_within_limits_is_certified_up_to_there() -> None:
+    clip = (-1.0, 1.0)
+    (row,) = lipcert.certify(identity(1), INPUT, [0], norm=2, clip=clip, budget=8)
+    assert 0.49 < row.certified_radius < 0.5 <= row.attacked_radius
+
+
+@pytest.mark.parametrize("certified", [0.0, 0.2])
+@pytest.mark.parametrize("attacked", [math.inf, 0.7])
+def test_no_radius_beyond_the_limit_is_tried(certified: float, attacked: float) -> None:
+    bracket, tried = Bracket(None, certified=certified, attacked=attacked, limit=2.0), list[float]()
+    while not bracket.done:
+        tried.append(bracket.next())
+        bracket.certify(tried[-1]) if tried[-1] < attacked else bracket.fail(tried[-1])
+        bracket.tried(tried[-1])
+    assert max(tried) <= min(attacked, 2.0)
+    assert bracket.certified > min(attacked, 2.0) / 1.02
+
+
+def test_limits_that_leave_hardly_more_than_the_example() -> None:
+    (row,) = lipcert.certify(identity(1), INPUT, [0], norm=2, clip=(0.5, 0.5 + 1e-9), budget=4)
+    assert row.status == "certified"
