@@ -75,8 +75,8 @@ def certify(
     For each example: its class; a Lipschitz constant for each pair of outputs; an attack; then the quadratic
     cost-to-go, on ranges by intervals, then by linear bounds; at given radii, branch and bound around it, which also
     finds counter-examples. The first that decides ends it, and its certificate is kept. Largest radii come of
-    a bracket; on large networks of one search, in which multipliers and radius rise together. What is certified holds
-    for the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"``
+    one search, in which multipliers and radius rise together, and on small networks of larger ones that are tried after
+    it. What is certified holds for the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"``
     for the one that torch executes.
 
     Args:
@@ -86,7 +86,7 @@ def certify(
         labels: (N,) whole numbers, the right classes.
         norm: of the perturbation: 1, 2 or inf.
         radius: one number; or ``radii``: several, ascending; or neither: about the largest radius of each example that
-            the search proves. In the units of ``inputs``.
+            the search proves, at most the distance of the farthest input within ``clip``. In the units of ``inputs``.
         clip: (least, greatest): perturbed inputs count only within these limits, as (0, 1) for pixels.
         scale: (mean, std): ``inputs`` are in pixel units and the model is to be given (x − mean)/std, one number each
             or one per channel; radii and clip are those of the pixels. A model that normalises its input itself needs
