@@ -19,8 +19,8 @@ REMARKS: Mapping[str, str] = {
     "convsmall": "Rows of 40 images of plain training, weight decay and PGD had 20 s an image for four radii, "
     "beside another process half of the time; those of 50 images 4 s on a slow machine, in which most stay open. "
     "So ordinary training is short of time for its certification too: at 0.3 all that an attack leaves of weight decay "
-    "and of PGD is certified, where networks trained for it take 0.3 s an image. Rows of 1000 images and four radii had "
-    "2 s an image.",
+    "and of PGD is certified, where networks trained for it take 0.3 s an image. Rows of 1000 images and four radii "
+    "had 2 s an image.",
     "4c3f": "On the H200 five of six trainings of PGD + 0.35 × pair constants (three seeds, with two earlier forms of "
     "the loss) ended as constants, and one of three at 0.5; they are left out. The constants had drawn the first "
     "convolution to 0, its norm to 1e-4. Since then the loss lets constants take at most 3/4 of what a model gains "

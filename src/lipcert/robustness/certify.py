@@ -76,8 +76,8 @@ def certify(
     cost-to-go, on ranges by intervals, then by linear bounds; at given radii, branch and bound around it, which also
     finds counter-examples. The first that decides ends it, and its certificate is kept. Largest radii come of
     one search, in which multipliers and radius rise together, and on small networks of larger ones that are tried after
-    it. What is certified holds for the real-valued network (rounding in the model's own forward pass is outside), or with ``arithmetic="float32"``
-    for the one that torch executes.
+    it. What is certified holds for the real-valued network (rounding in the model's own forward pass is outside), or
+    with ``arithmetic="float32"`` for the one that torch executes.
 
     Args:
         model: an ``nn.Module`` in eval mode that gives one score per class (logits), a function of tensors, an
