@@ -30,7 +30,7 @@ def identity(width: int) -> nn.Module:
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 def test_all_that_is_within_limits_is_of_one_class(width: int, norm: float, tmp_path: Path) -> None:
     model = identity(width)
-    for radius in (0.45, 0.6, 10.0):
+    for radius in (0.45, 0.6, 10.0) if width == 1 else (10.0,):
         (row,) = lipcert.certify(model, INPUT, [0], norm=norm, clip=LIMITS, radius=radius, budget=8)
         assert (row.status, row.certified_radius) == ("certified", radius)
     found = lipcert.certify(model, INPUT, [0], norm=norm, clip=LIMITS, budget=8)
@@ -56,6 +56,18 @@ def test_a_model_that_changes_its_class_within_limits_is_certified_up_to_there()
     clip = (-1.0, 1.0)
     (row,) = lipcert.certify(identity(1), INPUT, [0], norm=2, clip=clip, budget=8)
     assert 0.49 < row.certified_radius < 0.5 <= row.attacked_radius
+
+
+def test_the_attack_looks_within_limits_where_a_gradient_points_far_beyond_them() -> None:
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():  # x ↦ (1 − 10 relu(x − 0.6) − 1e-9 x, 0): flat at 0.5, of class 1 from 0.7 on
+        model[0].weight.copy_(torch.tensor([[1.0], [1.0]]))
+        model[0].bias.copy_(torch.tensor([-0.6, 0.0]))
+        model[2].weight.copy_(torch.tensor([[-10.0, -1e-9], [0.0, 0.0]]))
+        model[2].bias.copy_(torch.tensor([1.0, 0.0]))
+    (row,) = lipcert.certify(model, INPUT, [0], norm=2, clip=(0.0, 1.0), budget=8)
+    assert row.attacked_radius == pytest.approx(0.2, rel=0.05)
+    assert 0.19 < row.certified_radius < 0.2
 
 
 @pytest.mark.parametrize("certified", [0.0, 0.2])

@@ -219,7 +219,7 @@ class Cascade:
                 broken = self._attacked(going, radii, (first, number))
                 going = [c for c, b in zip(going, broken, strict=True) if b]
             return
-        reach = {c.index: self._first_radius(c) for c in cases}
+        reach = {c.index: min(self._first_radius(c), c.bracket.limit) for c in cases}
         for number in range(_OUTWARD):
             going = [c for c in cases if math.isinf(c.bracket.attacked) and reach[c.index] < 2.0 * c.bracket.limit]
             broken = self._attacked(going, [reach[c.index] for c in going], (first, number))
