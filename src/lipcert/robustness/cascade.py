@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipcert.attack.adversarial import attack
 from lipcert.certificates.counter_example import CounterExample
-from lipcert.errors import LipcertError, NumericsError
+from lipcert.errors import LipcertError, NotProved, NumericsError
 from lipcert.guarantee import Guarantee
 from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Claim, Facts
@@ -24,10 +24,12 @@ from lipcert.robustness.outputs import deep, look_for_bases
 from lipcert.robustness.pair_constants import others
 from lipcert.robustness.provers import Asked, Proof, Prover, proved
 from lipcert.robustness.rows import Decision, Row, Status
-from lipcert.robustness.schedule import LIKELY, Bracket
+from lipcert.robustness.schedule import FARTHEST, LIKELY, Bracket
 from lipcert.robustness.unperturbed import digits_there, margin_there
 from lipcert.robustness.widening import Widening
 
+#: Part of the time within which ranges of all that is within limits are to be there.
+_SOON = 0.1
 #: Part of the time that is left for radii one by one after a search for the largest, where these are looked at.
 _REFINED = 0.25
 #: Doublings of the radius that is attacked where none is given.
@@ -186,8 +188,7 @@ class Cascade:
             margin = math.nan if predicted == label else digits_there(self.facts, claim)
             if batch.scores is None and margin > 0.0:  # the rounding of the forward pass called it wrong
                 predicted = label
-            bracket = Bracket(self.facts.threat.radii, limit=self.facts.threat.farthest(claim.x))
-            case = _Case(index, claim, predicted, index in batch.wanted, bracket)
+            case = _Case(index, claim, predicted, index in batch.wanted, Bracket(self.facts.threat.radii))
             if predicted == label:
                 if int(real[place].argmax()) != label:  # a tie but for rounding: nothing can be proved of it
                     case.bracket.stop()
@@ -219,9 +220,10 @@ class Cascade:
                 broken = self._attacked(going, radii, (first, number))
                 going = [c for c, b in zip(going, broken, strict=True) if b]
             return
-        reach = {c.index: min(self._first_radius(c), c.bracket.limit) for c in cases}
+        limit = {c.index: self.facts.threat.farthest(c.claim.x) for c in cases}
+        reach = {c.index: min(self._first_radius(c), limit[c.index]) for c in cases}
         for number in range(_OUTWARD):
-            going = [c for c in cases if math.isinf(c.bracket.attacked) and reach[c.index] < 2.0 * c.bracket.limit]
+            going = [c for c in cases if math.isinf(c.bracket.attacked) and reach[c.index] < 2.0 * limit[c.index]]
             broken = self._attacked(going, [reach[c.index] for c in going], (first, number))
             for case, hit in zip(going, broken, strict=True):
                 reach[case.index] *= 1.0 if hit else 2.0
@@ -294,12 +296,18 @@ class Cascade:
             case.bracket.tried(radius)
 
     def _within_limits(self, cases: Sequence[_Case], until: float) -> None:
-        """All inputs at once, where the attack found none of another class."""
-        for case in cases:
-            limit, known = case.bracket.limit, case.bracket
-            if known.radii is None and known.attacked > limit and time.perf_counter() < until:
-                with torch.no_grad():
-                    case.keep(proved("linear_bounds", self.facts, case.at(limit)))
+        """Any radius, where the attack found no other class within limits, if ranges are enough and soon there."""
+        facts = self.facts
+        if facts.threat.radii is not None or facts.threat.clip is None:
+            return
+        untouched = [case for case in cases if math.isinf(case.bracket.attacked)]
+        for number, case in enumerate(untouched):
+            claim, now = case.at(FARTHEST), time.perf_counter()
+            own = now + _SOON * (until - now) / (len(untouched) - number)
+            with suppress(NotProved), torch.no_grad():  # at the end of its time
+                place = facts.subject.setting(facts.subject.facts, facts.domain(claim), True, own)
+                if bool((place.plain(facts.rows(claim)) > facts.lost(claim)).all()):
+                    case.keep(proved("linear_bounds", facts, claim))
 
     def _widen(self, cases: Sequence[_Case], until: float) -> None:
         """The largest radius of each; where that is not found, or seen to be it, a bracket goes on radius by radius."""
@@ -314,7 +322,7 @@ class Cascade:
 
     def _asked(self, case: _Case, radius: float) -> Asked:
         known = case.bracket
-        between = None if known.radii is not None else (known.certified, min(known.attacked, known.failed, known.limit))
+        between = None if known.radii is not None else (known.certified, min(known.attacked, known.failed))
         return Asked(case.at(radius), self._starts(case, radius), between)
 
     def _starts(self, case: _Case, radius: float) -> Tensor:

@@ -47,6 +47,8 @@ _BATCH, _HELD = 64, 16
 #: Steps of the search for an effort of 1, and at least; entries of a network up to which linear bounds come first, and
 #: larger radii than what one search finds are tried.
 _STEPS, _LEAST_STEPS, _SMALL = 300, 25, 4000
+#: Budget from which on one search for the largest radii is worth its start on a small network.
+_WIDE = 3.0
 
 
 def certify(
@@ -86,7 +88,7 @@ def certify(
         labels: (N,) whole numbers, the right classes.
         norm: of the perturbation: 1, 2 or inf.
         radius: one number; or ``radii``: several, ascending; or neither: about the largest radius of each example that
-            the search proves, at most the distance of the farthest input within ``clip``. In the units of ``inputs``.
+            the search proves; 1e300 where all that ``clip`` leaves is. In the units of ``inputs``.
         clip: (least, greatest): perturbed inputs count only within these limits, as (0, 1) for pixels.
         scale: (mean, std): ``inputs`` are in pixel units and the model is to be given (x − mean)/std, one number each
             or one per channel; radii and clip are those of the pixels. A model that normalises its input itself needs
@@ -148,8 +150,9 @@ def certify(
         facts = _facts(network, threat, store, rounding, data, seconds)
         steps = max(_LEAST_STEPS, round(_STEPS * times))
         provers = _provers(network, threat, steps, seconds, place, seed)
-        largest = Widening(steps=steps, refined=_small(network), device=place, seed=seed)
-        widening = largest if threat.radii is None else None
+        small = _small(network)
+        wide = threat.radii is None and (not small or seconds >= _WIDE)
+        widening = Widening(steps=steps, refined=small, device=place, seed=seed) if wide else None
         cascade = Cascade(facts, provers, widening, seconds, times, seed, place)
         pending = batches(data, _batch_of(store), store.finished(), scores)
         with shown(progress, len(data), len(store.finished())) as report:

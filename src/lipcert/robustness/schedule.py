@@ -32,7 +32,6 @@ class Bracket:
         attacked: distance of the nearest counter-example.
         failed: the least that was tried in vain.
         likely: up to which a proof is.
-        limit: where none are given, from which on a proof is one at any radius.
         cut: the least of these that only a part of the time was given to; ``had``, at most how many seconds.
         rounds, streak: how many there were, and how many of the last ended well.
         stopped: whether time is over.
@@ -43,7 +42,6 @@ class Bracket:
     attacked: float = math.inf
     failed: float = math.inf
     likely: float = math.inf
-    limit: float = math.inf
     cut: float = math.inf
     had: float = 0.0
     rounds: int = 0
@@ -124,15 +122,13 @@ class Bracket:
             if self.failed < math.inf:
                 return left[len(left) // 2]
             return max((radius for radius in left if radius <= self.likely), default=left[0])
-        if self.rounds > _MOST or min(above, self.limit, FARTHEST) <= self.certified * PRECISION:
+        if self.rounds > _MOST or min(above, FARTHEST) <= self.certified * PRECISION:
             return None
-        if math.isinf(above) and self.limit < FARTHEST:
-            return self.limit
         if math.isinf(above):
             return min(2.0 * self.certified, FARTHEST) if self.certified > 0 else 1.0
         middle = math.sqrt(self.certified) * math.sqrt(above)  # their product may be beyond floats
         if math.isinf(self.failed):
-            return min(max(self.attacked / BELOW, middle), self.limit, FARTHEST)
+            return min(max(self.attacked / BELOW, middle), FARTHEST)
         if self.certified == 0.0:
             return above / 2.0 if above > 1e-300 else None
         return min(self.certified * PRECISION ** (2 ** min(self.streak, 10)), middle)

@@ -18,7 +18,7 @@ from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Claim, Facts, Part, write_proof
 from lipcert.robustness.forest import entries_of
 from lipcert.robustness.outputs import deep, norms_of, precise_enough, together
-from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, proved, stretched
+from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, stretched
 from lipcert.robustness.reach import VALUES, Ranges, Rows
 from lipcert.robustness.schedule import BELOW
 from lipcert.search.cost_to_go.ascent import first_variables
@@ -32,8 +32,8 @@ from lipcert.search.cost_to_go.variables import Variables
 EVERY, LOOKS, GAIN, SKIP = 10, 4, 0.01, 0.15
 #: Growth since the end of the search was reached for which it goes on once more, from this part on.
 WORTH, AGAIN = 1.03, 0.5
-#: Share of the time after which it is seen how long a check takes, and for how many of each example time is kept.
-TRIAL, CHECKS = 0.25, 4
+#: Part of the time of the search that proofs may take after it, but for the first of each example.
+CHECKS = 0.5
 #: At which multiple of the radius that is reached the ascent climbs, at first and at the end: by then multipliers for
 #: far larger balls than what is reached would be no good, and at first those for what is reached will have to change.
 WIDE, OVER = 2.0, 1.05
@@ -117,18 +117,16 @@ class Widening:
         plan = Plan(network.to(settings.dtype, settings.device), norms, bases=facts.subject.facts.bases)
         examples = [_Example(facts, one, self.linear, plan, settings, until) for one in asked]
         live = [example for example in examples if example.begin()]
-        began, spare = time.perf_counter(), 0.0
+        began = time.perf_counter()
         while live := [example for example in live if example.goes_on()]:
             now = time.perf_counter()
-            if not spare and now - began > TRIAL * (until - began):
-                spare = min(CHECKS * len(examples) * live[0].seconds_of_a_check(), 0.5 * (until - began))
-            if now > until - spare:
+            if now > until:
                 break
             for classes in _alike([(example, k) for example in live for k in example.freed()]):
                 _climb(classes)
             for example in live:
-                gone = (now - began) / max(1e-9, until - spare - began)
-                example.part = progress(example.part + EVERY / self.steps, gone)
+                example.part = progress(example.part + EVERY / self.steps, (now - began) / max(1e-9, until - began))
+        until = max(until, time.perf_counter()) + CHECKS * max(0.0, until - began)
         return [example.proof(until) for example in examples]
 
 
@@ -174,7 +172,7 @@ class _Example:
         for _ in range(STARTS):
             if not self._measure():
                 return False
-            while min(self.floor) >= self.radius and self.radius < self.cap < math.inf:  # ranges are enough
+            while min(self.floor) >= self.radius > 0.0 and self.radius < self.cap < math.inf:  # ranges are enough
                 self.radius = min(WIDE * self.radius, self.cap)
                 if not self._measure():
                     return False
@@ -293,12 +291,6 @@ class _Example:
             self.best, self.kept = self.radius, list(self.variables)
             self.history.clear()
         return True
-
-    def seconds_of_a_check(self) -> float:
-        """How long one takes of what is there."""
-        began = time.perf_counter()
-        proved(CostToGo.name, self.facts, self.claim(self.radius), self._content(AIMS[0][0]))
-        return time.perf_counter() - began
 
     def proof(self, until: float) -> Proof | None:
         """By the multipliers that are there, at about the largest radius that they prove; after a time, at any."""
