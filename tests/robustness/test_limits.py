@@ -69,6 +69,25 @@ def test_the_attack_looks_within_limits_where_a_gradient_points_far_beyond_them(
     assert 0.19 < row.certified_radius < 0.2
 
 
+def test_a_curve_of_radii_of_which_one_has_no_end() -> None:
+    inputs = torch.tensor([[0.5], [-0.25]])
+    clip = (-0.3, 1.0)
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():  # x ↦ (max(x, 0), max(−x, 0))
+        model[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model[0].bias.zero_()
+        model[2].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        model[2].bias.zero_()
+    found = lipcert.certify(model, inputs, [0, 1], norm=2, clip=clip, budget=4)
+    whole = lipcert.certify(identity(1), INPUT, [0], norm=2, clip=LIMITS, budget=4)
+    for result, end in ((found, 0.5), (whole, 0.0)):
+        pytest.importorskip("matplotlib")
+        low, high = result.plot().axes[0].get_xlim()
+        assert low == 0.0
+        assert end <= high < 10.0
+        assert "certified" in result.table()
+
+
 def test_limits_that_leave_hardly_more_than_the_example() -> None:
     (row,) = lipcert.certify(identity(1), INPUT, [0], norm=2, clip=(0.5, 0.5 + 1e-9), budget=4)
     assert row.status == "certified"

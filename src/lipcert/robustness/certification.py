@@ -24,6 +24,7 @@ from lipcert.robustness.examples import Examples
 from lipcert.robustness.executed import Arithmetic, arithmetic_of
 from lipcert.robustness.pair_constants import BODY, OUTPUTS
 from lipcert.robustness.rows import Row
+from lipcert.robustness.schedule import FARTHEST
 from lipcert.robustness.store import Store
 from lipcert.robustness.threat import Threat
 from lipcert.robustness.verification import capture_in_units, restored, verify_row
@@ -188,7 +189,7 @@ class Certification(Sequence[Row]):
         found = sorted(row.certified_radius for row in self if row.certified_radius > 0)
         if not found:
             return []
-        marks = [float(f"{q:.2g}") for q in np.quantile(found, [0.1, 0.25, 0.5, 0.75, 0.9])]
+        marks = [float(f"{q:.2g}") for q in np.quantile(found, [0.1, 0.25, 0.5, 0.75, 0.9], method="lower")]
         return sorted(set(marks))
 
     def _facts(self) -> list[str]:
@@ -254,6 +255,7 @@ class Certification(Sequence[Row]):
         if self.threat.radii is not None and len(radii) > 1:  # nothing was tried beyond
             kept = [i for i, r in enumerate(radii) if r <= self.threat.radii[-1]]
             radii, certified, attacked = ([values[i] for i in kept] for values in (radii, certified, attacked))
+        most = max((r for r in radii if r < FARTHEST), default=0.0)  # where any radius is proved the line just goes on
         figure, axes = new_figure()
         steps: dict[str, Any] = {"drawstyle": "steps-pre"}
         axes.plot(radii, [100 * a for a in attacked], color="tab:orange", label="left by the attack", **steps)
@@ -261,7 +263,8 @@ class Certification(Sequence[Row]):
         axes.fill_between(
             radii, [100 * a for a in certified], [100 * a for a in attacked], step="pre", color="0.9", label="open"
         )
-        axes.set(xlabel=f"radius (l{self.threat.norm:g})", ylabel="examples, %", ylim=(0, 100), xlim=(0, None))
+        axes.set(xlabel=f"radius (l{self.threat.norm:g})", ylabel="examples, %", ylim=(0, 100))
+        axes.set_xlim(0.0, 1.05 * most or 1.0)
         axes.legend()
         return saved(figure, path)
 
