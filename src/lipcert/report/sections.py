@@ -145,10 +145,7 @@ def robustness(findings: Findings) -> Markup | None:
     run = findings.certification
     if run is None:
         return None
-    radii, certified, attacked = run.curve()
-    if run.threat.radii is not None:  # nothing was tried beyond
-        kept = [k for k, radius in enumerate(radii) if radius <= run.threat.radii[-1]]
-        radii, certified, attacked = ([values[k] for k in kept] for values in (radii, certified, attacked))
+    radii, certified, attacked = run.drawn_curve()
     x = Axis.of(f"radius (l{run.threat.norm:g})", radii, zero=True)
     y = Axis("examples, %", 0.0, 100.0)
     proved = [(r, 100 * a) for r, a in zip(radii, certified, strict=True)]

@@ -239,6 +239,17 @@ class Certification(Sequence[Row]):
             [self.attacked_accuracy(r) for r in ordered],
         )
 
+    def drawn_curve(self) -> tuple[list[float], list[float], list[float]]:
+        """``curve`` up to the largest radius given; where any radius is proved, it ends a little beyond the others."""
+        points = list(zip(*self.curve(), strict=True))
+        if self.threat.radii is not None:
+            points = [point for point in points if point[0] <= self.threat.radii[-1]]
+        last, proved, left = points[-1]
+        if last >= FARTHEST:
+            points[-1] = (1.05 * points[-2][0] or 1.0, proved, left)
+        radii, certified, attacked = map(list, zip(*points, strict=True))
+        return radii, certified, attacked
+
     def plot(self, path: str | Path | None = None) -> Any:
         """Both accuracies against the radius; the truth lies between them.
 
@@ -251,11 +262,7 @@ class Certification(Sequence[Row]):
         Raises:
             InputError: matplotlib is not installed.
         """
-        radii, certified, attacked = self.curve()
-        if self.threat.radii is not None and len(radii) > 1:  # nothing was tried beyond
-            kept = [i for i, r in enumerate(radii) if r <= self.threat.radii[-1]]
-            radii, certified, attacked = ([values[i] for i in kept] for values in (radii, certified, attacked))
-        most = max((r for r in radii if r < FARTHEST), default=0.0)  # where any radius is proved the line just goes on
+        radii, certified, attacked = self.drawn_curve()
         figure, axes = new_figure()
         steps: dict[str, Any] = {"drawstyle": "steps-pre"}
         axes.plot(radii, [100 * a for a in attacked], color="tab:orange", label="left by the attack", **steps)
@@ -263,8 +270,7 @@ class Certification(Sequence[Row]):
         axes.fill_between(
             radii, [100 * a for a in certified], [100 * a for a in attacked], step="pre", color="0.9", label="open"
         )
-        axes.set(xlabel=f"radius (l{self.threat.norm:g})", ylabel="examples, %", ylim=(0, 100))
-        axes.set_xlim(0.0, 1.05 * most or 1.0)
+        axes.set(xlabel=f"radius (l{self.threat.norm:g})", ylabel="examples, %", ylim=(0, 100), xlim=(0, None))
         axes.legend()
         return saved(figure, path)
 
