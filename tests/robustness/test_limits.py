@@ -91,3 +91,26 @@ def test_a_curve_of_radii_of_which_one_has_no_end() -> None:
 def test_limits_that_leave_hardly_more_than_the_example() -> None:
     (row,) = lipcert.certify(identity(1), INPUT, [0], norm=2, clip=(0.5, 0.5 + 1e-9), budget=4)
     assert row.status == "certified"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.Tanh, nn.GELU])
+def test_no_point_of_a_grid_within_limits_has_another_class(kind: type[nn.Module], seed: int, norm: float) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 12), kind(), nn.Linear(12, 12), kind(), nn.Linear(12, 3)).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(2.0)
+        inputs = torch.rand(3, 2)
+        labels = model(inputs).argmax(1)
+        step = torch.linspace(0.0, 1.0, 301, dtype=torch.float64)
+        points = torch.cartesian_prod(step, step)
+        classes = model.double()(points).argmax(1)
+    for radius in (None, 0.3, 5.0):
+        found = lipcert.certify(model.float(), inputs, labels, norm=norm, clip=(0.0, 1.0), radius=radius, budget=3)
+        for row, x, label in zip(found, inputs.double(), labels, strict=True):
+            apart = (points - x).norm(p=norm, dim=1)
+            assert bool((classes[apart <= row.certified_radius] == label).all())
+            assert row.certified_radius < row.attacked_radius
