@@ -605,6 +605,7 @@ def test_limits_cut_the_ball_where_they_should(norm: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1), nn.ELU(), nn.SiLU()])
 def test_one_hidden_unit(norm: float, activation: nn.Module) -> None:

@@ -20,7 +20,7 @@ from lipcert.robustness.forest import entries_of
 from lipcert.robustness.outputs import deep, norms_of, precise_enough, together
 from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, stretched
 from lipcert.robustness.reach import VALUES, Ranges, Rows
-from lipcert.robustness.schedule import BELOW
+from lipcert.robustness.schedule import BELOW, FARTHEST
 from lipcert.search.cost_to_go.ascent import first_variables
 from lipcert.search.cost_to_go.leaves import together as all_of
 from lipcert.search.cost_to_go.plan import Plan
@@ -150,7 +150,7 @@ class _Example:
         self.until = until
         self.facts, self.asked, self.linear, self.plan, self.settings = facts, asked, linear, plan, settings
         self.least, high = asked.between
-        self.cap = high / BELOW if high > self.least * BELOW else high
+        self.cap = min(high / BELOW if high > self.least * BELOW else high, FARTHEST)
         self.rows, self.shape = facts.rows(asked.claim), facts.subject.network.in_shape
         self.roots, self.floor = [0.0] * len(self.rows), [0.0] * len(self.rows)
         self.variables: list[Variables] = []
@@ -162,8 +162,8 @@ class _Example:
 
     def _first(self) -> float:
         """The radius that is tried first: between the two that are known, where these are far apart."""
-        if not math.isfinite(self.cap):
-            return 2.0 * self.least or 1.0
+        if self.cap >= FARTHEST:
+            return min(2.0 * self.least, FARTHEST) or 1.0
         return math.sqrt(self.least * self.cap) if self.cap > APART * self.least > 0.0 else FIRST * self.cap
 
     def begin(self) -> bool:
@@ -172,7 +172,7 @@ class _Example:
         for _ in range(STARTS):
             if not self._measure():
                 return False
-            while min(self.floor) >= self.radius > 0.0 and self.radius < self.cap < math.inf:  # ranges are enough
+            while min(self.floor) >= self.radius > 0.0 and self.radius < self.cap < FARTHEST:  # ranges are enough
                 self.radius = min(WIDE * self.radius, self.cap)
                 if not self._measure():
                     return False
