@@ -304,7 +304,7 @@ class Cascade:
         for number, case in enumerate(untouched):
             claim, now = case.at(FARTHEST), time.perf_counter()
             own = now + _SOON * (until - now) / (len(untouched) - number)
-            with suppress(NotProved), torch.no_grad():  # at the end of its time
+            with suppress(LipcertError, NotProved), torch.no_grad():  # at the end of its time, or others know more
                 place = facts.subject.setting(facts.subject.facts, facts.domain(claim), True, own)
                 if bool((place.plain(facts.rows(claim)) > facts.lost(claim)).all()):
                     case.keep(proved("linear_bounds", facts, claim))
