@@ -99,7 +99,7 @@ def test_least_with_a_number_is_below_every_point(entries: int) -> None:
     lowest = _lowest(cell, number)
     bound = windows.least(cell.with_number(number))
     assert bool((bound <= lowest).all())
-    m, v = _search(cell, number)._least_point()
+    m, v = _search(cell, number).least_point()
     attained = _cost(cell, v[..., :-1], number)
     assert torch.equal(m, torch.maximum(v[..., :-1].amax(-1), number))
     assert float(((attained - bound) / (1.0 + attained.abs())).max()) < 1e-6

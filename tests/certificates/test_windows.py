@@ -78,7 +78,7 @@ def test_least_is_below_every_point_and_attained(entries: int, spread: float) ->
         share = torch.where(end == 0, 0.0, torch.where(end == 1, 1.0, share))
         v = cell.low + (cell.high - cell.low) * share
         assert bool((bound <= _at(cell, v.clamp(cell.low, cell.high))).all())
-    m, v = _search(cell)._least_point()
+    m, v = _search(cell).least_point()
     assert bool((v >= cell.low).all() and (v <= cell.high).all())
     assert torch.equal(torch.where(cell.counts, v, -math.inf).amax(-1), m)
     attained = _at(cell, v)

@@ -4,7 +4,8 @@
 
 Where φ is made of lines, each line's part is a quadratic function with its least value at an end or at its vertex;
 where it is curved, by a grid, a finer grid around its best point and a parabola. At the least point v* the gradient in
-(c, T, z̃, g, D, ṽ) is that of the cost at v* held fixed (Danskin).
+(c, T, z̃, g, D, ṽ) is that of the cost at v* held fixed (Danskin); where another line's point costs nearly as little,
+a mean of both (``nearly_least``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.activations.clamp import Clamp
+from lipcert.search.cost_to_go.nearly_least import mean, reach_of, shares
 
 if TYPE_CHECKING:
     from lipcert.network.nonlinearity import Nonlinearity
@@ -51,9 +53,13 @@ class Cell:
     low: Tensor
     high: Tensor
 
-    def least(self) -> Tensor:
-        """Sum over the entries of the least costs, (P,), differentiable in all but the range."""
-        return cast(Tensor, _Least.apply(*vars(self).values()))
+    def least(self, step: float = 0.0) -> Tensor:
+        """Sum over the entries of the least costs, (P,), differentiable in all but the range.
+
+        Args:
+            step: by how much slopes move in a step, relative to their size: the gradient is smoothed as much.
+        """
+        return cast(Tensor, _Least.apply(step, *vars(self).values()))
 
     def at(self, v: Tensor, z: Tensor) -> Tensor:
         """The cost of an argument and its value."""
@@ -64,12 +70,19 @@ class Cell:
 
     def least_point(self) -> tuple[Tensor, Tensor]:
         """The argument of least cost, and its value."""
+        best = _Best(self)
+        for v, z in self.points():
+            best.take(v, z)
+        return best.v, best.z
+
+    def points(self) -> list[tuple[Tensor, Tensor]]:
+        """Arguments and their values, one of which costs least; of a curved function the one that was found."""
         function = self.function
         if isinstance(function, Clamp) and function.low == 0.0 and function.high is None:
             return self._of_relu()
-        return self._curved() if function.curved else self._of_lines()
+        return [self._curved()] if function.curved else self._of_lines()
 
-    def _of_relu(self) -> tuple[Tensor, Tensor]:
+    def _of_relu(self) -> list[tuple[Tensor, Tensor]]:
         bend = self.curvature - self.weight
         pull = self.curvature * self.centre - self.weight * self.middle - self.c + self.g
         start = self.low.clamp(min=0)
@@ -78,24 +91,27 @@ class Cell:
         right = torch.where(bend > 0, vertex, torch.where(falls, self.high, start))
         left = self.centre + self.g / self.curvature.clamp(min=SMALL)
         left = torch.minimum(torch.maximum(left, self.low), self.high.clamp(max=0))
-        better = self.at(left, torch.zeros_like(left)) < self.at(right, right)
-        v = torch.where((self.low < 0) & ((self.high <= 0) | better), left, right)
-        return v, v.clamp(min=0)
+        left, right = torch.where(self.low < 0, left, right), torch.where(self.high > 0, right, left)
+        return [(left, left.clamp(min=0)), (right, right.clamp(min=0))]
 
-    def _of_lines(self) -> tuple[Tensor, Tensor]:
-        best = _Best(self)
-        start = self.low
-        at_start = best.offer(start)
+    def _of_lines(self) -> list[tuple[Tensor, Tensor]]:
+        start, at_start = self.low, self._value(self.low)
+        found = [(start, at_start)]
         for end in (*self._kinks(), self.high):
-            at_end = best.offer(end)
+            at_end = self._value(end)
             wide = end > start
             slope = torch.where(wide, (at_end - at_start) / torch.where(wide, end - start, 1.0), 0.0)
             bend = self.curvature - self.weight * slope.square()
             offset = at_start - slope * start - self.middle
             pull = self.curvature * self.centre + self.weight * slope * offset - self.c * slope + self.g
-            best.offer(torch.minimum(torch.maximum(pull / bend.clamp(min=SMALL), start), end))
+            vertex = torch.minimum(torch.maximum(pull / bend.clamp(min=SMALL), start), end)
+            found += [(end, at_end), (vertex, self._value(vertex))]
             start, at_start = end, at_end
-        return best.v, best.z
+        return found
+
+    def _value(self, v: Tensor) -> Tensor:
+        """φ(v)."""
+        return torch.as_tensor(self.function(v), dtype=v.dtype).expand(v.shape)
 
     def _curved(self) -> tuple[Tensor, Tensor]:
         best = _Best(self)
@@ -132,9 +148,11 @@ class _Best:
         self.cell = cell
         self.v = self.z = self.cost = cell.low
 
-    def offer(self, v: Tensor) -> Tensor:
-        """φ(v)."""
-        z = torch.as_tensor(self.cell.function(v), dtype=v.dtype).expand(v.shape)
+    def offer(self, v: Tensor) -> None:
+        self.take(v, self.cell._value(v))
+
+    def take(self, v: Tensor, z: Tensor) -> None:
+        """With its value."""
         cost = torch.nan_to_num(self.cell.at(v, z), nan=torch.inf)
         if self.cost is self.cell.low:
             self.v, self.z, self.cost = v, z, cost
@@ -142,35 +160,53 @@ class _Best:
             better = cost < self.cost
             self.v, self.z = torch.where(better, v, self.v), torch.where(better, z, self.z)
             self.cost = torch.where(better, cost, self.cost)
-        return z
 
 
 class _Least(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *fields: Any) -> Tensor:
+    def forward(ctx: Any, step: float, *fields: Any) -> Tensor:
         *others, low, high = fields
         cell = Cell(*others, low.clamp(-FAR, FAR), high.clamp(-FAR, FAR))  # type: ignore[call-arg]
-        v, z = cell.least_point()
-        ctx.save_for_backward(v, z, cell.weight, cell.middle, cell.curvature, cell.centre)
-        return cell.at(v, z).flatten(1).sum(1)
+        points, best = cell.points(), _Best(cell)
+        for v, z in points:
+            best.take(v, z)
+        v, z, across, around = best.v, best.z, None, None
+        if step > 0.0 and len(points) > 1:
+            v, z, across, around = _mean(cell, points, best.v, step)
+        ctx.save_for_backward(v, z, across, around, cell.weight, cell.middle, cell.curvature, cell.centre)
+        return best.cost.flatten(1).sum(1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        v, z, weight, middle, curvature, centre = ctx.saved_tensors
+        v, z, across, around, weight, middle, curvature, centre = ctx.saved_tensors
         row = gradient.reshape(-1, *[1] * (v.dim() - 1))
         away, moved = z - middle, v - centre
+        squares = (
+            (moved.square(), away.square()) if across is None else (moved.square() + across, away.square() + around)
+        )
 
         def asked(place: int, value: Tensor, like: Tensor) -> Tensor | None:
             return value.sum_to_size(like.shape) if ctx.needs_input_grad[place] else None
 
         return (
             None,
-            asked(1, row * z, v),
-            asked(2, row * away.square().mul(-0.5), weight),
-            asked(3, row * away * weight, middle),
-            asked(4, -row * v, v),
-            asked(5, row * moved.square().mul(0.5), curvature),
-            asked(6, -row * moved * curvature, centre),
+            None,
+            asked(2, row * z, v),
+            asked(3, row * squares[1].mul(-0.5), weight),
+            asked(4, row * away * weight, middle),
+            asked(5, -row * v, v),
+            asked(6, row * squares[0].mul(0.5), curvature),
+            asked(7, -row * moved * curvature, centre),
             None,
             None,
         )
+
+
+def _mean(cell: Cell, points: list[tuple[Tensor, Tensor]], best: Tensor, step: float) -> tuple[Tensor, ...]:
+    """Means of arguments and values over points of nearly least cost, and mean squares of the distances from these."""
+    costs = [torch.nan_to_num(cell.at(v, z), nan=torch.inf) for v, z in points]
+    counts = shares(costs, [(v - best).abs() for v, _ in points], reach_of(cell.g, step))
+    v, z = (mean(counts, [p[end] for p in points]) for end in (0, 1))
+    across = mean(counts, [(p - v).square() for p, _ in points])
+    around = mean(counts, [(p - z).square() for _, p in points])
+    return v, z, across, around

@@ -52,9 +52,11 @@ class Question:
         low, high = ({k: t[rows] for k, t in ends.items()} for ends in (self.low, self.high))
         return Question(self.plan, self.rows[rows], low, high, self.domains.at(rows), self.relaxed.at(rows))
 
-    def value(self, multipliers: Multipliers, weigh: Weigh, halvings: int = HALVINGS, sweeps: int = 1) -> Tensor:
-        """The lower bounds, (P,)."""
-        walk = _Walk(self, multipliers, sweeps)
+    def value(
+        self, multipliers: Multipliers, weigh: Weigh, halvings: int = HALVINGS, sweeps: int = 1, step: float = 0.0
+    ) -> Tensor:
+        """The lower bounds, (P,); their gradient smoothed, where slopes are to move by ``step`` of their size."""
+        walk = _Walk(self, multipliers, sweeps, step)
         for k in range(len(self.plan.network.nodes) - 1, 0, -1):
             walk.back(k, weigh)
         return walk.at_input(halvings)
@@ -86,8 +88,8 @@ class Windows:
 class _Walk:
     """What is still to be paid, going back: a linear cost and quadratic ones per node, and a number."""
 
-    def __init__(self, question: Question, multipliers: Multipliers, sweeps: int = 1) -> None:
-        self.sweeps = sweeps
+    def __init__(self, question: Question, multipliers: Multipliers, sweeps: int = 1, step: float = 0.0) -> None:
+        self.sweeps, self.step = sweeps, step
         self.question, self.multipliers, self.plan = question, multipliers, question.plan
         self.value = question.rows.new_zeros(len(question.rows))
         last = len(self.plan.network.nodes) - 1
@@ -155,7 +157,7 @@ class _Walk:
         weight, middle = self._joined(quadratics, c)
         low, high = self.question.low[parent], self.question.high[parent]
         cell = self.cells[k] = Cell(self.plan.functions[k], c, weight, middle, g, curvature, centre, low, high)
-        self.value = self.value + cell.least()
+        self.value = self.value + cell.least(self.step)
         self._hand(parent, g, (curvature, centre))
 
     def _through_maximum(self, k: int, c: Tensor, quadratics: list[Quadratic]) -> None:
@@ -175,7 +177,7 @@ class _Walk:
             curvature, centre = curvature.expand_as(g), self.centres[basis.position]
             own = BasisCell(c.flatten(1), weight, middle, g, curvature, centre, low, high, counts, *basis.to(g))
             whole = own if number is None else own.with_number(number)
-            costs = least_in_basis(whole, self.sweeps)
+            costs = least_in_basis(whole, self.sweeps, self.step)
             self._spend_least(k, whole, costs, lambda v: at_in_basis(whole, v, v.argmax(-1)))
             self._hand(parent, summed(g), None)
             self._hand(basis.position, torch.zeros_like(centre), (curvature, centre))
@@ -184,7 +186,7 @@ class _Walk:
         centre = everywhere.flatten(1)[:, index]
         cell = WindowCell(c.flatten(1), weight, middle, g, curvature.expand_as(g), centre, low, high, counts)
         cell = cell if number is None else cell.with_number(number)
-        self._spend_least(k, cell, cell.least(), cell.where)
+        self._spend_least(k, cell, cell.least(self.step), cell.where)
         self._hand(parent, summed(g), (summed(curvature), everywhere))
 
     def _spend_least(

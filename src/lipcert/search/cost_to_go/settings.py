@@ -29,6 +29,7 @@ class Settings:
         rate: of Adam, in the units of the start.
         last: of the rate, the share that is left at the end of the steps or of the time.
         betas: of Adam.
+        smooth: gradients of minima are smoothed over so many steps.
         scales: factors of the curvatures of the start; of these the best for each function.
         power: steps of the power method per step, at the end; fewer before.
         every: steps between attempts to prove.
@@ -48,6 +49,7 @@ class Settings:
     rate: float = 0.16
     last: float = 0.015
     betas: tuple[float, float] = (0.8, 0.95)
+    smooth: float = 2.5
     scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
     power: int = 3
     every: int = 25

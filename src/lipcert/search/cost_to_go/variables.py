@@ -134,16 +134,16 @@ class Variables:
 
         return weigh
 
-    def value(self, power: int) -> Tensor:
-        """The bounds, (P,)."""
-        return self.question.value(self.multipliers(), self.weigh(power), HALVINGS)
+    def value(self, power: int, step: float = 0.0) -> Tensor:
+        """The bounds, (P,); with the gradient of a step of that size."""
+        return self.question.value(self.multipliers(), self.weigh(power), HALVINGS, step=step)
 
     def ascend(self, rate: float, power: int | None = None) -> Tensor:
         """One step of Adam, after some steps of the power method; the bounds before it."""
         names = list(self.free)
         leaves = [self.free[name].detach().requires_grad_(True) for name in names]
         self.free.update(zip(names, leaves, strict=True))
-        value = self.value(self.settings.power if power is None else power)
+        value = self.value(self.settings.power if power is None else power, self.settings.smooth * rate)
         reached = names if value.requires_grad else []  # else nothing to vary reaches the output
         gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if reached else (None,) * len(names)
         with torch.no_grad():

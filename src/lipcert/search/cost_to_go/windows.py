@@ -4,11 +4,12 @@
 
 With p_i where the share of entry i alone is least: up to the greatest p every entry is at min(p_i, m); beyond it one is
 at m, the others at p_i. So the cost is quadratic in m between the p_i. At the least point the gradient in all but the
-range is that of the cost there, held fixed (Danskin).
+range is that of the cost there, held fixed (Danskin), or a mean over points that cost nearly as little.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lipcert.certificates.cost_to_go.floors import one_more
 from lipcert.search.cost_to_go.cells import FAR, SMALL
+from lipcert.search.cost_to_go.nearly_least import mean, reach_of, shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +51,25 @@ class WindowCell:
             counts=one_more(self.counts, 1.0),
         )  # fmt: skip
 
-    def least(self) -> Tensor:
-        """The least costs, (P, O), differentiable in all but the range."""
+    def least(self, step: float = 0.0) -> Tensor:
+        """The least costs, (P, O), differentiable in all but the range.
+
+        Args:
+            step: by how much slopes move in a step, relative to their size: the gradient is smoothed as much.
+        """
         with torch.no_grad():
-            m, v = self._least_point()
-        return self.at(m, v)
+            points = self._points()
+            least, m, v = self._best(points)
+        if step <= 0.0:
+            return self.at(m, v)
+        with torch.no_grad():
+            away = [((q - v).abs() * self.counts).sum(-1) for _, q, _ in points]
+            counts = shares([cost for _, _, cost in points], away, reach_of(self.g, step)[..., 0])
+            m, v = mean(counts, [p for p, _, _ in points]), mean(counts, [q for _, q, _ in points])
+            around = mean(counts, [(p - m).square() for p, _, _ in points])
+            across = mean(counts, [(q - v).square() for _, q, _ in points])
+        cost = self.at(m, v) - 0.5 * self.weight * around + (0.5 * self.curvature * across * self.counts).sum(-1)
+        return least + (cost - cost.detach())
 
     def where(self, v: Tensor) -> Tensor:
         """The costs of entries within their ranges, (P, O)."""
@@ -64,21 +80,38 @@ class WindowCell:
         shares = 0.5 * self.curvature * (v - self.centre).square() - self.g * v
         return self.c * m - 0.5 * self.weight * (m - self.middle).square() + (shares * self.counts).sum(-1)
 
-    def _least_point(self) -> tuple[Tensor, Tensor]:
+    def least_point(self) -> tuple[Tensor, Tensor]:
+        """The maximum and the entries of least cost, (P, O) and (P, O, K)."""
+        return self._best(self._points())[1:]
+
+    @staticmethod
+    def _best(points: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Its cost, the maximum and the entries."""
+        m, v, least = points[0]
+        for p, q, cost in points[1:]:
+            better = cost < least
+            least, m, v = (
+                torch.where(better, cost, least),
+                torch.where(better, p, m),
+                torch.where(better[..., None], q, v),
+            )
+        return least, m, v
+
+    def _points(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Maxima (P, O), their entries and costs, infinite where that is no point: one of them costs least."""
         low, high = self.low.clamp(-FAR, FAR), self.high.clamp(-FAR, FAR)
         vertex = self.centre + self.g / self.curvature.clamp(min=SMALL)
         p = torch.minimum(torch.maximum(vertex, low), high)
         p = torch.where(self.counts, p, low)
         start, top = low.amax(-1), torch.where(self.counts, p, -torch.inf).amax(-1)
-        best_m, best_v = top, torch.minimum(p, top[..., None])
-        best = self.at(best_m, best_v)
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def offer(m: Tensor, v: Tensor, where: Tensor | None = None) -> None:
-            nonlocal best, best_m, best_v
+        def add(m: Tensor, v: Tensor) -> Tensor:
             cost = torch.nan_to_num(self.at(m, v), nan=torch.inf)
-            better = cost < best if where is None else where & (cost < best)
-            best, best_m = torch.where(better, cost, best), torch.where(better, m, best_m)
-            best_v = torch.where(better[..., None], v, best_v)
+            found.append((m, v, cost))
+            return cost
+
+        add(top, torch.minimum(p, top[..., None]))
 
         def vertex_of(x0: Tensor, x1: Tensor, tied: Tensor) -> Tensor:
             d, g = (torch.where(tied, t, 0.0) for t in (self.curvature, self.g))
@@ -93,7 +126,7 @@ class WindowCell:
         for j in range(p.shape[-1]):
             x1 = torch.minimum(cuts[..., j], top)
             m = vertex_of(x0, x1, self.counts & (p >= x1[..., None]))
-            offer(m, torch.minimum(p, m[..., None]))
+            add(m, torch.minimum(p, m[..., None]))
             x0 = x1
         for k in range(p.shape[-1]):
             tied = torch.zeros_like(self.counts)
@@ -101,5 +134,6 @@ class WindowCell:
             m = vertex_of(top, torch.maximum(high[..., k], top), tied)
             v = p.clone()
             v[..., k] = m
-            offer(m, v, self.counts[..., k] & (high[..., k] >= top))
-        return best_m, best_v
+            cost = add(m, v)
+            cost.masked_fill_(~(self.counts[..., k] & (high[..., k] >= top)), torch.inf)
+        return found
