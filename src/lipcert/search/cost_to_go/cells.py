@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lipcert.network.activations.clamp import Clamp
-from lipcert.search.cost_to_go.nearly_least import mean, reach_of, shares
+from lipcert.search.cost_to_go.nearly_least import reach_of, shares
 
 if TYPE_CHECKING:
     from lipcert.network.nonlinearity import Nonlinearity
@@ -204,9 +204,8 @@ class _Least(torch.autograd.Function):
 
 def _mean(cell: Cell, points: list[tuple[Tensor, Tensor]], best: Tensor, step: float) -> tuple[Tensor, ...]:
     """Means of arguments and values over points of nearly least cost, and mean squares of the distances from these."""
-    costs = [torch.nan_to_num(cell.at(v, z), nan=torch.inf) for v, z in points]
-    counts = shares(costs, [(v - best).abs() for v, _ in points], reach_of(cell.g, step))
-    v, z = (mean(counts, [p[end] for p in points]) for end in (0, 1))
-    across = mean(counts, [(p - v).square() for p, _ in points])
-    around = mean(counts, [(p - z).square() for _, p in points])
-    return v, z, across, around
+    v, z = torch.stack([v for v, _ in points]), torch.stack([z for _, z in points])
+    costs = torch.nan_to_num(cell.at(v, z), nan=torch.inf)
+    counts = shares(costs, (v - best).abs(), reach_of(cell.g, step), 0)
+    arguments, values = (counts * v).sum(0), (counts * z).sum(0)
+    return arguments, values, (counts * (v - arguments).square()).sum(0), (counts * (z - values).square()).sum(0)

@@ -7,8 +7,6 @@ shorter. The value stays the least cost; only its gradient is smoothed, and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -16,24 +14,18 @@ from torch import Tensor
 SMALL = 1e-20
 
 
-def shares(costs: Sequence[Tensor], away: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
+def shares(costs: Tensor, away: Tensor, reach: Tensor, dim: int) -> Tensor:
     """What each point counts in the mean, of sum 1: exp(−(cost − least)/(reach · away)), less the farther it is behind.
 
     Args:
-        costs: of points, infinite for what is none.
+        costs: of points, along ``dim``; infinite for what is none.
         away: how far these are from the one of least cost, in the sum of absolute values.
         reach: by how much a step moves linear costs: by reach · away it may shift costs against each other.
+        dim: along which the points are.
     """
-    least = torch.stack(list(costs)).amin(0)
-    weights = [torch.exp((least - c) / (reach * d).clamp(min=SMALL)) for c, d in zip(costs, away, strict=True)]
-    total = torch.stack(weights).sum(0)
-    return [w / total for w in weights]
-
-
-def mean(counts: Sequence[Tensor], points: Sequence[Tensor]) -> Tensor:
-    """Σ counts · points, which may have a dimension more at the end."""
-    pairs = zip(counts, points, strict=True)
-    return torch.stack([p * (w if w.dim() == p.dim() else w[..., None]) for w, p in pairs]).sum(0)
+    behind = costs - costs.amin(dim, keepdim=True)
+    weights = torch.exp(-behind / (reach * away).clamp(min=SMALL))
+    return weights / weights.sum(dim, keepdim=True)
 
 
 def reach_of(slopes: Tensor, step: float) -> Tensor:

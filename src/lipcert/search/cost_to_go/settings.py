@@ -29,7 +29,7 @@ class Settings:
         rate: of Adam, in the units of the start.
         last: of the rate, the share that is left at the end of the steps or of the time.
         betas: of Adam.
-        smooth: gradients of minima are smoothed over so many steps.
+        smooth, blunt: over how many steps gradients of minima are smoothed; the share of slopes that is most.
         scales: factors of the curvatures of the start; of these the best for each function.
         power: steps of the power method per step, at the end; fewer before.
         every: steps between attempts to prove.
@@ -49,7 +49,8 @@ class Settings:
     rate: float = 0.16
     last: float = 0.015
     betas: tuple[float, float] = (0.8, 0.95)
-    smooth: float = 2.5
+    smooth: float = 1.5
+    blunt: float = 0.08
     scales: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.04, 0.015, 0.005, 0.002)
     power: int = 3
     every: int = 25
@@ -63,6 +64,10 @@ class Settings:
     def rate_at(self, part: float) -> float:
         """After a part of the search, 0 to 1."""
         return float(self.rate * self.last**part)
+
+    def step_at(self, rate: float) -> float:
+        """Share of slopes over which gradients are smoothed in a step of that rate."""
+        return min(self.smooth * rate, self.blunt)
 
     def power_at(self, part: float) -> int:
         """After a part of the search, 0 to 1."""

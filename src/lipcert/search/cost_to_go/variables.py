@@ -143,7 +143,7 @@ class Variables:
         names = list(self.free)
         leaves = [self.free[name].detach().requires_grad_(True) for name in names]
         self.free.update(zip(names, leaves, strict=True))
-        value = self.value(self.settings.power if power is None else power, self.settings.smooth * rate)
+        value = self.value(self.settings.power if power is None else power, self.settings.step_at(rate))
         reached = names if value.requires_grad else []  # else nothing to vary reaches the output
         gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True) if reached else (None,) * len(names)
         with torch.no_grad():

@@ -9,7 +9,6 @@ range is that of the cost there, held fixed (Danskin), or a mean over points tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lipcert.certificates.cost_to_go.floors import one_more
 from lipcert.search.cost_to_go.cells import FAR, SMALL
-from lipcert.search.cost_to_go.nearly_least import mean, reach_of, shares
+from lipcert.search.cost_to_go.nearly_least import reach_of, shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +57,19 @@ class WindowCell:
             step: by how much slopes move in a step, relative to their size: the gradient is smoothed as much.
         """
         with torch.no_grad():
-            points = self._points()
-            least, m, v = self._best(points)
+            points = _Points(self)
+            m, v = points.best()
         if step <= 0.0:
             return self.at(m, v)
         with torch.no_grad():
-            away = [((q - v).abs() * self.counts).sum(-1) for _, q, _ in points]
-            counts = shares([cost for _, _, cost in points], away, reach_of(self.g, step)[..., 0])
-            m, v = mean(counts, [p for p, _, _ in points]), mean(counts, [q for _, q, _ in points])
-            around = mean(counts, [(p - m).square() for p, _, _ in points])
-            across = mean(counts, [(q - v).square() for _, q, _ in points])
+            least = self.at(m, v)
+            m, v, around, across = points.mean(step)
         cost = self.at(m, v) - 0.5 * self.weight * around + (0.5 * self.curvature * across * self.counts).sum(-1)
         return least + (cost - cost.detach())
+
+    def least_point(self) -> tuple[Tensor, Tensor]:
+        """The maximum and the entries of least cost, (P, O) and (P, O, K)."""
+        return _Points(self).best()
 
     def where(self, v: Tensor) -> Tensor:
         """The costs of entries within their ranges, (P, O)."""
@@ -80,60 +80,96 @@ class WindowCell:
         shares = 0.5 * self.curvature * (v - self.centre).square() - self.g * v
         return self.c * m - 0.5 * self.weight * (m - self.middle).square() + (shares * self.counts).sum(-1)
 
-    def least_point(self) -> tuple[Tensor, Tensor]:
+
+class _Points:
+    """Maxima one of which costs least: the least one of every part in which the cost is quadratic.
+
+    Below the greatest p: in the j-th part the j entries of the greatest p are at m, the others at theirs. Above: one
+    entry is at m. Costs are relative to the greatest p, so that sums over entries keep their digits.
+    """
+
+    def __init__(self, cell: WindowCell) -> None:
+        self.cell = cell
+        self.low, self.high = cell.low.clamp(-FAR, FAR), cell.high.clamp(-FAR, FAR)
+        vertex = cell.centre + cell.g / cell.curvature.clamp(min=SMALL)
+        self.p = torch.where(cell.counts, torch.minimum(torch.maximum(vertex, self.low), self.high), self.low)
+        self.start = self.low.amax(-1, keepdim=True)
+        self.top = torch.where(cell.counts, self.p, -torch.inf).amax(-1, keepdim=True)
+        self.d, self.g = (torch.where(cell.counts, t, 0.0) for t in (cell.curvature, cell.g))
+        self.share = 0.5 * self.d * (self.p - cell.centre).square() - self.g * (self.p - self.top)  # but for Σg·top
+        below, above = self._below(), self._above()
+        self.m, cost, self.moved = (torch.cat(pair, -1) for pair in zip(below, above, strict=True))
+        self.cost = torch.nan_to_num(cost, nan=torch.inf)
+        self.chosen = self.cost.argmin(-1, keepdim=True)
+
+    def _below(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Maxima, costs and by how much entries leave p together, (P, O, K) each."""
+        cell, entries = self.cell, self.p.shape[-1]
+        p, order = self.p.sort(dim=-1, descending=True)
+        d, g, share = (t.gather(-1, order) for t in (self.d, self.g, self.share))
+        centre = cell.centre.gather(-1, order) - self.top
+        number = cell.counts.expand(self.p.shape).gather(-1, order).to(p)
+        ends = torch.maximum(p, self.start)
+        x0 = torch.cat([ends[..., 1:], self.start], -1) - self.top
+        x1 = torch.minimum(ends, self.top) - self.top
+        firm, pull = d.cumsum(-1), (d * centre + g).cumsum(-1)
+        x = self._least_between(x0, x1, firm, pull)
+        tied = (0.5 * firm * x - pull) * x + 0.5 * (d * centre.square()).cumsum(-1)
+        others = share.sum(-1, keepdim=True) - share.cumsum(-1)
+        part = torch.arange(entries, device=p.device) == 0
+        cost = torch.where(part | (p > self.start), self._of_maximum(x) + tied + others, torch.inf)
+        moved = ((p - self.top) * number).cumsum(-1) - number.cumsum(-1) * x
+        return x + self.top, cost, moved.clamp(min=0.0)
+
+    def _above(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, of every entry as the greatest."""
+        cell, centre = self.cell, self.cell.centre - self.top
+        x1 = (self.high - self.top).clamp(min=0.0)
+        x = self._least_between(torch.zeros_like(x1), x1, self.d, self.d * centre + self.g)
+        own = 0.5 * self.d * (x - centre).square() - self.g * x
+        cost = self._of_maximum(x) + own + (self.share.sum(-1, keepdim=True) - self.share)
+        cost = torch.where(cell.counts & (self.high >= self.top), cost, torch.inf)
+        return x + self.top, cost, (x + (self.top - self.p)).clamp(min=0.0)
+
+    def _of_maximum(self, x: Tensor) -> Tensor:
+        """Of m = top + x."""
+        cell = self.cell
+        away = x + (self.top - cell.middle[..., None])
+        return cell.c[..., None] * x - 0.5 * cell.weight[..., None] * away.square()
+
+    def _least_between(self, x0: Tensor, x1: Tensor, firm: Tensor, pull: Tensor) -> Tensor:
+        """Where ½ firm x² − pull x and the cost of the maximum together are least."""
+        cell = self.cell
+        weight = cell.weight[..., None]
+        bend, pull = firm - weight, pull - cell.c[..., None] + weight * (self.top - cell.middle[..., None])
+        inner = torch.minimum(torch.maximum(pull / bend.clamp(min=SMALL), x0), x1)
+        falls = 0.5 * bend * (x0 + x1) < pull
+        return torch.where(bend > 0, inner, torch.where(falls, x1, x0))
+
+    def best(self) -> tuple[Tensor, Tensor]:
         """The maximum and the entries of least cost, (P, O) and (P, O, K)."""
-        return self._best(self._points())[1:]
+        m, entries = self.m.gather(-1, self.chosen), self.p.shape[-1]
+        alone = torch.arange(entries, device=m.device) == self.chosen - entries
+        v = torch.where(self.chosen < entries, torch.minimum(self.p, m), torch.where(alone, m, self.p))
+        v = torch.minimum(torch.maximum(v, self.low), self.high)  # which rounding may have left
+        return torch.where(self.cell.counts, v, -torch.inf).amax(-1), v
 
-    @staticmethod
-    def _best(points: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Its cost, the maximum and the entries."""
-        m, v, least = points[0]
-        for p, q, cost in points[1:]:
-            better = cost < least
-            least, m, v = (
-                torch.where(better, cost, least),
-                torch.where(better, p, m),
-                torch.where(better[..., None], q, v),
-            )
-        return least, m, v
-
-    def _points(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Maxima (P, O), their entries and costs, infinite where that is no point: one of them costs least."""
-        low, high = self.low.clamp(-FAR, FAR), self.high.clamp(-FAR, FAR)
-        vertex = self.centre + self.g / self.curvature.clamp(min=SMALL)
-        p = torch.minimum(torch.maximum(vertex, low), high)
-        p = torch.where(self.counts, p, low)
-        start, top = low.amax(-1), torch.where(self.counts, p, -torch.inf).amax(-1)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-
-        def add(m: Tensor, v: Tensor) -> Tensor:
-            cost = torch.nan_to_num(self.at(m, v), nan=torch.inf)
-            found.append((m, v, cost))
-            return cost
-
-        add(top, torch.minimum(p, top[..., None]))
-
-        def vertex_of(x0: Tensor, x1: Tensor, tied: Tensor) -> Tensor:
-            d, g = (torch.where(tied, t, 0.0) for t in (self.curvature, self.g))
-            bend = d.sum(-1) - self.weight
-            pull = (d * self.centre + g).sum(-1) - self.weight * self.middle - self.c
-            inner = torch.minimum(torch.maximum(pull / bend.clamp(min=SMALL), x0), x1)
-            falls = 0.5 * bend * (x0 + x1) < pull
-            return torch.where(bend > 0, inner, torch.where(falls, x1, x0))
-
-        cuts = torch.maximum(p, start[..., None]).sort(dim=-1).values
-        x0 = start
-        for j in range(p.shape[-1]):
-            x1 = torch.minimum(cuts[..., j], top)
-            m = vertex_of(x0, x1, self.counts & (p >= x1[..., None]))
-            add(m, torch.minimum(p, m[..., None]))
-            x0 = x1
-        for k in range(p.shape[-1]):
-            tied = torch.zeros_like(self.counts)
-            tied[..., k] = True
-            m = vertex_of(top, torch.maximum(high[..., k], top), tied)
-            v = p.clone()
-            v[..., k] = m
-            cost = add(m, v)
-            cost.masked_fill_(~(self.counts[..., k] & (high[..., k] >= top)), torch.inf)
-        return found
+    def mean(self, step: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means over points of nearly least cost, of maxima and entries, and mean squares of distances from these."""
+        entries = self.p.shape[-1]
+        own = self.moved.gather(-1, self.chosen)
+        place = torch.arange(2 * entries, device=own.device)
+        down = (place < entries) & (self.chosen < entries)  # both below the greatest p, one within the other
+        away = torch.where(down, (self.moved - own).abs(), self.moved + own)
+        away = torch.where(place == self.chosen, 0.0, away)
+        counts = shares(self.cost, away, reach_of(self.cell.g, step), -1)
+        m = (counts * self.m).sum(-1)
+        around = (counts * (self.m - m[..., None]).square()).sum(-1)
+        up = (self.m[..., entries:] - self.p).clamp(min=0.0)
+        moved = counts[..., entries:] * up
+        squares = moved * up
+        for j in range(entries):
+            down_by = (self.p - self.m[..., j, None]).clamp(min=0.0)
+            part = counts[..., j, None] * down_by
+            moved, squares = moved - part, squares + part * down_by
+        return m, self.p + moved, around, (squares - moved.square()).clamp(min=0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lipcert.certificates.cost_to_go.windows_in_bases import BasisCell, convex, least_points, times
-from lipcert.search.cost_to_go.nearly_least import mean, reach_of, shares
+from lipcert.search.cost_to_go.nearly_least import reach_of, shares
 
 
 def least(cell: BasisCell, sweeps: int, step: float = 0.0) -> Tensor:
@@ -32,8 +32,8 @@ def least(cell: BasisCell, sweeps: int, step: float = 0.0) -> Tensor:
         return at(cell, v.squeeze(-2), case) + number
     with torch.no_grad():
         away = ((points - v).abs() * cell.counts[..., None, :]).sum(-1)
-        counts = shares(costs.unbind(-1), away.unbind(-1), reach_of(cell.slope, step)[..., 0])
-    cost = mean(counts, [at(cell, points[..., i, :], i) for i in range(len(counts))])
+        counts = shares(costs, away, reach_of(cell.slope, step), -1)
+    cost = (counts * torch.stack([at(cell, points[..., i, :], i) for i in range(points.shape[-1])], -1)).sum(-1)
     return least + (cost - cost.detach()) + number
 
 
