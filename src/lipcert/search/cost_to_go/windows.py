@@ -57,7 +57,7 @@ class WindowCell:
             step: by how much slopes move in a step, relative to their size: the gradient is smoothed as much.
         """
         with torch.no_grad():
-            points = _Points(self)
+            points = Points(self)
             m, v = points.best()
         if step <= 0.0:
             return self.at(m, v)
@@ -69,7 +69,7 @@ class WindowCell:
 
     def least_point(self) -> tuple[Tensor, Tensor]:
         """The maximum and the entries of least cost, (P, O) and (P, O, K)."""
-        return _Points(self).best()
+        return Points(self).best()
 
     def where(self, v: Tensor) -> Tensor:
         """The costs of entries within their ranges, (P, O)."""
@@ -81,7 +81,7 @@ class WindowCell:
         return self.c * m - 0.5 * self.weight * (m - self.middle).square() + (shares * self.counts).sum(-1)
 
 
-class _Points:
+class Points:
     """Maxima one of which costs least: the least one of every part in which the cost is quadratic.
 
     Below the greatest p: in the j-th part the j entries of the greatest p are at m, the others at theirs. Above: one
@@ -99,7 +99,7 @@ class _Points:
         self.share = 0.5 * self.d * (self.p - cell.centre).square() - self.g * (self.p - self.top)  # but for Σg·top
         below, above = self._below(), self._above()
         self.m, cost, self.moved = (torch.cat(pair, -1) for pair in zip(below, above, strict=True))
-        self.cost = torch.nan_to_num(cost, nan=torch.inf)
+        self.cost = torch.nan_to_num(cost, nan=torch.inf, posinf=torch.inf)
         self.chosen = self.cost.argmin(-1, keepdim=True)
 
     def _below(self) -> tuple[Tensor, Tensor, Tensor]:
