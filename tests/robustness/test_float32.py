@@ -17,6 +17,8 @@ import lipcert
 from lipcert.capture.torch_export import capture_steps
 from lipcert.cli.main import app
 from lipcert.execution.walk import margin_errors
+from lipcert.robustness.provers import CostToGo
+from lipcert.robustness.widening import Widening
 from tests.robustness.cases import distances, linear, mlp, points, right_labels
 
 
@@ -71,6 +73,25 @@ def test_planted_biases_that_cancel_are_not_certified(model: nn.Module) -> None:
         assert row.predicted == int(model(x[row.index : row.index + 1]).argmax())
         assert not (close and row.status == "certified")
     executed.verify(model, x, y)
+
+
+@pytest.mark.parametrize("radius", [None, 1e-3])
+def test_margins_that_rounding_takes_at_the_example_are_not_searched(
+    radius: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No radius can be proved, whatever the time; others of the run are certified all the same."""
+    model, x = Planted(3e7).eval(), points(6)  # steps of 2 or 4
+    asked = []
+    for kind, name in ((Widening, "widen"), (CostToGo, "prove")):
+        monkeypatch.setattr(kind, name, lambda *given: asked.extend(given[2]) or [])
+    y = model(x).argmax(1)
+    rows = lipcert.certify(model, x, y, radius=radius, effort=0.1, arithmetic="float32", budget=60)
+    assert not asked
+    assert {row.status for row in rows} <= {"open", "attacked"}
+    assert {row.certified_radius for row in rows} == {0.0}
+    monkeypatch.undo()
+    spread = Planted(5e3).eval()
+    assert certified(lipcert.certify(spread, x, right_labels(spread, x), radius=1e-4, effort=0.1, arithmetic="float32"))
 
 
 @pytest.mark.slow

@@ -142,6 +142,10 @@ class Cascade:
             return
         with ordinary(), torch.random.fork_rng(devices=[]):
             self._attack(left, batch.indices[0])
+        with ordinary():
+            for case in left:
+                if not case.bracket.done and self._lost_already(case.claim):
+                    case.bracket.stop()
         subject = self.facts.subject
         if any(case.wanted and not case.bracket.done for case in left) and deep(subject.network):
             with ordinary(), suppress(LipcertError):  # where ranges are enough nobody asks for them
@@ -209,6 +213,11 @@ class Cascade:
         radius = min(radius * (1.0 - 1e-9), case.bracket.top)
         if 0.0 < radius < math.inf:
             case.keep(proved("pair_constants", self.facts, case.at(radius)))
+
+    def _lost_already(self, claim: Claim) -> bool:
+        """Whether rounding takes the whole of a margin at the example itself, so that no radius can be proved."""
+        lost = self.facts.lost(claim, tight=True)
+        return self.facts.rounding is not None and bool((self.facts.at_centre(claim).least <= lost).any())
 
     def _attack(self, cases: Sequence[_Case], first: int) -> None:
         """The nearest counter-example of each; where none is found, points of low margins for the provers."""
