@@ -8,6 +8,7 @@ from torch import nn
 
 import lipcert
 import lipcert.robustness.certify as module
+import lipcert.robustness.provers as provers
 from lipcert.capture.torch_export import capture
 from lipcert.certificates.outputs import Subject
 from lipcert.domain import Ball
@@ -64,6 +65,20 @@ def test_it_gets_as_far_as_a_bracket_of_radii(name: str, monkeypatch: pytest.Mon
     one_by_one = lipcert.certify(model, x, y, **settings)  # type: ignore[arg-type]
     for row, other in zip(found, one_by_one, strict=True):
         assert row.certified_radius >= 0.96 * other.certified_radius
+
+
+def test_intervals_where_linear_bounds_would_take_the_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger radii than constants prove, all the same, by a check that makes no linear bounds either."""
+    monkeypatch.setattr(module, "_small", lambda network: False)
+    monkeypatch.setattr(provers, "_WORK_PER_SECOND", 1e-9)
+    asked, wanted = [], Subject.setting
+    monkeypatch.setattr(Subject, "setting", lambda own, facts, *at: asked.append(at[1]) or wanted(own, facts, *at))
+    model, x = convolutions(), points(2, size=(1, 8, 8))
+    found = lipcert.certify(model, x, right_labels(model, x), budget=4)
+    assert not any(asked)
+    assert {row.method for row in found} == {"cost_to_go"}
+    monkeypatch.undo()
+    assert found.verify(model, x).certified_accuracy(found[0].certified_radius) > 0.0
 
 
 def test_ranges_at_another_radius_grow_from_the_centre() -> None:

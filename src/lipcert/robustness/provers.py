@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lipcert.certificates.cost_to_go.multipliers import Multipliers
 from lipcert.certificates.counter_example import CounterExample
+from lipcert.domain import Ball, Intersection
 from lipcert.errors import CertificateError, NotProved
 from lipcert.ranges.build import work_of
 from lipcert.robustness.checks import Claim, Facts, Margins, Part, margins, write_proof
@@ -209,9 +210,13 @@ def _needs_linear_bounds(facts: Facts, claim: Claim, seconds: float) -> bool:
     known = facts.by_constants(claim).least
     if known.isneginf().any() or bool((known > -(_BEYOND - 1.0) * facts.at_centre(claim).least).all()):
         return False
+    return seconds_of_linear_bounds(facts, facts.searched(claim)) < seconds
+
+
+def seconds_of_linear_bounds(facts: Facts, domain: Ball | Intersection) -> float:
+    """About how long linear bounds of all ranges on a domain take."""
     with torch.no_grad():
-        place = facts.subject.setting(facts.subject.facts, facts.searched(claim), False)
-    return work_of(place.bounds) / _WORK_PER_SECOND < seconds
+        return work_of(facts.subject.setting(facts.subject.facts, domain, False).bounds) / _WORK_PER_SECOND
 
 
 def open_classes(facts: Facts, claim: Claim) -> list[int]:

@@ -18,7 +18,7 @@ from lipcert.numerics.process_state import ordinary
 from lipcert.robustness.checks import Claim, Facts, Part, write_proof
 from lipcert.robustness.forest import entries_of
 from lipcert.robustness.outputs import deep, norms_of, precise_enough, together
-from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, stretched
+from lipcert.robustness.provers import Asked, CostToGo, Proof, joined_parts, seconds_of_linear_bounds, stretched
 from lipcert.robustness.reach import VALUES, Ranges, Rows
 from lipcert.robustness.schedule import BELOW, FARTHEST
 from lipcert.search.cost_to_go.ascent import first_variables
@@ -44,6 +44,8 @@ BEHIND, STALE = 1.03, 1.2
 FIRST, STARTS, STRIDES, FAR = 0.25, 3, 2.0, 8
 #: Factor between certified radius and counter-example beyond which a quarter of the way is most likely too far.
 APART = 100.0
+#: Part of the time of an example that linear bounds may take once; else ranges are by intervals.
+RANGES = 0.6
 #: Ranges within this share of the radius are near enough.
 NEAR = 0.01
 #: Classes beyond this multiple of an example's radius are not looked at again.
@@ -68,7 +70,7 @@ class Widening:
     with diagonal ones. What is found is a radius and multipliers; the check decides.
 
     Attributes:
-        linear: whether linear bounds tighten the ranges.
+        linear: whether linear bounds tighten the ranges, where there is time for them.
         refined: whether larger radii are tried one by one afterwards.
         steps: of the ascent.
         device: where it runs.
@@ -115,7 +117,8 @@ class Widening:
         if not moderate:
             return [None] * len(asked)
         plan = Plan(network.to(settings.dtype, settings.device), norms, bases=facts.subject.facts.bases)
-        examples = [_Example(facts, one, self.linear, plan, settings, until) for one in asked]
+        seconds = (until - time.perf_counter()) / len(asked)
+        examples = [_Example(facts, one, self.linear, plan, settings, until, seconds) for one in asked]
         live = [example for example in examples if example.begin()]
         began = time.perf_counter()
         while live := [example for example in live if example.goes_on()]:
@@ -145,10 +148,12 @@ class _Example:
         until: when (perf_counter) ranges must be done.
     """
 
-    def __init__(self, facts: Facts, asked: Asked, linear: bool, plan: Plan, settings: Settings, until: float) -> None:
+    def __init__(
+        self, facts: Facts, asked: Asked, linear: bool, plan: Plan, settings: Settings, until: float, seconds: float
+    ) -> None:
         assert asked.between is not None
         self.until = until
-        self.facts, self.asked, self.linear, self.plan, self.settings = facts, asked, linear, plan, settings
+        self.facts, self.asked, self.plan, self.settings = facts, asked, plan, settings
         self.least, high = asked.between
         self.cap = min(high / BELOW if high > self.least * BELOW else high, FARTHEST)
         self.rows, self.shape = facts.rows(asked.claim), facts.subject.network.in_shape
@@ -159,6 +164,8 @@ class _Example:
         self.sure, self.final = 0.0, list[Variables]()
         self.centre = plan.values_at(self._like(asked.claim.x.reshape(1, *self.shape)))
         self.radius = max(self._first(), self.least)
+        domain = facts.searched(self.claim(self.radius))
+        self.linear = linear and seconds_of_linear_bounds(facts, domain) < RANGES * seconds
 
     def _first(self) -> float:
         """The radius that is tried first: between the two that are known, where these are far apart."""
