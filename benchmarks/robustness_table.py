@@ -100,7 +100,7 @@ def write(results: Results, folder: Path) -> None:
         "what the attack leaves, and splitting where it finds a counter-example; *certified*: no other class anywhere",
         "in the ball, by `lipcert.certify`, saved, read and checked against the model captured anew. What the attack",
         "leaves is an upper bound of what any method can certify. CPU seconds of one thread for all images, attack,",
-        "capture and norms included. *By splitting*: certified by branch and bound alone. *Searched*: images that",
+        "capture and norms included; *budget*: of `certify`, per image. *By splitting*: certified by branch and bound alone. *Searched*: images that",
         "neither attack nor constants decide, with the mean of their seconds. *Broken*: certified images that ten",
         "times the usual attack, in float64, breaks after all (–: not tried). auto_LiRPA (0.3, the released one) needs",
         "torch below 1.13 and cannot be imported beside the torch of this project: CROWN and α-CROWN are own",
@@ -129,16 +129,17 @@ def write(results: Results, folder: Path) -> None:
 
 def _table(name: str, rows: list[Row]) -> list[str]:
     if name == "largest":
-        head = ["network", "images", "**median certified radius**", "median counter-example", "CPU s per image"]
+        head = ["network", "images", "**median certified radius**", "median counter-example"]
+        head += ["budget s", "CPU s per image"]
         lines = [_line(head), _line(["---"] * len(head))]
         for row in rows:
             spent = f"{row['certify_seconds'] / row['images']:.2f}"
-            numbers = [f"**{row['radius']:.3f}**", f"{row['nearest']:.3f}", spent]
+            numbers = [f"**{row['radius']:.3f}**", f"{row['nearest']:.3f}", _budget(row), spent]
             lines.append(_line([row["title"], f"{row['images']:g}", *numbers]))
         return lines
     head = [
         "network", "ball", "images", "clean", "attacked", "**certified**", "open", "by splitting", "guarantee",
-        "certify s", "verify s", "searched (s each)", "broken", "CROWN (s)", "α-CROWN (s)",
+        "budget s", "certify s", "verify s", "searched (s each)", "broken", "CROWN (s)", "α-CROWN (s)",
         *([f"published ({' / '.join(TOOLS)})"] if name == "public" else []),
     ]  # fmt: skip
     lines = [_line(head), _line(["---"] * len(head))]
@@ -146,12 +147,16 @@ def _table(name: str, rows: list[Row]) -> list[str]:
         cells = [
             row["title"], _ball(row), f"{row['images']:g}", f"{row['clean']:g}", f"{row['attacked']:g}",
             f"**{row['certified']:g}**", f"{row['open']:g}", f"{row['split']:g}", row.get("guarantee", "–"),
-            f"{row['certify_seconds']:.1f}", f"{row['verify_seconds']:.1f}",
+            _budget(row), f"{row['certify_seconds']:.1f}", f"{row['verify_seconds']:.1f}",
             f"{row['searched']:g} ({row['each_seconds']:.2f})", _broken(row), _other(row, "crown"),
             _other(row, "alpha_crown"), *([_published(row)] if name == "public" else []),
         ]  # fmt: skip
         lines.append(_line(cells))
     return lines
+
+
+def _budget(row: Row) -> str:
+    return f"{row['budget']:g}" if row.get("budget") else "–"
 
 
 def _line(cells: list[str]) -> str:
