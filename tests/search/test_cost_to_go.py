@@ -19,7 +19,9 @@ from lipcert.numerics.chance import Chance
 from lipcert.problem import Problem
 from lipcert.search.cost_to_go.ascent import Found, ascend, first_variables
 from lipcert.search.cost_to_go.dual import stored
+from lipcert.search.cost_to_go.leaves import together as all_of
 from lipcert.search.cost_to_go.plan import Plan
+from lipcert.search.cost_to_go.relaxed import Relaxed
 from lipcert.search.cost_to_go.settings import Settings
 from lipcert.search.cost_to_go.start import start_at
 from tests.search.cost_to_go_cases import (
@@ -152,6 +154,18 @@ def test_a_function_goes_on_alone_as_it_would_among_others() -> None:
     own, other = alone.steadied()
     assert torch.allclose(value[2], other[0], rtol=1e-9)
     assert all(torch.allclose(t[2], own.free[name][0], rtol=1e-9) for name, t in steady.free.items())
+
+
+def test_functions_put_together_again_and_again_take_no_more_room() -> None:
+    """As the parts of a tree are, at every split: what names the domain of each was doubled every time."""
+    case = Case("two readers", DOMAINS["l2"])
+    points = case.domain.home().expand(len(case.rows), *case.network.in_shape)
+    question = case.question()
+    own = replace(question, relaxed=Relaxed.of((), torch.zeros(len(case.rows), dtype=torch.int64), F64, "cpu"))
+    variables = first_variables(own, points, Settings(dtype=F64, small=1))
+    for _ in range(3):
+        variables = all_of([variables.at(torch.tensor([k])) for k in range(len(case.rows))])
+        assert len(variables.question.relaxed.example) == len(case.rows)
 
 
 def test_of_each_function_the_mean_is_taken_where_it_is_worth_more() -> None:

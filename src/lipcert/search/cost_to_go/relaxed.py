@@ -55,7 +55,7 @@ class Relaxed:
 
     def at(self, rows: Tensor) -> Relaxed:
         """Of some of the functions."""
-        return replace(self, example=self.example[rows.cpu()]) if self.parents else self
+        return replace(self, example=self.example[rows.cpu()]) if len(self.example) else self
 
     def back(self, k: int, g: Tensor) -> tuple[list[Handed], Tensor]:
         """Costs of the parents and a number (P,) that together are at most the cost g of the node, (P, *shape)."""
